@@ -1,0 +1,48 @@
+/* Errors are values. Every fallible function returns a cmkd_status and, when it is not CMKD_OK, has filled the
+ * caller's cmkd_error with one line that names the file, the thing and the remedy. Nothing here is global, prints or
+ * exits. `err` may be NULL where the caller wants the status alone. */
+#ifndef CMKD_STATUS_H
+#define CMKD_STATUS_H
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum cmkd_status {
+  CMKD_OK = 0,
+  CMKD_ERR_USAGE,       /* the caller's words are wrong: programs exit 2; all others exit 1 */
+  CMKD_ERR_IO,          /* the system refused: open, read, write, disk full, permission */
+  CMKD_ERR_FORMAT,      /* a file is truncated, corrupt or of another kind */
+  CMKD_ERR_MISMATCH,    /* two good things that do not belong together */
+  CMKD_ERR_VALUE,       /* NaN, Inf, label out of range */
+  CMKD_ERR_MEMORY,      /* out of host or device memory */
+  CMKD_ERR_UNSUPPORTED, /* this build or machine can't; the message says what is missing */
+  CMKD_ERR_DEVICE,      /* the accelerator failed */
+  CMKD_ERR_INTERRUPTED  /* Ctrl-C or SIGTERM: state was saved, the message says how to go on */
+} cmkd_status;
+
+typedef struct cmkd_error {
+  cmkd_status status;
+  char message[1024]; /* one line, no newline */
+} cmkd_error;
+
+#if defined(__GNUC__)
+#define CMKD_PRINTF(fmt_index, args_index) __attribute__((format(printf, fmt_index, args_index)))
+#else
+#define CMKD_PRINTF(fmt_index, args_index)
+#endif
+
+/* Fills *err (if any) and returns `status`, so that `return cmkd_fail(err, ...)` reads naturally. */
+cmkd_status cmkd_fail(cmkd_error *err, cmkd_status status, const char *format, ...) CMKD_PRINTF(3, 4);
+
+/* Forwards a failure to the caller. The function may hold nothing that needs freeing; otherwise use goto. */
+#define CMKD_TRY(expression)                         \
+  do {                                               \
+    cmkd_status cmkd_try_status = (expression);      \
+    if (cmkd_try_status != CMKD_OK) return cmkd_try_status; \
+  } while (0)
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,74 @@
+#include "tests/support.h"
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static const char *shared_root(void) {
+  const char *root = getenv("CMKD_SHARED");
+  return root ? root : "../shared";
+}
+
+const char *shared_path(const char *name) {
+  static char path[8][1024];
+  static int next;
+  char *out = path[next++ % 8];
+  snprintf(out, 1024, "%s/%s", shared_root(), name);
+  if (access(out, R_OK) == 0) return out;
+  printf("SKIP: %s is not here (set CMKD_SHARED)\n", out);
+  return NULL;
+}
+
+const char *shared_cifar(const char *name) {
+  static char path[4][1024];
+  static int next;
+  const char *build = getenv("CMKD_BUILD"), *unpack = shared_path("data/unpack");
+  if (!unpack) return NULL;
+  char *out = path[next++ % 4], command[4096];
+  snprintf(out, 1024, "%s/data/%s", build ? build : "build", name);
+  snprintf(command, sizeof command, "mkdir -p '%s' && '%s' %s '%s' > /dev/null 2>&1", out, unpack, name, out);
+  if (system(command) == 0) return out;
+  printf("SKIP: %s needs djxl (libjxl-tools) and python3\n", unpack);
+  return NULL;
+}
+
+static char scratch[1024];
+static void remove_scratch(void) {
+  char command[1100];
+  snprintf(command, sizeof command, "rm -rf '%s'", scratch);
+  if (system(command) != 0) fprintf(stderr, "could not remove %s\n", scratch);
+}
+
+const char *scratch_dir(void) {
+  const char *tmp = getenv("TMPDIR");
+  if (!scratch[0]) {
+    snprintf(scratch, sizeof scratch, "%s/cmkd-test-XXXXXX", tmp ? tmp : "/tmp");
+    if (!mkdtemp(scratch)) { perror(scratch); abort(); }
+    atexit(remove_scratch);
+  }
+  static char dir[8][1100];
+  static int next;
+  char *out = dir[next % 8];
+  snprintf(out, 1100, "%s/%d", scratch, next++);
+  if (mkdir(out, 0777) != 0) { perror(out); abort(); }
+  return out;
+}
+
+int run_command(const char **output, const char *format, ...) {
+  static char text[1 << 16];
+  char command[8192];
+  va_list args;
+  va_start(args, format);
+  size_t at = (size_t)snprintf(command, sizeof command, "( ");
+  at += (size_t)vsnprintf(command + at, sizeof command - at, format, args);
+  va_end(args);
+  if (at >= sizeof command - 16) abort();
+  strcat(command, " ) 2>&1");
+  FILE *pipe = popen(command, "r");
+  if (!pipe) abort();
+  size_t size = fread(text, 1, sizeof text - 1, pipe);
+  while (fgetc(pipe) != EOF) {}
+  text[size] = 0;
+  int status = pclose(pipe);
+  if (output) *output = text;
+  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}
