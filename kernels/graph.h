@@ -66,6 +66,10 @@ typedef struct cmkd_graph {
   int features;         /* tensor that the classifier reads: (1, 1, d) */
 } cmkd_graph;
 
+const char *cmkd_op_name(cmkd_op_kind kind); /* "conv" */
+/* Shape rule of an op kind: the output for inputs in0, in1 (ADD, CONCAT). out_c: output channels where the inputs do not fix them (CONV,
+ * LINEAR, PADSHORTCUT, SLICE). Fails where a window does not fit, groups do not divide, or a product would leave the range. */
+cmkd_status cmkd_op_shape(cmkd_op_kind kind, const cmkd_op *op, cmkd_shape in0, cmkd_shape in1, int out_c, cmkd_shape *out, cmkd_error *err);
 void cmkd_graph_free(cmkd_graph *graph);
 int64_t cmkd_graph_parameters(const cmkd_graph *graph); /* trained numbers */
 int64_t cmkd_graph_macs(const cmkd_graph *graph);       /* multiply-accumulates of convolutions and linear layers, per image */

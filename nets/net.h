@@ -12,6 +12,8 @@ typedef struct cmkd_net_shape { int height, width, channels, classes; } cmkd_net
 cmkd_status cmkd_net_build(const char *arch, cmkd_net_shape shape, cmkd_graph **out, cmkd_error *err);
 /* All names, NULL-terminated, in the order of the literature. */
 const char *const *cmkd_net_names(void);
+/* Side of the square images that `arch` is published for (32, 224); 0: unknown name. */
+int cmkd_net_side(const char *arch);
 
 /* A network's numbers on the host: one array a parameter, in graph order, in one allocation. */
 typedef struct cmkd_params { int count; float **value; float *storage; } cmkd_params;
@@ -26,7 +28,11 @@ cmkd_status cmkd_params_load(const cmkd_graph *graph, const cmkd_weights *weight
 /* Writes params as safetensors that PyTorch loads with strict=True (num_batches_tracked included, I64 scalars, = batches). */
 cmkd_status cmkd_params_save(const cmkd_graph *graph, const cmkd_params *params, int64_t batches, const char *path, const char *const *meta_keys, const char *const *meta_values, int meta_count, cmkd_error *err);
 
-/* Metadata of a weight file, overridden by what the user said: arch NULL, mean/std NULL: from the file; a thing that neither gives fails
+/* The architectures that a weight file fits exactly (names and shapes), NULL-terminated, at most CMKD_NET_FITS; returns how many. */
+#define CMKD_NET_FITS 8
+int cmkd_net_fits(const cmkd_weights *weights, const char *fits[CMKD_NET_FITS + 1]);
+
+/* Metadata of a weight file, overridden by what the user said: arch NULL (or "auto": the one that fits), mean/std NULL: from the file; a thing that neither gives fails
  * and names the option. Classes come from the classifier's shape. */
 typedef struct cmkd_model_spec { char arch[64]; int classes; float mean[3], std[3]; int channels; } cmkd_model_spec;
 cmkd_status cmkd_model_spec_read(const cmkd_weights *weights, const char *arch, const float *mean, const float *std, cmkd_model_spec *out, cmkd_error *err);
