@@ -25,11 +25,15 @@ cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *er
 
 cmkd_move cmkd_move_of(cmkd_policy policy, uint64_t seed) {
   cmkd_move move = {4, 4, 0};
-  if (seed == CMKD_CLEAN_SEED || policy == CMKD_AUGMENT_NONE) return move;
   uint32_t variant = (uint32_t)(seed % cmkd_policy_variants(policy));
   if (policy & CMKD_AUGMENT_FLIP) { move.flip = (int)(variant % 2); variant /= 2; }
   if (policy & CMKD_AUGMENT_CROP) { move.dx = (int)(variant % 9); move.dy = (int)(variant / 9); }
   return move;
+}
+
+uint64_t cmkd_clean_seed(cmkd_policy policy) {
+  uint64_t centre = policy & CMKD_AUGMENT_CROP ? 4 * 9 + 4 : 0;
+  return policy & CMKD_AUGMENT_FLIP ? 2 * centre : centre;
 }
 
 static uint64_t first64(cmkd_philox block) { return block.word[0] | (uint64_t)block.word[1] << 32; }
@@ -51,16 +55,16 @@ void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cm
   uint32_t variants = 0;
   if (policy != CMKD_AUGMENT_NONE && all_variants) variants = permute_variants(cache_seed, sample_id, policy, order);
   for (uint32_t v = 0; v < views; v++)
-    if (policy == CMKD_AUGMENT_NONE) out[v] = CMKD_CLEAN_SEED;
+    if (policy == CMKD_AUGMENT_NONE) out[v] = cmkd_clean_seed(policy);
     else if (!all_variants) out[v] = first64(cmkd_philox_block(cache_seed, CMKD_STREAM_VIEW_SEED, sample_id, v));
-    else out[v] = v < variants ? order[v] : CMKD_CLEAN_SEED; /* past the last variant: the clean view */
+    else out[v] = v < variants ? order[v] : cmkd_clean_seed(policy); /* past the last variant: the clean view */
 }
 
 uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy, int all_variants) {
-  if (policy == CMKD_AUGMENT_NONE) return CMKD_CLEAN_SEED;
+  if (policy == CMKD_AUGMENT_NONE) return cmkd_clean_seed(policy);
   if (!all_variants) return first64(cmkd_philox_block(cache_seed, CMKD_STREAM_VIEW_SEED, sample_id, view));
   uint8_t order[MAX_VARIANTS];
-  return view < permute_variants(cache_seed, sample_id, policy, order) ? order[view] : CMKD_CLEAN_SEED;
+  return view < permute_variants(cache_seed, sample_id, policy, order) ? order[view] : cmkd_clean_seed(policy);
 }
 
 uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t sample_id) {

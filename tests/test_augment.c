@@ -13,7 +13,7 @@ static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
   cmkd_rng rng = cmkd_rng_start(1, CMKD_STREAM_TEST, (uint64_t)h);
   for (size_t i = 0; i < n * image; i++) pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
   for (uint32_t i = 0; i < count; i++) { rows[i] = cmkd_rng_below(&rng, n); seeds[i] = i; }
-  seeds[count - 1] = CMKD_CLEAN_SEED;
+  seeds[count - 1] = cmkd_clean_seed(policy);
   memset(out, 0xff, count * floats * sizeof *out);
   cmkd_augment_bytes_cpu(policy, pixels, rows, seeds, (int)count, h, w, c, bytes);
   cmkd_augment_cpu(policy, pixels, rows, seeds, (int)count, h, w, c, mean, std, stride_c, out);

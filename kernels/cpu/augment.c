@@ -20,7 +20,7 @@ void cmkd_augment_bytes_cpu(cmkd_policy policy, const uint8_t *pixels, const uin
   for (int i = 0; i < count; i++) {
     const uint8_t *source = pixels + (size_t)rows[i] * image;
     uint8_t *out = target + (size_t)i * image;
-    cmkd_move move = cmkd_move_of(policy, seeds ? seeds[i] : CMKD_CLEAN_SEED);
+    cmkd_move move = cmkd_move_of(policy, seeds ? seeds[i] : cmkd_clean_seed(policy));
     span s = columns(move, w);
     for (int y = 0; y < h; y++, out += row_bytes) {
       int sy = y + move.dy - 4;
@@ -60,7 +60,7 @@ void cmkd_augment_cpu(cmkd_policy policy, const uint8_t *pixels, const uint32_t 
   for (int i = 0; i < count; i++) {
     const uint8_t *source = pixels + (size_t)rows[i] * image;
     float *out = target + (size_t)i * (size_t)h * row_floats;
-    cmkd_move move = cmkd_move_of(policy, seeds ? seeds[i] : CMKD_CLEAN_SEED);
+    cmkd_move move = cmkd_move_of(policy, seeds ? seeds[i] : cmkd_clean_seed(policy));
     span s = columns(move, w);
     for (int y = 0; y < h; y++, out += row_floats) {
       int sy = y + move.dy - 4;
