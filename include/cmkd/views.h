@@ -17,7 +17,7 @@ const char *cmkd_policy_name(cmkd_policy policy);                               
 cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err);   /* suggests the nearest name */
 uint32_t cmkd_policy_variants(cmkd_policy policy);                                    /* 1, 2, 81, 162 */
 
-/* The geometric move that `seed` stands for under `policy`. 
+/* The geometric move that `seed` stands for under `policy`.
  * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same without
  * the flip digit (mod 81: dx = variant % 9, dy = variant / 9). flip: variant = seed mod 2.
  * Output pixel (y, x) of a crop is input pixel (y + dy - 4, x + dx - 4), 0 outside; the flip comes after the crop. */
