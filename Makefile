@@ -52,7 +52,8 @@ $(CONFIG): Makefile
 
 REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
 MISSING = $(strip $(foreach r,$(REQUIRED),$(if $(HAVE_$(r)),,$(r))))
-LIBS := -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
+# until every backend is on trunk
+LIBS := -Wl,-u,cmkd_backend_cpu -Wl,-u,cmkd_backend_ref -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
 CPPFLAGS += $(HDF5_CPP) $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1)
 ALL_CFLAGS = -std=c17 $(OPT) -fPIC -fopenmp -fno-math-errno -fvisibility=default $(WARN) $(SAN) $(CPPFLAGS) $(CFLAGS)
 %_avx2.o:   ISA := -mavx2 -mfma -mf16c -mbmi2 -ffp-contract=fast
