@@ -198,10 +198,11 @@ void cmkd_options_help(const cmkd_command *command, FILE *out) {
   int width = 6;
   for (const cmkd_option *o = command->options; o->name; o++) {
     int length = (int)strlen(o->name) + (o->argument ? 1 + (int)strlen(o->argument) : 0);
-    if (length > width && length <= 30) width = length;
+    if (o->help && length > width && length <= 30) width = length;
   }
   fprintf(out, "%s: %s\n\nusage: %s %s\n\noptions:\n", command->name, command->summary, command->name, command->usage);
   for (const cmkd_option *o = command->options; o->name; o++) {
+    if (!o->help) continue; /* named in another line */
     int length = fprintf(out, "  %s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "") - 2;
     if (length > width) fprintf(out, "\n%*s", width + 2, "");
     else fprintf(out, "%*s", width - length, "");

@@ -11,7 +11,7 @@ typedef struct cmkd_option {
   const char *argument;  /* "N|all" as shown in the help; NULL for a flag */
   cmkd_option_kind kind;
   void *target;          /* int * (flag: counts to 1), const char **, int64_t *, uint64_t *, double *, float[3] */
-  const char *help;      /* one short line, ends with the default in brackets where there is one */
+  const char *help;      /* one short line, ends with the default in brackets where there is one; NULL: not in the list */
   double min, max;       /* numbers only; ignored when both are 0. Non-finite numbers are always refused */
   int *seen;             /* set to 1 when the option was given; may be NULL */
 } cmkd_option;

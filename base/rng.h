@@ -4,7 +4,7 @@
 #include <stdint.h>
 
 /* Streams keep uses of one seed apart: key = (seed, stream). Never renumber. */
-enum cmkd_stream {
+enum cmkd_rng_stream {
   CMKD_STREAM_VIEW_SEED = 1,    /* cache seed S: seeds[i, v] */
   CMKD_STREAM_VIEW_ALL = 2,     /* cache seed S: permutation of all variants */
   CMKD_STREAM_EPOCH_VIEW = 3,   /* training seed R: order of views */
