@@ -5,7 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "base/rng.h"
 #include "nets/teacher.h"
 
 void cmkd_train_options_default(cmkd_train_options *o) {
@@ -29,10 +28,10 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--views", "V|all", CMKD_OPT_STRING, &o->views, "live: views of each sample [all]", 0, 0, NULL},
     {"--clean-view", NULL, CMKD_OPT_FLAG, &o->clean_view, "live: one more view, unaugmented", 0, 0, NULL},
     {"--teacher-batch", "N", CMKD_OPT_INT, &o->teacher_batch, "live: rows of one teacher pass [128]", 1, 65536, &o->teacher_batch_seen},
-    {"--teacher-arch", "NAME", CMKD_OPT_STRING, &o->teacher_arch, "live: for teacher weights without metadata", 0, 0, NULL},
+    {"--teacher-arch", "NAME", CMKD_OPT_STRING, &o->teacher_arch, NULL, 0, 0, NULL},
     {"--test-cache", "FILE", CMKD_OPT_STRING, &o->test_cache, "teacher logits of the test split [CACHE.test.h5 if there]", 0, 0, NULL},
     {"--student", "NAME", CMKD_OPT_STRING, &o->arch, "network, see cmkd-train nets [resnet20; resnet8 for MNIST-like]", 0, 0, NULL},
-    {"--arch", "NAME", CMKD_OPT_STRING, &o->arch, "the same as --student", 0, 0, NULL},
+    {"--arch", "NAME", CMKD_OPT_STRING, &o->arch, NULL, 0, 0, NULL},
     {"--loss", "EXPR", CMKD_OPT_STRING, &o->loss, "ce, kd, cmkd, dkd+cmkd, 'cmkd:beta=4,T=4', ... [cmkd; ce without teacher]", 0, 0, NULL},
     {"--epochs", "N", CMKD_OPT_INT, &o->epochs, "[240; 30 for MNIST-like]", 1, 100000, &o->epochs_seen},
     {"--batch", "N", CMKD_OPT_INT, &o->batch, "[64]", 1, 65536, &o->batch_seen},
@@ -40,17 +39,17 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--schedule", "NAME", CMKD_OPT_STRING, &o->schedule, "step, cosine, constant [step]", 0, 0, NULL},
     {"--milestones", "E,E,..", CMKD_OPT_STRING, &o->milestones, "step: x0.1 after these epochs [5/8, 3/4, 7/8 of all]", 0, 0, NULL},
     {"--warmup", "EPOCHS", CMKD_OPT_DOUBLE, &o->warmup, "linear warm-up [0]", 0, 100000, NULL},
-    {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, "[0.9]", 0, 0.999999, &o->momentum_seen},
+    {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, NULL, 0, 0.999999, &o->momentum_seen},
     {"--nesterov", NULL, CMKD_OPT_FLAG, &o->nesterov, "Nesterov's momentum", 0, 0, NULL},
-    {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, "[0.0005]", 0, 1, &o->weight_decay_seen},
+    {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, NULL, 0, 1, &o->weight_decay_seen},
     {"--label-smoothing", "X", CMKD_OPT_DOUBLE, &o->label_smoothing, "of the cross-entropy [0]", 0, 0.999999, NULL},
     {"--augment", "POLICY", CMKD_OPT_STRING, &o->augment, "none, flip, crop, crop+flip [the cache's; crop+flip; MNIST: crop]", 0, 0, NULL},
-    {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o->mean, "the student's normalisation, with --std [the data set's]", 0, 0, &o->mean_seen},
+    {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o->mean, "with --std R,G,B: the student's normalisation [the data set's]", 0, 0, &o->mean_seen},
     {"--std", "R,G,B", CMKD_OPT_FLOATS3, o->std, NULL, 0, 0, &o->std_seen},
     {"--samples", "N", CMKD_OPT_INT, &o->samples, "use the first N training samples [all]", 1, 4294967295.0, &o->samples_seen},
     {"--val", "N", CMKD_OPT_INT, &o->val, "hold out N of them; they choose the best epoch [0]", 0, 4294967295.0, NULL},
     {"--shuffle-block", "B", CMKD_OPT_INT, &o->shuffle_block, "shuffle by blocks of B, for caches larger than memory [0]", 0, 4294967295.0, NULL},
-    {"--stream-memory", "MB", CMKD_OPT_INT, &o->stream_memory, "cap on decoded cache chunks [1024]", 1, 1 << 30, NULL},
+    {"--stream-memory", "MB", CMKD_OPT_INT, &o->stream_memory, NULL, 1, 1 << 30, NULL},
     {"--seed", "R", CMKD_OPT_UINT64, &o->seed, "weights, order of samples and views [1]", 0, 0, NULL},
     {"--eval-every", "N", CMKD_OPT_INT, &o->eval_every, "epochs between tests [1]", 1, 100000, NULL},
     {"--out", "DIR", CMKD_OPT_STRING, &o->out, "the run's folder [runs/STUDENT-LOSS-SEED]", 0, 0, NULL},
@@ -59,10 +58,10 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--max-steps", "N", CMKD_OPT_INT, &o->max_steps, "save and stop after N steps of this call", 1, 1e15, NULL},
     {"--log-steps", NULL, CMKD_OPT_FLAG, &o->log_steps, "write every step's loss to steps.jsonl", 0, 0, NULL},
     {"--device", "NAME", CMKD_OPT_STRING, &o->device, "auto, cpu, cuda [auto]", 0, 0, NULL},
-    {"--precision", "NAME", CMKD_OPT_STRING, &o->precision, "of the arithmetic [fp32]", 0, 0, NULL},
+    {"--precision", "NAME", CMKD_OPT_STRING, &o->precision, NULL, 0, 0, NULL},
     {"--threads", "N", CMKD_OPT_INT, &o->threads, "[all cores]", 1, 4096, NULL},
     {"--json", NULL, CMKD_OPT_FLAG, &o->json, "print one JSON object at the end", 0, 0, NULL},
-    {"--quiet", NULL, CMKD_OPT_FLAG, &o->quiet, "no progress", 0, 0, NULL},
+    {"--quiet", NULL, CMKD_OPT_FLAG, &o->quiet, NULL, 0, 0, NULL},
     {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL}};
   _Static_assert(sizeof all / sizeof *all <= CMKD_TRAIN_OPTIONS, "enlarge CMKD_TRAIN_OPTIONS");
   memcpy(table, all, sizeof all);
@@ -161,8 +160,6 @@ static cmkd_status resolve_loss(const cmkd_train_options *o, cmkd_settings *s, c
   CMKD_TRY(cmkd_loss_parse(expression, CMKD_LOSS_CIFAR, &s->loss, err));
   if (cmkd_loss_needs_teacher(s->loss) && s->source == CMKD_SOURCE_LABELS)
     return cmkd_fail(err, CMKD_ERR_USAGE, "--loss %s needs a teacher: give --cache FILE or --teacher FILE, or train on labels with --loss ce", expression);
-  if (strlen(cmkd_loss_text(s->loss)) >= sizeof s->loss_text) return cmkd_fail(err, CMKD_ERR_USAGE, "--loss %.60s...: over %zu characters when written in full", expression, sizeof s->loss_text - 1);
-  strcpy(s->loss_text, cmkd_loss_text(s->loss));
   return CMKD_OK;
 }
 
@@ -245,7 +242,7 @@ json_t *cmkd_settings_json(const cmkd_settings *s, const cmkd_dataset *data, con
   json_object_set_new(o, "student", json_string(s->arch));
   json_object_set_new(o, "mean", floats_json(s->mean, s->channels));
   json_object_set_new(o, "std", floats_json(s->std, s->channels));
-  json_object_set_new(o, "loss", json_string(s->loss_text));
+  json_object_set_new(o, "loss", json_string(cmkd_loss_text(s->loss)));
   json_object_set_new(o, "label_smoothing", json_real(s->label_smoothing));
   json_object_set_new(o, "epochs", json_integer(s->epochs));
   json_object_set_new(o, "batch", json_integer(s->batch));

@@ -35,7 +35,7 @@ typedef enum cmkd_source_kind { CMKD_SOURCE_LABELS, CMKD_SOURCE_CACHE, CMKD_SOUR
 /* Everything that decides the numbers of a run, with no default left open. */
 typedef struct cmkd_settings {
   cmkd_source_kind source;
-  char arch[64], loss_text[512];
+  char arch[64];
   cmkd_loss *loss;                      /* owned */
   int classes, channels, epochs, batch, nesterov;
   uint32_t samples, val, shuffle_block; /* samples: of the split or the cache, the first ones; val of them are held out */
