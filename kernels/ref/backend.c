@@ -162,7 +162,7 @@ static cmkd_status check_step(const cmkd_be_model *model, cmkd_list list, const 
 static void load_images(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step) {
   size_t size = (size_t)images->h * images->w * images->c;
   for (int i = 0; i < step->count; i++) {
-    cmkd_augment_ref(model->config.policy, step->seeds ? step->seeds[i] : CMKD_CLEAN_SEED, images->pixels + step->rows[i] * size, model->bytes, images->h, images->w, images->c);
+    cmkd_augment_ref(model->config.policy, step->seeds ? step->seeds[i] : cmkd_clean_seed(model->config.policy), images->pixels + step->rows[i] * size, model->bytes, images->h, images->w, images->c);
     for (size_t j = 0; j < size; j++) {
       double mean = (double)model->config.mean[j % images->c], std = (double)model->config.std[j % images->c];
       model->value[0][i * size + j] = (model->bytes[j] / 255.0 - mean) / std;
