@@ -1,0 +1,9 @@
+/* The two short checksums of the cache format: XXH64 (chunk table) and HDF5's fletcher32 (for h5py). */
+#ifndef CMKD_FORMATS_CACHE_HASH_H
+#define CMKD_FORMATS_CACHE_HASH_H
+#include <stddef.h>
+#include <stdint.h>
+uint64_t cmkd_xxh64(const void *data, size_t size);      /* XXH64 with seed 0 */
+uint32_t cmkd_fletcher32(const void *data, size_t size); /* as libhdf5's H5_checksum_fletcher32 */
+uint32_t cmkd_lookup3(const void *data, size_t size);    /* Jenkins' lookup3 as libhdf5 uses it for metadata, initial value 0 */
+#endif
