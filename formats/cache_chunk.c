@@ -1,0 +1,53 @@
+/* Chunk coding over zstd. The stock HDF5 filter trusts its input; this one does not. */
+#include "formats/cache_chunk.h"
+#include <stdlib.h>
+#include <string.h>
+#include <zstd.h>
+#include "formats/cache_hash.h"
+#include "formats/codec.h"
+
+struct cmkd_chunk_coder { ZSTD_CCtx *in; ZSTD_DCtx *out; };
+
+cmkd_chunk_coder *cmkd_chunk_coder_create(void) {
+  cmkd_chunk_coder *coder = calloc(1, sizeof *coder);
+  return coder;
+}
+
+void cmkd_chunk_coder_free(cmkd_chunk_coder *coder) {
+  if (!coder) return;
+  ZSTD_freeCCtx(coder->in);
+  ZSTD_freeDCtx(coder->out);
+  free(coder);
+}
+
+size_t cmkd_chunk_bound(size_t raw) { return ZSTD_compressBound(raw) + 4; }
+
+size_t cmkd_chunk_encode(cmkd_chunk_coder *coder, const uint8_t *items, size_t elements, int item, uint8_t *scratch, uint8_t *out) {
+  size_t raw = elements * (size_t)item;
+  if (!coder->in) {
+    coder->in = ZSTD_createCCtx();
+    if (!coder->in) return 0;
+    ZSTD_CCtx_setParameter(coder->in, ZSTD_c_compressionLevel, CMKD_CHUNK_LEVEL);
+    ZSTD_CCtx_setParameter(coder->in, ZSTD_c_checksumFlag, 1);
+  }
+  if (item > 1) cmkd_shuffle(items, scratch, elements, item);
+  size_t size = ZSTD_compress2(coder->in, out, ZSTD_compressBound(raw), item > 1 ? scratch : items, raw);
+  if (ZSTD_isError(size)) return 0;
+  uint32_t sum = cmkd_fletcher32(out, size);
+  for (int i = 0; i < 4; i++) out[size + (size_t)i] = (uint8_t)(sum >> 8 * i);
+  return size + 4;
+}
+
+cmkd_status cmkd_chunk_decode(cmkd_chunk_coder *coder, const uint8_t *stored, size_t size, uint8_t *out, size_t raw, const char *what, cmkd_error *err) {
+  if (!coder->out) coder->out = ZSTD_createDCtx();
+  if (!coder->out) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory to decompress %s", what);
+  size_t frame = size < 5 ? 0 : size - 4;
+  /* the fifth byte's bit 2: a checksum follows; bits 0-1: a dictionary is needed */
+  int sound = frame > 5 && (stored[4] & 7) == 4 && ZSTD_getFrameContentSize(stored, frame) == raw && ZSTD_findFrameCompressedSize(stored, frame) == frame;
+  if (sound) {
+    size_t got = ZSTD_decompressDCtx(coder->out, out, raw, stored, frame);
+    sound = !ZSTD_isError(got) && got == raw;
+  }
+  if (!sound) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s is corrupt; delete that file and run the same build again (cmkd-cache verify finds all such)", what);
+  return CMKD_OK;
+}

@@ -1,0 +1,157 @@
+/* The writer's threads: some compress chunks, one publishes the sealed shard. Chunks land in fixed places, so the order of work does not
+ * show in the file. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/progress.h"
+#include "formats/cache_chunk.h"
+#include "formats/cache_writer.h"
+
+static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
+  if (w->failure.status == CMKD_OK) w->failure = *err;
+  pthread_cond_broadcast(&w->changed);
+  pthread_cond_broadcast(&w->space);
+}
+
+static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, const cmkd_chunk_job *job) {
+  cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
+  size_t elements = (size_t)job->shard->rows * w->head.classes, raw = elements * (size_t)w->codec->item;
+  uint8_t *scratch = malloc(raw), *out = malloc(cmkd_chunk_bound(raw));
+  size_t size = coder && scratch && out ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, scratch, out) : 0;
+  free(scratch);
+  free(chunk->items);
+  chunk->items = NULL;
+  uint8_t *fit = size ? realloc(out, size) : NULL;
+  chunk->stored = fit ? fit : out;
+  chunk->size = size;
+  return size != 0;
+}
+
+static void *compressor(void *argument) {
+  cmkd_cache_writer *w = argument;
+  cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
+  pthread_mutex_lock(&w->mutex);
+  for (;;) {
+    while (!w->queued && !w->stop) pthread_cond_wait(&w->work, &w->mutex);
+    if (!w->queued) break;
+    cmkd_chunk_job job = w->queue[w->head_at];
+    w->head_at = (w->head_at + 1) % CMKD_WRITER_QUEUE;
+    w->queued--;
+    pthread_cond_signal(&w->space);
+    pthread_mutex_unlock(&w->mutex);
+    double start = cmkd_seconds();
+    int fine = compress_one(w, coder, &job);
+    double seconds = cmkd_seconds() - start;
+    pthread_mutex_lock(&w->mutex);
+    w->stats.compress_seconds += seconds;
+    if (!fine) {
+      cmkd_error err;
+      cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to compress; lower --shard-rows or --threads", w->path);
+      fail_locked(w, &err);
+    }
+    if (--job.shard->pending == 0) pthread_cond_broadcast(&w->changed);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  cmkd_chunk_coder_free(coder);
+  return NULL;
+}
+
+static void *publisher(void *argument) {
+  cmkd_cache_writer *w = argument;
+  pthread_mutex_lock(&w->mutex);
+  for (;;) {
+    while (!(w->sealed && !w->sealed->pending) && !(w->stop && !w->sealed)) pthread_cond_wait(&w->changed, &w->mutex);
+    if (!w->sealed) break;
+    cmkd_shard_work *shard = w->sealed;
+    cmkd_status status = w->failure.status;
+    pthread_mutex_unlock(&w->mutex);
+    cmkd_error err = {0};
+    if (status == CMKD_OK) status = cmkd_writer_publish(w, shard, &err);
+    cmkd_shard_work_free(shard);
+    pthread_mutex_lock(&w->mutex);
+    if (status != CMKD_OK) fail_locked(w, &err);
+    w->sealed = NULL;
+    pthread_cond_broadcast(&w->changed);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  return NULL;
+}
+
+cmkd_status cmkd_writer_threads_start(cmkd_cache_writer *w, cmkd_error *err) {
+  w->threads = calloc((size_t)w->thread_count, sizeof *w->threads);
+  if (!w->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for threads");
+  for (; w->threads_started < w->thread_count; w->threads_started++)
+    if (pthread_create(w->threads + w->threads_started, NULL, compressor, w) != 0) return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start %d threads; lower --threads", w->thread_count);
+  if (pthread_create(&w->publisher, NULL, publisher, w) != 0) return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start a thread; lower --threads");
+  w->publisher_started = 1;
+  return CMKD_OK;
+}
+
+void cmkd_writer_threads_stop(cmkd_cache_writer *w) {
+  pthread_mutex_lock(&w->mutex);
+  w->stop = 1;
+  pthread_cond_broadcast(&w->work);
+  pthread_cond_broadcast(&w->changed);
+  pthread_mutex_unlock(&w->mutex);
+  if (w->publisher_started) pthread_join(w->publisher, NULL);
+  for (int i = 0; i < w->threads_started; i++) pthread_join(w->threads[i], NULL);
+  free(w->threads);
+}
+
+static cmkd_status failed_locked(const cmkd_cache_writer *w, cmkd_error *err) {
+  if (w->failure.status != CMKD_OK && err) *err = w->failure;
+  return w->failure.status;
+}
+
+cmkd_status cmkd_writer_failed(cmkd_cache_writer *w, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uint64_t chunk, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  unsigned most = (unsigned)w->thread_count * 2 < CMKD_WRITER_QUEUE ? (unsigned)w->thread_count * 2 : CMKD_WRITER_QUEUE;
+  while (w->queued >= most && w->failure.status == CMKD_OK) pthread_cond_wait(&w->space, &w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  if (status == CMKD_OK) {
+    w->queue[(w->head_at + w->queued) % CMKD_WRITER_QUEUE] = (cmkd_chunk_job){shard, chunk};
+    w->queued++;
+    shard->pending++;
+    pthread_cond_signal(&w->work);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  while (w->sealed && w->failure.status == CMKD_OK) pthread_cond_wait(&w->changed, &w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  if (status == CMKD_OK) {
+    w->sealed = shard;
+    pthread_cond_broadcast(&w->changed);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+void cmkd_writer_drain(cmkd_cache_writer *w, const cmkd_shard_work *shard) {
+  pthread_mutex_lock(&w->mutex);
+  while (shard->pending) pthread_cond_wait(&w->changed, &w->mutex);
+  pthread_mutex_unlock(&w->mutex);
+}
+
+cmkd_status cmkd_cache_writer_wait(cmkd_cache_writer *w, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  while (w->sealed && w->failure.status == CMKD_OK) pthread_cond_wait(&w->changed, &w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+void cmkd_cache_writer_stats(cmkd_cache_writer *w, cmkd_writer_stats *out) {
+  pthread_mutex_lock(&w->mutex);
+  *out = w->stats;
+  pthread_mutex_unlock(&w->mutex);
+}
