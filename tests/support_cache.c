@@ -1,0 +1,86 @@
+#include "tests/support_cache.h"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/rng.h"
+
+void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *row) {
+  cmkd_rng rng = cmkd_rng_start(s->seed, CMKD_STREAM_TEST, sample * 65536 + view);
+  for (uint32_t c = 0; c < s->classes; c++) row[c] = (float)(2.5 * cmkd_rng_normal(&rng));
+  row[synthetic_label(s, sample)] += 8;
+}
+uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view) { return cmkd_view_seed(s->seed, sample, view, CMKD_AUGMENT_CROP_FLIP, 0); }
+int32_t synthetic_label(const synthetic *s, uint64_t sample) { return (int32_t)((sample * 2654435761u >> 7) % s->classes); }
+
+static const char *const names[] = {"ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay"};
+
+void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec) {
+  memset(spec, 0, sizeof *spec);
+  cmkd_cache_identity *id = &spec->identity;
+  memset(id->teacher_sha256, 'a', 64);
+  memset(id->fingerprint, 'b', 64);
+  strcpy(id->teacher_arch, "resnet20");
+  strcpy(id->teacher_name, "synthetic.safetensors");
+  strcpy(id->precision, "fp32");
+  strcpy(id->dataset, "cifar100");
+  strcpy(id->split, "train");
+  strcpy(id->rng_version, CMKD_RNG_VERSION);
+  strcpy(id->tool_version, "test");
+  snprintf(id->codec, sizeof id->codec, "%s", s->codec);
+  for (int c = 0; c < 3; c++) { id->mean[c] = 0.5f + (float)c / 30; id->std[c] = 0.25f; }
+  id->channels = 3;
+  id->teacher_batch = 128;
+  id->dataset_n = s->samples;
+  id->policy = CMKD_AUGMENT_CROP_FLIP;
+  id->cache_seed = s->seed;
+  spec->samples = s->samples;
+  spec->views = s->views;
+  spec->classes = s->classes;
+  spec->shard_rows = s->shard_rows;
+  spec->chunk_rows = s->chunk_rows;
+  spec->threads = s->threads;
+  spec->class_names = s->names && s->classes == 10 ? names : NULL;
+}
+
+static cmkd_status build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_t k, cmkd_error *err) {
+  uint64_t first;
+  uint32_t n;
+  cmkd_cache_writer_range(w, k, &first, &n);
+  uint64_t *ids = malloc(n * 8), *seeds = malloc((size_t)n * s->views * 8);
+  int32_t *labels = malloc(n * 4);
+  float *row = malloc(s->classes * sizeof *row);
+  if (!ids || !seeds || !labels || !row) abort();
+  for (uint32_t i = 0; i < n; i++) {
+    ids[i] = first + i;
+    labels[i] = synthetic_label(s, first + i);
+    for (uint32_t v = 0; v < s->views; v++) seeds[(size_t)i * s->views + v] = synthetic_seed(s, first + i, v);
+  }
+  cmkd_status status = cmkd_cache_writer_samples(w, ids, labels, seeds, err);
+  for (uint32_t i = 0; i < n && status == CMKD_OK; i++)
+    for (uint32_t v = 0; v < s->views && status == CMKD_OK; v++) {
+      synthetic_row(s, first + i, v, row);
+      status = cmkd_cache_writer_put(w, v, i, 1, row, s->classes, err);
+    }
+  free(ids);
+  free(seeds);
+  free(labels);
+  free(row);
+  return status == CMKD_OK ? cmkd_cache_writer_end(w, err) : status;
+}
+
+cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_writer_stats *stats, cmkd_error *err) {
+  cmkd_cache_spec spec;
+  cmkd_cache_writer *w;
+  synthetic_spec(s, &spec);
+  CMKD_TRY(cmkd_cache_writer_open(path, &spec, &w, err));
+  cmkd_status status = CMKD_OK;
+  for (uint32_t k = 0; k < cmkd_cache_writer_shards(w) && status == CMKD_OK; k++) {
+    cmkd_shard_state state;
+    status = cmkd_cache_writer_begin(w, k, &state, err);
+    if (status == CMKD_OK && state == CMKD_SHARD_NEEDED) status = build_shard(s, w, k, err);
+  }
+  if (status == CMKD_OK) status = cmkd_cache_writer_finish(w, err);
+  if (stats) cmkd_cache_writer_stats(w, stats);
+  cmkd_cache_writer_close(w);
+  return status;
+}

@@ -1,0 +1,14 @@
+/* Synthetic caches for tests and benchmarks: logits that look like a trained network's, a function of (sample, view, class) alone. */
+#ifndef CMKD_TESTS_SUPPORT_CACHE_H
+#define CMKD_TESTS_SUPPORT_CACHE_H
+#include "cmkd/cache.h"
+#include "formats/cache_write.h"
+
+typedef struct synthetic { uint32_t samples, views, classes, shard_rows, chunk_rows; const char *codec; uint64_t seed; int threads, names; } synthetic;
+void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *row);
+uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view);
+int32_t synthetic_label(const synthetic *s, uint64_t sample);
+void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec);
+/* Writes (or continues) the cache at `path`. */
+cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_writer_stats *stats, cmkd_error *err);
+#endif
