@@ -1,0 +1,152 @@
+/* Passes over one padded row of floats: load, statistics, exponentials, correlation of probabilities. A padded row has VF floats of room
+ * behind its last whole vector; the pad repeats class 0, which no maximum, minimum or shifted sum notices. */
+#ifndef CMKD_KERNELS_CPU_LOSS_PASSES_H
+#define CMKD_KERNELS_CPU_LOSS_PASSES_H
+#include "base/half.h"
+#include "kernels/cpu/loss_cpu.h"
+#include "kernels/cpu/loss_simd.h"
+
+static int64_t row_floats(int64_t n) { return (n + 15) / 16 * 16 + 16; }
+
+static void load_teacher(const void *base, cmkd_dtype dtype, int64_t row, int64_t n, float *out) {
+  int64_t i = 0;
+  if (dtype == CMKD_F32) {
+    memcpy(out, (const float *)base + row * n, (size_t)n * sizeof *out);
+  } else {
+    const uint16_t *h = (const uint16_t *)base + row * n;
+    if (dtype == CMKD_BF16) {
+      for (; i + VF <= n; i += VF) {
+        vs x;
+        memcpy(&x, h + i, sizeof x);
+        store(out + i, (vf)(__builtin_convertvector(x, vi) << 16));
+      }
+      for (; i < n; i++) out[i] = cmkd_bf16_to_float(h[i]);
+    } else {
+#if defined(__AVX512F__)
+      for (; i + VF <= n; i += VF) store(out + i, (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
+#elif defined(__AVX2__)
+      for (; i + VF <= n; i += VF) store(out + i, (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+#endif
+      for (; i < n; i++) out[i] = cmkd_half_to_float(h[i]);
+    }
+  }
+  store(out + n, splat(out[0]));
+}
+
+static void load_student(const float *base, int64_t row, int64_t n, float *out) {
+  memcpy(out, base + row * n, (size_t)n * sizeof *out);
+  store(out + n, splat(out[0]));
+}
+
+/* Shifted by x[0], in double: that loses nothing, since (x[0] - mean)^2 <= n * variance. */
+static cmkd_row_stats row_stats(const float *x, int64_t n) {
+  vf hi = load(x), lo = hi;
+  vd shift = splat_d(x[0]), sum = splat_d(0), sum2 = sum, square = sum, square2 = sum;
+  for (int64_t i = 0; i < n; i += VF) {
+    vf v = load(x + i);
+    vd a = low_d(v) - shift, b = high_d(v) - shift;
+    hi = max_f(hi, v);
+    lo = min_f(lo, v);
+    sum += a;
+    sum2 += b;
+    square += a * a;
+    square2 += b * b;
+  }
+  double s = sum_d(sum + sum2), mean = s / (double)n, var = sum_d(square + square2) / (double)n - mean * mean;
+  cmkd_row_stats out = {.mean = mean + x[0], .max = largest_f(hi), .min = least_f(lo), .finite = isfinite(s)};
+  out.sigma = var > 0 ? sqrt(var) : 0;
+  double largest = fmax(fabs((double)out.max), fabs((double)out.min));
+  out.degenerate = out.sigma <= CMKD_DEGENERATE * (largest > 1 ? largest : 1);
+  return out;
+}
+
+/* (x - shift) * k, kept finite for logits near the largest float */
+static inline vf scaled(vf x, vf shift, vf k) { return max_f((x - shift) * k, splat(-1e30f)); }
+
+/* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be NULL. */
+static double exp_row(const float *x, int64_t n, float shift_, float k_, float *e, double *dot) {
+  vf shift = splat(shift_), k = splat(k_);
+  double total = 0, total_dot = 0;
+  for (int64_t from = 0; from < n; from += FLUSH) {
+    int64_t to = from + FLUSH < n ? from + FLUSH : n, i = from;
+    vf sum = splat(0), weighted = sum;
+    for (; i + VF <= to; i += VF) {
+      vf d = scaled(load(x + i), shift, k), v = exp_f(d);
+      if (e) store(e + i, v);
+      sum += v;
+      if (dot) weighted += v * d;
+    }
+    if (i < to) {
+      vf d = scaled(load(x + i), shift, k), v = keep(exp_f(d), (int)(to - i));
+      if (e) store(e + i, v);
+      sum += v;
+      if (dot) weighted += v * d;
+    }
+    total += sum_f(sum);
+    if (dot) total_dot += sum_f(weighted);
+  }
+  if (dot) *dot = total_dot;
+  return total;
+}
+
+/* Student and teacher together: es, et as above with ds = (s - smax) k, dt likewise; sums zs, zt, cross = sum et (dt - ds), under = sum et ds. */
+typedef struct exp_pair { double zs, zt, cross, under; } exp_pair;
+static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, float tmax, float k_, float *es, float *et) {
+  vf ms = splat(smax), mt = splat(tmax), k = splat(k_);
+  exp_pair out = {0, 0, 0, 0};
+  for (int64_t from = 0; from < n; from += FLUSH) {
+    int64_t to = from + FLUSH < n ? from + FLUSH : n;
+    vf zs = splat(0), zt = zs, cross = zs, under = zs;
+    for (int64_t i = from; i < to; i += VF) {
+      vf ds = scaled(load(s + i), ms, k), dt = scaled(load(t + i), mt, k), a = exp_f(ds), b = exp_f(dt);
+      if (i + VF > to) { a = keep(a, (int)(to - i)); b = keep(b, (int)(to - i)); }
+      store(es + i, a);
+      store(et + i, b);
+      zs += a;
+      zt += b;
+      cross += b * (dt - ds);
+      under += b * ds;
+    }
+    out.zs += sum_f(zs);
+    out.zt += sum_f(zt);
+    out.cross += sum_f(cross);
+    out.under += sum_f(under);
+  }
+  return out;
+}
+
+/* g += ca * a + cb * b */
+static void add2(float *g, const float *a, double ca_, const float *b, double cb_, int64_t n) {
+  vf ca = splat((float)ca_), cb = splat((float)cb_);
+  for (int64_t i = 0; i < n; i += VF) store(g + i, load(g + i) + ca * load(a + i) + cb * load(b + i));
+}
+
+/* Correlation of p = e_s / z_s and q = e_t / z_t. With a = p - 1/n, b = q - 1/n:
+ * aa, bb, ab their products; pa = sum p a x, pb = sum p b x, where x = (s - mean) * inverse (0 where inverse is 0). */
+typedef struct correlation { double aa, bb, ab, pa, pb; } correlation;
+static correlation correlate(const float *es, double iz_s, const float *et, double iz_t, const float *s, double mean_, double inverse_, int64_t n) {
+  vf is = splat((float)iz_s), it = splat((float)iz_t), each = splat((float)(1 / (double)n)), mean = splat((float)mean_), inverse = splat((float)inverse_);
+  vf limit = splat(3e38f);
+  correlation out = {0, 0, 0, 0, 0};
+  for (int64_t from = 0; from < n; from += FLUSH) {
+    int64_t to = from + FLUSH < n ? from + FLUSH : n;
+    vf aa = splat(0), bb = aa, ab = aa, pa = aa, pb = aa;
+    for (int64_t i = from; i < to; i += VF) {
+      vf p = load(es + i) * is, a = p - each, b = load(et + i) * it - each;
+      if (i + VF > to) { a = keep(a, (int)(to - i)); b = keep(b, (int)(to - i)); }
+      vf x = max_f(min_f(load(s + i) - mean, limit), -limit) * inverse, px = p * x;
+      aa += a * a;
+      bb += b * b;
+      ab += a * b;
+      pa += px * a;
+      pb += px * b;
+    }
+    out.aa += sum_f(aa);
+    out.bb += sum_f(bb);
+    out.ab += sum_f(ab);
+    out.pa += sum_f(pa);
+    out.pb += sum_f(pb);
+  }
+  return out;
+}
+#endif

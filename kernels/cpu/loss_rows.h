@@ -1,0 +1,381 @@
+/* The row functions of one instruction set: included by loss_rows_base.c, _avx2.c and _avx512.c, which differ in flags and name alone.
+ * Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are the caller's. */
+#include <stddef.h>
+#include "kernels/cpu/loss_passes.h"
+#include "kernels/cpu/loss_soft_rank.h"
+#include "kernels/cpu/loss_sort.h"
+
+/* One thread's memory, ld floats a row: s, t, rank (VD, ld); e1, es, et, g, gs (ld); keys (n8, VD) doubles; value, sum (n) doubles;
+ * index, first (n + 1) int32. The radix sort's two arrays lie in `keys`. */
+typedef struct work {
+  int64_t n, ld;
+  float *s, *t, *rank, *e1, *es, *et, *g, *gs;
+  vd *keys;
+  double *value, *sum;
+  int32_t *index, *first;
+} work;
+
+static size_t carve(char *at, int64_t n, work *w) {
+  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, key_bytes = n <= SORT_NETWORK ? n8 * (int64_t)sizeof(vd) : 2 * n8 * 8;
+  char *start = at;
+#define TAKE(field, bytes) (w->field = (void *)at, at += ((bytes) + 63) / 64 * 64)
+  w->n = n;
+  w->ld = ld;
+  TAKE(s, VD * ld * 4); TAKE(t, VD * ld * 4); TAKE(rank, VD * ld * 4);
+  TAKE(e1, ld * 4); TAKE(es, ld * 4); TAKE(et, ld * 4); TAKE(g, ld * 4); TAKE(gs, ld * 4);
+  TAKE(keys, key_bytes);
+  TAKE(value, n * 8); TAKE(sum, n * 8);
+  TAKE(index, n * 4); TAKE(first, (n + 1) * 4);
+#undef TAKE
+  return (size_t)(at - start);
+}
+
+static size_t thread_scratch(int64_t classes) { static char origin[64]; work w; return carve(origin, classes, &w); }
+
+typedef struct row {
+  const cmkd_loss_job *job;
+  work *w;
+  int64_t index;         /* in the batch */
+  float *s, *t;          /* padded; restored after use */
+  const float *rank;     /* the teacher's centred ranks; CMKD */
+  double rank_squares;
+  int y;
+  cmkd_row_stats ss, st;
+  double z1;             /* sum exp(s - smax), e1 holds the terms */
+  double per_row;        /* 1 / B */
+  double *value;         /* this row's CMKD_ROW_VALUES */
+} row;
+
+static inline int bad_label(const cmkd_loss_batch *b, int64_t r) { return b->labels[r] < 0 || b->labels[r] >= b->classes; }
+
+/* ---- terms -------------------------------------------------------------------------------------------------------------- */
+static void term_ce(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  int64_t n = w->n;
+  double e = r->job->batch->label_smoothing, scale = term->weight * r->per_row, lse;
+  r->z1 = exp_row(r->s, n, r->ss.max, 1, w->e1, NULL);
+  lse = r->ss.max + log(r->z1);
+  r->value[term->part] = (1 - e) * (lse - r->s[r->y]) + (e > 0 ? e * (lse - r->ss.mean) : 0);
+  vf c = splat((float)(scale / r->z1)), smooth = splat((float)(-scale * e / (double)n));
+  for (int64_t i = 0; i < n; i += VF) store(w->g + i, load(w->e1 + i) * c + smooth);
+  w->g[r->y] -= (float)(scale * (1 - e));
+}
+
+static void term_kd(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  double T = term->T, scale = term->weight * r->per_row * T;
+  exp_pair x = exp_rows(r->s, r->t, w->n, r->ss.max, r->st.max, (float)(1 / T), w->es, w->et);
+  r->value[term->part] = T * T * (x.cross / x.zt - log(x.zt) + log(x.zs));
+  add2(w->g, w->es, scale / x.zs, w->et, -scale / x.zt, w->n);
+}
+
+/* Softmax over the classes that are not y, for both sides: es, et are 0 at y. margin: s_y / T - lse of the rest. */
+typedef struct rest { exp_pair x; double margin_s, margin_t; } rest;
+
+static void rest_of(row *r, double T, rest *out) {
+  work *w = r->w;
+  int64_t n = w->n;
+  float sy = r->s[r->y], ty = r->t[r->y];
+  r->s[r->y] = r->ss.min; /* takes y out of the maximum */
+  r->t[r->y] = r->st.min;
+  if (r->y == 0) { store(r->s + n, splat(r->s[0])); store(r->t + n, splat(r->t[0])); }
+  vf hs = load(r->s), ht = load(r->t);
+  for (int64_t i = VF; i < n; i += VF) { hs = max_f(hs, load(r->s + i)); ht = max_f(ht, load(r->t + i)); }
+  float ms = largest_f(hs), mt = largest_f(ht);
+  r->s[r->y] = r->t[r->y] = -3e38f; /* and out of the sums */
+  out->x = exp_rows(r->s, r->t, n, ms, mt, (float)(1 / T), w->es, w->et);
+  out->margin_s = ((double)sy - ms) / T - log(out->x.zs);
+  out->margin_t = ((double)ty - mt) / T - log(out->x.zt);
+  r->s[r->y] = sy;
+  r->t[r->y] = ty;
+  if (r->y == 0) { store(r->s + n, splat(sy)); store(r->t + n, splat(ty)); }
+}
+
+static inline double log_sigmoid(double z) { return z > 0 ? -log1p(exp(-z)) : z - log1p(exp(z)); }
+
+static void term_dkd(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  double T = term->T, scale = cmkd_term_weight(term, r->job->batch->epoch) * r->per_row * T;
+  rest x;
+  rest_of(r, T, &x);
+  double ls = log_sigmoid(x.margin_s), ls_rest = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t), lt_rest = log_sigmoid(-x.margin_t);
+  double qy = exp(lt), qn = exp(lt_rest), difference = x.margin_s < 0 ? exp(ls) - qy : qn - exp(ls_rest);
+  r->value[term->part] = T * T * (qy * (lt - ls) + qn * (lt_rest - ls_rest));
+  r->value[term->part + 1] = T * T * (x.x.cross / x.x.zt - log(x.x.zt) + log(x.x.zs));
+  add2(w->g, w->es, scale * (term->beta - term->alpha * difference) / x.x.zs, w->et, -scale * term->beta / x.x.zt, w->n);
+  w->g[r->y] += (float)(scale * term->alpha * difference);
+}
+
+static void term_nkd(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  double T = term->T, scale = term->weight * r->per_row;
+  double qy = exp((double)r->t[r->y] - r->st.max) / exp_row(r->t, w->n, r->st.max, 1, NULL, NULL);
+  rest x;
+  rest_of(r, T, &x);
+  r->value[term->part] = qy * (log(r->z1) + r->ss.max - r->s[r->y]);
+  r->value[term->part + 1] = T * T * (log(x.x.zs) - x.x.under / x.x.zt);
+  add2(w->g, w->es, scale * term->gamma * T / x.x.zs, w->et, -scale * term->gamma * T / x.x.zt, w->n);
+  add2(w->g, w->e1, scale * qy / r->z1, w->e1, 0, w->n);
+  w->g[r->y] -= (float)(scale * qy);
+}
+
+/* sigma <= 1e-6 of the largest entry, for probabilities with mean 1/n and centred sum of squares `squares` */
+static inline int flat(double squares, double n, double largest) { return sqrt(squares / n) <= CMKD_DEGENERATE * largest; }
+
+static void term_dist(row *r, const cmkd_loss_term *term) {
+  const cmkd_loss_job *job = r->job;
+  work *w = r->w;
+  int64_t n = w->n;
+  const float *p = job->p + r->index * job->ld, *q = job->q + r->index * job->ld;
+  double T = term->T, T2 = T * T, N = (double)n, ca = 0, cb = 0;
+  vf hp = splat(0), hq = hp;
+  for (int64_t i = 0; i < n; i += VF) { hp = max_f(hp, load(p + i)); hq = max_f(hq, load(q + i)); }
+  correlation c = correlate(p, 1, q, 1, r->s, 0, 0, n);
+  if (!flat(c.aa, N, largest_f(hp)) && !flat(c.bb, N, largest_f(hq))) {
+    double na = sqrt(c.aa), nb = sqrt(c.bb), rho = c.ab / (na * nb);
+    r->value[term->part] = T2 * (1 - rho);
+    ca = term->beta * rho / (na * na) * r->per_row;
+    cb = -term->beta / (na * nb) * r->per_row;
+  }
+  /* u = ca (p - 1/n) + cb (q - 1/n) + gamma / C * (column[0] p + column[1] q + column[2]);  g = T^2 p (u - <u, p>) / T */
+  vf va = splat((float)ca), vb = splat((float)cb), each = splat((float)(1 / N)), gamma = splat((float)(term->gamma / N));
+  double dot = 0;
+  for (int64_t from = 0; from < n; from += FLUSH) {
+    vf sum = splat(0);
+    for (int64_t i = from; i < from + FLUSH && i < n; i += VF) {
+      vf pi = load(p + i), qi = load(q + i);
+      vf u = va * (pi - each) + vb * (qi - each) + gamma * (load(job->column + i) * pi + load(job->column + job->ld + i) * qi + load(job->column + 2 * job->ld + i));
+      store(w->es + i, u);
+      sum += u * pi; /* p is 0 in the pad */
+    }
+    dot += sum_f(sum);
+  }
+  vf d = splat((float)dot), scale = splat((float)(term->weight * T));
+  for (int64_t i = 0; i < n; i += VF) store(w->g + i, load(w->g + i) + scale * load(p + i) * (load(w->es + i) - d));
+}
+
+static void term_cmkd(row *r, const cmkd_loss_term *term) {
+  const cmkd_loss_job *job = r->job;
+  work *w = r->w;
+  int64_t n = w->n;
+  double N = (double)n, wp, ws;
+  r->value[CMKD_ROW_BLOCKS] = 0;
+  if (r->ss.degenerate || r->st.degenerate) return; /* every value is 0 already */
+  int easy = term->gate == CMKD_GATE_OFF ? 1 : cmkd_gate_easy(job->entropy[r->index], job->entropy_mean);
+  cmkd_gate_weights(term, easy, &wp, &ws);
+  double sigma = term->zscore ? r->ss.sigma : 1, sigma_t = term->zscore ? r->st.sigma : 1, inverse = term->zscore ? 1 / sigma : 0;
+
+  double zs = exp_row(r->s, n, r->ss.max, (float)(1 / (sigma * term->T)), w->es, NULL);
+  double zt = exp_row(r->t, n, r->st.max, (float)(1 / (sigma_t * term->T)), w->et, NULL);
+  correlation c = correlate(w->es, 1 / zs, w->et, 1 / zt, r->s, r->ss.mean, inverse, n);
+  double na = sqrt(c.aa), nb = sqrt(c.bb), pearson = 0, pa = 0, pb = 0, dot = 0;
+  if (na > 0 && nb > 0) {
+    double rho = c.ab / (na * nb);
+    pearson = 1 - rho;
+    pa = rho / (na * na) / term->T; /* g_x = p (pa a + pb b), <g, 1> = 0 */
+    pb = -1 / (na * nb) / term->T;
+    dot = wp * (pa * c.pa + pb * c.pb) / N;
+  }
+  double per_theta = N / (term->kappa * sigma); /* theta = s * per_theta + constant */
+  for (int64_t i = 0; i < n; i++) w->value[i] *= per_theta; /* sorted logits less the largest, from rank_rows */
+  spearman_row sp = spearman(w->value, w->index, n, r->rank, r->rank_squares, w->first, w->sum, w->gs);
+  if (term->zscore) dot += ws * sp.dot / N; /* sum(g_theta theta) = sum(g_x x): theta's constant drops out, since g sums to 0 */
+  else dot = 0;
+
+  r->value[term->part] = pearson;
+  r->value[term->part + 1] = sp.loss;
+  r->value[CMKD_ROW_BLOCKS] = (double)sp.blocks / N;
+  r->value[CMKD_ROW_WEIGHTED] = wp * pearson + ws * sp.loss;
+
+  double scale = term->weight * r->per_row / sigma;
+  vf is = splat((float)(1 / zs)), it = splat((float)(1 / zt)), each = splat((float)(1 / N));
+  vf ca = splat((float)(scale * wp * pa)), cb = splat((float)(scale * wp * pb)), cs = splat((float)(scale * ws * N / term->kappa));
+  vf cx = splat((float)(scale * dot * inverse)), mean = splat((float)r->ss.mean);
+  for (int64_t i = 0; i < n; i += VF) {
+    vf p = load(w->es + i) * is, q = load(w->et + i) * it, x = load(r->s + i) - mean;
+    vf g = load(w->g + i) + p * (ca * (p - each) + cb * (q - each)) + cs * load(w->gs + i) - cx * x;
+    store(w->g + i, g);
+  }
+}
+
+/* ---- passes over groups of rows ------------------------------------------------------------------------------------------ */
+/* The teacher's rows: numbers that the last pass needs before it can start. */
+static void teacher_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
+  const cmkd_loss_batch *b = job->batch;
+  work w;
+  carve(scratch, b->classes, &w);
+  for (int64_t r = first; r < first + count; r++) {
+    load_teacher(b->teacher, b->teacher_dtype, r, w.n, w.t);
+    cmkd_row_stats st = job->teacher_stats[r] = row_stats(w.t, w.n);
+    if (!st.finite) { job->bad[r] = 1; job->entropy[r] = 0; continue; }
+    if (job->cmkd && job->cmkd->gate != CMKD_GATE_OFF) {
+      double dot, z = exp_row(w.t, w.n, st.max, 1, NULL, &dot);
+      job->entropy[r] = log(z) - dot / z;
+    }
+    if (job->dist) {
+      float *p = job->p + r * job->ld, *q = job->q + r * job->ld, k = (float)(1 / job->dist->T);
+      load_student(b->student, r, w.n, w.s);
+      cmkd_row_stats ss = row_stats(w.s, w.n);
+      if (!ss.finite) { job->bad[r] = 1; continue; }
+      memset(p, 0, (size_t)job->ld * sizeof *p);
+      memset(q, 0, (size_t)job->ld * sizeof *q);
+      vf is = splat((float)(1 / exp_row(w.s, w.n, ss.max, k, p, NULL))), it = splat((float)(1 / exp_row(w.t, w.n, st.max, k, q, NULL)));
+      for (int64_t i = 0; i < w.n; i += VF) { store(p + i, load(p + i) * is); store(q + i, load(q + i) * it); }
+    }
+  }
+}
+
+/* DIST's columns: 1 - rho over the batch and the coefficients of its gradient, VF columns at a time. Doubles, two passes. */
+static void columns_pass(const cmkd_loss_job *job, int64_t first, int64_t last) {
+  int64_t B = job->batch->batch, ld = job->ld;
+  double N = (double)B, T2 = job->dist->T * job->dist->T;
+  for (int64_t c = first; c < last; c += VF) {
+    vd mp[2] = {splat_d(0), splat_d(0)}, mq[2] = {mp[0], mp[0]}, aa[2] = {mp[0], mp[0]}, bb[2] = {mp[0], mp[0]}, ab[2] = {mp[0], mp[0]};
+    vf hp = splat(0), hq = hp;
+    for (int64_t r = 0; r < B; r++) {
+      vf p = load(job->p + r * ld + c), q = load(job->q + r * ld + c);
+      hp = max_f(hp, p);
+      hq = max_f(hq, q);
+      mp[0] += low_d(p); mp[1] += high_d(p);
+      mq[0] += low_d(q); mq[1] += high_d(q);
+    }
+    for (int h = 0; h < 2; h++) { mp[h] /= splat_d(N); mq[h] /= splat_d(N); }
+    for (int64_t r = 0; r < B; r++) {
+      vf p = load(job->p + r * ld + c), q = load(job->q + r * ld + c);
+      vd a0 = low_d(p) - mp[0], b0 = low_d(q) - mq[0], a1 = high_d(p) - mp[1], b1 = high_d(q) - mq[1];
+      aa[0] += a0 * a0; bb[0] += b0 * b0; ab[0] += a0 * b0;
+      aa[1] += a1 * a1; bb[1] += b1 * b1; ab[1] += a1 * b1;
+    }
+    for (int i = 0; i < VF; i++) {
+      int h = i / VD, l = i % VD;
+      double A = aa[h][l], Q = bb[h][l], value = 0, cp = 0, cq = 0;
+      if (B > 1 && !flat(A, N, hp[i]) && !flat(Q, N, hq[i])) {
+        double na = sqrt(A), nb = sqrt(Q), rho = ab[h][l] / (na * nb);
+        value = T2 * (1 - rho);
+        cp = rho / A;
+        cq = -1 / (na * nb);
+      }
+      job->column_value[c + i] = value;
+      job->column[c + i] = (float)cp;
+      job->column[ld + c + i] = (float)cq;
+      job->column[2 * ld + c + i] = (float)(-cp * mp[h][l] - cq * mq[h][l]);
+    }
+  }
+}
+
+/* One row's sorted values and classes into w->value, w->index. keys: sorted already where rows are short. */
+static void sorted_row(work *w, const float *x, int lane) {
+  if (w->n <= SORT_NETWORK) split_keys(w->keys, lane, w->n, w->value, w->index);
+  else sort_radix(x, w->n, (uint64_t *)w->keys, (uint64_t *)w->keys + (w->n + 7) / 8 * 8, w->value, w->index);
+}
+
+static void sort_rows(work *w, const float *const rows[VD]) {
+  if (w->n > SORT_NETWORK) return; /* row by row, in sorted_row */
+  make_keys(rows, w->n, w->keys);
+  sort_network(w->keys, (w->n + 7) / 8 * 8);
+}
+
+static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
+  const cmkd_loss_batch *b = job->batch;
+  const float *ss[VD], *ts[VD];
+  cmkd_row_stats stats[VD];
+  double squares[VD] = {0};
+  work w;
+  carve(scratch, b->classes, &w);
+  for (int lane = 0; lane < VD; lane++) { ss[lane] = w.s; ts[lane] = w.t; } /* idle lanes repeat the first row */
+  for (int lane = 0; lane < count; lane++) {
+    float *s = w.s + lane * w.ld, *t = w.t + lane * w.ld;
+    ss[lane] = s;
+    ts[lane] = t;
+    load_student(b->student, first + lane, w.n, s);
+    stats[lane] = row_stats(s, w.n);
+    if (!stats[lane].finite || bad_label(b, first + lane)) job->bad[first + lane] = 1;
+    if (job->loss->needs_teacher) load_teacher(b->teacher, b->teacher_dtype, first + lane, w.n, t);
+    if (job->bad[first + lane]) { /* keep NaN out of the sort and the sums; the caller stops */
+      memset(s, 0, (size_t)w.ld * sizeof *s);
+      memset(t, 0, (size_t)w.ld * sizeof *t);
+    }
+  }
+  if (job->cmkd) {
+    sort_rows(&w, ts);
+    for (int lane = 0; lane < count; lane++) {
+      sorted_row(&w, ts[lane], lane);
+      squares[lane] = centred_ranks(w.value, w.index, w.n, w.rank + lane * w.ld);
+    }
+    sort_rows(&w, ss);
+  }
+  for (int lane = 0; lane < count; lane++) {
+    int64_t index = first + lane;
+    row r = {.job = job, .w = &w, .index = index, .s = w.s + lane * w.ld, .t = w.t + lane * w.ld, .rank = w.rank + lane * w.ld, .rank_squares = squares[lane],
+             .y = b->labels[index], .ss = stats[lane], .st = job->teacher_stats[index], .per_row = 1 / (double)b->batch, .value = job->row_value + index * CMKD_ROW_VALUES};
+    for (int i = 0; i < CMKD_ROW_VALUES; i++) r.value[i] = 0;
+    if (job->bad[index]) continue;
+    for (int k = 0; k < job->loss->terms; k++) {
+      const cmkd_loss_term *term = &job->loss->term[k];
+      switch (term->kind) {
+        case CMKD_TERM_CE: term_ce(&r, term); break;
+        case CMKD_TERM_KD: term_kd(&r, term); break;
+        case CMKD_TERM_DKD: term_dkd(&r, term); break;
+        case CMKD_TERM_NKD: term_nkd(&r, term); break;
+        case CMKD_TERM_DIST: term_dist(&r, term); break;
+        case CMKD_TERM_CMKD:
+          if (!r.ss.degenerate) {
+            sorted_row(&w, r.s, lane);
+            for (int64_t i = w.n - 1; i >= 0; i--) w.value[i] -= w.value[0];
+          }
+          term_cmkd(&r, term);
+          break;
+      }
+    }
+    if (b->grad) memcpy(b->grad + index * w.n, w.g, (size_t)w.n * sizeof *w.g);
+  }
+}
+
+static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int count, void *scratch) {
+  const float *ss[VD], *ts[VD];
+  cmkd_row_stats s_stats[VD], t_stats[VD];
+  double squares[VD];
+  work w;
+  carve(scratch, job->classes, &w);
+  double N = (double)w.n;
+  for (int lane = 0; lane < VD; lane++) { ss[lane] = w.s; ts[lane] = w.t; }
+  for (int lane = 0; lane < count; lane++) {
+    float *s = w.s + lane * w.ld, *t = w.t + lane * w.ld;
+    ss[lane] = s;
+    ts[lane] = t;
+    load_student(job->student, first + lane, w.n, s);
+    load_teacher(job->teacher, job->teacher_dtype, first + lane, w.n, t);
+    s_stats[lane] = row_stats(s, w.n);
+    t_stats[lane] = row_stats(t, w.n);
+    if (!s_stats[lane].finite || !t_stats[lane].finite) {
+      job->bad[first + lane] = 1;
+      memset(s, 0, (size_t)w.ld * sizeof *s);
+      memset(t, 0, (size_t)w.ld * sizeof *t);
+    }
+  }
+  sort_rows(&w, ts);
+  for (int lane = 0; lane < count; lane++) {
+    sorted_row(&w, ts[lane], lane);
+    squares[lane] = centred_ranks(w.value, w.index, w.n, w.rank + lane * w.ld);
+  }
+  sort_rows(&w, ss);
+  for (int lane = 0; lane < count; lane++) {
+    double *out = job->row_value + (first + lane) * 3, ab = 0, ranks = 0, squares_s;
+    const float *s = ss[lane], *t = ts[lane], *rank = w.rank + lane * w.ld;
+    out[0] = out[1] = out[2] = 0;
+    if (job->bad[first + lane] || s_stats[lane].degenerate || t_stats[lane].degenerate) continue;
+    sorted_row(&w, s, lane);
+    squares_s = centred_ranks(w.value, w.index, w.n, w.gs);
+    for (int64_t i = 0; i < w.n; i++) {
+      ab += ((double)s[i] - s_stats[lane].mean) * ((double)t[i] - t_stats[lane].mean);
+      ranks += (double)w.gs[i] * rank[i];
+    }
+    out[0] = ab / (N * s_stats[lane].sigma * t_stats[lane].sigma);
+    out[1] = ranks / sqrt(squares_s * squares[lane]);
+    double largest = w.value[0], per_theta = N / (job->kappa * s_stats[lane].sigma);
+    for (int64_t i = 0; i < w.n; i++) w.value[i] = (w.value[i] - largest) * per_theta;
+    out[2] = (double)pool(w.value, w.n, w.first, w.sum) / N;
+  }
+}
+
+const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, VD, row_floats, thread_scratch, teacher_pass, columns_pass, rows_pass, agreement_pass};
