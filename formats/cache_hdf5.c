@@ -237,17 +237,12 @@ cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, uint8_t **out, size_t
   number(&im, "shard_rows", meta->head.shard_rows);
   text(&im, "cache_sha256", meta->fingerprint);
   class_names(&im, &meta->head);
-  hid_t create = keep(&im, H5Pcreate(H5P_GROUP_CREATE));
-  need(&im, H5Pset_obj_track_times(create, 0));
-  hid_t group = im.failed ? -1 : keep(&im, H5Gcreate2(im.file, "shards", H5P_DEFAULT, create, H5P_DEFAULT));
   for (uint32_t k = 0; k < meta->head.shards && !im.failed; k++) {
     char name[16], target[320];
-    snprintf(name, sizeof name, "%05u", k);
+    snprintf(name, sizeof name, "shard-%05u", k);
     snprintf(target, sizeof target, "%s/%s", meta->folder, meta->shards[k].file);
-    need(&im, H5Lcreate_external(target, "/", group, name, H5P_DEFAULT, H5P_DEFAULT));
+    need(&im, H5Lcreate_external(target, "/", im.file, name, H5P_DEFAULT, H5P_DEFAULT));
   }
-  if (group >= 0) H5Gclose(group);
-  H5Pclose(create);
   image_close(&im, out, size);
   leave(&q);
   return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build the master file in memory (out of memory?)") : CMKD_OK;

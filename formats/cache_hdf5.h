@@ -15,6 +15,6 @@ typedef struct cmkd_shard_data {
 
 /* Builds the image and fills meta's extents (offset, size, hash). *image is fresh memory, caller frees. Same input, same bytes. */
 cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, uint8_t **image, size_t *size, cmkd_error *err);
-/* The master's: attributes and one external link a shard, /shards/00000 -> FOLDER/shard-00000-of-00064.h5 : / */
+/* The master's: attributes and one external link a shard, /shard-00000 -> FOLDER/shard-00000-of-00064.h5 : / */
 cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, uint8_t **image, size_t *size, cmkd_error *err);
 #endif
