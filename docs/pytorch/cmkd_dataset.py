@@ -63,14 +63,12 @@ def read_images(dataset, folder, split):
 
 
 class CachedDataset:
-    """Length n; item i is (pixels uint8 (h, w, c), label, logits float32 (classes,), seed). One view at a time: set_view."""
+    """Length n; item i is (pixels uint8 (h, w, c), label, logits float32 (classes,), the seed's bits). One view at a time: set_view."""
 
     def __init__(self, cache, folder, view=0):
-        with h5py.File(cache, "r") as master:
-            names = sorted(k for k in master if k.startswith("shard"))
-            shards = [os.path.join(os.path.dirname(cache), master.get(k, getlink=True).filename) for k in names]
-        self.files = [h5py.File(s, "r") for s in shards]  # opened once; a missing shard fails here, loudly
-        attributes = {k: (v.decode() if isinstance(v, bytes) else v) for k, v in self.files[0].attrs.items()}
+        self.master = h5py.File(cache, "r")
+        self.files = [self.master["shards"][k] for k in sorted(self.master["shards"])]  # a missing shard fails here, loudly
+        attributes = {k: (v.decode() if isinstance(v, bytes) else v) for k, v in self.master.attrs.items()}
         self.policy, self.codec = str(attributes["augment"]), str(attributes["codec"])
         self.ids = np.concatenate([f["sample_id"][:] for f in self.files])
         self.labels = np.concatenate([f["label"][:] for f in self.files])
@@ -90,14 +88,14 @@ class CachedDataset:
         if self.codec != "u8sqrt":
             return stored.astype(np.float32)
         high, span = (file[k][:, view].astype(np.float32)[:, None] for k in ("row_max", "row_range"))
-        return high - span * np.square(stored.astype(np.float32) / np.float32(255))
+        return high - span / np.float32(65025) * np.square(stored.astype(np.float32))
 
     def __len__(self):
         return len(self.ids)
 
     def __getitem__(self, i):
         pixels = replay(self.policy, self.seeds[i], self.images[self.ids[i]])
-        return pixels, int(self.labels[i]), self.logits[i], self.seeds[i]
+        return pixels, int(self.labels[i]), self.logits[i], self.seeds[i].view(np.int64)  # torch has no uint64
 
 
 if __name__ == "__main__":
@@ -105,4 +103,4 @@ if __name__ == "__main__":
         sys.exit("usage: cmkd_dataset.py CACHE.h5 DATA_FOLDER [VIEW]     prints what a DataLoader would see first")
     data = CachedDataset(sys.argv[1], sys.argv[2], int(sys.argv[3]) if len(sys.argv) > 3 else 0)
     pixels, label, logits, seed = data[0]
-    print(json.dumps(dict(samples=len(data), views=data.views, policy=data.policy, codec=data.codec, pixels=list(pixels.shape), label=label, seed=int(seed), top1=int(logits.argmax()))))
+    print(json.dumps(dict(samples=len(data), views=data.views, policy=data.policy, codec=data.codec, pixels=list(pixels.shape), label=label, seed=int(seed.view(np.uint64)), top1=int(logits.argmax()))))
