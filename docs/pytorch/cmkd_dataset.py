@@ -67,7 +67,7 @@ class CachedDataset:
 
     def __init__(self, cache, folder, view=0):
         self.master = h5py.File(cache, "r")
-        self.files = [self.master["shards"][k] for k in sorted(self.master["shards"])]  # a missing shard fails here, loudly
+        self.files = [self.master[k] for k in sorted(self.master) if k.startswith("shard-")]  # a missing shard fails here, loudly
         attributes = {k: (v.decode() if isinstance(v, bytes) else v) for k, v in self.master.attrs.items()}
         self.policy, self.codec = str(attributes["augment"]), str(attributes["codec"])
         self.ids = np.concatenate([f["sample_id"][:] for f in self.files])
