@@ -88,7 +88,7 @@ LINK = $(CC) $(OPENMP) $(SAN) $(LDFLAGS)
 LIB_DIRS := base formats kernels kernels/ref kernels/cpu nets precompute train
 LIB_SRC  := $(filter-out %/main.c formats/h5zstd.c,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
-PROGRAMS := $(if $(wildcard precompute/main.c),$(BUILD)/cmkd-cache) $(if $(wildcard train/main.c),$(BUILD)/cmkd-train)
+PROGRAMS := $(strip $(if $(wildcard precompute/main.c),$(BUILD)/cmkd-cache) $(if $(wildcard train/main.c),$(BUILD)/cmkd-train))
 PLUGIN   := $(if $(wildcard formats/h5zstd.c),$(BUILD)/libh5zstd.so)
 CU_SRC   := $(sort $(wildcard kernels/cuda/*.cu kernels/cuda/*.c))
 CUDA_LIB := $(if $(HAVE_CUDA),$(if $(CU_SRC),$(BUILD)/libcmkd-cuda.so))
@@ -221,14 +221,14 @@ help:
 deps:
 	@.ci/deps '$(BUILD)'
 check: deps
-	@$(again) run-tests
+	+@$(again) run-tests
 asan: deps
-	@$(again) BUILD=$(BUILD)/asan $(ASAN) run-tests
+	+@$(again) BUILD=$(BUILD)/asan $(ASAN) run-tests
 demo: deps
-	@$(again) all
-	@$(MAKE) run-demo
+	+@$(again) all
+	+@$(MAKE) run-demo
 fuzz: deps
-	@if echo 'int LLVMFuzzerTestOneInput(const char *d, long n); int LLVMFuzzerTestOneInput(const char *d, long n) { return !d + (int)n < 0; }' | clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - 2> /dev/null; \
+	+@if echo 'int LLVMFuzzerTestOneInput(const char *d, long n); int LLVMFuzzerTestOneInput(const char *d, long n) { return !d + (int)n < 0; }' | clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - 2> /dev/null; \
 	then $(again) BUILD=$(BUILD)/fuzz CC=clang NVCC=/none OPENMP='-idirafter $(shell gcc -print-file-name=include) -lgomp -Wno-unknown-pragmas -Wno-unused-command-line-argument' \
 	  OPT='-O1 -g' SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-build \
 	  && tests/fuzz '$(abspath $(BUILD))/fuzz' '$(SECONDS)'; \
