@@ -68,6 +68,7 @@ void cmkd_net_scope(net_builder *b, const char *format, ...) {
 static cmkd_shape shape_of(const net_builder *b, int x) { return b->status == CMKD_OK && x >= 0 && x < b->graph->tensors ? b->graph->tensor[x] : NONE; }
 int cmkd_net_channels(const net_builder *b, int x) { return shape_of(b, x).c; }
 int cmkd_net_height(const net_builder *b, int x) { return shape_of(b, x).h; }
+int cmkd_net_width(const net_builder *b, int x) { return shape_of(b, x).w; }
 
 /* Appends op, its output shaped by the op's rule. */
 static int append(net_builder *b, cmkd_op op, int out_c) {

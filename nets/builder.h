@@ -22,6 +22,7 @@ cmkd_status cmkd_net_finish(net_builder *b, cmkd_graph **out);
 void cmkd_net_scope(net_builder *b, const char *format, ...) CMKD_PRINTF(2, 3);
 int cmkd_net_channels(const net_builder *b, int x); /* 0 after a failure */
 int cmkd_net_height(const net_builder *b, int x);
+int cmkd_net_width(const net_builder *b, int x);
 int cmkd_net_conv_full(net_builder *b, const char *name, int x, int out, int kernel, int stride, int pad, int groups, int bias);
 /* act(batchnorm(x) [+ residual]); residual -1: none. */
 int cmkd_net_norm(net_builder *b, const char *name, int x, int residual, cmkd_act act);
@@ -44,6 +45,7 @@ void cmkd_net_fail(net_builder *b, const char *message);
 #define net_scope cmkd_net_scope
 #define net_channels cmkd_net_channels
 #define net_height cmkd_net_height
+#define net_width cmkd_net_width
 #define net_conv(b, name, x, out, kernel, stride, pad) cmkd_net_conv_full(b, name, x, out, kernel, stride, pad, 1, 0)
 #define net_conv_groups(b, name, x, out, kernel, stride, pad, groups) cmkd_net_conv_full(b, name, x, out, kernel, stride, pad, groups, 0)
 #define net_conv_bias(b, name, x, out, kernel, stride, pad) cmkd_net_conv_full(b, name, x, out, kernel, stride, pad, 1, 1)
@@ -64,5 +66,6 @@ void cmkd_net_fail(net_builder *b, const char *message);
 
 /* A family builds every member from a few numbers (depth, width, ...) that the registry lists; x is the image. */
 typedef void net_family(net_builder *b, int x, const int *size);
-net_family cmkd_net_resnet_cifar;
+net_family cmkd_net_resnet_cifar, cmkd_net_resnet_imagenet, cmkd_net_wrn, cmkd_net_vgg, cmkd_net_vgg_imagenet, cmkd_net_mobilenetv1, cmkd_net_mobilenetv2,
+  cmkd_net_mobilenetv2_cifar, cmkd_net_shufflenetv1_cifar, cmkd_net_shufflenetv2_cifar;
 #endif
