@@ -229,7 +229,7 @@ demo: deps
 	+@$(MAKE) run-demo
 fuzz: deps
 	+@if echo 'int LLVMFuzzerTestOneInput(const char *d, long n); int LLVMFuzzerTestOneInput(const char *d, long n) { return !d + (int)n < 0; }' | clang -x c -fsanitize=fuzzer,address,undefined -o /dev/null - 2> /dev/null; \
-	then $(again) BUILD=$(BUILD)/fuzz CC=clang NVCC=/none OPENMP='-idirafter $(shell gcc -print-file-name=include) -lgomp -Wno-unknown-pragmas -Wno-unused-command-line-argument' \
+	then $(again) BUILD=$(BUILD)/fuzz CC=clang NVCC=/none OPENMP='-Itests/serial -Wno-unknown-pragmas -Wno-unused-variable -Wno-unknown-attributes' \
 	  OPT='-O1 -g' SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-build \
 	  && tests/fuzz '$(abspath $(BUILD))/fuzz' '$(SECONDS)'; \
 	else echo 'SKIP: make fuzz needs clang with libFuzzer (apt-get install clang)'; fi
