@@ -77,7 +77,8 @@ REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
 MISSING = $(strip $(foreach r,$(REQUIRED),$(if $(HAVE_$(r)),,$(r))))
 LIBS := -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
 # until every backend is on trunk
-LIBS := -Wl,-u,cmkd_backend_cpu -Wl,-u,cmkd_backend_ref $(LIBS)
+comma := ,
+LIBS := $(foreach d,cpu ref,$(if $(shell grep -ls 'cmkd_backend_$(d) =' kernels/$(d)/*.c),-Wl$(comma)-u$(comma)cmkd_backend_$(d))) $(LIBS)
 ALL_CPPFLAGS := $(BASE_CPPFLAGS) $(HDF5_CPP) $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) $(CPPFLAGS)
 ALL_CFLAGS := -std=c17 $(OPT) -fPIC $(OPENMP) -fno-math-errno $(WARN) $(SAN) $(ALL_CPPFLAGS) $(CFLAGS)
 LINK = $(CC) $(OPENMP) $(SAN) $(LDFLAGS)
