@@ -204,14 +204,15 @@ void cmkd_options_help(const cmkd_command *command, FILE *out) {
   for (const cmkd_option *o = command->options; o->name; o++) {
     if (!o->help) continue; /* named in another line */
     int length = fprintf(out, "  %s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "") - 2;
-    if (length > width) fprintf(out, "\n%*s", width + 2, "");
-    else fprintf(out, "%*s", width - length, "");
-    fprintf(out, "  %s\n", o->help);
+    if (!*o->help) fputc('\n', out);
+    else if (length > width) fprintf(out, "\n%*s  %s\n", width + 2, "", o->help);
+    else fprintf(out, "%*s  %s\n", width - length, "", o->help);
   }
   fprintf(out, "  %-*s  this text\n", width, "--help");
   if (command->examples) {
     fprintf(out, "\nexamples:\n");
     for (const char *at = command->examples; *at;) {
+      at += strspn(at, " ");
       size_t length = strcspn(at, "\n");
       fprintf(out, "  %.*s\n", (int)length, at);
       at += length + (at[length] == '\n');
