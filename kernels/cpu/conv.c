@@ -1,0 +1,275 @@
+/* Plans of the direct convolution: which source floats every output pixel reads, in what order the weights are packed for that, and the
+ * padded copies that spare the kernels every border case. The forward pass of a stride-s convolution has one class of output pixels; its
+ * backward-data pass has s x s classes (by position modulo s), each with its own taps. */
+#include "kernels/cpu/conv.h"
+#include <stdlib.h>
+#include <string.h>
+
+void cmkd_conv_free(cmkd_conv *conv) {
+  if (!conv) return;
+  cmkd_conv_dnnl_free(conv->dnnl);
+  if (conv->fwd.cls) free((void *)conv->fwd.cls[0].seg);
+  if (conv->bwd.cls) free((void *)conv->bwd.cls[0].seg);
+  free((void *)conv->fwd.cls);
+  free((void *)conv->bwd.cls);
+  free(conv->fwd_tap);
+  free(conv->bwd_tap);
+  free(conv);
+}
+
+double cmkd_conv_flops(const cmkd_conv *conv) {
+  const cmkd_conv_geometry *g = &conv->g;
+  return 2.0 * g->oh * g->ow * g->oc * (g->ic / g->groups) * g->kh * g->kw;
+}
+
+static int blocks_of(const cmkd_conv *conv, int outs) { return (outs + conv->kernels->block - 1) / conv->kernels->block; }
+
+/* Adds one tap to a class; taps that read on where the last one ended share its segment. */
+static void add_tap(cmkd_conv_class *cls, cmkd_seg *seg, int *taps, int *tap_count, int64_t offset, int length, int merge, int tap) {
+  if (merge && cls->segs && seg[cls->segs - 1].offset + seg[cls->segs - 1].length == offset) seg[cls->segs - 1].length += length;
+  else seg[cls->segs++] = (cmkd_seg){offset, length};
+  cls->k += length;
+  taps[(*tap_count)++] = tap;
+}
+
+static int plan_forward(cmkd_conv *conv) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const int gi = g->ic / g->groups, taps = g->kh * g->kw;
+  cmkd_conv_class *cls = calloc(1, sizeof *cls);
+  cmkd_seg *seg = calloc((size_t)taps, sizeof *seg);
+  conv->fwd_tap = calloc((size_t)taps, sizeof *conv->fwd_tap);
+  conv->fwd.cls = cls;
+  if (!cls || !seg || !conv->fwd_tap) { free(seg); return 0; }
+  cls->seg = seg;
+  conv->fwd_ph = g->pad ? (g->oh - 1) * g->stride + g->kh : g->ih;
+  conv->fwd_pw = g->pad ? (g->ow - 1) * g->stride + g->kw : g->iw;
+  const int64_t row = (int64_t)conv->fwd_pw * g->ic;
+  int count = 0;
+  for (int y = 0; y < g->kh; y++)
+    for (int x = 0; x < g->kw; x++) add_tap(cls, seg, conv->fwd_tap, &count, y * row + (int64_t)x * g->ic, gi, g->groups == 1, y * g->kw + x);
+  cls->ny = g->oh, cls->nx = g->ow;
+  conv->fwd.groups = g->groups, conv->fwd.outs = g->oc / g->groups, conv->fwd.classes = 1;
+  conv->fwd.src_row = row * g->stride, conv->fwd.src_col = (int64_t)g->ic * g->stride, conv->fwd.src_group = gi;
+  conv->fwd.dst_row = conv->fwd.dst_y = (int64_t)g->ow * g->oc, conv->fwd.dst_col = conv->fwd.dst_x = g->oc;
+  conv->forward_floats = conv->depthwise ? (size_t)taps * (size_t)g->ic
+                       : (size_t)g->groups * (size_t)blocks_of(conv, conv->fwd.outs) * (size_t)taps * (size_t)gi * (size_t)conv->kernels->block;
+  return 1;
+}
+
+/* Output-gradient row that tap k of an input row at phase c reads, relative to the row's index in its phase; 1 when there is one. */
+static int backward_tap(const cmkd_conv_geometry *g, int c, int k, int *at) {
+  int d = c + g->pad - k;
+  if (d % g->stride) return 0;
+  *at = d / g->stride;
+  return 1;
+}
+
+/* How far the taps of all phases reach: padding before, and the padded length. */
+static void backward_reach(const cmkd_conv_geometry *g, int side, int kernel, int out_side, int *before, int *padded) {
+  int low = 0, high = out_side - 1;
+  for (int c = 0; c < g->stride && c < side; c++)
+    for (int k = 0, at; k < kernel; k++) {
+      if (!backward_tap(g, c, k, &at)) continue;
+      int last = at + (side - c + g->stride - 1) / g->stride - 1;
+      low = at < low ? at : low;
+      high = last > high ? last : high;
+    }
+  *before = -low;
+  *padded = high - low + 1;
+}
+
+static int plan_backward(cmkd_conv *conv) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const int go = g->oc / g->groups, taps = g->kh * g->kw, sy = g->stride < g->ih ? g->stride : g->ih, sx = g->stride < g->iw ? g->stride : g->iw;
+  cmkd_conv_class *cls = calloc((size_t)sy * (size_t)sx, sizeof *cls);
+  cmkd_seg *seg = calloc((size_t)taps + 1, sizeof *seg); /* every tap belongs to one class */
+  conv->bwd_tap = calloc((size_t)taps + 1, sizeof *conv->bwd_tap);
+  conv->bwd.cls = cls;
+  if (!cls || !seg || !conv->bwd_tap) { free(seg); return 0; }
+  backward_reach(g, g->ih, g->kh, g->oh, &conv->bwd_top, &conv->bwd_ph);
+  backward_reach(g, g->iw, g->kw, g->ow, &conv->bwd_left, &conv->bwd_pw);
+  const int64_t row = (int64_t)conv->bwd_pw * g->oc;
+  conv->bwd.groups = g->groups, conv->bwd.outs = g->ic / g->groups, conv->bwd.classes = sy * sx;
+  conv->bwd.src_row = row, conv->bwd.src_col = g->oc, conv->bwd.src_group = go;
+  conv->bwd.dst_y = (int64_t)g->iw * g->ic, conv->bwd.dst_x = g->ic;
+  conv->bwd.dst_row = conv->bwd.dst_y * g->stride, conv->bwd.dst_col = conv->bwd.dst_x * g->stride;
+  const int64_t per_k = conv->depthwise ? g->ic : (int64_t)g->groups * blocks_of(conv, conv->bwd.outs) * conv->kernels->block;
+  int count = 0, segs = 0;
+  int64_t weights = 0;
+  for (int n = 0; n < sy * sx; n++) {
+    cmkd_conv_class *c = &cls[n];
+    c->y0 = n / sx, c->x0 = n % sx;
+    c->ny = (g->ih - c->y0 + g->stride - 1) / g->stride, c->nx = (g->iw - c->x0 + g->stride - 1) / g->stride;
+    c->base = conv->bwd_top * row + (int64_t)conv->bwd_left * g->oc;
+    c->seg = seg + segs;
+    c->weights = weights;
+    for (int ky = g->kh - 1, ay; ky >= 0; ky--) {
+      if (!backward_tap(g, c->y0, ky, &ay)) continue;
+      for (int kx = g->kw - 1, ax; kx >= 0; kx--)
+        if (backward_tap(g, c->x0, kx, &ax)) add_tap(c, seg + segs, conv->bwd_tap, &count, ay * row + (int64_t)ax * g->oc, go, g->groups == 1, ky * g->kw + kx);
+    }
+    segs += c->segs;
+    weights += conv->depthwise ? c->segs * per_k : c->k * per_k;
+  }
+  conv->backward_floats = (size_t)weights;
+  return 1;
+}
+
+cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv_options *options, cmkd_conv **out, cmkd_error *err) {
+  cmkd_conv *conv = calloc(1, sizeof *conv);
+  if (!conv) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning a convolution");
+  const cmkd_conv_geometry *g = geometry;
+  conv->g = *g;
+  conv->kernels = options->kernels;
+  conv->depthwise = g->groups > 1 && g->groups == g->ic && g->groups == g->oc;
+  if (!plan_forward(conv) || (options->train && !plan_backward(conv))) {
+    cmkd_conv_free(conv);
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning a %dx%d convolution of %d channels", g->kh, g->kw, g->ic);
+  }
+  conv->grad_floats = conv->forward_floats;
+  size_t source = (size_t)conv->fwd_ph * (size_t)conv->fwd_pw * (size_t)g->ic, gradient = (size_t)conv->bwd_ph * (size_t)conv->bwd_pw * (size_t)g->oc;
+  conv->scratch_floats = (source > gradient ? source : gradient) + 64;
+  if (options->dnnl) {
+    cmkd_status status = cmkd_conv_dnnl_create(conv, options, &conv->dnnl, err);
+    if (status != CMKD_OK) { cmkd_conv_free(conv); return status; }
+  }
+  *out = conv;
+  return CMKD_OK;
+}
+
+/* ---- weights ------------------------------------------------------------------------------------------------------------- */
+
+/* Where weight (o, i, tap) lies in the plain array. */
+static int64_t plain_index(const cmkd_conv_geometry *g, int o, int i, int tap) {
+  const int gi = g->ic / g->groups, planes = g->plane > 1 ? gi / g->plane : gi;
+  if (g->plane > 1) i = i % planes * g->plane + i / planes; /* (h, w, c) here, (c, h, w) there */
+  return ((int64_t)o * gi + i) * g->kh * g->kw + tap;
+}
+
+static void pack_pass(const cmkd_conv *conv, const cmkd_conv_pass *pass, const int *tap, int transposed, const float *plain, float *packed) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const int gi = g->ic / g->groups, go = g->oc / g->groups, inner = transposed ? go : gi, B = conv->kernels->block, blocks = blocks_of(conv, pass->outs);
+  for (int n = 0; n < pass->classes; n++) {
+    const cmkd_conv_class *cls = &pass->cls[n];
+    const int taps = conv->depthwise ? cls->segs : cls->k / inner;
+    float *to = packed + cls->weights;
+    if (conv->depthwise) {
+      for (int t = 0; t < taps; t++)
+        for (int c = 0; c < g->ic; c++) *to++ = plain[(int64_t)c * g->kh * g->kw + tap[t]];
+    } else {
+      for (int group = 0; group < g->groups; group++)
+        for (int b = 0; b < blocks; b++)
+          for (int t = 0; t < taps; t++)
+            for (int k = 0; k < inner; k++)
+              for (int l = 0; l < B; l++) {
+                int lane = b * B + l;
+                *to++ = lane >= pass->outs ? 0.0f : plain[transposed ? plain_index(g, group * go + k, lane, tap[t]) : plain_index(g, group * go + lane, k, tap[t])];
+              }
+    }
+    tap += taps;
+  }
+}
+
+void cmkd_conv_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward) {
+  if (conv->dnnl) { cmkd_conv_dnnl_pack(conv, plain, forward, backward); return; }
+  if (forward) pack_pass(conv, &conv->fwd, conv->fwd_tap, 0, plain, forward);
+  if (backward) pack_pass(conv, &conv->bwd, conv->bwd_tap, 1, plain, backward);
+}
+
+void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count, float *plain) {
+  if (conv->dnnl) { cmkd_conv_dnnl_unpack_grad(conv, packed, lanes, first, count, plain); return; }
+  const cmkd_conv_geometry *g = &conv->g;
+  const int gi = g->ic / g->groups, go = g->oc / g->groups, taps = g->kh * g->kw, B = conv->kernels->block, blocks = blocks_of(conv, go);
+  for (int o = first; o < first + count; o++)
+    for (int t = 0; t < taps; t++)
+      for (int i = 0; i < gi; i++) {
+        int64_t at = conv->depthwise ? (int64_t)t * g->ic + o
+                   : ((((int64_t)(o / go) * blocks + o % go / B) * taps + t) * gi + i) * B + o % go % B;
+        float sum = packed[0][at];
+        for (int lane = 1; lane < lanes; lane++) sum += packed[lane][at];
+        plain[plain_index(g, o, i, conv->fwd_tap[t])] = sum;
+      }
+}
+
+/* ---- runs ---------------------------------------------------------------------------------------------------------------- */
+
+/* src (h, w, c) into the middle of zeros (ph, pw, c); what does not fit is left out. */
+static void pad_image(const float *src, int h, int w, int c, int top, int left, int ph, int pw, float *dst) {
+  const size_t row = (size_t)pw * (size_t)c;
+  const int columns = left + w > pw ? pw - left : w;
+  for (int y = 0; y < ph; y++, dst += row) {
+    if (y < top || y >= top + h || columns <= 0) { memset(dst, 0, row * sizeof *dst); continue; }
+    const size_t before = (size_t)left * (size_t)c, inside = (size_t)columns * (size_t)c;
+    memset(dst, 0, before * sizeof *dst);
+    memcpy(dst + before, src + (size_t)(y - top) * (size_t)w * (size_t)c, inside * sizeof *dst);
+    memset(dst + before + inside, 0, (row - before - inside) * sizeof *dst);
+  }
+}
+
+static const float *padded_source(const cmkd_conv *conv, const float *src, float *scratch) {
+  const cmkd_conv_geometry *g = &conv->g;
+  if (!g->pad) return src;
+  pad_image(src, g->ih, g->iw, g->ic, g->pad, g->pad, conv->fwd_ph, conv->fwd_pw, scratch);
+  return scratch;
+}
+
+/* Vectors in, vectors out: the images of a chunk become the pixels of one. */
+static int is_flat(const cmkd_conv_geometry *g) { return g->ih == 1 && g->iw == 1 && g->oh == 1 && g->ow == 1 && !g->pad; }
+
+static cmkd_conv_pass flat_pass(const cmkd_conv_pass *pass, cmkd_conv_class *cls, int n, int src_c, int dst_c) {
+  cmkd_conv_pass flat = *pass;
+  *cls = pass->cls[0];
+  cls->nx = n;
+  flat.src_col = src_c, flat.dst_col = dst_c, flat.cls = cls;
+  return flat;
+}
+
+void cmkd_conv_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst, float *scratch) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const cmkd_cpu_kernels *k = conv->kernels;
+  if (conv->dnnl) { cmkd_conv_dnnl_forward(conv, thread, n, src, weights, epilogue, dst); return; }
+  if (is_flat(g) && !conv->depthwise) {
+    cmkd_conv_class cls;
+    cmkd_conv_pass flat = flat_pass(&conv->fwd, &cls, n, g->ic, g->oc);
+    k->conv_run(&flat, src, weights, epilogue, dst);
+    return;
+  }
+  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
+  for (int i = 0; i < n; i++) {
+    cmkd_epilogue e = *epilogue;
+    if (e.add) e.add += (size_t)i * out;
+    (conv->depthwise ? k->depth_run : k->conv_run)(&conv->fwd, padded_source(conv, src + (size_t)i * in, scratch), weights, &e, dst + (size_t)i * out);
+  }
+}
+
+void cmkd_conv_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc, float *scratch) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const cmkd_cpu_kernels *k = conv->kernels;
+  if (conv->dnnl) { cmkd_conv_dnnl_backward_data(conv, thread, n, ddst, weights, accumulate, dsrc); return; }
+  if (is_flat(g) && !conv->depthwise) {
+    cmkd_conv_class cls;
+    cmkd_conv_pass flat = flat_pass(&conv->bwd, &cls, n, g->oc, g->ic);
+    k->conv_run(&flat, ddst, weights, &(cmkd_epilogue){NULL, accumulate ? dsrc : NULL, CMKD_ACT_NONE}, dsrc);
+    return;
+  }
+  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
+  const int copies = conv->bwd_top || conv->bwd_left || conv->bwd_ph != g->oh || conv->bwd_pw != g->ow;
+  for (int i = 0; i < n; i++, ddst += out, dsrc += in) {
+    if (copies) pad_image(ddst, g->oh, g->ow, g->oc, conv->bwd_top, conv->bwd_left, conv->bwd_ph, conv->bwd_pw, scratch);
+    (conv->depthwise ? k->depth_run : k->conv_run)(&conv->bwd, copies ? scratch : ddst, weights, &(cmkd_epilogue){NULL, accumulate ? dsrc : NULL, CMKD_ACT_NONE}, dsrc);
+  }
+}
+
+void cmkd_conv_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad, float *scratch) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const cmkd_cpu_kernels *k = conv->kernels;
+  if (conv->dnnl) { cmkd_conv_dnnl_backward_weights(conv, thread, n, src, ddst, grad); return; }
+  if (is_flat(g) && !conv->depthwise) {
+    cmkd_conv_class cls;
+    cmkd_conv_pass flat = flat_pass(&conv->fwd, &cls, n, g->ic, g->oc);
+    k->conv_wgrad(&flat, src, ddst, grad);
+    return;
+  }
+  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
+  for (int i = 0; i < n; i++, src += in, ddst += out) (conv->depthwise ? k->depth_wgrad : k->conv_wgrad)(&conv->fwd, padded_source(conv, src, scratch), ddst, grad);
+}

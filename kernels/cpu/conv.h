@@ -1,0 +1,51 @@
+/* One convolution (or linear layer) of a network, planned once: shapes, padding, packed weight layouts and who computes it: the direct
+ * kernels of kernels.h or oneDNN (conv_dnnl.h). Runs images one after the other on the calling thread; many threads may run the same plan,
+ * each with its own scratch. Knows nothing of graphs, gradients of other ops, or the optimizer. */
+#ifndef CMKD_CPU_CONV_H
+#define CMKD_CPU_CONV_H
+#include <stddef.h>
+#include "cmkd/status.h"
+#include "kernels/cpu/conv_dnnl.h"
+#include "kernels/cpu/kernels.h"
+
+typedef struct cmkd_conv_geometry {
+  int ih, iw, ic, oh, ow, oc, kh, kw, stride, pad, groups;
+  int plane; /* LINEAR: h * w of the flattened input, whose weights are in (c, h, w) order; else 1 */
+} cmkd_conv_geometry;
+
+typedef struct cmkd_conv_options {
+  const cmkd_cpu_kernels *kernels;
+  int train;      /* plan the backward passes too */
+  int dnnl;       /* let oneDNN compute where it can */
+  int threads;    /* how many may run it at once */
+} cmkd_conv_options;
+
+typedef struct cmkd_conv {
+  cmkd_conv_geometry g;
+  const cmkd_cpu_kernels *kernels;
+  int depthwise;
+  cmkd_conv_pass fwd, bwd;
+  int *fwd_tap, *bwd_tap;            /* kh * kw_count + kw of each segment's taps, in packed order */
+  size_t forward_floats, backward_floats, grad_floats; /* packed weights and weight gradient */
+  size_t scratch_floats;             /* per thread */
+  int fwd_ph, fwd_pw;                /* padded source; equal to the image where there is nothing to pad */
+  int bwd_ph, bwd_pw, bwd_top, bwd_left;
+  cmkd_conv_dnnl *dnnl;              /* NULL: the direct kernels */
+} cmkd_conv;
+
+cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv_options *options, cmkd_conv **out, cmkd_error *err);
+void cmkd_conv_free(cmkd_conv *conv);
+double cmkd_conv_flops(const cmkd_conv *conv); /* of one pass over one image */
+
+/* plain: (oc, ic / groups, kh, kw) as in state dicts. Either target may be NULL. */
+void cmkd_conv_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward);
+/* plain = sum of `lanes` packed gradients in that order; output channels [first, first + count) only. */
+void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count, float *plain);
+
+/* src (n, ih, iw, ic) -> dst (n, oh, ow, oc). epilogue->add, where given, is laid out like dst. thread: 0 .. threads - 1. */
+void cmkd_conv_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst, float *scratch);
+/* dsrc (+)= transposed convolution of ddst. */
+void cmkd_conv_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc, float *scratch);
+/* grad (packed) += . 64 bytes past ddst's end must be readable. */
+void cmkd_conv_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad, float *scratch);
+#endif

@@ -1,0 +1,160 @@
+#include "kernels/cpu/ops.h"
+#include <string.h>
+
+static int64_t numbers(cmkd_shape s) { return (int64_t)s.h * s.w * s.c; }
+static int low(int at) { return at < 0 ? 0 : at; }
+static int high(int at, int side) { return at > side ? side : at; }
+
+static void maxpool_forward(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out) {
+  for (int y = 0; y < os.h; y++)
+    for (int x = 0; x < os.w; x++, out += os.c) {
+      int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad, first = 1;
+      for (int v = low(y0); v < high(y0 + op->kernel_h, is.h); v++)
+        for (int u = low(x0); u < high(x0 + op->kernel_w, is.w); u++) {
+          const float *from = in + ((int64_t)v * is.w + u) * is.c;
+          if (first) memcpy(out, from, sizeof *out * (size_t)is.c);
+          else
+            for (int c = 0; c < is.c; c++) out[c] = from[c] > out[c] || from[c] != from[c] ? from[c] : out[c];
+          first = 0;
+        }
+    }
+}
+
+/* The gradient goes to the first of the largest pixels, as in PyTorch. */
+static void maxpool_backward(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, const float *out, const float *dout, float *din) {
+  for (int y = 0; y < os.h; y++)
+    for (int x = 0; x < os.w; x++, out += os.c, dout += os.c) {
+      int y0 = low(y * op->stride - op->pad), x0 = low(x * op->stride - op->pad);
+      int y1 = high(y * op->stride - op->pad + op->kernel_h, is.h), x1 = high(x * op->stride - op->pad + op->kernel_w, is.w);
+      for (int c = 0; c < is.c; c++) {
+        int found = 0;
+        for (int v = y0; v < y1 && !found; v++)
+          for (int u = x0; u < x1 && !found; u++) {
+            int64_t at = ((int64_t)v * is.w + u) * is.c + c;
+            if (in[at] != out[c]) continue;
+            din[at] += dout[c];
+            found = 1;
+          }
+      }
+    }
+}
+
+static void avgpool(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout, float *din) {
+  const float weight = 1.0f / (float)(op->kernel_h * op->kernel_w);
+  for (int y = 0; y < os.h; y++)
+    for (int x = 0; x < os.w; x++) {
+      const int64_t o = ((int64_t)y * os.w + x) * os.c;
+      int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad;
+      if (out) memset(out + o, 0, sizeof *out * (size_t)os.c);
+      for (int v = low(y0); v < high(y0 + op->kernel_h, is.h); v++)
+        for (int u = low(x0); u < high(x0 + op->kernel_w, is.w); u++) {
+          const int64_t i = ((int64_t)v * is.w + u) * is.c;
+          if (out) for (int c = 0; c < is.c; c++) out[o + c] += in[i + c] * weight;
+          else for (int c = 0; c < is.c; c++) din[i + c] += dout[o + c] * weight;
+        }
+    }
+}
+
+static void globalpool_forward(cmkd_shape is, const float *in, float *out) {
+  const int px = is.h * is.w;
+  memset(out, 0, sizeof *out * (size_t)is.c);
+  for (int i = 0; i < px; i++, in += is.c)
+    for (int c = 0; c < is.c; c++) out[c] += in[c];
+  for (int c = 0; c < is.c; c++) out[c] /= (float)px;
+}
+
+static void globalpool_backward(cmkd_shape is, const float *dout, int accumulate, float *din) {
+  const int px = is.h * is.w;
+  const float weight = 1.0f / (float)px;
+  for (int i = 0; i < px; i++, din += is.c)
+    for (int c = 0; c < is.c; c++) din[c] = dout[c] * weight + (accumulate ? din[c] : 0.0f);
+}
+
+static void padshortcut(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout, float *din) {
+  for (int y = 0; y < os.h; y++)
+    for (int x = 0; x < os.w; x++) {
+      const int64_t i = ((int64_t)y * op->stride * is.w + (int64_t)x * op->stride) * is.c, o = ((int64_t)y * os.w + x) * os.c;
+      if (out) {
+        memset(out + o, 0, sizeof *out * (size_t)os.c);
+        memcpy(out + o + op->first, in + i, sizeof *out * (size_t)is.c);
+      } else
+        for (int c = 0; c < is.c; c++) din[i + c] += dout[o + op->first + c];
+    }
+}
+
+/* Copies or adds `c` channels a pixel between arrays of different widths. */
+static void move_channels(int64_t px, int c, const float *from, int from_c, float *to, int to_c, int accumulate) {
+  for (int64_t i = 0; i < px; i++, from += from_c, to += to_c)
+    if (!accumulate) memcpy(to, from, sizeof *to * (size_t)c);
+    else
+      for (int k = 0; k < c; k++) to[k] += from[k];
+}
+
+/* Channel (g, j) of `groups` x per goes to (j, g); back: the inverse. */
+static void shuffle(int64_t px, int channels, int groups, const float *from, float *to, int back, int accumulate) {
+  const int per = channels / groups;
+  for (int64_t i = 0; i < px; i++, from += channels, to += channels)
+    for (int g = 0; g < groups; g++)
+      for (int j = 0; j < per; j++) {
+        int a = g * per + j, b = j * groups + g, source = back ? b : a, target = back ? a : b;
+        to[target] = from[source] + (accumulate ? to[target] : 0.0f);
+      }
+}
+
+void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n, const float *const in[2], float *out) {
+  const cmkd_shape is = graph->tensor[op->in[0]], os = graph->tensor[op->out];
+  const int64_t in_size = numbers(is), out_size = numbers(os), px = (int64_t)n * os.h * os.w;
+  switch (op->kind) {
+  case CMKD_OP_ADD: case CMKD_OP_ACT: k->add_act(in[0], op->kind == CMKD_OP_ADD ? in[1] : NULL, op->act, out, n * out_size); return;
+  case CMKD_OP_CONCAT:
+    move_channels(px, is.c, in[0], is.c, out, os.c, 0);
+    move_channels(px, os.c - is.c, in[1], os.c - is.c, out + is.c, os.c, 0);
+    return;
+  case CMKD_OP_SLICE: move_channels(px, os.c, in[0] + op->first, is.c, out, os.c, 0); return;
+  case CMKD_OP_SHUFFLE: shuffle(px, os.c, op->groups, in[0], out, 0, 0); return;
+  default: break;
+  }
+  for (int i = 0; i < n; i++) {
+    const float *from = in[0] + i * in_size;
+    float *to = out + i * out_size;
+    switch (op->kind) {
+    case CMKD_OP_MAXPOOL: maxpool_forward(op, is, os, from, to); break;
+    case CMKD_OP_AVGPOOL: avgpool(op, is, os, from, to, NULL, NULL); break;
+    case CMKD_OP_GLOBALPOOL: globalpool_forward(is, from, to); break;
+    case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, from, to, NULL, NULL); break;
+    default: break;
+    }
+  }
+}
+
+void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n, const float *const in[2], const float *out, const float *dout, float *const din[2], const int accumulate[2]) {
+  const cmkd_shape is = graph->tensor[op->in[0]], os = graph->tensor[op->out];
+  const int64_t in_size = numbers(is), out_size = numbers(os), px = (int64_t)n * os.h * os.w;
+  const int scatters = op->kind == CMKD_OP_MAXPOOL || op->kind == CMKD_OP_AVGPOOL || op->kind == CMKD_OP_PADSHORTCUT || op->kind == CMKD_OP_SLICE;
+  if (scatters && din[0] && !accumulate[0]) memset(din[0], 0, sizeof(float) * (size_t)(n * in_size));
+  switch (op->kind) {
+  case CMKD_OP_ADD: case CMKD_OP_ACT:
+    for (int i = 0; i < 2; i++)
+      if (din[i]) k->act_backward(dout, out, op->act, accumulate[i], din[i], n * out_size);
+    return;
+  case CMKD_OP_CONCAT:
+    if (din[0]) move_channels(px, is.c, dout, os.c, din[0], is.c, accumulate[0]);
+    if (din[1]) move_channels(px, os.c - is.c, dout + is.c, os.c, din[1], os.c - is.c, accumulate[1]);
+    return;
+  case CMKD_OP_SLICE: if (din[0]) move_channels(px, os.c, dout, os.c, din[0] + op->first, is.c, 1); return;
+  case CMKD_OP_SHUFFLE: if (din[0]) shuffle(px, os.c, op->groups, dout, din[0], 1, accumulate[0]); return;
+  default: break;
+  }
+  if (!din[0]) return;
+  for (int i = 0; i < n; i++) {
+    const float *d = dout + i * out_size;
+    float *to = din[0] + i * in_size;
+    switch (op->kind) {
+    case CMKD_OP_MAXPOOL: maxpool_backward(op, is, os, in[0] + i * in_size, out + i * out_size, d, to); break;
+    case CMKD_OP_AVGPOOL: avgpool(op, is, os, NULL, NULL, d, to); break;
+    case CMKD_OP_GLOBALPOOL: globalpool_backward(is, d, accumulate[0], to); break;
+    case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, NULL, NULL, d, to); break;
+    default: break;
+    }
+  }
+}

@@ -1,0 +1,57 @@
+/* From an operation list to what the CPU backend executes: steps in phases, and where every activation and gradient lies.
+ *
+ * A phase is a run of steps that one thread may do image by image: between phases all threads meet, because batch norm needs sums over
+ * the whole batch. Inside a phase a thread takes its images in chunks that stay in the second-level cache from step to step.
+ *
+ *   forward   [gather conv1 moments] | [norm1 conv2 moments] | [norm2 ... globalpool linear]
+ *   backward  [linear globalpool reduce2] | [apply2 conv2 reduce1] | [apply1 conv1]
+ *
+ * Tensors that live within one phase lie in a buffer of the thread, of one chunk; the others have room for the batch in one arena:
+ *
+ *   arena  | values that backward reads (training) | gradients that cross phases, sharing slots when their lives do not overlap |
+ *
+ * Will not do: compute. */
+#ifndef CMKD_CPU_PLAN_H
+#define CMKD_CPU_PLAN_H
+#include <stddef.h>
+#include "cmkd/status.h"
+#include "kernels/graph.h"
+
+typedef enum cmkd_step_kind {
+  CMKD_STEP_GATHER,   /* rows of uint8 images -> tensor 0 */
+  CMKD_STEP_FORWARD,  /* the op itself */
+  CMKD_STEP_FUSED,    /* INFER: convolution `op` with batch norm `norm`, its addition and activation */
+  CMKD_STEP_MOMENTS,  /* statistics of what batch norm `op` reads */
+  CMKD_STEP_REDUCE,   /* batch norm's backward sums; masks its output gradient in place where that is passed on */
+  CMKD_STEP_APPLY,    /* batch norm's input gradients */
+  CMKD_STEP_BACKWARD, /* gradient of any other op */
+  CMKD_STEP_OUTPUT    /* INFER: logits and features to the caller */
+} cmkd_step_kind;
+
+typedef struct cmkd_plan_step {
+  cmkd_step_kind kind;
+  int op, norm;
+  int accumulate[2];  /* backward: input gradient i has been written before and is added to */
+  int skip[2];        /* backward: input gradient i is not wanted, or is the same memory */
+} cmkd_plan_step;
+
+typedef struct cmkd_plan_phase { int first, steps, chunk; } cmkd_plan_phase;
+
+/* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the arena. */
+typedef struct cmkd_place { int used, local; size_t offset, size; } cmkd_place;
+
+typedef struct cmkd_plan {
+  cmkd_plan_step *step;
+  cmkd_plan_phase *phase;
+  int steps, phases, backward; /* backward: the first phase after the loss */
+  cmkd_place *value, *grad;    /* (tensors) */
+  size_t arena, local;         /* floats per image of the batch; floats per thread */
+} cmkd_plan;
+
+#define CMKD_CHUNK_MAX 8
+
+cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan *plan, cmkd_error *err);
+/* folded[i]: the batch norm that convolution i takes in, -1 for none (fills it). */
+cmkd_status cmkd_plan_infer(const cmkd_graph *graph, int *folded, cmkd_plan *plan, cmkd_error *err);
+void cmkd_plan_free(cmkd_plan *plan);
+#endif

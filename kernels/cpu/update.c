@@ -1,0 +1,87 @@
+/* After a step: gradients of all threads summed in thread order, SGD, running statistics, and the weights packed anew for the kernels.
+ * For inference: batch norm folded into the convolutions. */
+#include <math.h>
+#include <omp.h>
+#include <string.h>
+#include "kernels/cpu/model.h"
+
+void cmkd_cpu_pack(cmkd_be_model *m) {
+  const cmkd_graph *graph = m->graph;
+#pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
+  for (int i = graph->ops - 1; i >= 0; i--) { /* the largest layers tend to come last */
+    const cpu_op *o = &m->op[i];
+    if (o->conv) cmkd_conv_pack(o->conv, m->value[graph->op[i].param[0]], m->packed + o->forward, m->config.train ? m->packed + o->backward : NULL);
+  }
+  m->stale = 0;
+}
+
+/* weights * gamma / sqrt(var + eps), and what is left as a bias. plain: room for the scaled weights. */
+static void fold_one(cmkd_be_model *m, int i, float *plain) {
+  const cmkd_graph *graph = m->graph;
+  const cmkd_op *conv = &graph->op[i], *norm = &graph->op[m->folded[i]];
+  const cpu_op *o = &m->op[i];
+  const int channels = graph->tensor[conv->out].c;
+  const int64_t each = graph->param[conv->param[0]].count / channels;
+  const float *w = m->value[conv->param[0]];
+  float *bias = m->packed + o->bias;
+  for (int c = 0; c < channels; c++) {
+    double scale = m->value[norm->param[0]][c] / sqrt((double)m->value[norm->param[3]][c] + norm->eps);
+    double own = conv->param[1] >= 0 ? m->value[conv->param[1]][c] : 0.0;
+    bias[c] = (float)(m->value[norm->param[1]][c] + (own - m->value[norm->param[2]][c]) * scale);
+    for (int64_t j = 0; j < each; j++) plain[c * each + j] = (float)(w[c * each + j] * scale);
+  }
+  cmkd_conv_pack(o->conv, plain, m->packed + o->folded, NULL);
+}
+
+void cmkd_cpu_fold(cmkd_be_model *m) {
+  const cmkd_graph *graph = m->graph;
+#pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
+  for (int i = graph->ops - 1; i >= 0; i--) {
+    const cpu_op *o = &m->op[i];
+    if (!o->conv) continue;
+    if (m->folded[i] >= 0) fold_one(m, i, m->lane[omp_get_thread_num()].scratch);
+    else if (!m->config.train) cmkd_conv_pack(o->conv, m->value[graph->op[i].param[0]], m->packed + o->forward, NULL);
+  }
+  m->fold_stale = 0;
+}
+
+static void update_running(cmkd_be_model *m, int count) {
+  const cmkd_graph *graph = m->graph;
+  for (int i = 0; i < graph->ops; i++) {
+    const cmkd_op *op = &graph->op[i];
+    if (op->kind != CMKD_OP_NORM) continue;
+    const cmkd_shape s = graph->tensor[op->out];
+    const double n = (double)count * s.h * s.w, unbias = n > 1 ? n / (n - 1) : 1.0, rate = op->momentum;
+    float *mean = m->value[op->param[2]], *var = m->value[op->param[3]];
+    for (int c = 0; c < s.c; c++) {
+      mean[c] = (float)((1 - rate) * mean[c] + rate * m->batch_mean[m->op[i].channel + (size_t)c]);
+      var[c] = (float)((1 - rate) * var[c] + rate * unbias * m->batch_var[m->op[i].channel + (size_t)c]);
+    }
+  }
+}
+
+static void update_item(cmkd_be_model *m, const cpu_item *item, float lr) {
+  const cmkd_op *op = &m->graph->op[item->op];
+  const cpu_op *o = &m->op[item->op];
+  const cmkd_model_config *c = &m->config;
+  const int channels = m->graph->tensor[op->out].c, p = item->param;
+  const int64_t each = m->graph->param[p].count / channels, first = each * item->first;
+  if (o->conv && p == op->param[0]) {
+    const float *lane[CMKD_CPU_MAX_THREADS];
+    for (int t = 0; t < m->backend->threads; t++) lane[t] = m->lane[t].grad + o->grad;
+    cmkd_conv_unpack_grad(o->conv, lane, m->backend->threads, item->first, item->count, m->grad[p]);
+  } else if (o->conv)
+    for (int k = 0; k < channels; k++) {
+      double sum = 0;
+      for (int t = 0; t < m->backend->threads; t++) sum += m->lane[t].bias_sum[o->channel + (size_t)k];
+      m->grad[p][k] = (float)sum;
+    }
+  m->backend->kernels->sgd(m->value[p] + first, m->momentum[p] + first, m->grad[p] + first, each * item->count, lr, c->momentum, c->weight_decay, c->nesterov);
+}
+
+void cmkd_cpu_update(cmkd_be_model *m, float lr, int count) {
+#pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
+  for (int i = m->items - 1; i >= 0; i--) update_item(m, &m->item[i], lr);
+  update_running(m, count);
+  m->stale = m->fold_stale = 1;
+}
