@@ -18,7 +18,7 @@ void cmkd_cpu_model_free(cmkd_be_model *m) {
   for (int t = 0; m->lane && t < m->backend->threads; t++) lane_free(&m->lane[t]);
   cmkd_plan_free(&m->train);
   cmkd_plan_free(&m->infer);
-  void *const owned[] = {m->op, m->folded, m->lane, m->value, m->momentum, m->grad, m->storage, m->packed, m->arena, m->batch_mean, m->batch_var, m->item, m->labels, m->loss_scratch, m->agreement_scratch, m->result, m};
+  void *const owned[] = {m->op, m->folded, m->lane, m->value, m->momentum, m->grad, m->storage, m->packed, m->arena, m->batch_mean, m->item, m->labels, m->loss_scratch, m->agreement_scratch, m->result, m};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
