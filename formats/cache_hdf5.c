@@ -239,7 +239,7 @@ cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, uint8_t **out, size_t
   class_names(&im, &meta->head);
   for (uint32_t k = 0; k < meta->head.shards && !im.failed; k++) {
     char name[16], target[320];
-    snprintf(name, sizeof name, "shard-%05u", k);
+    snprintf(name, sizeof name, "shard-%05u", k % 100000);
     snprintf(target, sizeof target, "%s/%s", meta->folder, meta->shards[k].file);
     need(&im, H5Lcreate_external(target, "/", im.file, name, H5P_DEFAULT, H5P_DEFAULT));
   }
