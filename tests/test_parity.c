@@ -1,0 +1,178 @@
+/* Networks against PyTorch: replays the cases that tests/parity/parity.py wrote (inference logits, training loss, a digest of every
+ * parameter gradient and running statistic). With arguments it is the other half of that tool: one step, every number into a file. */
+#include "tests/support.h"
+#include <math.h>
+#include "kernels/backend.h"
+#include "nets/net.h"
+
+static cmkd_error err;
+
+/* The formulas of parity.py: number_of, value_of, images_of. */
+static uint32_t seed_of(const char *name) {
+  uint32_t seed = 2166136261u;
+  for (; *name; name++) seed = (seed ^ (uint8_t)*name) * 16777619u;
+  return seed;
+}
+static double number_at(uint32_t seed, uint64_t index) {
+  uint32_t x = (uint32_t)(index * 0x9E3779B1u + seed);
+  x ^= x >> 16, x *= 0x7FEB352Du, x ^= x >> 15, x *= 0x846CA68Bu, x ^= x >> 16;
+  return (double)(x >> 16) / 32768 - 1;
+}
+static void fill_param(const cmkd_param *p, float *value) {
+  uint32_t seed = seed_of(p->name);
+  double scale = 1;
+  for (int64_t fan = p->dims > 1 ? p->count / p->shape[0] : 0; scale * scale * (double)fan > 6;) scale /= 2;
+  for (int64_t i = 0; i < p->count; i++) {
+    double v = number_at(seed, (uint64_t)i);
+    value[i] = (float)(p->dims > 1 ? v * scale : p->kind == CMKD_PARAM_SCALE || p->kind == CMKD_PARAM_VAR ? v / 2 + 1 : v / 4);
+  }
+}
+
+typedef struct bench {
+  const cmkd_backend_table *table;
+  cmkd_graph *graph;
+  cmkd_params params, grads;
+  int rows;
+  uint8_t *pixels;
+  int32_t *labels;
+  float *logits;
+  cmkd_step_result result;
+} bench;
+
+/* Logits of an inference model, then one training step at learning rate 0: gradients, and parameters after it (statistics moved). */
+static void run(bench *b, const char *device, const char *arch, int side, int channels, int classes, int rows) {
+  *b = (bench){.rows = rows};
+  assert_ok(cmkd_backend_find(device, &b->table, &err));
+  assert_ok(cmkd_net_build(arch, (cmkd_net_shape){side, side, channels, classes}, &b->graph, &err));
+  assert_ok(cmkd_params_create(b->graph, &b->params, &err));
+  assert_ok(cmkd_params_create(b->graph, &b->grads, &err));
+  for (int i = 0; i < b->graph->params; i++) fill_param(&b->graph->param[i], b->params.value[i]);
+  size_t numbers = (size_t)rows * side * side * channels;
+  b->pixels = malloc(numbers), b->labels = malloc((size_t)rows * sizeof *b->labels), b->logits = malloc((size_t)rows * classes * sizeof *b->logits);
+  for (size_t i = 0; i < numbers; i++) b->pixels[i] = (uint8_t)((number_at(seed_of("images"), i) + 1) * 128);
+  uint32_t *row = malloc((size_t)rows * sizeof *row);
+  for (int i = 0; i < rows; i++) row[i] = (uint32_t)i, b->labels[i] = (7 * i + 3) % classes;
+  cmkd_backend *backend;
+  cmkd_be_images *images;
+  cmkd_be_model *model;
+  cmkd_loss *loss;
+  assert_ok(cmkd_loss_parse("ce", CMKD_LOSS_CIFAR, &loss, &err));
+  assert_ok(b->table->open(&(cmkd_backend_options){0}, &backend, &err));
+  assert_ok(b->table->images_create(backend, b->pixels, b->labels, (uint32_t)rows, side, side, channels, &images, &err));
+  cmkd_step step = {.count = rows, .rows = row, .lr = 0, .epoch = 1};
+  for (int train = 0; train < 2; train++) {
+    cmkd_model_config config = {.graph = b->graph, .batch = rows, .train = train, .mean = {.5f, .5f, .5f}, .std = {.25f, .25f, .25f}, .loss = train ? loss : NULL, .momentum = .9f, .kappa = 2};
+    assert_ok(b->table->model_create(backend, &config, &model, &err));
+    assert_ok(b->table->upload(model, CMKD_SLOT_VALUE, (const float *const *)b->params.value, &err));
+    if (!train) assert_ok(b->table->run(model, CMKD_LIST_INFER, images, &step, 1, b->logits, NULL, &err));
+    else {
+      int k = 1;
+      assert_ok(b->table->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, NULL, &err));
+      assert_ok(b->table->read(model, &b->result, &k, &err));
+      assert_non_null(b->table->gradients);
+      assert_ok(b->table->gradients(model, b->grads.value, &err));
+      assert_ok(b->table->download(model, CMKD_SLOT_VALUE, b->params.value, &err));
+    }
+    b->table->model_free(model);
+  }
+  b->table->images_free(images);
+  b->table->close(backend);
+  cmkd_loss_free(loss);
+  free(row);
+}
+
+static void done(bench *b) {
+  cmkd_params_free(&b->params), cmkd_params_free(&b->grads);
+  cmkd_graph_free(b->graph);
+  free(b->pixels), free(b->labels), free(b->logits);
+}
+
+static void near(const char *arch, const char *what, const char *name, double got, double want, double room) {
+  if (!(fabs(got - want) <= room)) fail_msg("%s: %s %s: %.9g, PyTorch %.9g, room %.2g", arch, what, name, got, want, room);
+}
+
+/* One line of a case: kind, name, sum, magnitudes, projection. */
+static void check_digest(bench *b, const char *kind, const char *name, const double want[3], double tolerance, double least) {
+  int grad = !strcmp(kind, "grad"), index = -1;
+  for (int i = 0; i < b->graph->params; i++)
+    if (!strcmp(b->graph->param[i].name, name)) index = i;
+  if (index < 0) fail_msg("%s: no parameter %s", b->graph->arch, name);
+  const float *a = (grad ? b->grads : b->params).value[index];
+  double got[3] = {0, 0, 0};
+  uint32_t seed = seed_of("projection");
+  for (int64_t i = 0; i < b->graph->param[index].count; i++) got[0] += (double)a[i], got[1] += fabs((double)a[i]), got[2] += (double)a[i] * number_at(seed, (uint64_t)i);
+  for (int k = 0; k < 3; k++) near(b->graph->arch, kind, name, got[k], want[k], tolerance * want[1] + least);
+}
+
+static void replay(const char *device, const char *arch, double tolerance) {
+  char path[256], word[16], name[128];
+  int side, channels, classes, rows;
+  snprintf(path, sizeof path, "tests/parity/%s.case", arch);
+  FILE *f = fopen(path, "r");
+  if (!f) fail_msg("%s is missing: run tests in the repository's root", path);
+  bench b;
+  assert_int_equal(fscanf(f, "cmkd-parity-1 %63s %d %d %d %d", name, &side, &channels, &classes, &rows), 5);
+  run(&b, device, name, side, channels, classes, rows);
+  int seen = 0, row = 0;
+  double want[3], most = 0;
+  for (int i = 0; i < rows * classes; i++) most = fmax(most, fabs((double)b.logits[i]));
+  while (fscanf(f, "%15s", word) == 1) {
+    if (!strcmp(word, "loss")) {
+      assert_int_equal(fscanf(f, "%lf", want), 1);
+      near(arch, word, "", b.result.loss.loss, want[0], tolerance * want[0]);
+    } else if (!strcmp(word, "logits")) {
+      for (int c = 0; c < classes; c++) {
+        assert_int_equal(fscanf(f, "%lf", want), 1);
+        near(arch, word, "", (double)b.logits[row * classes + c], want[0], tolerance * most);
+      }
+      row++;
+    } else {
+      assert_int_equal(fscanf(f, "%127s %lf %lf %lf", name, want, want + 1, want + 2), 4);
+      check_digest(&b, word, name, want, tolerance, tolerance * 1e-1);
+      seen++;
+    }
+  }
+  fclose(f);
+  assert_int_equal(row, rows);
+  assert_int_equal(seen, b.graph->params); /* trained ones as gradients, buffers as statistics */
+  done(&b);
+}
+
+#define NETS(X) X(resnet8, "resnet8") X(resnet20, "resnet20") X(resnet14_pad, "resnet14_pad") X(resnet8x4, "resnet8x4") X(resnet18_cifar, "resnet18_cifar") X(wrn_16_1, "wrn-16-1") \
+  X(wrn_16_2, "wrn-16-2") X(vgg8, "vgg8") X(vgg13, "vgg13") X(mobilenetv2_cifar, "mobilenetv2_cifar") X(shufflenetv1_cifar, "shufflenetv1_cifar") \
+  X(shufflenetv2_cifar, "shufflenetv2_cifar") X(resnet18, "resnet18") X(resnet50, "resnet50") X(mobilenetv1, "mobilenetv1") X(mobilenetv2, "mobilenetv2")
+#define TEST(id, name)                                                             \
+  static void ref_##id(void **state) { (void)state; replay("ref", name, 1e-6); }   \
+  static void cpu_##id(void **state) { (void)state; replay("cpu", name, 2e-3); }
+NETS(TEST)
+#define ENTRY(id, name) cmocka_unit_test(ref_##id), cmocka_unit_test(cpu_##id),
+
+/* run DEVICE ARCH SIDE CHANNELS CLASSES ROWS OUT WEIGHTS: everything for parity.py check. */
+static int run_for_tool(char **word) {
+  bench b;
+  run(&b, word[2], word[3], atoi(word[4]), atoi(word[5]), atoi(word[6]), atoi(word[7]));
+  cmkd_tensor *t = calloc((size_t)b.graph->params + 2, sizeof *t);
+  char (*names)[128] = calloc((size_t)b.graph->params, sizeof *names);
+  double loss = b.result.loss.loss;
+  int count = 0;
+  t[count++] = (cmkd_tensor){.name = "logits", .dims = 2, .shape = {b.rows, b.graph->classes}, .count = (int64_t)b.rows * b.graph->classes, .data = b.logits};
+  t[count++] = (cmkd_tensor){.name = "loss", .dtype = CMKD_F64, .dims = 1, .shape = {1}, .count = 1, .data = &loss};
+  for (int i = 0; i < b.graph->params; i++) {
+    const cmkd_param *p = &b.graph->param[i];
+    int trained = CMKD_PARAM_TRAINED(p->kind);
+    snprintf(names[i], sizeof *names, "%s.%s", trained ? "grad" : "stat", p->name);
+    t[count] = (cmkd_tensor){.name = names[i], .dims = p->dims, .count = p->count, .data = (trained ? b.grads : b.params).value[i]};
+    memcpy(t[count++].shape, p->shape, sizeof p->shape);
+  }
+  assert_ok(cmkd_weights_write(word[8], t, count, NULL, NULL, 0, &err));
+  assert_ok(cmkd_params_save(b.graph, &b.params, 1, word[9], NULL, NULL, 0, &err));
+  free(t), free(names);
+  done(&b);
+  return 0;
+}
+
+int main(int argc, char **argv) {
+  if (argc == 10 && !strcmp(argv[1], "run")) return run_for_tool(argv);
+  const struct CMUnitTest tests[] = {NETS(ENTRY)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
