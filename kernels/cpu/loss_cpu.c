@@ -26,7 +26,7 @@ static int processors(void) {
 /* At most one thread per configured processor, and at most 256 MiB of scratch for all: a function of the shape and the machine alone, so
  * that eval never needs more than cmkd_loss_scratch() said. */
 static int most_threads(const cmkd_loss_rows *rows, int64_t batch, int64_t classes) {
-  int64_t groups = (batch + rows->group - 1) / rows->group, fit = (256 << 20) / (int64_t)rows->thread_scratch(classes), most = processors();
+  int64_t group = rows->group(classes), groups = (batch + group - 1) / group, fit = (256 << 20) / (int64_t)rows->thread_scratch(classes), most = processors();
   if (most > groups) most = groups;
   if (most > fit) most = fit;
   return most > 1 ? (int)most : 1;
@@ -105,7 +105,7 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
   carve(loss, rows, b->batch, b->classes, scratch, &job, &memory);
   memset(job.bad, 0, (size_t)b->batch);
   int threads = threads_for(rows, b->batch, b->classes);
-  int64_t groups = (b->batch + rows->group - 1) / rows->group, column_blocks = (b->classes + 15) / 16;
+  int64_t group = rows->group(b->classes), groups = (b->batch + group - 1) / group, column_blocks = (b->classes + 15) / 16;
   size_t piece = rows->thread_scratch(b->classes);
   job.entropy_mean = b->entropy_mean;
   int gated = job.cmkd && job.cmkd->gate != CMKD_GATE_OFF;
@@ -116,8 +116,8 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
     if (loss->needs_teacher) {
 #pragma omp for schedule(static)
       for (int64_t g = 0; g < groups; g++) {
-        int64_t first = g * rows->group, left = b->batch - first;
-        rows->teacher(&job, first, (int)(left < rows->group ? left : rows->group), mine);
+        int64_t first = g * group, left = b->batch - first;
+        rows->teacher(&job, first, (int)(left < group ? left : group), mine);
       }
     }
     if (gated && isnan(b->entropy_mean)) {
@@ -134,8 +134,8 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
     }
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; g++) {
-      int64_t first = g * rows->group, left = b->batch - first;
-      rows->rows(&job, first, (int)(left < rows->group ? left : rows->group), mine);
+      int64_t first = g * group, left = b->batch - first;
+      rows->rows(&job, first, (int)(left < group ? left : group), mine);
     }
   }
   for (int64_t r = 0; r < b->batch; r++)
@@ -164,12 +164,12 @@ cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_d
   char *memory = (char *)job.bad + rounded((size_t)batch);
   memset(job.bad, 0, (size_t)batch);
   size_t piece = rows->thread_scratch(classes);
-  int64_t groups = (batch + rows->group - 1) / rows->group;
+  int64_t group = rows->group(classes), groups = (batch + group - 1) / group;
   int threads = threads_for(rows, batch, classes);
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (int64_t g = 0; g < groups; g++) {
-    int64_t first = g * rows->group, left = batch - first;
-    rows->agreement(&job, first, (int)(left < rows->group ? left : rows->group), memory + (size_t)omp_get_thread_num() * piece);
+    int64_t first = g * group, left = batch - first;
+    rows->agreement(&job, first, (int)(left < group ? left : group), memory + (size_t)omp_get_thread_num() * piece);
   }
   for (int64_t r = 0; r < batch; r++)
     if (job.bad[r]) return cmkd_fail(err, CMKD_ERR_VALUE, "row %lld of the batch: a logit is NaN or Inf", (long long)r);

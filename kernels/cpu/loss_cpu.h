@@ -40,7 +40,7 @@ typedef struct cmkd_agreement_job {
 
 typedef struct cmkd_loss_rows {
   const char *name;
-  int group;                                                     /* rows that are handled at once */
+  int (*group)(int64_t classes);                                 /* rows that are handled at once */
   int64_t (*row_floats)(int64_t classes);                        /* floats of a padded row */
   size_t (*thread_scratch)(int64_t classes);                     /* bytes for one thread, a multiple of 64 */
   void (*teacher)(const cmkd_loss_job *job, int64_t first, int count, void *scratch);  /* first pass: checks, statistics, entropy, DIST's p and q */

@@ -5,37 +5,84 @@
 #include "kernels/cpu/loss_soft_rank.h"
 #include "kernels/cpu/loss_sort.h"
 
-/* One thread's memory, ld floats a row: s, t, rank (VD, ld); e1, es, et, g, gs (ld); keys (n8, VD) doubles; value, sum (n) doubles;
- * index, first (n + 1) int32. The radix sort's two arrays lie in `keys`. */
+/* One thread's memory, ld floats a row: s, t, rank (group, ld); e1, es, et, g, gs (ld); keys (n8, VF) int32; a
+ * sorted row. The radix sort's two arrays lie in the sorted row's. */
 typedef struct work {
   int64_t n, ld;
   float *s, *t, *rank, *e1, *es, *et, *g, *gs;
-  vd *keys;
-  double *value, *sum;
-  int32_t *index, *first;
+  vi *keys;
+  int sorted;            /* keys hold the group's rows in order; otherwise rows are sorted one by one */
+  sorted_row row;
 } work;
 
+/* Rows that are sorted together: one a lane; long ones alone, so that few of them still make work for many threads. */
+static int group_of(int64_t n) { return n <= SORT_NETWORK ? VF : 1; }
+/* The network's work is for all lanes: a few long rows are better off one by one. */
+static int by_network(const work *w, int count) { return w->n <= SORT_FEW || (w->n <= SORT_NETWORK && count >= VF / 2); }
+
 static size_t carve(char *at, int64_t n, work *w) {
-  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, key_bytes = n <= SORT_NETWORK ? n8 * (int64_t)sizeof(vd) : 2 * n8 * 8;
+  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, group = group_of(n), room = (n + 2 + 2 * VD) * 8;
   char *start = at;
 #define TAKE(field, bytes) (w->field = (void *)at, at += ((bytes) + 63) / 64 * 64)
   w->n = n;
   w->ld = ld;
-  TAKE(s, VD * ld * 4); TAKE(t, VD * ld * 4); TAKE(rank, VD * ld * 4);
+  TAKE(s, group * ld * 4); TAKE(t, group * ld * 4); TAKE(rank, group * ld * 4);
   TAKE(e1, ld * 4); TAKE(es, ld * 4); TAKE(et, ld * 4); TAKE(g, ld * 4); TAKE(gs, ld * 4);
-  TAKE(keys, key_bytes);
-  TAKE(value, n * 8); TAKE(sum, n * 8);
-  TAKE(index, n * 4); TAKE(first, (n + 1) * 4);
+  TAKE(keys, group > 1 ? n8 * (int64_t)sizeof(vi) : 0);
+  TAKE(row.theta, room); TAKE(row.prefix, room); TAKE(row.prefix_b, room);
+  TAKE(row.off_theta, room / 2); TAKE(row.off_b, room / 2); TAKE(row.index, room / 2); TAKE(row.first, room / 2);
 #undef TAKE
   return (size_t)(at - start);
 }
 
 static size_t thread_scratch(int64_t classes) { static char origin[64]; work w; return carve(origin, classes, &w); }
 
+/* Sorts `count` rows of a group, ld apart, by the network where that pays; others wait for order_row. Idle lanes repeat the first. */
+static void sort_group(work *w, const float *rows, const cmkd_row_stats *stats, int count) {
+  w->sorted = by_network(w, count);
+  if (!w->sorted) return;
+  key_row lanes[VF];
+  for (int lane = 0; lane < VF; lane++) {
+    int from = lane < count ? lane : 0;
+    lanes[lane] = (key_row){rows + from * w->ld, stats[from].min, stats[from].max};
+  }
+  make_keys(lanes, w->n, w->keys);
+  sort_network(w->keys, (w->n + 7) / 8 * 8);
+}
+
+static void exact_order(work *w, const float *x) { sort_radix(x, w->n, (uint64_t *)w->row.prefix, (uint64_t *)w->row.prefix_b, w->row.index); }
+
+/* One row's classes in descending order, but for logits that share a key. */
+static void order_row(work *w, const float *x, int lane) {
+  if (w->sorted) take_lane((const int32_t *)w->keys, lane, w->n, w->row.index);
+  else exact_order(w, x);
+}
+
+static void put_in_order(work *w, const float *x) {
+  if (!settle(x, w->n, w->row.index)) exact_order(w, x);
+}
+
+static double ranks_of_row(work *w, const float *x, int lane, float *rank) {
+  order_row(w, x, lane);
+  double squares = centred_ranks(x, w->row.index, w->n, rank);
+  if (squares >= 0) return squares;
+  put_in_order(w, x);
+  return centred_ranks(x, w->row.index, w->n, rank);
+}
+
+static int64_t lay_out_row(work *w, const float *x, int lane, double scale, const float *rank) {
+  order_row(w, x, lane);
+  int64_t runs = rank ? lay_out(&w->row, x, w->n, scale, rank) : lay_out(&w->row, x, w->n, scale, NULL);
+  if (runs) return runs;
+  put_in_order(w, x);
+  return rank ? lay_out(&w->row, x, w->n, scale, rank) : lay_out(&w->row, x, w->n, scale, NULL);
+}
+
 typedef struct row {
   const cmkd_loss_job *job;
   work *w;
   int64_t index;         /* in the batch */
+  int lane;              /* in the group */
   float *s, *t;          /* padded; restored after use */
   const float *rank;     /* the teacher's centred ranks; CMKD */
   double rank_squares;
@@ -176,9 +223,8 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
     pb = -1 / (na * nb) / term->T;
     dot = wp * (pa * c.pa + pb * c.pb) / N;
   }
-  double per_theta = N / (term->kappa * sigma); /* theta = s * per_theta + constant */
-  for (int64_t i = 0; i < n; i++) w->value[i] *= per_theta; /* sorted logits less the largest, from rank_rows */
-  spearman_row sp = spearman(w->value, w->index, n, r->rank, r->rank_squares, w->first, w->sum, w->gs);
+  int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma), r->rank); /* theta but for a constant, which changes nothing */
+  spearman_out sp = spearman(&w->row, n, runs, r->rank_squares, w->gs);
   if (term->zscore) dot += ws * sp.dot / N; /* sum(g_theta theta) = sum(g_x x): theta's constant drops out, since g sums to 0 */
   else dot = 0;
 
@@ -263,51 +309,41 @@ static void columns_pass(const cmkd_loss_job *job, int64_t first, int64_t last) 
   }
 }
 
-/* One row's sorted values and classes into w->value, w->index. keys: sorted already where rows are short. */
-static void sorted_row(work *w, const float *x, int lane) {
-  if (w->n <= SORT_NETWORK) split_keys(w->keys, lane, w->n, w->value, w->index);
-  else sort_radix(x, w->n, (uint64_t *)w->keys, (uint64_t *)w->keys + (w->n + 7) / 8 * 8, w->value, w->index);
-}
-
-static void sort_rows(work *w, const float *const rows[VD]) {
-  if (w->n > SORT_NETWORK) return; /* row by row, in sorted_row */
-  make_keys(rows, w->n, w->keys);
-  sort_network(w->keys, (w->n + 7) / 8 * 8);
+/* Loads and checks the rows of a group. Bad ones become zeros, so that NaN stays out of sorts and sums; the caller stops. */
+static void load_group(work *w, const float *student, const void *teacher, cmkd_dtype dtype, int64_t first, int count, uint8_t *bad, cmkd_row_stats *ss, cmkd_row_stats *st) {
+  for (int lane = 0; lane < count; lane++) {
+    float *s = w->s + lane * w->ld, *t = w->t + lane * w->ld;
+    load_student(student, first + lane, w->n, s);
+    ss[lane] = row_stats(s, w->n);
+    if (teacher) load_teacher(teacher, dtype, first + lane, w->n, t);
+    if (teacher && st) st[lane] = row_stats(t, w->n);
+    if (!ss[lane].finite || (teacher && st && !st[lane].finite)) bad[first + lane] = 1;
+    if (!bad[first + lane]) continue;
+    memset(s, 0, (size_t)w->ld * sizeof *s);
+    memset(t, 0, (size_t)w->ld * sizeof *t);
+    ss[lane].min = ss[lane].max = 0;
+    if (st) st[lane] = ss[lane];
+  }
 }
 
 static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
   const cmkd_loss_batch *b = job->batch;
-  const float *ss[VD], *ts[VD];
-  cmkd_row_stats stats[VD];
-  double squares[VD] = {0};
+  cmkd_row_stats ss[VF], *st = job->teacher_stats + first;
+  double squares[VF] = {0};
   work w;
   carve(scratch, b->classes, &w);
-  for (int lane = 0; lane < VD; lane++) { ss[lane] = w.s; ts[lane] = w.t; } /* idle lanes repeat the first row */
-  for (int lane = 0; lane < count; lane++) {
-    float *s = w.s + lane * w.ld, *t = w.t + lane * w.ld;
-    ss[lane] = s;
-    ts[lane] = t;
-    load_student(b->student, first + lane, w.n, s);
-    stats[lane] = row_stats(s, w.n);
-    if (!stats[lane].finite || bad_label(b, first + lane)) job->bad[first + lane] = 1;
-    if (job->loss->needs_teacher) load_teacher(b->teacher, b->teacher_dtype, first + lane, w.n, t);
-    if (job->bad[first + lane]) { /* keep NaN out of the sort and the sums; the caller stops */
-      memset(s, 0, (size_t)w.ld * sizeof *s);
-      memset(t, 0, (size_t)w.ld * sizeof *t);
-    }
-  }
+  for (int lane = 0; lane < count; lane++) job->bad[first + lane] |= (uint8_t)bad_label(b, first + lane);
+  load_group(&w, b->student, job->loss->needs_teacher ? b->teacher : NULL, b->teacher_dtype, first, count, job->bad, ss, NULL);
   if (job->cmkd) {
-    sort_rows(&w, ts);
-    for (int lane = 0; lane < count; lane++) {
-      sorted_row(&w, ts[lane], lane);
-      squares[lane] = centred_ranks(w.value, w.index, w.n, w.rank + lane * w.ld);
-    }
-    sort_rows(&w, ss);
+    for (int lane = 0; lane < count; lane++) if (job->bad[first + lane]) st[lane] = ss[lane];
+    sort_group(&w, w.t, st, count);
+    for (int lane = 0; lane < count; lane++) squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
+    sort_group(&w, w.s, ss, count);
   }
   for (int lane = 0; lane < count; lane++) {
     int64_t index = first + lane;
-    row r = {.job = job, .w = &w, .index = index, .s = w.s + lane * w.ld, .t = w.t + lane * w.ld, .rank = w.rank + lane * w.ld, .rank_squares = squares[lane],
-             .y = b->labels[index], .ss = stats[lane], .st = job->teacher_stats[index], .per_row = 1 / (double)b->batch, .value = job->row_value + index * CMKD_ROW_VALUES};
+    row r = {.job = job, .w = &w, .index = index, .lane = lane, .s = w.s + lane * w.ld, .t = w.t + lane * w.ld, .rank = w.rank + lane * w.ld, .rank_squares = squares[lane],
+             .y = b->labels[index], .ss = ss[lane], .st = st[lane], .per_row = 1 / (double)b->batch, .value = job->row_value + index * CMKD_ROW_VALUES};
     for (int i = 0; i < CMKD_ROW_VALUES; i++) r.value[i] = 0;
     if (job->bad[index]) continue;
     for (int k = 0; k < job->loss->terms; k++) {
@@ -318,13 +354,7 @@ static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *
         case CMKD_TERM_DKD: term_dkd(&r, term); break;
         case CMKD_TERM_NKD: term_nkd(&r, term); break;
         case CMKD_TERM_DIST: term_dist(&r, term); break;
-        case CMKD_TERM_CMKD:
-          if (!r.ss.degenerate) {
-            sorted_row(&w, r.s, lane);
-            for (int64_t i = w.n - 1; i >= 0; i--) w.value[i] -= w.value[0];
-          }
-          term_cmkd(&r, term);
-          break;
+        case CMKD_TERM_CMKD: term_cmkd(&r, term); break;
       }
     }
     if (b->grad) memcpy(b->grad + index * w.n, w.g, (size_t)w.n * sizeof *w.g);
@@ -332,50 +362,29 @@ static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *
 }
 
 static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int count, void *scratch) {
-  const float *ss[VD], *ts[VD];
-  cmkd_row_stats s_stats[VD], t_stats[VD];
-  double squares[VD];
+  cmkd_row_stats ss[VF], st[VF];
+  double squares[VF];
   work w;
   carve(scratch, job->classes, &w);
   double N = (double)w.n;
-  for (int lane = 0; lane < VD; lane++) { ss[lane] = w.s; ts[lane] = w.t; }
-  for (int lane = 0; lane < count; lane++) {
-    float *s = w.s + lane * w.ld, *t = w.t + lane * w.ld;
-    ss[lane] = s;
-    ts[lane] = t;
-    load_student(job->student, first + lane, w.n, s);
-    load_teacher(job->teacher, job->teacher_dtype, first + lane, w.n, t);
-    s_stats[lane] = row_stats(s, w.n);
-    t_stats[lane] = row_stats(t, w.n);
-    if (!s_stats[lane].finite || !t_stats[lane].finite) {
-      job->bad[first + lane] = 1;
-      memset(s, 0, (size_t)w.ld * sizeof *s);
-      memset(t, 0, (size_t)w.ld * sizeof *t);
-    }
-  }
-  sort_rows(&w, ts);
-  for (int lane = 0; lane < count; lane++) {
-    sorted_row(&w, ts[lane], lane);
-    squares[lane] = centred_ranks(w.value, w.index, w.n, w.rank + lane * w.ld);
-  }
-  sort_rows(&w, ss);
+  load_group(&w, job->student, job->teacher, job->teacher_dtype, first, count, job->bad, ss, st);
+  sort_group(&w, w.t, st, count);
+  for (int lane = 0; lane < count; lane++) squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
+  sort_group(&w, w.s, ss, count);
   for (int lane = 0; lane < count; lane++) {
     double *out = job->row_value + (first + lane) * 3, ab = 0, ranks = 0, squares_s;
-    const float *s = ss[lane], *t = ts[lane], *rank = w.rank + lane * w.ld;
+    const float *s = w.s + lane * w.ld, *t = w.t + lane * w.ld, *rank = w.rank + lane * w.ld;
     out[0] = out[1] = out[2] = 0;
-    if (job->bad[first + lane] || s_stats[lane].degenerate || t_stats[lane].degenerate) continue;
-    sorted_row(&w, s, lane);
-    squares_s = centred_ranks(w.value, w.index, w.n, w.gs);
+    if (job->bad[first + lane] || ss[lane].degenerate || st[lane].degenerate) continue;
+    squares_s = ranks_of_row(&w, s, lane, w.gs);
     for (int64_t i = 0; i < w.n; i++) {
-      ab += ((double)s[i] - s_stats[lane].mean) * ((double)t[i] - t_stats[lane].mean);
+      ab += ((double)s[i] - ss[lane].mean) * ((double)t[i] - st[lane].mean);
       ranks += (double)w.gs[i] * rank[i];
     }
-    out[0] = ab / (N * s_stats[lane].sigma * t_stats[lane].sigma);
+    out[0] = ab / (N * ss[lane].sigma * st[lane].sigma);
     out[1] = ranks / sqrt(squares_s * squares[lane]);
-    double largest = w.value[0], per_theta = N / (job->kappa * s_stats[lane].sigma);
-    for (int64_t i = 0; i < w.n; i++) w.value[i] = (w.value[i] - largest) * per_theta;
-    out[2] = (double)pool(w.value, w.n, w.first, w.sum) / N;
+    out[2] = (double)pool(&w.row, w.n, lay_out_row(&w, s, lane, N / (job->kappa * ss[lane].sigma), NULL)) / N;
   }
 }
 
-const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, VD, row_floats, thread_scratch, teacher_pass, columns_pass, rows_pass, agreement_pass};
+const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of, row_floats, thread_scratch, teacher_pass, columns_pass, rows_pass, agreement_pass};

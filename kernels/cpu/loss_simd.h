@@ -22,7 +22,6 @@
 typedef float vf __attribute__((vector_size(VF * 4)));
 typedef int32_t vi __attribute__((vector_size(VF * 4)));
 typedef double vd __attribute__((vector_size(VF * 4)));
-typedef uint64_t vu __attribute__((vector_size(VF * 4)));
 typedef float vh __attribute__((vector_size(VF * 2))); /* VD floats */
 typedef uint16_t vs __attribute__((vector_size(VF * 2)));
 
@@ -30,27 +29,28 @@ static inline vf load(const float *p) { vf v; memcpy(&v, p, sizeof v); return v;
 static inline void store(float *p, vf v) { memcpy(p, &v, sizeof v); }
 static inline vf splat(float x) { return x - (vf){0}; }
 static inline vd splat_d(double x) { return x - (vd){0}; }
+static inline vi splat_i(int32_t x) { return x - (vi){0}; }
 
 #if defined(__AVX512F__)
 static inline vf max_f(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vf min_f(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
-static inline vd max_d(vd a, vd b) { return (vd)_mm512_max_pd((__m512d)a, (__m512d)b); }
-static inline vd min_d(vd a, vd b) { return (vd)_mm512_min_pd((__m512d)a, (__m512d)b); }
+static inline vi max_i(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+static inline vi min_i(vi a, vi b) { return (vi)_mm512_min_epi32((__m512i)a, (__m512i)b); }
 #elif defined(__AVX2__)
 static inline vf max_f(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256)b); }
 static inline vf min_f(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
-static inline vd max_d(vd a, vd b) { return (vd)_mm256_max_pd((__m256d)a, (__m256d)b); }
-static inline vd min_d(vd a, vd b) { return (vd)_mm256_min_pd((__m256d)a, (__m256d)b); }
+static inline vi max_i(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
+static inline vi min_i(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
 #elif defined(__SSE2__)
 static inline vf max_f(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
 static inline vf min_f(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
-static inline vd max_d(vd a, vd b) { return (vd)_mm_max_pd((__m128d)a, (__m128d)b); }
-static inline vd min_d(vd a, vd b) { return (vd)_mm_min_pd((__m128d)a, (__m128d)b); }
+static inline vi max_i(vi a, vi b) { vi m = a > b; return (a & m) | (b & ~m); } /* pmaxsd came with SSE4.1 */
+static inline vi min_i(vi a, vi b) { vi m = a < b; return (a & m) | (b & ~m); }
 #else
 static inline vf max_f(vf a, vf b) { for (int i = 0; i < VF; i++) a[i] = a[i] > b[i] ? a[i] : b[i]; return a; }
 static inline vf min_f(vf a, vf b) { for (int i = 0; i < VF; i++) a[i] = a[i] < b[i] ? a[i] : b[i]; return a; }
-static inline vd max_d(vd a, vd b) { for (int i = 0; i < VD; i++) a[i] = a[i] > b[i] ? a[i] : b[i]; return a; }
-static inline vd min_d(vd a, vd b) { for (int i = 0; i < VD; i++) a[i] = a[i] < b[i] ? a[i] : b[i]; return a; }
+static inline vi max_i(vi a, vi b) { vi m = a > b; return (a & m) | (b & ~m); }
+static inline vi min_i(vi a, vi b) { vi m = a < b; return (a & m) | (b & ~m); }
 #endif
 
 /* the two halves of a float vector as doubles */
@@ -71,6 +71,22 @@ static inline vf keep(vf v, int count) {
   vi mask;
   memcpy(&mask, table + VF - count, sizeof mask);
   return (vf)((vi)v & mask);
+}
+
+static inline vd keep_d(vd v, int64_t count) {
+  static const int64_t table[2 * VD] = {
+#if VD == 8
+    -1, -1, -1, -1, -1, -1, -1, -1,
+#elif VD == 4
+    -1, -1, -1, -1,
+#else
+    -1, -1,
+#endif
+  };
+  typedef int64_t vl __attribute__((vector_size(VF * 4)));
+  vl mask;
+  memcpy(&mask, table + VD - (count < VD ? count : VD), sizeof mask);
+  return (vd)((vl)v & mask);
 }
 
 static inline double sum_d(vd v) { double s = 0; for (int i = 0; i < VD; i++) s += v[i]; return s; }
