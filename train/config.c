@@ -29,6 +29,8 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--clean-view", NULL, CMKD_OPT_FLAG, &o->clean_view, "live: one more view, unaugmented", 0, 0, NULL},
     {"--teacher-batch", "N", CMKD_OPT_INT, &o->teacher_batch, "live: rows of one teacher pass [128]", 1, 65536, &o->teacher_batch_seen},
     {"--teacher-arch", "NAME", CMKD_OPT_STRING, &o->teacher_arch, NULL, 0, 0, NULL},
+    {"--teacher-mean", "R,G,B", CMKD_OPT_FLOATS3, o->teacher_mean, NULL, 0, 0, &o->teacher_mean_seen},
+    {"--teacher-std", "R,G,B", CMKD_OPT_FLOATS3, o->teacher_std, NULL, 0, 0, &o->teacher_std_seen},
     {"--test-cache", "FILE", CMKD_OPT_STRING, &o->test_cache, "teacher logits of the test split [CACHE.test.h5 if there]", 0, 0, NULL},
     {"--student", "NAME", CMKD_OPT_STRING, &o->arch, "network, see cmkd-train nets [resnet20; resnet8 for MNIST-like]", 0, 0, NULL},
     {"--arch", "NAME", CMKD_OPT_STRING, &o->arch, NULL, 0, 0, NULL},
@@ -39,9 +41,9 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--schedule", "NAME", CMKD_OPT_STRING, &o->schedule, "step, cosine, constant [step]", 0, 0, NULL},
     {"--milestones", "E,E,..", CMKD_OPT_STRING, &o->milestones, "step: x0.1 after these epochs [5/8, 3/4, 7/8 of all]", 0, 0, NULL},
     {"--warmup", "EPOCHS", CMKD_OPT_DOUBLE, &o->warmup, "linear warm-up [0]", 0, 100000, NULL},
-    {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, NULL, 0, 0.999999, &o->momentum_seen},
+    {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, NULL, 0, 0.999999, NULL},
     {"--nesterov", NULL, CMKD_OPT_FLAG, &o->nesterov, "Nesterov's momentum", 0, 0, NULL},
-    {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, NULL, 0, 1, &o->weight_decay_seen},
+    {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, NULL, 0, 1, NULL},
     {"--label-smoothing", "X", CMKD_OPT_DOUBLE, &o->label_smoothing, "of the cross-entropy [0]", 0, 0.999999, NULL},
     {"--augment", "POLICY", CMKD_OPT_STRING, &o->augment, "none, flip, crop, crop+flip [the cache's; crop+flip; MNIST: crop]", 0, 0, NULL},
     {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o->mean, "with --std R,G,B: the student's normalisation [the data set's]", 0, 0, &o->mean_seen},
@@ -77,12 +79,14 @@ cmkd_status cmkd_train_options_check(const cmkd_train_options *o, cmkd_error *er
   if (o->lr_seen && !(o->lr > 0)) return cmkd_fail(err, CMKD_ERR_USAGE, "--lr %g is not above 0", o->lr);
   if (!o->cache && !o->teacher) {
     const char *alone = o->views ? "--views" : o->cache_seed_seen ? "--cache-seed" : o->clean_view ? "--clean-view" : o->teacher_batch_seen ? "--teacher-batch"
-                        : o->teacher_arch ? "--teacher-arch" : o->test_cache ? "--test-cache" : NULL;
+                        : o->test_cache ? "--test-cache" : NULL;
     if (alone) return cmkd_fail(err, CMKD_ERR_USAGE, "%s needs a teacher: give --cache FILE or --teacher FILE", alone);
   }
   if (o->stream_memory && !o->cache) return cmkd_fail(err, CMKD_ERR_USAGE, "--stream-memory needs --cache FILE");
   if (o->test_cache && o->teacher) return cmkd_fail(err, CMKD_ERR_USAGE, "--test-cache is for --cache; a live teacher sees the test split itself");
-  if (o->teacher_arch && o->cache) return cmkd_fail(err, CMKD_ERR_USAGE, "--teacher-arch is for --teacher; the cache names its own");
+  const char *own = o->teacher_arch ? "--teacher-arch" : o->teacher_mean_seen ? "--teacher-mean" : o->teacher_std_seen ? "--teacher-std" : NULL;
+  if (own && !o->teacher) return cmkd_fail(err, CMKD_ERR_USAGE, "%s is for --teacher FILE", own);
+  if (o->teacher_mean_seen != o->teacher_std_seen) return cmkd_fail(err, CMKD_ERR_USAGE, "--teacher-mean and --teacher-std go together");
   return CMKD_OK;
 }
 

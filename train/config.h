@@ -18,9 +18,9 @@ typedef struct cmkd_train_options {
   uint64_t seed, cache_seed;
   int64_t samples, val, epochs, batch, teacher_batch, shuffle_block, threads, eval_every, save_every, max_steps, stream_memory;
   double lr, momentum, weight_decay, warmup, label_smoothing;
-  float mean[3], std[3];
+  float mean[3], std[3], teacher_mean[3], teacher_std[3];
   int nesterov, clean_view, resume, json, quiet, log_steps;
-  int cache_seed_seen, epochs_seen, batch_seen, lr_seen, teacher_batch_seen, mean_seen, std_seen, samples_seen, momentum_seen, weight_decay_seen;
+  int cache_seed_seen, epochs_seen, batch_seen, lr_seen, teacher_batch_seen, mean_seen, std_seen, teacher_mean_seen, teacher_std_seen, samples_seen;
 } cmkd_train_options;
 
 void cmkd_train_options_default(cmkd_train_options *options);
@@ -60,6 +60,6 @@ void cmkd_settings_free(cmkd_settings *settings);
 json_t *cmkd_settings_json(const cmkd_settings *settings, const cmkd_dataset *data, const char *cache_sha256, const char *teacher_sha256);
 /* CMKD_ERR_MISMATCH naming the first setting that differs; `where` is the run's folder. */
 cmkd_status cmkd_settings_compare(const json_t *stored, const json_t *now, const char *where, cmkd_error *err);
-/* "runs/<student>-<loss>-<seed>" into fresh memory. */
+/* "runs/<student>-<loss>-<seed>" into fresh memory; NULL: out of memory. */
 char *cmkd_default_out(const cmkd_train_options *options, const cmkd_settings *settings);
 #endif

@@ -1,0 +1,125 @@
+/* The run's folder. See folder.h. */
+#include "train/folder.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "train/config.h"
+
+enum { MAX_CONFIG = 1 << 20 };
+
+/* flock dies with its holder, so a killed run never blocks its folder; the name is gone after a clean end. */
+static cmkd_status lock_folder(cmkd_folder *f, cmkd_error *err) {
+  for (int tries = 0; tries < 100; tries++) {
+    int fd = open(f->lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another --out", f->lock, strerror(errno));
+    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+      int busy = errno == EWOULDBLOCK;
+      close(fd);
+      return cmkd_fail(err, CMKD_ERR_IO, busy ? "%s: another cmkd-train works there now" : "%s: cannot be locked", f->path);
+    }
+    struct stat held, named;
+    if (fstat(fd, &held) == 0 && stat(f->lock, &named) == 0 && held.st_ino == named.st_ino && held.st_dev == named.st_dev) {
+      f->lock_fd = fd;
+      return CMKD_OK;
+    }
+    close(fd); /* its holder ended and removed the name between our open and flock */
+  }
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be locked", f->path);
+}
+
+static cmkd_status name_files(const char *path, cmkd_folder *f, cmkd_error *err) {
+  const char *const names[] = {"config.json", "state.safetensors", "log.jsonl", "steps.jsonl", "last.safetensors", "best.safetensors", "run.lock"};
+  char **const slots[] = {&f->config, &f->state, &f->log, &f->steps, &f->last, &f->best, &f->lock};
+  f->path = cmkd_format("%s", path);
+  int ok = f->path != NULL;
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) ok &= (*slots[i] = cmkd_path_join(path, names[i])) != NULL;
+  return ok ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+}
+
+/* The settings in config.json, or *out NULL when there is no such file. */
+static cmkd_status read_config(const cmkd_folder *f, json_t **out, cmkd_error *err) {
+  uint8_t *data;
+  size_t size;
+  *out = NULL;
+  if (!cmkd_file_exists(f->config)) return CMKD_OK;
+  CMKD_TRY(cmkd_file_read(f->config, MAX_CONFIG, &data, &size, err));
+  json_t *root = json_loadb((const char *)data, size, JSON_REJECT_DUPLICATES, NULL), *settings = json_object_get(root, "settings");
+  free(data);
+  *out = json_is_object(settings) ? json_incref(settings) : NULL;
+  if (root) json_decref(root);
+  return *out ? CMKD_OK : cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not the configuration of a run; choose another --out", f->config);
+}
+
+/* What to do with a state of the same settings. */
+static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, cmkd_error *err) {
+  CMKD_TRY(cmkd_state_load(graph, file, state, err));
+  long long epochs = json_integer_value(json_object_get(settings, "epochs"));
+  if (state->epoch > epochs) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: it is past its last epoch: the state is damaged", f->state);
+  if (resume) return CMKD_OK;
+  if (state->epoch == epochs) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s holds this very run, finished; choose another --out (--resume prints its table)", f->path);
+  return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s holds this very run, stopped after epoch %lld of %lld and %lld steps: add --resume to go on, or choose another --out", f->path,
+                   (long long)state->epoch, epochs, (long long)state->step);
+}
+
+static cmkd_status inspect(const cmkd_folder *f, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_error *err) {
+  json_t *stored = NULL;
+  cmkd_weights *file = NULL;
+  cmkd_status status;
+  if (cmkd_file_exists(f->state)) {
+    status = cmkd_weights_read(f->state, &file, err);
+    if (status == CMKD_OK) status = cmkd_state_settings(file, &stored, err);
+  } else status = read_config(f, &stored, err);
+  if (status == CMKD_OK && stored) status = cmkd_settings_compare(stored, settings, f->path, err);
+  if (status == CMKD_OK && file) {
+    status = resume_state(f, file, settings, resume, graph, state, err);
+    *resumed = status == CMKD_OK;
+  } else if (status == CMKD_OK && !stored) {
+    const char *const ours[] = {f->log, f->last, f->best};
+    for (int i = 0; i < 3 && status == CMKD_OK; i++)
+      if (cmkd_file_exists(ours[i])) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s is there, but no run that it belongs to; choose another --out", ours[i]);
+  }
+  if (stored) json_decref(stored);
+  if (file) cmkd_weights_free(file);
+  return status;
+}
+
+cmkd_status cmkd_folder_open(const char *path, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_folder *out, cmkd_error *err) {
+  memset(out, 0, sizeof *out);
+  out->lock_fd = -1;
+  *resumed = 0;
+  CMKD_TRY(name_files(path, out, err));
+  out->created = !cmkd_file_exists(path);
+  CMKD_TRY(cmkd_make_dirs(path, err));
+  CMKD_TRY(lock_folder(out, err));
+  return inspect(out, settings, resume, graph, state, resumed, err);
+}
+
+void cmkd_folder_close(cmkd_folder *f) {
+  if (f->lock && f->lock_fd >= 0) {
+    unlink(f->lock);
+    close(f->lock_fd);
+    if (f->created) rmdir(f->path); /* stays unless empty: nothing came of it */
+  }
+  char *const owned[] = {f->path, f->config, f->state, f->log, f->steps, f->last, f->best, f->lock};
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  memset(f, 0, sizeof *f);
+  f->lock_fd = -1;
+}
+
+cmkd_status cmkd_folder_config(const cmkd_folder *f, const json_t *settings, const json_t *environment, cmkd_error *err) {
+  json_t *root = json_object();
+  json_object_set(root, "settings", (json_t *)settings);
+  if (environment) json_object_set(root, "environment", (json_t *)environment);
+  char *text = json_dumps(root, JSON_INDENT(2));
+  json_decref(root);
+  if (!text) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  const cmkd_piece pieces[] = {{text, strlen(text)}, {"\n", 1}};
+  cmkd_status status = cmkd_file_write(f->config, pieces, 2, err);
+  free(text);
+  return status;
+}
