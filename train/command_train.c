@@ -6,12 +6,13 @@
 #include "train/report.h"
 
 static const char examples[] =
-  "cmkd-train --cache teacher.h5                      a student of that teacher, all defaults\n"
+  "cmkd-train --cache teacher.h5                                   a student, all defaults\n"
   "cmkd-train --cache teacher.h5 --student resnet8x4 --loss dkd+cmkd --epochs 60\n"
-  "cmkd-train --data cifar100:DIR --arch resnet56 --loss ce        a teacher, from labels\n"
-  "cmkd-train eval --weights runs/resnet20-cmkd-1/best.safetensors --data cifar100:DIR\n"
-  "also: cmkd-train eval|nets --help; --arch (= --student), --momentum X [0.9], --weight-decay X [0.0005], --quiet,\n"
-  "      --stream-memory MB [1024], --precision NAME [fp32], --teacher-arch, --teacher-mean, --teacher-std (without metadata)";
+  "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
+  "also: cmkd-train eval|nets --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
+  "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
+  "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024],\n"
+  "      --precision NAME [fp32], --quiet";
 
 /* The command again, so that a shell reads it as it was. */
 static void print_command(FILE *out, int argc, char **argv, const char *more) {

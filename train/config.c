@@ -26,8 +26,8 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--teacher", "FILE", CMKD_OPT_STRING, &o->teacher, "or run this teacher live, on the pixels a cache would hold", 0, 0, NULL},
     {"--cache-seed", "S", CMKD_OPT_UINT64, &o->cache_seed, "live: seed of the views, as cmkd-cache build --seed [0]", 0, 0, &o->cache_seed_seen},
     {"--views", "V|all", CMKD_OPT_STRING, &o->views, "live: views of each sample [all]", 0, 0, NULL},
-    {"--clean-view", NULL, CMKD_OPT_FLAG, &o->clean_view, "live: one more view, unaugmented", 0, 0, NULL},
-    {"--teacher-batch", "N", CMKD_OPT_INT, &o->teacher_batch, "live: rows of one teacher pass [128]", 1, 65536, &o->teacher_batch_seen},
+    {"--clean-view", NULL, CMKD_OPT_FLAG, &o->clean_view, NULL, 0, 0, NULL},
+    {"--teacher-batch", "N", CMKD_OPT_INT, &o->teacher_batch, NULL, 1, 65536, &o->teacher_batch_seen},
     {"--teacher-arch", "NAME", CMKD_OPT_STRING, &o->teacher_arch, NULL, 0, 0, NULL},
     {"--teacher-mean", "R,G,B", CMKD_OPT_FLOATS3, o->teacher_mean, NULL, 0, 0, &o->teacher_mean_seen},
     {"--teacher-std", "R,G,B", CMKD_OPT_FLOATS3, o->teacher_std, NULL, 0, 0, &o->teacher_std_seen},
@@ -42,7 +42,7 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--milestones", "E,E,..", CMKD_OPT_STRING, &o->milestones, "step: x0.1 after these epochs [5/8, 3/4, 7/8 of all]", 0, 0, NULL},
     {"--warmup", "EPOCHS", CMKD_OPT_DOUBLE, &o->warmup, "linear warm-up [0]", 0, 100000, NULL},
     {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, NULL, 0, 0.999999, NULL},
-    {"--nesterov", NULL, CMKD_OPT_FLAG, &o->nesterov, "Nesterov's momentum", 0, 0, NULL},
+    {"--nesterov", NULL, CMKD_OPT_FLAG, &o->nesterov, NULL, 0, 0, NULL},
     {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, NULL, 0, 1, NULL},
     {"--label-smoothing", "X", CMKD_OPT_DOUBLE, &o->label_smoothing, "of the cross-entropy [0]", 0, 0.999999, NULL},
     {"--augment", "POLICY", CMKD_OPT_STRING, &o->augment, "none, flip, crop, crop+flip [the cache's; crop+flip; MNIST: crop]", 0, 0, NULL},
@@ -53,12 +53,12 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--shuffle-block", "B", CMKD_OPT_INT, &o->shuffle_block, "shuffle by blocks of B, for caches larger than memory [0]", 0, 4294967295.0, NULL},
     {"--stream-memory", "MB", CMKD_OPT_INT, &o->stream_memory, NULL, 1, 1 << 30, NULL},
     {"--seed", "R", CMKD_OPT_UINT64, &o->seed, "weights, order of samples and views [1]", 0, 0, NULL},
-    {"--eval-every", "N", CMKD_OPT_INT, &o->eval_every, "epochs between tests [1]", 1, 100000, NULL},
+    {"--eval-every", "N", CMKD_OPT_INT, &o->eval_every, NULL, 1, 100000, NULL},
     {"--out", "DIR", CMKD_OPT_STRING, &o->out, "the run's folder [runs/STUDENT-LOSS-SEED]", 0, 0, NULL},
     {"--resume", NULL, CMKD_OPT_FLAG, &o->resume, "go on where the run in --out stopped, bit-exactly", 0, 0, NULL},
     {"--save-every", "STEPS", CMKD_OPT_INT, &o->save_every, "save the state this often, too [each epoch]", 1, 1e15, NULL},
-    {"--max-steps", "N", CMKD_OPT_INT, &o->max_steps, "save and stop after N steps of this call", 1, 1e15, NULL},
-    {"--log-steps", NULL, CMKD_OPT_FLAG, &o->log_steps, "write every step's loss to steps.jsonl", 0, 0, NULL},
+    {"--max-steps", "N", CMKD_OPT_INT, &o->max_steps, NULL, 1, 1e15, NULL},
+    {"--log-steps", NULL, CMKD_OPT_FLAG, &o->log_steps, NULL, 0, 0, NULL},
     {"--device", "NAME", CMKD_OPT_STRING, &o->device, "auto, cpu, cuda [auto]", 0, 0, NULL},
     {"--precision", "NAME", CMKD_OPT_STRING, &o->precision, NULL, 0, 0, NULL},
     {"--threads", "N", CMKD_OPT_INT, &o->threads, "[all cores]", 1, 4096, NULL},
@@ -178,8 +178,8 @@ cmkd_status cmkd_settings_resolve(const cmkd_train_options *o, const cmkd_datase
   s->epochs = o->epochs_seen ? (int)o->epochs : mnist_like(data) ? 30 : 240;
   s->batch = (int)o->batch;
   s->seed = o->seed;
-  s->momentum = (float)o->momentum;
-  s->weight_decay = (float)o->weight_decay;
+  s->momentum = o->momentum;
+  s->weight_decay = o->weight_decay;
   s->nesterov = o->nesterov;
   s->label_smoothing = o->label_smoothing;
   s->kappa = 2;
@@ -210,9 +210,16 @@ void cmkd_settings_free(cmkd_settings *s) {
   s->loss = NULL;
 }
 
+/* The shortest decimals that give the same floats again: 0.3081, not 0.30809998512268066. */
 static json_t *floats_json(const float *values, int count) {
   json_t *list = json_array();
-  for (int i = 0; i < count; i++) json_array_append_new(list, json_real((double)values[i]));
+  for (int i = 0; i < count; i++) {
+    char text[32];
+    int digits = 5;
+    do snprintf(text, sizeof text, "%.*g", ++digits, (double)values[i]);
+    while (digits < 9 && strtof(text, NULL) != values[i]);
+    json_array_append_new(list, json_real(strtod(text, NULL)));
+  }
   return list;
 }
 
@@ -254,9 +261,9 @@ json_t *cmkd_settings_json(const cmkd_settings *s, const cmkd_dataset *data, con
   json_object_set_new(o, "schedule", json_string(cmkd_schedule_name(s->schedule.kind)));
   json_object_set_new(o, "milestones", milestones);
   json_object_set_new(o, "warmup", json_real(s->schedule.warmup));
-  json_object_set_new(o, "momentum", json_real((double)s->momentum));
+  json_object_set_new(o, "momentum", json_real(s->momentum));
   json_object_set_new(o, "nesterov", json_boolean(s->nesterov));
-  json_object_set_new(o, "weight_decay", json_real((double)s->weight_decay));
+  json_object_set_new(o, "weight_decay", json_real(s->weight_decay));
   json_object_set_new(o, "shuffle_block", json_integer(s->shuffle_block));
   json_object_set_new(o, "seed", u64_json(s->seed));
   json_object_set_new(o, "eval_every", json_integer(s->eval_every));

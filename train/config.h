@@ -40,8 +40,8 @@ typedef struct cmkd_settings {
   int classes, channels, epochs, batch, nesterov;
   uint32_t samples, val, shuffle_block; /* samples: of the split or the cache, the first ones; val of them are held out */
   uint64_t seed;
-  double label_smoothing, kappa;
-  float momentum, weight_decay, mean[3], std[3];
+  double label_smoothing, kappa, momentum, weight_decay;
+  float mean[3], std[3];
   cmkd_schedule schedule;
   int eval_every;
   cmkd_policy policy;

@@ -22,7 +22,7 @@ static void say_schedule(FILE *out, const cmkd_settings *s, const cmkd_train_opt
   if (schedule->kind == CMKD_SCHEDULE_COSINE) fprintf(out, ", cosine to 0");
   for (int i = 0; i < schedule->milestones; i++) fprintf(out, "%s%d", i ? ", " : schedule->milestones ? ", x0.1 after " : "", schedule->milestone[i]);
   if (schedule->warmup > 0) fprintf(out, ", warm-up %g epochs", schedule->warmup);
-  fprintf(out, "; momentum %g%s, weight decay %g\n", (double)s->momentum, s->nesterov ? " (Nesterov)" : "", (double)s->weight_decay);
+  fprintf(out, "; momentum %g%s, weight decay %g\n", s->momentum, s->nesterov ? " (Nesterov)" : "", s->weight_decay);
   if (!o->epochs_seen && s->epochs == 240) fprintf(out, "          (the published settings; --epochs N shortens, the milestones keep their places)\n");
 }
 

@@ -42,8 +42,8 @@ static cmkd_status open_model(cmkd_setup *s, const cmkd_train_options *o, cmkd_e
   CMKD_TRY(s->table->open(&options, &s->backend, err));
   CMKD_TRY(s->table->images_create(s->backend, d->pixels, d->labels, d->n, d->height, d->width, d->channels, &s->train_images, err));
   CMKD_TRY(s->table->images_create(s->backend, s->test->pixels, s->test->labels, s->test->n, d->height, d->width, d->channels, &s->test_images, err));
-  cmkd_model_config config = {.graph = s->graph, .batch = set->batch, .train = 1, .policy = set->policy, .loss = set->loss, .momentum = set->momentum,
-                              .weight_decay = set->weight_decay, .nesterov = set->nesterov, .label_smoothing = set->label_smoothing, .kappa = set->kappa};
+  cmkd_model_config config = {.graph = s->graph, .batch = set->batch, .train = 1, .policy = set->policy, .loss = set->loss, .momentum = (float)set->momentum,
+                              .weight_decay = (float)set->weight_decay, .nesterov = set->nesterov, .label_smoothing = set->label_smoothing, .kappa = set->kappa};
   for (int c = 0; c < 4; c++) {
     config.mean[c] = c < 3 ? set->mean[c] : 0;
     config.std[c] = c < 3 ? set->std[c] : 1;
