@@ -1,0 +1,19 @@
+/* A data set small enough to train on in a test, and the words that tests of cmkd-train share. */
+#ifndef CMKD_TESTS_SUPPORT_TRAIN_H
+#define CMKD_TESTS_SUPPORT_TRAIN_H
+#include "tests/support.h"
+
+#define TINY_TRAIN 150 /* at batch 32: four full batches and one of 22 */
+#define TINY_TEST 70
+
+/* "mnist:DIR" of made-up IDX files, ten noisy patterns, always the same; written once a program. */
+const char *tiny_data(void);
+/* Another one of the same shape with other pixels. */
+const char *tiny_other_data(void);
+/* "$CMKD_BUILD/name", or NULL after a SKIP line. */
+const char *program(const char *name);
+/* SHA-256 of a file; "" where it cannot be read. One of 8 static buffers. */
+const char *sha256_of(const char *format, ...) CMKD_PRINTF(1, 2);
+/* A text file in one of 4 static buffers of 64 KiB; "" where it cannot be read. */
+const char *text_of(const char *format, ...) CMKD_PRINTF(1, 2);
+#endif
