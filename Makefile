@@ -203,6 +203,7 @@ install: all
 	install -m 644 include/cmkd/*.h $(ROOT)/include/cmkd
 	install -m 644 $(BUILD)/cmkd.pc $(ROOT)/lib/pkgconfig
 	$(if $(wildcard recipes/*.json),install -m 644 recipes/*.json $(ROOT)/share/cmkd/recipes)
+	$(if $(wildcard docs/pytorch/*.py),install -d $(ROOT)/share/cmkd/pytorch && install -m 644 docs/pytorch/*.py $(ROOT)/share/cmkd/pytorch)
 uninstall:
 	rm -f $(ROOT)/bin/cmkd-cache $(ROOT)/bin/cmkd-train $(LIB_NAMES:%=$(ROOT)/lib/%) $(ROOT)/lib/pkgconfig/cmkd.pc $(ROOT)/lib/cmkd/libh5zstd.so
 	rm -rf $(ROOT)/include/cmkd $(ROOT)/share/cmkd
