@@ -76,9 +76,6 @@ $(CONFIG): Makefile
 REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
 MISSING = $(strip $(foreach r,$(REQUIRED),$(if $(HAVE_$(r)),,$(r))))
 LIBS := -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
-# until every backend is on trunk
-comma := ,
-LIBS := $(foreach d,cpu ref,$(if $(shell grep -ls 'cmkd_backend_$(d) =' kernels/$(d)/*.c),-Wl$(comma)-u$(comma)cmkd_backend_$(d))) $(LIBS)
 ALL_CPPFLAGS := $(BASE_CPPFLAGS) $(HDF5_CPP) $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) $(CPPFLAGS)
 ALL_CFLAGS := -std=c17 $(OPT) -fPIC $(OPENMP) -fno-math-errno $(WARN) $(SAN) $(ALL_CPPFLAGS) $(CFLAGS)
 LINK = $(CC) $(OPENMP) $(SAN) $(LDFLAGS)
@@ -89,8 +86,8 @@ LINK = $(CC) $(OPENMP) $(SAN) $(LDFLAGS)
 LIB_DIRS := base formats kernels kernels/ref kernels/cpu nets precompute train
 LIB_SRC  := $(filter-out %/main.c formats/h5zstd.c,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
-PROGRAMS := $(strip $(if $(wildcard precompute/main.c),$(BUILD)/cmkd-cache) $(if $(wildcard train/main.c),$(BUILD)/cmkd-train))
-PLUGIN   := $(if $(wildcard formats/h5zstd.c),$(BUILD)/libh5zstd.so)
+PROGRAMS := $(BUILD)/cmkd-cache $(BUILD)/cmkd-train
+PLUGIN   := $(BUILD)/libh5zstd.so
 CU_SRC   := $(sort $(wildcard kernels/cuda/*.cu kernels/cuda/*.c))
 CUDA_LIB := $(if $(HAVE_CUDA),$(if $(CU_SRC),$(BUILD)/libcmkd-cuda.so))
 # the few files that know where things get installed
@@ -193,17 +190,17 @@ ROOT = $(DESTDIR)$(PREFIX)
 LIB_NAMES := libcmkd.a libcmkd.so libcmkd.so.$(SOVERSION) libcmkd.so.$(VERSION) libcmkd-cuda.so
 .PHONY: install uninstall
 install: all
-	install -d $(ROOT)/bin $(ROOT)/lib/pkgconfig $(ROOT)/lib/cmkd $(ROOT)/include/cmkd $(ROOT)/share/cmkd/recipes
-	$(if $(PROGRAMS),install -m 755 $(PROGRAMS) $(ROOT)/bin)
+	install -d $(ROOT)/bin $(ROOT)/lib/pkgconfig $(ROOT)/lib/cmkd $(ROOT)/include/cmkd $(ROOT)/share/cmkd/recipes $(ROOT)/share/cmkd/pytorch
+	install -m 755 $(PROGRAMS) $(ROOT)/bin
 	install -m 644 $(BUILD)/libcmkd.a $(ROOT)/lib
 	install -m 755 $(BUILD)/libcmkd.so.$(VERSION) $(CUDA_LIB) $(ROOT)/lib
 	ln -sf libcmkd.so.$(VERSION) $(ROOT)/lib/libcmkd.so.$(SOVERSION)
 	ln -sf libcmkd.so.$(SOVERSION) $(ROOT)/lib/libcmkd.so
-	$(if $(PLUGIN),install -m 755 $(PLUGIN) $(ROOT)/lib/cmkd)
+	install -m 755 $(PLUGIN) $(ROOT)/lib/cmkd
 	install -m 644 include/cmkd/*.h $(ROOT)/include/cmkd
 	install -m 644 $(BUILD)/cmkd.pc $(ROOT)/lib/pkgconfig
-	$(if $(wildcard recipes/*.json),install -m 644 recipes/*.json $(ROOT)/share/cmkd/recipes)
-	$(if $(wildcard docs/pytorch/*.py),install -d $(ROOT)/share/cmkd/pytorch && install -m 644 docs/pytorch/*.py $(ROOT)/share/cmkd/pytorch)
+	install -m 644 recipes/*.json $(ROOT)/share/cmkd/recipes
+	install -m 644 docs/pytorch/*.py $(ROOT)/share/cmkd/pytorch
 uninstall:
 	rm -f $(ROOT)/bin/cmkd-cache $(ROOT)/bin/cmkd-train $(LIB_NAMES:%=$(ROOT)/lib/%) $(ROOT)/lib/pkgconfig/cmkd.pc $(ROOT)/lib/cmkd/libh5zstd.so
 	rm -rf $(ROOT)/include/cmkd $(ROOT)/share/cmkd
