@@ -21,10 +21,9 @@ static void write_split(const char *dir, const char *name, uint32_t n, uint64_t 
     uint32_t label = cmkd_rng_below(&rng, 10);
     cmkd_rng pattern = cmkd_rng_start(1000 + label, CMKD_STREAM_TEST, 0);
     fputc((int)label, labels);
-    for (int block = 0; block < 28 * 28; block++) {
-      uint32_t level = cmkd_rng_below(&pattern, 160), noise = cmkd_rng_below(&rng, 96);
-      fputc((int)(level + noise), images);
-    }
+    uint8_t level[7 * 7];
+    for (int block = 0; block < 7 * 7; block++) level[block] = (uint8_t)cmkd_rng_below(&pattern, 160);
+    for (int pixel = 0; pixel < 28 * 28; pixel++) fputc((int)(level[pixel / 28 / 4 * 7 + pixel % 28 / 4] + cmkd_rng_below(&rng, 96)), images);
   }
   if (fclose(images) || fclose(labels)) abort();
 }

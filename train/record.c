@@ -81,7 +81,6 @@ cmkd_status cmkd_weights_record(const cmkd_trainer *t, const cmkd_score *score, 
   META("seed", seed);
   META("loss", cmkd_loss_text(s->loss));
   if (t->teacher_sha256) META("teacher_sha256", t->teacher_sha256);
-  if (t->cache_sha256) META("cache_sha256", t->cache_sha256);
 #undef META
   return cmkd_params_save(t->graph, &t->state->value, t->state->total_steps, path, keys, values, n, err);
 }

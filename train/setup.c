@@ -78,7 +78,7 @@ static cmkd_status describe(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
 static void bind_trainer(cmkd_setup *s, const cmkd_train_options *o) {
   s->trainer = (cmkd_trainer){.settings = &s->settings, .settings_json = s->settings_json, .environment = s->environment, .train = s->train, .test = s->test, .graph = s->graph,
                               .table = s->table, .model = s->model, .train_images = s->train_images, .test_images = s->test_images, .teacher_sha256 = teacher_sha256(s),
-                              .cache_sha256 = s->cache ? cmkd_cache_get_info(s->cache)->sha256 : NULL, .source = &s->source, .evaluator = &s->evaluator, .folder = &s->folder,
+                              .source = &s->source, .evaluator = &s->evaluator, .folder = &s->folder,
                               .state = &s->state, .save_every = o->save_every, .max_steps = o->max_steps, .log_steps = o->log_steps};
 }
 

@@ -28,7 +28,7 @@ typedef struct cmkd_trainer {
   cmkd_be_model *model;
   const cmkd_be_images *train_images, *test_images;
   const float *test_teacher;          /* (test->n, classes) or NULL */
-  const char *teacher_sha256, *cache_sha256; /* or NULL */
+  const char *teacher_sha256;         /* or NULL */
   cmkd_source *source;
   cmkd_evaluator *evaluator;
   const cmkd_folder *folder;

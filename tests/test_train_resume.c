@@ -1,0 +1,149 @@
+/* A run cut anywhere, by any signal, ends as if it had not been: same weights, same steps, same log but for its clocks. */
+#include "tests/support_train.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+#include "base/rng.h"
+
+static const char *train;
+static char dir[1200];
+static double whole_seconds; /* of the run that nobody cut */
+#define SETTINGS "--device cpu --epochs 4 --batch 32 --val 20 --seed 8 --loss ce --label-smoothing 0.1 --nesterov --warmup 1 --schedule cosine --log-steps --save-every 3"
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int whole_run(void **state) {
+  const char *out;
+  train = program("cmkd-train");
+  if (!train) return 0;
+  snprintf(dir, sizeof dir, "%s", scratch_dir());
+  double begin = now();
+  if (run_command(&out, "%s --data %s %s --out %s/whole", train, tiny_data(), SETTINGS, dir) != 0) {
+    printf("%s\n", out);
+    return -1;
+  }
+  whole_seconds = now() - begin;
+  return 0;
+}
+
+/* Starts the run in `name` with --resume, sends `signal` after `seconds`, and gives the wait status; output goes to dir/name.txt. */
+static int cut(const char *name, double seconds, int number) {
+  char command[6000], out[1300];
+  snprintf(out, sizeof out, "%s/%s.txt", dir, name);
+  snprintf(command, sizeof command, "exec %s --data %s %s --resume --out %s/%s", train, tiny_data(), SETTINGS, dir, name);
+  pid_t child = fork();
+  if (child == 0) {
+    int fd = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+    signal(SIGINT, SIG_DFL);
+    if (fd < 0 || dup2(fd, 1) < 0 || dup2(fd, 2) < 0) _exit(126);
+    execl("/bin/sh", "sh", "-c", command, (char *)NULL);
+    _exit(127);
+  }
+  assert_true(child > 0);
+  if (number) {
+    struct timespec pause = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
+    while (nanosleep(&pause, &pause) != 0 && errno == EINTR) {}
+    kill(child, number);
+  }
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  return status;
+}
+
+/* The log without the two figures that a clock gives. */
+static void without_clocks(char *text) {
+  static const char *const keys[] = {",\"seconds\":", ",\"images_per_s\":"};
+  for (int i = 0; i < 2; i++)
+    for (char *at; (at = strstr(text, keys[i]));) {
+      char *end = at + 1 + strcspn(at + 1, ",}");
+      memmove(at, end, strlen(end) + 1);
+    }
+}
+
+static void same_as_whole(const char *name) {
+  char *one = strdup(text_of("%s/whole/log.jsonl", dir)), *two = strdup(text_of("%s/%s/log.jsonl", dir, name));
+  const char *out;
+  without_clocks(one), without_clocks(two);
+  assert_true(strlen(one) > 400);
+  assert_string_equal(one, two);
+  assert_string_equal(text_of("%s/whole/steps.jsonl", dir), text_of("%s/%s/steps.jsonl", dir, name));
+  assert_int_equal(strlen(sha256_of("%s/whole/last.safetensors", dir)), 64);
+  assert_string_equal(sha256_of("%s/whole/last.safetensors", dir), sha256_of("%s/%s/last.safetensors", dir, name));
+  assert_string_equal(sha256_of("%s/whole/best.safetensors", dir), sha256_of("%s/%s/best.safetensors", dir, name));
+  assert_int_equal(run_command(&out, "ls %s/%s | grep -E 'tmp|lock'", dir, name), 1); /* nothing left over */
+  free(one), free(two);
+}
+
+static void killed_at_random(void **state) {
+  if (!train) skip();
+  cmkd_rng rng = cmkd_rng_start((uint64_t)time(NULL), CMKD_STREAM_TEST, 0);
+  int killed = 0;
+  for (int i = 0; i < 6; i++) {
+    int status = cut("killed", whole_seconds * (0.1 + 0.6 * cmkd_rng_uniform(&rng)), SIGKILL);
+    killed += WIFSIGNALED(status);
+  }
+  int status = cut("killed", 0, 0);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) fail_msg("%s", text_of("%s/killed.txt", dir));
+  assert_true(killed > 0);
+  same_as_whole("killed");
+}
+
+static void interrupted(void **state) {
+  if (!train) skip();
+  cmkd_rng rng = cmkd_rng_start((uint64_t)time(NULL), CMKD_STREAM_TEST, 1);
+  int stopped = 0;
+  for (int i = 0; i < 3; i++) {
+    int status = cut("interrupted", whole_seconds * (0.2 + 0.4 * cmkd_rng_uniform(&rng)), i == 1 ? SIGTERM : SIGINT);
+    const char *said = text_of("%s/interrupted.txt", dir);
+    if (WIFSIGNALED(status)) continue; /* before the program was ready to listen */
+    if (WEXITSTATUS(status) == 0) break;
+    assert_int_equal(WEXITSTATUS(status), 1);
+    assert_non_null(strstr(said, "the state is saved"));
+    assert_non_null(strstr(said, "go on with\n  cmkd-train "));
+    stopped++;
+  }
+  int status = cut("interrupted", 0, 0);
+  if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) fail_msg("%s", text_of("%s/interrupted.txt", dir));
+  if (!stopped) printf("note: no signal arrived in time\n");
+  same_as_whole("interrupted");
+}
+
+/* Every place where a run can stop: inside an epoch, at its last step, after it. */
+static void stopped_by_max_steps(void **state) {
+  const char *out;
+  if (!train) skip();
+  for (int i = 0; i < 12; i++) { /* 4 epochs of 5 steps, in pieces of 1, 2, 3, 1, 2, 3, ... */
+    if (run_command(&out, "%s --data %s %s --resume --max-steps %d --out %s/pieces", train, tiny_data(), SETTINGS, 1 + i % 3, dir)) fail_msg("%s", out);
+    if (i == 2) assert_non_null(strstr(out, "stopped by --max-steps after 6 steps"));
+  }
+  same_as_whole("pieces");
+}
+
+static void other_settings_are_refused(void **state) {
+  const char *out;
+  if (!train) skip();
+  static const char *const others[][2] = {{"--seed 9", "seed is 8 there and 9 here"}, {"--lr 0.01", "lr is 0.05 there and 0.01 here"}, {"--epochs 5", "epochs is 4 there and 5 here"},
+                                          {"--student resnet14", "student is resnet8 there and resnet14 here"}, {"--augment none", "augment is crop there and none here"}};
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+    assert_int_equal(run_command(&out, "%s --data %s %s %s --resume --out %s/whole", train, tiny_data(), SETTINGS, others[i][0], dir), 1);
+    if (!strstr(out, others[i][1])) fail_msg("%s: %s", others[i][0], out);
+  }
+  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/whole", train, tiny_other_data(), SETTINGS, dir), 1);
+  assert_non_null(strstr(out, "fingerprint is"));
+  assert_int_equal(run_command(&out, "%s --data %s %s --out %s/whole", train, tiny_data(), SETTINGS, dir), 1);
+  assert_non_null(strstr(out, "finished"));
+  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/whole", train, tiny_data(), SETTINGS, dir), 0); /* finished: its table again */
+  assert_non_null(strstr(out, "best"));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(killed_at_random), cmocka_unit_test(interrupted), cmocka_unit_test(stopped_by_max_steps), cmocka_unit_test(other_settings_are_refused)};
+  return cmocka_run_group_tests(tests, whole_run, NULL);
+}
