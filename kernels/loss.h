@@ -13,6 +13,7 @@ typedef enum cmkd_gate { CMKD_GATE_EASY_SPEARMAN = 0, CMKD_GATE_HARD_SPEARMAN, C
 #define CMKD_LOSS_MIN_CLASSES 2
 #define CMKD_LOSS_MAX_CLASSES 131072
 #define CMKD_DEGENERATE 1e-6   /* a row is degenerate when sigma <= this * max(1, max|s_i|); for DIST: when sigma <= this * largest entry */
+#define CMKD_DIST_TINY 1e-150  /* a column of DIST whose largest probability is below this counts 0: its squares are no longer doubles */
 #define CMKD_GATE_MARGIN 1e-5  /* easy: H <= mean + this * max(1, mean) */
 
 /* One term. Fields that a kind does not use are 0. Each kind appears at most once in a loss. Parts it fills in result->part:

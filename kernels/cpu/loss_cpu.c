@@ -55,9 +55,9 @@ static size_t carve(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t b
   TAKE(row_value, B * CMKD_ROW_VALUES * sizeof(double));
   TAKE(bad, B);
   if (job->dist) {
-    TAKE(p, B * ld * sizeof(float));
-    TAKE(q, B * ld * sizeof(float));
-    TAKE(column, 3 * ld * sizeof(float));
+    TAKE(p, B * ld * sizeof(double));
+    TAKE(q, B * ld * sizeof(double));
+    TAKE(column, 5 * ld * sizeof(double));
     TAKE(column_value, ld * sizeof(double));
   }
 #undef TAKE

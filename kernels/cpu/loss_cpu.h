@@ -21,9 +21,9 @@ typedef struct cmkd_loss_job {
   double entropy_mean;
   double *row_value;                  /* (B, CMKD_ROW_VALUES) */
   uint8_t *bad;                       /* (B) */
-  int64_t ld;                         /* floats between rows of p and q */
-  float *p, *q;                       /* (B, ld) softened probabilities; DIST only */
-  float *column;                      /* (3, ld) u_col = column[0] * p + column[1] * q + column[2]; DIST only */
+  int64_t ld;                         /* numbers between rows of p and q */
+  double *p, *q;                      /* (B, ld) softened probabilities, scaled by column; DIST only */
+  double *column;                     /* (5, ld) see dist_columns; DIST only */
   double *column_value;               /* (ld) T^2 (1 - rho) of each column; DIST only */
 } cmkd_loss_job;
 

@@ -63,55 +63,53 @@ static cmkd_row_stats row_stats(const float *x, int64_t n) {
 /* (x - shift) * k, kept finite for logits near the largest float */
 static inline vf scaled(vf x, vf shift, vf k) { return max_f((x - shift) * k, splat(-1e30f)); }
 
-/* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be NULL. */
+/* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be NULL. Sums of e are taken
+ * in double: with shift the largest x, sum - 1 is what the other classes hold, and a confident row's gradient is made of that. */
 static double exp_row(const float *x, int64_t n, float shift_, float k_, float *e, double *dot) {
   vf shift = splat(shift_), k = splat(k_);
-  double total = 0, total_dot = 0;
+  vd sum = splat_d(0), sum2 = sum;
+  double total_dot = 0;
   for (int64_t from = 0; from < n; from += FLUSH) {
-    int64_t to = from + FLUSH < n ? from + FLUSH : n, i = from;
-    vf sum = splat(0), weighted = sum;
-    for (; i + VF <= to; i += VF) {
+    int64_t to = from + FLUSH < n ? from + FLUSH : n;
+    vf weighted = splat(0);
+    for (int64_t i = from; i < to; i += VF) {
       vf d = scaled(load(x + i), shift, k), v = exp_f(d);
+      if (i + VF > to) v = keep(v, (int)(to - i));
       if (e) store(e + i, v);
-      sum += v;
+      sum += low_d(v);
+      sum2 += high_d(v);
       if (dot) weighted += v * d;
     }
-    if (i < to) {
-      vf d = scaled(load(x + i), shift, k), v = keep(exp_f(d), (int)(to - i));
-      if (e) store(e + i, v);
-      sum += v;
-      if (dot) weighted += v * d;
-    }
-    total += sum_f(sum);
     if (dot) total_dot += sum_f(weighted);
   }
   if (dot) *dot = total_dot;
-  return total;
+  return sum_d(sum + sum2);
 }
 
 /* Student and teacher together: es, et as above with ds = (s - smax) k, dt likewise; sums zs, zt, cross = sum et (dt - ds), under = sum et ds. */
 typedef struct exp_pair { double zs, zt, cross, under; } exp_pair;
 static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, float tmax, float k_, float *es, float *et) {
   vf ms = splat(smax), mt = splat(tmax), k = splat(k_);
+  vd zs = splat_d(0), zs2 = zs, zt = zs, zt2 = zs;
   exp_pair out = {0, 0, 0, 0};
   for (int64_t from = 0; from < n; from += FLUSH) {
     int64_t to = from + FLUSH < n ? from + FLUSH : n;
-    vf zs = splat(0), zt = zs, cross = zs, under = zs;
+    vf cross = splat(0), under = cross;
     for (int64_t i = from; i < to; i += VF) {
       vf ds = scaled(load(s + i), ms, k), dt = scaled(load(t + i), mt, k), a = exp_f(ds), b = exp_f(dt);
       if (i + VF > to) { a = keep(a, (int)(to - i)); b = keep(b, (int)(to - i)); }
       store(es + i, a);
       store(et + i, b);
-      zs += a;
-      zt += b;
+      zs += low_d(a); zs2 += high_d(a);
+      zt += low_d(b); zt2 += high_d(b);
       cross += b * (dt - ds);
       under += b * ds;
     }
-    out.zs += sum_f(zs);
-    out.zt += sum_f(zt);
     out.cross += sum_f(cross);
     out.under += sum_f(under);
   }
+  out.zs = sum_d(zs + zs2);
+  out.zt = sum_d(zt + zt2);
   return out;
 }
 
@@ -119,6 +117,17 @@ static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, 
 static void add2(float *g, const float *a, double ca_, const float *b, double cb_, int64_t n) {
   vf ca = splat((float)ca_), cb = splat((float)cb_);
   for (int64_t i = 0; i < n; i += VF) store(g + i, load(g + i) + ca * load(a + i) + cb * load(b + i));
+}
+
+/* g += a * p - b * q, where p = es / zs, q = et / zt and 1 is the largest of es and of et. Where one class has more than half of both, p - q
+ * is taken from what the others have, since 1 - 1e-7 is all that a float knows of 1 - 1e-9. a_less_b: a - b without cancellation. */
+static void add_difference(float *g, const float *es, const float *et, const exp_pair *x, double a, double b, double a_less_b, int64_t n) {
+  int64_t top = -1;
+  float before = 0;
+  for (int64_t i = 0; x->zs < 2 && x->zt < 2 && i < n; i++)
+    if (es[i] == 1 && et[i] == 1) { top = i; before = g[i]; break; }
+  add2(g, es, a / x->zs, et, -b / x->zt, n);
+  if (top >= 0) g[top] = before + (float)(a_less_b - a * (x->zs - 1) / x->zs + b * (x->zt - 1) / x->zt);
 }
 
 /* Correlation of p = e_s / z_s and q = e_t / z_t. With a = p - 1/n, b = q - 1/n:

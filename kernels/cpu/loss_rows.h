@@ -2,6 +2,7 @@
  * Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are the caller's. */
 #include <stddef.h>
 #include "kernels/cpu/loss_passes.h"
+#include "kernels/cpu/loss_exact.h"
 #include "kernels/cpu/loss_soft_rank.h"
 #include "kernels/cpu/loss_sort.h"
 
@@ -89,6 +90,7 @@ typedef struct row {
   int y;
   cmkd_row_stats ss, st;
   double z1;             /* sum exp(s - smax), e1 holds the terms */
+  double miss, ce;       /* 1 - p_y, -log p_y at temperature 1 */
   double per_row;        /* 1 / B */
   double *value;         /* this row's CMKD_ROW_VALUES */
 } row;
@@ -99,21 +101,23 @@ static inline int bad_label(const cmkd_loss_batch *b, int64_t r) { return b->lab
 static void term_ce(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   int64_t n = w->n;
-  double e = r->job->batch->label_smoothing, scale = term->weight * r->per_row, lse;
+  double e = r->job->batch->label_smoothing, scale = term->weight * r->per_row;
   r->z1 = exp_row(r->s, n, r->ss.max, 1, w->e1, NULL);
-  lse = r->ss.max + log(r->z1);
-  r->value[term->part] = (1 - e) * (lse - r->s[r->y]) + (e > 0 ? e * (lse - r->ss.mean) : 0);
+  /* a confident row: what the other classes hold, not 1 - p_y. It is z1 - 1 when y has the largest logit, whose exponential is 1 */
+  r->miss = r->s[r->y] == r->ss.max ? (r->z1 - 1) / r->z1 : 1 - w->e1[r->y] / r->z1;
+  r->ce = r->s[r->y] == r->ss.max ? log1p(r->z1 - 1) : log(r->z1) + r->ss.max - r->s[r->y];
+  r->value[term->part] = (1 - e) * r->ce + (e > 0 ? e * (r->ss.max + log(r->z1) - r->ss.mean) : 0);
   vf c = splat((float)(scale / r->z1)), smooth = splat((float)(-scale * e / (double)n));
   for (int64_t i = 0; i < n; i += VF) store(w->g + i, load(w->e1 + i) * c + smooth);
-  w->g[r->y] -= (float)(scale * (1 - e));
+  w->g[r->y] = (float)(scale * (e - e / (double)n - r->miss));
 }
 
 static void term_kd(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   double T = term->T, scale = term->weight * r->per_row * T;
   exp_pair x = exp_rows(r->s, r->t, w->n, r->ss.max, r->st.max, (float)(1 / T), w->es, w->et);
-  r->value[term->part] = T * T * (x.cross / x.zt - log(x.zt) + log(x.zs));
-  add2(w->g, w->es, scale / x.zs, w->et, -scale / x.zt, w->n);
+  r->value[term->part] = T * T * (x.cross / x.zt - log1p(x.zt - 1) + log1p(x.zs - 1));
+  add_difference(w->g, w->es, w->et, &x, scale, scale, 0, w->n);
 }
 
 /* Softmax over the classes that are not y, for both sides: es, et are 0 at y. margin: s_y / T - lse of the rest. */
@@ -148,8 +152,8 @@ static void term_dkd(row *r, const cmkd_loss_term *term) {
   double ls = log_sigmoid(x.margin_s), ls_rest = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t), lt_rest = log_sigmoid(-x.margin_t);
   double qy = exp(lt), qn = exp(lt_rest), difference = x.margin_s < 0 ? exp(ls) - qy : qn - exp(ls_rest);
   r->value[term->part] = T * T * (qy * (lt - ls) + qn * (lt_rest - ls_rest));
-  r->value[term->part + 1] = T * T * (x.x.cross / x.x.zt - log(x.x.zt) + log(x.x.zs));
-  add2(w->g, w->es, scale * (term->beta - term->alpha * difference) / x.x.zs, w->et, -scale * term->beta / x.x.zt, w->n);
+  r->value[term->part + 1] = T * T * (x.x.cross / x.x.zt - log1p(x.x.zt - 1) + log1p(x.x.zs - 1));
+  add_difference(w->g, w->es, w->et, &x.x, scale * (term->beta - term->alpha * difference), scale * term->beta, -scale * term->alpha * difference, w->n);
   w->g[r->y] += (float)(scale * term->alpha * difference);
 }
 
@@ -159,46 +163,12 @@ static void term_nkd(row *r, const cmkd_loss_term *term) {
   double qy = exp((double)r->t[r->y] - r->st.max) / exp_row(r->t, w->n, r->st.max, 1, NULL, NULL);
   rest x;
   rest_of(r, T, &x);
-  r->value[term->part] = qy * (log(r->z1) + r->ss.max - r->s[r->y]);
-  r->value[term->part + 1] = T * T * (log(x.x.zs) - x.x.under / x.x.zt);
-  add2(w->g, w->es, scale * term->gamma * T / x.x.zs, w->et, -scale * term->gamma * T / x.x.zt, w->n);
+  r->value[term->part] = qy * r->ce;
+  r->value[term->part + 1] = T * T * (log1p(x.x.zs - 1) - x.x.under / x.x.zt);
+  add_difference(w->g, w->es, w->et, &x.x, scale * term->gamma * T, scale * term->gamma * T, 0, w->n);
+  float before = w->g[r->y];
   add2(w->g, w->e1, scale * qy / r->z1, w->e1, 0, w->n);
-  w->g[r->y] -= (float)(scale * qy);
-}
-
-/* sigma <= 1e-6 of the largest entry, for probabilities with mean 1/n and centred sum of squares `squares` */
-static inline int flat(double squares, double n, double largest) { return sqrt(squares / n) <= CMKD_DEGENERATE * largest; }
-
-static void term_dist(row *r, const cmkd_loss_term *term) {
-  const cmkd_loss_job *job = r->job;
-  work *w = r->w;
-  int64_t n = w->n;
-  const float *p = job->p + r->index * job->ld, *q = job->q + r->index * job->ld;
-  double T = term->T, T2 = T * T, N = (double)n, ca = 0, cb = 0;
-  vf hp = splat(0), hq = hp;
-  for (int64_t i = 0; i < n; i += VF) { hp = max_f(hp, load(p + i)); hq = max_f(hq, load(q + i)); }
-  correlation c = correlate(p, 1, q, 1, r->s, 0, 0, n);
-  if (!flat(c.aa, N, largest_f(hp)) && !flat(c.bb, N, largest_f(hq))) {
-    double na = sqrt(c.aa), nb = sqrt(c.bb), rho = c.ab / (na * nb);
-    r->value[term->part] = T2 * (1 - rho);
-    ca = term->beta * rho / (na * na) * r->per_row;
-    cb = -term->beta / (na * nb) * r->per_row;
-  }
-  /* u = ca (p - 1/n) + cb (q - 1/n) + gamma / C * (column[0] p + column[1] q + column[2]);  g = T^2 p (u - <u, p>) / T */
-  vf va = splat((float)ca), vb = splat((float)cb), each = splat((float)(1 / N)), gamma = splat((float)(term->gamma / N));
-  double dot = 0;
-  for (int64_t from = 0; from < n; from += FLUSH) {
-    vf sum = splat(0);
-    for (int64_t i = from; i < from + FLUSH && i < n; i += VF) {
-      vf pi = load(p + i), qi = load(q + i);
-      vf u = va * (pi - each) + vb * (qi - each) + gamma * (load(job->column + i) * pi + load(job->column + job->ld + i) * qi + load(job->column + 2 * job->ld + i));
-      store(w->es + i, u);
-      sum += u * pi; /* p is 0 in the pad */
-    }
-    dot += sum_f(sum);
-  }
-  vf d = splat((float)dot), scale = splat((float)(term->weight * T));
-  for (int64_t i = 0; i < n; i += VF) store(w->g + i, load(w->g + i) + scale * load(p + i) * (load(w->es + i) - d));
+  w->g[r->y] = before - (float)(scale * qy * r->miss);
 }
 
 static void term_cmkd(row *r, const cmkd_loss_term *term) {
@@ -212,9 +182,18 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
   cmkd_gate_weights(term, easy, &wp, &ws);
   double sigma = term->zscore ? r->ss.sigma : 1, sigma_t = term->zscore ? r->st.sigma : 1, inverse = term->zscore ? 1 / sigma : 0;
 
-  double zs = exp_row(r->s, n, r->ss.max, (float)(1 / (sigma * term->T)), w->es, NULL);
-  double zt = exp_row(r->t, n, r->st.max, (float)(1 / (sigma_t * term->T)), w->et, NULL);
-  correlation c = correlate(w->es, 1 / zs, w->et, 1 / zt, r->s, r->ss.mean, inverse, n);
+  double ks = 1 / (sigma * term->T), kt = 1 / (sigma_t * term->T), zs = 1, zt = 1;
+  int exact = ((double)r->ss.max - r->ss.min) * ks < .5 || ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see loss_exact.h */
+  correlation c;
+  if (exact) {
+    softmax_d(r->s, n, r->ss.max, ks, w->row.theta);
+    softmax_d(r->t, n, r->st.max, kt, w->row.prefix);
+    c = correlate_d(w->row.theta, w->row.prefix, r->s, r->ss.mean, inverse, n);
+  } else {
+    zs = exp_row(r->s, n, r->ss.max, (float)ks, w->es, NULL);
+    zt = exp_row(r->t, n, r->st.max, (float)kt, w->et, NULL);
+    c = correlate(w->es, 1 / zs, w->et, 1 / zt, r->s, r->ss.mean, inverse, n);
+  }
   double na = sqrt(c.aa), nb = sqrt(c.bb), pearson = 0, pa = 0, pb = 0, dot = 0;
   if (na > 0 && nb > 0) {
     double rho = c.ab / (na * nb);
@@ -222,6 +201,13 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
     pa = rho / (na * na) / term->T; /* g_x = p (pa a + pb b), <g, 1> = 0 */
     pb = -1 / (na * nb) / term->T;
     dot = wp * (pa * c.pa + pb * c.pb) / N;
+  }
+  double scale = term->weight * r->per_row / sigma;
+  if (exact) { /* before the doubles are used again */
+    add_correlation_d(w->g, w->row.theta, w->row.prefix, scale * wp * pa, scale * wp * pb, n);
+    pa = pb = 0;
+    memset(w->es, 0, (size_t)w->ld * sizeof *w->es);
+    memset(w->et, 0, (size_t)w->ld * sizeof *w->et);
   }
   int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma), r->rank); /* theta but for a constant, which changes nothing */
   spearman_out sp = spearman(&w->row, n, runs, r->rank_squares, w->gs);
@@ -233,7 +219,6 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
   r->value[CMKD_ROW_BLOCKS] = (double)sp.blocks / N;
   r->value[CMKD_ROW_WEIGHTED] = wp * pearson + ws * sp.loss;
 
-  double scale = term->weight * r->per_row / sigma;
   vf is = splat((float)(1 / zs)), it = splat((float)(1 / zt)), each = splat((float)(1 / N));
   vf ca = splat((float)(scale * wp * pa)), cb = splat((float)(scale * wp * pb)), cs = splat((float)(scale * ws * N / term->kappa));
   vf cx = splat((float)(scale * dot * inverse)), mean = splat((float)r->ss.mean);
@@ -253,59 +238,16 @@ static void teacher_pass(const cmkd_loss_job *job, int64_t first, int count, voi
   for (int64_t r = first; r < first + count; r++) {
     load_teacher(b->teacher, b->teacher_dtype, r, w.n, w.t);
     cmkd_row_stats st = job->teacher_stats[r] = row_stats(w.t, w.n);
-    if (!st.finite) { job->bad[r] = 1; job->entropy[r] = 0; continue; }
+    job->entropy[r] = 0;
+    if (!st.finite) { job->bad[r] = 1; continue; }
     if (job->cmkd && job->cmkd->gate != CMKD_GATE_OFF) {
       double dot, z = exp_row(w.t, w.n, st.max, 1, NULL, &dot);
       job->entropy[r] = log(z) - dot / z;
     }
-    if (job->dist) {
-      float *p = job->p + r * job->ld, *q = job->q + r * job->ld, k = (float)(1 / job->dist->T);
-      load_student(b->student, r, w.n, w.s);
-      cmkd_row_stats ss = row_stats(w.s, w.n);
-      if (!ss.finite) { job->bad[r] = 1; continue; }
-      memset(p, 0, (size_t)job->ld * sizeof *p);
-      memset(q, 0, (size_t)job->ld * sizeof *q);
-      vf is = splat((float)(1 / exp_row(w.s, w.n, ss.max, k, p, NULL))), it = splat((float)(1 / exp_row(w.t, w.n, st.max, k, q, NULL)));
-      for (int64_t i = 0; i < w.n; i += VF) { store(p + i, load(p + i) * is); store(q + i, load(q + i) * it); }
-    }
-  }
-}
-
-/* DIST's columns: 1 - rho over the batch and the coefficients of its gradient, VF columns at a time. Doubles, two passes. */
-static void columns_pass(const cmkd_loss_job *job, int64_t first, int64_t last) {
-  int64_t B = job->batch->batch, ld = job->ld;
-  double N = (double)B, T2 = job->dist->T * job->dist->T;
-  for (int64_t c = first; c < last; c += VF) {
-    vd mp[2] = {splat_d(0), splat_d(0)}, mq[2] = {mp[0], mp[0]}, aa[2] = {mp[0], mp[0]}, bb[2] = {mp[0], mp[0]}, ab[2] = {mp[0], mp[0]};
-    vf hp = splat(0), hq = hp;
-    for (int64_t r = 0; r < B; r++) {
-      vf p = load(job->p + r * ld + c), q = load(job->q + r * ld + c);
-      hp = max_f(hp, p);
-      hq = max_f(hq, q);
-      mp[0] += low_d(p); mp[1] += high_d(p);
-      mq[0] += low_d(q); mq[1] += high_d(q);
-    }
-    for (int h = 0; h < 2; h++) { mp[h] /= splat_d(N); mq[h] /= splat_d(N); }
-    for (int64_t r = 0; r < B; r++) {
-      vf p = load(job->p + r * ld + c), q = load(job->q + r * ld + c);
-      vd a0 = low_d(p) - mp[0], b0 = low_d(q) - mq[0], a1 = high_d(p) - mp[1], b1 = high_d(q) - mq[1];
-      aa[0] += a0 * a0; bb[0] += b0 * b0; ab[0] += a0 * b0;
-      aa[1] += a1 * a1; bb[1] += b1 * b1; ab[1] += a1 * b1;
-    }
-    for (int i = 0; i < VF; i++) {
-      int h = i / VD, l = i % VD;
-      double A = aa[h][l], Q = bb[h][l], value = 0, cp = 0, cq = 0;
-      if (B > 1 && !flat(A, N, hp[i]) && !flat(Q, N, hq[i])) {
-        double na = sqrt(A), nb = sqrt(Q), rho = ab[h][l] / (na * nb);
-        value = T2 * (1 - rho);
-        cp = rho / A;
-        cq = -1 / (na * nb);
-      }
-      job->column_value[c + i] = value;
-      job->column[c + i] = (float)cp;
-      job->column[ld + c + i] = (float)cq;
-      job->column[2 * ld + c + i] = (float)(-cp * mp[h][l] - cq * mq[h][l]);
-    }
+    if (!job->dist) continue;
+    load_student(b->student, r, w.n, w.s);
+    if (!row_stats(w.s, w.n).finite) job->bad[r] = 1;
+    else dist_load(job, r, w.s, w.t);
   }
 }
 
@@ -353,7 +295,7 @@ static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *
         case CMKD_TERM_KD: term_kd(&r, term); break;
         case CMKD_TERM_DKD: term_dkd(&r, term); break;
         case CMKD_TERM_NKD: term_nkd(&r, term); break;
-        case CMKD_TERM_DIST: term_dist(&r, term); break;
+        case CMKD_TERM_DIST: dist_row(job, term, index, r.value + term->part, w.g); break;
         case CMKD_TERM_CMKD: term_cmkd(&r, term); break;
       }
     }
@@ -387,4 +329,4 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   }
 }
 
-const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of, row_floats, thread_scratch, teacher_pass, columns_pass, rows_pass, agreement_pass};
+const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of, row_floats, thread_scratch, teacher_pass, dist_columns, rows_pass, agreement_pass};

@@ -104,7 +104,7 @@ static int flat(const double *x, int64_t n, int64_t step) {
   double mean = 0, squares = 0, largest = 0;
   for (int64_t i = 0; i < n; i++) { mean += x[i * step] / (double)n; largest = fmax(largest, x[i * step]); }
   for (int64_t i = 0; i < n; i++) squares += (x[i * step] - mean) * (x[i * step] - mean);
-  return sqrt(squares / (double)n) <= CMKD_DEGENERATE * largest;
+  return largest < CMKD_DIST_TINY || sqrt(squares / (double)n) <= CMKD_DEGENERATE * largest;
 }
 
 static cmkd_status term_dist(const work *w, const cmkd_loss_term *term, double part[2], cmkd_error *err) {
