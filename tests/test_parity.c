@@ -104,7 +104,12 @@ static void check_digest(bench *b, const char *kind, const char *name, const dou
   for (int k = 0; k < 3; k++) near(b->graph->arch, kind, name, got[k], want[k], tolerance * want[1] + least);
 }
 
-static void replay(const char *device, const char *arch, double tolerance) {
+/* Room for rounding, relative. In float32 a deep net's gradients move by percents when one activation near 0 changes sides under batch
+ * statistics (PyTorch's own float32 is 0.5% to 2% off its float64 on these cases); logits, without such feedback, are tight. */
+typedef struct room { double logits, loss, grad, stat; } room;
+static const room in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 1e-4, 3e-2, 1e-4};
+
+static void replay(const char *device, const char *arch, const room *allowed) {
   char path[256], word[16], name[128];
   int side, channels, classes, rows;
   snprintf(path, sizeof path, "tests/parity/%s.case", arch);
@@ -119,15 +124,16 @@ static void replay(const char *device, const char *arch, double tolerance) {
   while (fscanf(f, "%15s", word) == 1) {
     if (!strcmp(word, "loss")) {
       assert_int_equal(fscanf(f, "%lf", want), 1);
-      near(arch, word, "", b.result.loss.loss, want[0], tolerance * want[0]);
+      near(arch, word, "", b.result.loss.loss, want[0], allowed->loss * want[0]);
     } else if (!strcmp(word, "logits")) {
       for (int c = 0; c < classes; c++) {
         assert_int_equal(fscanf(f, "%lf", want), 1);
-        near(arch, word, "", (double)b.logits[row * classes + c], want[0], tolerance * most);
+        near(arch, word, "", (double)b.logits[row * classes + c], want[0], allowed->logits * most);
       }
       row++;
     } else {
       assert_int_equal(fscanf(f, "%127s %lf %lf %lf", name, want, want + 1, want + 2), 4);
+      double tolerance = strcmp(word, "grad") ? allowed->stat : allowed->grad;
       check_digest(&b, word, name, want, tolerance, tolerance * 1e-1);
       seen++;
     }
@@ -142,8 +148,8 @@ static void replay(const char *device, const char *arch, double tolerance) {
   X(wrn_16_2, "wrn-16-2") X(vgg8, "vgg8") X(vgg13, "vgg13") X(mobilenetv2_cifar, "mobilenetv2_cifar") X(shufflenetv1_cifar, "shufflenetv1_cifar") \
   X(shufflenetv2_cifar, "shufflenetv2_cifar") X(resnet18, "resnet18") X(resnet50, "resnet50") X(mobilenetv1, "mobilenetv1") X(mobilenetv2, "mobilenetv2")
 #define TEST(id, name)                                                             \
-  static void ref_##id(void **state) { (void)state; replay("ref", name, 1e-6); }   \
-  static void cpu_##id(void **state) { (void)state; replay("cpu", name, 2e-3); }
+  static void ref_##id(void **state) { (void)state; replay("ref", name, &in_double); }   \
+  static void cpu_##id(void **state) { (void)state; replay("cpu", name, &in_float); }
 NETS(TEST)
 #define ENTRY(id, name) cmocka_unit_test(ref_##id), cmocka_unit_test(cpu_##id),
 

@@ -112,12 +112,16 @@ static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_conf
   return CMKD_OK;
 }
 
-/* Where number j of a parameter in PyTorch's layout lies in ours: (out, in, kh, kw) -> (kh, kw, in, out). */
-static size_t place(const cmkd_param *p, size_t j) {
-  if (p->dims != 4) return j;
-  size_t taps = (size_t)(p->shape[2] * p->shape[3]), in = (size_t)p->shape[1], out = (size_t)p->shape[0];
-  size_t tap = j % taps, i = j / taps % in, o = j / taps / in;
-  return (tap * in + i) * out + o;
+/* Between PyTorch's layout (out, in, kh, kw) outside and ours (kh, kw, in, out): exactly one of `to` and `from` is written. */
+static void exchange(const cmkd_param *p, double *inside, const float *from, float *to) {
+  size_t taps = p->dims == 4 ? (size_t)(p->shape[2] * p->shape[3]) : 1, in = p->dims == 4 ? (size_t)p->shape[1] : 1, out = (size_t)p->count / taps / in;
+  for (size_t o = 0, j = 0; o < out; o++)
+    for (size_t i = 0; i < in; i++)
+      for (size_t tap = 0; tap < taps; tap++, j++) {
+        double *number = &inside[(tap * in + i) * out + o];
+        if (to) to[j] = (float)*number;
+        else *number = (double)from[j];
+      }
 }
 
 static double **slot_of(cmkd_be_model *model, cmkd_param_slot slot) { return slot == CMKD_SLOT_VALUE ? model->param : model->momentum; }
@@ -126,13 +130,14 @@ static cmkd_status ref_upload(cmkd_be_model *model, cmkd_param_slot slot, const 
   const cmkd_graph *g = model->config.graph;
   double **to = slot_of(model, slot);
   for (int i = 0; i < g->params && to; i++)
-    for (size_t j = 0; params[i] && j < (size_t)g->param[i].count; j++) to[i][place(&g->param[i], j)] = (double)params[i][j];
+    if (params[i]) exchange(&g->param[i], to[i], params[i], NULL);
   return CMKD_OK;
 }
 
 static void give(const cmkd_graph *g, double *const *from, float *const *params) {
   for (int i = 0; i < g->params; i++)
-    for (size_t j = 0; params[i] && j < (size_t)g->param[i].count; j++) params[i][j] = from ? (float)from[i][place(&g->param[i], j)] : 0;
+    if (params[i] && from) exchange(&g->param[i], from[i], NULL, params[i]);
+    else if (params[i]) memset(params[i], 0, (size_t)g->param[i].count * sizeof(float));
 }
 
 static cmkd_status ref_download(cmkd_be_model *model, cmkd_param_slot slot, float *const *params, cmkd_error *err) {

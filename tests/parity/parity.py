@@ -98,9 +98,15 @@ def read_safetensors(path):
     return {k: np.frombuffer(data[8 + n + v['data_offsets'][0]:8 + n + v['data_offsets'][1]], types[v['dtype']]).reshape(v['shape']) for k, v in header.items() if k != '__metadata__'}
 
 
-def largest(a, b):
-    """Largest difference over the largest magnitude."""
-    return float(np.abs(a.astype(np.float64) - b).max() / max(np.abs(b).max(), 1e-30))
+def off(a, b, least=1e-30):
+    """Relative distance of two arrays."""
+    return float(np.linalg.norm(a.astype(np.float64) - b) / max(np.linalg.norm(b), least))
+
+
+# logits, loss, gradients, statistics. In float32 a deep net's gradients move by percents when one activation near 0 changes sides under
+# batch statistics; PyTorch's own float32 does against its float64. Inference logits have no such feedback.
+ROOM = {'ref': (1e-6, 1e-6, 1e-6, 1e-6)}
+FLOAT = (1e-5, 1e-4, 5e-2, 1e-4)
 
 
 def check(arch, program, device):
@@ -111,18 +117,11 @@ def check(arch, program, device):
         subprocess.run([program, 'run', device, arch, str(side), str(channels), str(classes), str(ROWS), out, weights], check=True)
         got, saved = read_safetensors(out), read_safetensors(weights)
     net.float().load_state_dict({k: torch.tensor(v) for k, v in saved.items()}, strict=True)  # what cmkd writes, PyTorch loads
-    everything = np.concatenate([g.reshape(-1) for g in grads.values()])
-    scale = np.abs(everything).max()
-    worst, where = 0, ''
-    for name, g in grads.items():
-        # a bias before batch norm has gradient 0: only rounding is left, measured against the network's largest gradient
-        d = min(largest(got['grad.' + name], g), float(np.abs(got['grad.' + name] - g).max() / scale) * 10)
-        if d > worst:
-            worst, where = d, name
-    per_layer = max(largest(got['stat.' + k], s) for k, s in stats.items())
-    tolerance = 2e-6 if device == 'ref' else 2e-3
-    row = largest(got['logits'], logits), abs(float(got['loss'][0]) - loss) / loss, worst, per_layer
-    good = all(v < tolerance for v in row)
+    # a bias before batch norm has gradient 0, of which only rounding is left: it is measured against the largest of the network
+    least = max(np.linalg.norm(g) for g in grads.values()) * 1e-3
+    worst, where = max((off(got['grad.' + name], g, least), name) for name, g in grads.items())
+    row = off(got['logits'], logits), abs(float(got['loss'][0]) - loss) / loss, worst, max(off(got['stat.' + k], s) for k, s in stats.items())
+    good = all(v < room for v, room in zip(row, ROOM.get(device, FLOAT)))
     print(f'{arch:20s} {"ok  " if good else "BAD "} logits {row[0]:.1e}  loss {row[1]:.1e}  gradients {row[2]:.1e} ({where})  statistics {row[3]:.1e}', flush=True)
     return good
 
