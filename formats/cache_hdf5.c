@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "formats/cache_chunk.h"
 #include "formats/cache_hash.h"
 
 #define ZSTD_FILTER ((H5Z_filter_t)32015)
@@ -146,7 +147,7 @@ typedef struct chunked { const char *name; hid_t type; int rank, filters, item; 
 static void chunks(image *im, const chunked *c, const uint8_t *const *data, const size_t *sizes, cmkd_extent *extents) {
   if (im->failed) return;
   hid_t create = keep(im, H5Pcreate(H5P_DATASET_CREATE)), space = keep(im, H5Screate_simple(c->rank, c->dims, NULL));
-  const unsigned level = 3;
+  const unsigned level = CMKD_CHUNK_LEVEL;
   need(im, H5Pset_chunk(create, c->rank, c->chunk));
   need(im, H5Pset_fill_time(create, H5D_FILL_TIME_NEVER));
   need(im, H5Pset_obj_track_times(create, 0));

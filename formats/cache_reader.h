@@ -14,6 +14,8 @@ typedef struct cmkd_shard {
   uint32_t rows;             /* of its chunks */
 } cmkd_shard;
 
+typedef struct cmkd_region { uint8_t *bytes; size_t size; } cmkd_region; /* mapped, 2 MB aligned, huge pages where the system gives them */
+
 struct cmkd_cache {
   char *path;
   cmkd_master_meta master;
@@ -22,7 +24,8 @@ struct cmkd_cache {
   const cmkd_codec *codec;
   cmkd_shard *shards;        /* (master.head.shards) */
   cmkd_cache_info info;
-  pthread_mutex_t mutex;     /* guards the two below */
+  pthread_mutex_t mutex;     /* guards what follows */
+  cmkd_region spare[2];      /* of finished streams: the next epoch's memory needs no page faults */
   int32_t *labels;           /* (samples), loaded on first use */
   uint64_t *ids;
 };
@@ -39,4 +42,7 @@ cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent,
 cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, const cmkd_shard *shard, uint32_t view, uint32_t block, cmkd_chunk_coder *coder, uint8_t *stored, uint8_t *raw, cmkd_error *err);
 /* Row numbers of all rows of one view of a shard: max, range (samples of the shard). Only for codecs that have them. */
 cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint16_t *max, uint16_t *range, cmkd_error *err);
+/* At least `size` bytes, zero size: failed. Given back with cmkd_region_return. */
+cmkd_region cmkd_region_take(cmkd_cache *cache, size_t size);
+void cmkd_region_return(cmkd_cache *cache, cmkd_region region);
 #endif

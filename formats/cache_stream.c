@@ -11,6 +11,7 @@
 #include "formats/cache_reader.h"
 
 #define DEFAULT_MEMORY (1ull << 30)
+#define SHARE 65536 /* classes in a delivery that is worth waking the workers for */
 #define LOCATE 32 /* rows whose places are looked up, and prefetched, before the first of them is decoded */
 
 /* x / d for 32-bit numbers by one multiplication (Lemire, Kaser, Kurz 2019): d > 1. */
@@ -23,21 +24,27 @@ typedef struct stream_chunk { uint32_t shard, block, rows_left; int32_t slot; at
 struct cmkd_stream {
   cmkd_cache *cache;
   uint32_t view, n, at;            /* at: rows delivered */
+  int shared;                      /* every chunk is in its slot and stays there */
   const uint32_t *order;
   divider by_shard, by_chunk, by_last_chunk; /* the last shard may have smaller chunks */
   uint32_t last_shard, *first_chunk;         /* (shards): number of a shard's first chunk */
   stream_chunk *chunks; uint32_t chunk_count;
   uint32_t *schedule, scheduled;             /* chunks in order of first use */
-  uint8_t **slots; uint32_t slot_count;
+  cmkd_region region; size_t slot_size; uint32_t slot_count; /* slots, one after the other */
   uint64_t *seeds;                 /* (samples) of the view, loaded when first asked for */
   uint16_t *row_max, *row_range;   /* (samples) or NULL */
   pthread_t *threads; int thread_count;
   pthread_mutex_t mutex;           /* guards the rest */
-  pthread_cond_t slot_freed, chunk_ready;
+  pthread_cond_t work, chunk_ready; /* a slot came free or a delivery is to be shared; a chunk is there */
   uint32_t next;                   /* schedule entry that a worker takes next */
   int32_t *free_slots; uint32_t free_count;
   int stop, waiting;
+  uint32_t decoded;                /* chunks */
   cmkd_error failure;
+  /* A large delivery out of chunks that are all there is shared with the workers. */
+  const uint32_t *job_order; float *job_out; uint32_t job_count, job_serial; int job_helpers;
+  atomic_uint job_next;
+  pthread_cond_t job_done;
 };
 
 typedef struct place { uint32_t chunk, row; } place;
@@ -48,32 +55,92 @@ static inline place locate(const cmkd_stream *s, uint32_t sample) {
   return (place){s->first_chunk[shard] + block, inside - block * by.d};
 }
 
+static inline uint8_t *slot_bytes(const cmkd_stream *s, int32_t slot) { return s->region.bytes + (size_t)slot * s->slot_size; }
+
+static void decode_rows(const cmkd_stream *s, const stream_chunk *chunk, uint32_t row, uint32_t rows, float *out) {
+  const cmkd_shard *shard = s->cache->shards + chunk->shard;
+  size_t C = s->cache->info.classes, first = shard->meta.first + (size_t)chunk->block * shard->rows;
+  cmkd_chunk_view view = {slot_bytes(s, chunk->slot), (size_t)shard->rows * C, C, s->row_max ? s->row_max + first : NULL, s->row_max ? s->row_range + first : NULL};
+  s->cache->codec->decode(&view, row, rows, out);
+}
+
+static void prefetch(const cmkd_stream *s, const stream_chunk *chunk, uint32_t row) {
+  const cmkd_shard *shard = s->cache->shards + chunk->shard;
+  size_t C = s->cache->info.classes, plane = shard->rows * C;
+  for (int p = 0; p < s->cache->codec->item; p++) {
+    const uint8_t *at = slot_bytes(s, chunk->slot) + (size_t)p * plane + row * C;
+    for (size_t i = 0; i < C && i < 512; i += 64) __builtin_prefetch(at + i);
+    __builtin_prefetch(at + C - 1);
+  }
+}
+
+static inline uint32_t run_of(const place *places, uint32_t count) { /* neighbours in one chunk */
+  uint32_t run = 1;
+  while (run < count && places[run].chunk == places->chunk && places[run].row == places->row + run) run++;
+  return run;
+}
+
+/* Rows of chunks that are all there. */
+static void gather(const cmkd_stream *s, const uint32_t *order, uint32_t count, float *out) {
+  place places[LOCATE];
+  size_t C = s->cache->info.classes;
+  for (uint32_t at = 0; at < count; at += LOCATE) {
+    uint32_t rows = count - at < LOCATE ? count - at : LOCATE;
+    for (uint32_t i = 0; i < rows; i++) {
+      places[i] = locate(s, order[at + i]);
+      prefetch(s, s->chunks + places[i].chunk, places[i].row);
+    }
+    for (uint32_t i = 0, run; i < rows; i += run) {
+      run = run_of(places + i, rows - i);
+      decode_rows(s, s->chunks + places[i].chunk, places[i].row, run, out + (at + i) * C);
+    }
+  }
+}
+
+static void share(cmkd_stream *s) {
+  enum { PIECE = 2 * LOCATE };
+  for (uint32_t at; (at = atomic_fetch_add(&s->job_next, PIECE)) < s->job_count;)
+    gather(s, s->job_order + at, s->job_count - at < PIECE ? s->job_count - at : PIECE, s->job_out + (size_t)at * s->cache->info.classes);
+}
+
+/* Decodes the chunk that the schedule has next. The mutex is held on entry and exit. */
+static void take_chunk(cmkd_stream *s, cmkd_chunk_coder *coder, uint8_t *stored, cmkd_error *err) {
+  stream_chunk *chunk = s->chunks + s->schedule[s->next++];
+  int32_t slot = s->free_slots[--s->free_count];
+  pthread_mutex_unlock(&s->mutex);
+  cmkd_status status = cmkd_shard_chunk(s->cache, s->cache->shards + chunk->shard, s->view, chunk->block, coder, stored, slot_bytes(s, slot), err);
+  chunk->slot = slot;
+  pthread_mutex_lock(&s->mutex);
+  if (status == CMKD_OK) {
+    atomic_store_explicit(&chunk->ready, 1, memory_order_release);
+    s->decoded++;
+  }
+  if (s->waiting) pthread_cond_signal(&s->chunk_ready);
+}
+
 static void *worker(void *argument) {
   cmkd_stream *s = argument;
-  const cmkd_cache *cache = s->cache;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
-  uint8_t *stored = malloc(cmkd_cache_stored_bound(cache));
-  size_t raw = (size_t)cache->master.head.chunk_rows * cache->info.classes * (size_t)cache->codec->item;
+  uint8_t *stored = malloc(cmkd_cache_stored_bound(s->cache));
+  uint32_t seen = 0;
   cmkd_error err = {0};
-  if (!coder || !stored) cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to read it", cache->path);
+  if (!coder || !stored) cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to read it", s->cache->path);
   pthread_mutex_lock(&s->mutex);
-  while (err.status == CMKD_OK) {
-    while (!s->stop && s->next < s->scheduled && !s->free_count) pthread_cond_wait(&s->slot_freed, &s->mutex);
-    if (s->stop || s->next >= s->scheduled) break;
-    stream_chunk *chunk = s->chunks + s->schedule[s->next++];
-    int32_t slot = s->free_slots[--s->free_count];
-    pthread_mutex_unlock(&s->mutex);
-    if (!s->slots[slot] && !(s->slots[slot] = malloc(raw))) cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory for a decoded chunk (%zu bytes)", cache->path, raw);
-    if (err.status == CMKD_OK) cmkd_shard_chunk(cache, cache->shards + chunk->shard, s->view, chunk->block, coder, stored, s->slots[slot], &err);
-    chunk->slot = slot;
-    pthread_mutex_lock(&s->mutex);
-    if (err.status == CMKD_OK) atomic_store_explicit(&chunk->ready, 1, memory_order_release);
-    if (s->waiting) pthread_cond_signal(&s->chunk_ready);
+  while (err.status == CMKD_OK && !s->stop) {
+    if (s->job_count && s->job_serial != seen) {
+      seen = s->job_serial;
+      s->job_helpers++;
+      pthread_mutex_unlock(&s->mutex);
+      share(s);
+      pthread_mutex_lock(&s->mutex);
+      if (!--s->job_helpers) pthread_cond_signal(&s->job_done);
+    } else if (s->next < s->scheduled && s->free_count) take_chunk(s, coder, stored, &err);
+    else pthread_cond_wait(&s->work, &s->mutex);
   }
   if (err.status != CMKD_OK) {
     if (s->failure.status == CMKD_OK) s->failure = err;
     s->stop = 1;
-    pthread_cond_broadcast(&s->slot_freed);
+    pthread_cond_broadcast(&s->work);
     pthread_cond_signal(&s->chunk_ready);
   }
   pthread_mutex_unlock(&s->mutex);
@@ -147,10 +214,11 @@ static cmkd_status make_slots(cmkd_stream *s, uint32_t live, uint64_t memory, cm
   uint64_t wanted = (uint64_t)live + 8 + 4 * (uint64_t)s->thread_count; /* more read-ahead would only leave the cache */
   s->slot_count = (uint32_t)(wanted < most ? wanted : most);
   if (s->slot_count > s->scheduled) s->slot_count = s->scheduled;
-  s->slots = calloc(s->slot_count + 1, sizeof *s->slots);
+  s->slot_size = ((size_t)raw + 63) / 64 * 64;
+  s->region = cmkd_region_take(s->cache, (s->slot_count + 1) * s->slot_size);
   s->free_slots = malloc((s->slot_count + 1) * sizeof *s->free_slots);
   s->threads = calloc((size_t)s->thread_count, sizeof *s->threads);
-  if (!s->slots || !s->free_slots || !s->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to stream it", s->cache->path);
+  if (!s->region.size || !s->free_slots || !s->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to stream it", s->cache->path);
   for (uint32_t i = 0; i < s->slot_count; i++) s->free_slots[s->free_count++] = (int32_t)(s->slot_count - 1 - i);
   return CMKD_OK;
 }
@@ -168,8 +236,9 @@ cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *o
   s->order = order;
   s->n = n;
   pthread_mutex_init(&s->mutex, NULL);
-  pthread_cond_init(&s->slot_freed, NULL);
+  pthread_cond_init(&s->work, NULL);
   pthread_cond_init(&s->chunk_ready, NULL);
+  pthread_cond_init(&s->job_done, NULL);
   cmkd_status status = allocate(s, err);
   if (status == CMKD_OK) status = plan(s, &live, err);
   int workers = (uint32_t)threads < s->scheduled ? threads : (int)s->scheduled;
@@ -188,15 +257,15 @@ void cmkd_stream_free(cmkd_stream *s) {
   if (!s) return;
   pthread_mutex_lock(&s->mutex);
   s->stop = 1;
-  pthread_cond_broadcast(&s->slot_freed);
+  pthread_cond_broadcast(&s->work);
   pthread_mutex_unlock(&s->mutex);
   for (int i = 0; s->threads && i < s->thread_count; i++) pthread_join(s->threads[i], NULL);
-  for (uint32_t i = 0; s->slots && i < s->slot_count; i++) free(s->slots[i]);
+  cmkd_region_return(s->cache, s->region);
   pthread_mutex_destroy(&s->mutex);
-  pthread_cond_destroy(&s->slot_freed);
+  pthread_cond_destroy(&s->work);
   pthread_cond_destroy(&s->chunk_ready);
+  pthread_cond_destroy(&s->job_done);
   free(s->threads);
-  free(s->slots);
   free(s->free_slots);
   free(s->first_chunk);
   free(s->chunks);
@@ -221,24 +290,8 @@ static cmkd_status wait_for(cmkd_stream *s, stream_chunk *chunk, cmkd_error *err
 static void release(cmkd_stream *s, stream_chunk *chunk) {
   pthread_mutex_lock(&s->mutex);
   s->free_slots[s->free_count++] = chunk->slot;
-  pthread_cond_signal(&s->slot_freed);
+  pthread_cond_signal(&s->work);
   pthread_mutex_unlock(&s->mutex);
-}
-
-static void decode_rows(const cmkd_stream *s, const stream_chunk *chunk, uint32_t row, uint32_t rows, float *out) {
-  const cmkd_shard *shard = s->cache->shards + chunk->shard;
-  size_t C = s->cache->info.classes, first = shard->meta.first + (size_t)chunk->block * shard->rows;
-  cmkd_chunk_view view = {s->slots[chunk->slot], (size_t)shard->rows * C, C, s->row_max ? s->row_max + first : NULL, s->row_max ? s->row_range + first : NULL};
-  s->cache->codec->decode(&view, row, rows, out);
-}
-
-static void prefetch(const cmkd_stream *s, const stream_chunk *chunk, uint32_t row) {
-  const cmkd_shard *shard = s->cache->shards + chunk->shard;
-  size_t C = s->cache->info.classes, plane = shard->rows * C;
-  for (int p = 0; p < s->cache->codec->item; p++) {
-    const uint8_t *at = s->slots[chunk->slot] + (size_t)p * plane + row * C;
-    for (size_t i = 0; i < C && i < 512; i += 64) __builtin_prefetch(at + i);
-  }
 }
 
 /* Up to LOCATE rows: waits for the first one's chunk, looks at as many others as are there, decodes run by run. Waiting for a later one
@@ -254,7 +307,7 @@ static cmkd_status deliver(cmkd_stream *s, const uint32_t *order, uint32_t count
   }
   for (uint32_t i = 0, run; i < count; i += run) {
     stream_chunk *chunk = s->chunks + places[i].chunk;
-    for (run = 1; i + run < count && places[i + run].chunk == places[i].chunk && places[i + run].row == places[i].row + run; run++) {}
+    run = run_of(places + i, count - i);
     decode_rows(s, chunk, places[i].row, run, logits + i * C);
     if (!(chunk->rows_left -= run)) release(s, chunk);
   }
@@ -272,6 +325,30 @@ static uint32_t straight_run(const cmkd_stream *s, const uint32_t *order, uint32
   return run;
 }
 
+/* Everything that is left of the order is decoded: from here on no slot needs to come free. */
+static int all_there(cmkd_stream *s) {
+  pthread_mutex_lock(&s->mutex);
+  int all = s->decoded == s->scheduled;
+  pthread_mutex_unlock(&s->mutex);
+  return all;
+}
+
+static void deliver_shared(cmkd_stream *s, const uint32_t *order, uint32_t count, float *logits) {
+  pthread_mutex_lock(&s->mutex);
+  s->job_order = order;
+  s->job_out = logits;
+  s->job_count = count;
+  s->job_serial++;
+  atomic_store(&s->job_next, 0);
+  pthread_cond_broadcast(&s->work);
+  pthread_mutex_unlock(&s->mutex);
+  share(s);
+  pthread_mutex_lock(&s->mutex);
+  s->job_count = 0; /* late wakers stay out */
+  while (s->job_helpers) pthread_cond_wait(&s->job_done, &s->mutex);
+  pthread_mutex_unlock(&s->mutex);
+}
+
 cmkd_status cmkd_stream_next(cmkd_stream *s, uint32_t count, float *logits, uint64_t *seeds, cmkd_error *err) {
   size_t C = s->cache->info.classes;
   if (count > s->n - s->at) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u rows asked for, %u are left of this epoch", s->cache->path, count, s->n - s->at);
@@ -283,6 +360,13 @@ cmkd_status cmkd_stream_next(cmkd_stream *s, uint32_t count, float *logits, uint
     if (status != CMKD_OK) { free(s->seeds); s->seeds = NULL; return status; }
   }
   for (uint32_t i = 0; seeds && i < count; i++) seeds[i] = s->seeds[order[i]];
+  if (s->shared || (s->slot_count == s->scheduled && s->thread_count > 1 && count * C >= SHARE && all_there(s))) {
+    s->shared = 1;
+    if (count * C >= SHARE) deliver_shared(s, order, count, logits);
+    else gather(s, order, count, logits);
+    s->at += count;
+    return CMKD_OK;
+  }
   for (uint32_t i = 0; i < count;) {
     place at = locate(s, order[i]);
     stream_chunk *chunk = s->chunks + at.chunk;
