@@ -18,14 +18,17 @@ static const char *const train10[] = {"data_batch_1.bin", "data_batch_2.bin", "d
 static const char *const test10[] = {"test_batch.bin", NULL}, *const train100[] = {"train.bin", NULL}, *const test100[] = {"test.bin", NULL};
 static const layout cifar10 = {train10, test10, 10000, 10000, 0}, cifar100 = {train100, test100, 50000, 10000, 20};
 
-cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name, int coarse_classes, int classes, uint8_t *pixels, int32_t *labels, cmkd_error *err) {
+cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name, int coarse_classes, int classes,
+    uint8_t *pixels, int32_t *labels, cmkd_error *err) {
   size_t head = coarse_classes ? 2 : 1, record = head + CMKD_CIFAR_PIXELS;
   for (uint32_t i = 0; i < count; i++) {
     const uint8_t *in = records + i * record, *planes = in + head;
     if (coarse_classes && in[0] >= coarse_classes)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: coarse label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name, in[0], (unsigned long long)(first + i), coarse_classes - 1);
+      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: coarse label %u of record %llu is not in 0..%d; the file is damaged, fetch it again",
+          name, in[0], (unsigned long long)(first + i), coarse_classes - 1);
     if (in[head - 1] >= classes)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name, in[head - 1], (unsigned long long)(first + i), classes - 1);
+      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name,
+          in[head - 1], (unsigned long long)(first + i), classes - 1);
     labels[i] = in[head - 1];
     uint8_t *out = pixels + (size_t)i * CMKD_CIFAR_PIXELS;
     for (int p = 0; p < PLANE; p++) {
@@ -42,12 +45,14 @@ static cmkd_status check_size(int fd, const char *path, uint64_t want, cmkd_erro
   if (fstat(fd, &st) != 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
   if (!S_ISREG(st.st_mode)) return cmkd_fail(err, CMKD_ERR_IO, "%s: not a file", path);
   if ((uint64_t)st.st_size != want)
-    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s: %lld bytes where the official file has %llu; fetch it again", path, (uint64_t)st.st_size < want ? "truncated" : "oversized", (long long)st.st_size, (unsigned long long)want);
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s: %lld bytes where the official file has %llu; fetch it again", path,
+        (uint64_t)st.st_size < want ? "truncated" : "oversized", (long long)st.st_size, (unsigned long long)want);
   return CMKD_OK;
 }
 
 /* Reads `count` records of one file into place, a block at a time: the planar form never exists as a whole. */
-static cmkd_status read_records(const char *path, const layout *l, uint32_t count, int classes, uint8_t *pixels, int32_t *labels, cmkd_error *err) {
+static cmkd_status read_records(const char *path, const layout *l, uint32_t count, int classes, uint8_t *pixels, int32_t *labels,
+    cmkd_error *err) {
   size_t record = (l->coarse_classes ? 2 : 1) + CMKD_CIFAR_PIXELS;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
@@ -57,7 +62,8 @@ static cmkd_status read_records(const char *path, const layout *l, uint32_t coun
   for (uint32_t at = 0; status == CMKD_OK && at < count; at += BLOCK) {
     uint32_t some = count - at < BLOCK ? count - at : BLOCK;
     status = cmkd_pread_full(fd, block, some * record, (uint64_t)at * record, path, err);
-    if (status == CMKD_OK) status = cmkd_cifar_decode(block, some, at, path, l->coarse_classes, classes, pixels + (size_t)at * CMKD_CIFAR_PIXELS, labels + at, err);
+    if (status == CMKD_OK) status = cmkd_cifar_decode(block, some, at, path, l->coarse_classes, classes,
+        pixels + (size_t)at * CMKD_CIFAR_PIXELS, labels + at, err);
   }
   free(block);
   close(fd);
@@ -75,7 +81,8 @@ static cmkd_status read_split(const layout *l, const char *dir, int test, cmkd_d
   for (uint32_t i = 0; i < count; i++) {
     char *path = cmkd_path_join(dir, files[i]);
     if (!path) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", dir);
-    cmkd_status status = read_records(path, l, each, data->classes, data->pixels + (size_t)i * each * CMKD_CIFAR_PIXELS, data->labels + (size_t)i * each, err);
+    cmkd_status status = read_records(path, l, each, data->classes, data->pixels + (size_t)i * each * CMKD_CIFAR_PIXELS,
+        data->labels + (size_t)i * each, err);
     free(path);
     if (status != CMKD_OK) return status;
   }

@@ -39,12 +39,14 @@ typedef struct entry {
 } entry;
 
 static const entry registry[] = {
-  {"fashion-mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.2860f}, {.3530f}, fashion, {"fashion-mnist", "FashionMNIST"}, {"", "raw", "FashionMNIST/raw"},
-   "or apt install dataset-fashion-mnist"},
+  {"fashion-mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.2860f}, {.3530f}, fashion, {"fashion-mnist", "FashionMNIST"},
+   {"", "raw", "FashionMNIST/raw"}, "or apt install dataset-fashion-mnist"},
   {"mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.1307f}, {.3081f}, digits, {"mnist", "MNIST"}, {"", "raw", "MNIST/raw"}, "with its four IDX files"},
-  {"cifar10", &cmkd_reader_cifar10, 32, 32, 3, 10, {.4914f, .4822f, .4465f}, {.2023f, .1994f, .2010f}, cifar10, {"cifar10", "cifar-10", "cifar-10-batches-bin"},
+  {"cifar10", &cmkd_reader_cifar10, 32, 32, 3, 10, {.4914f, .4822f, .4465f}, {.2023f, .1994f, .2010f}, cifar10,
+   {"cifar10", "cifar-10", "cifar-10-batches-bin"},
    {"", "cifar-10-batches-bin"}, "with the unpacked cifar-10-binary.tar.gz"},
-  {"cifar100", &cmkd_reader_cifar100, 32, 32, 3, 100, {.5071f, .4867f, .4408f}, {.2675f, .2565f, .2761f}, cifar100, {"cifar100", "cifar-100", "cifar-100-binary"},
+  {"cifar100", &cmkd_reader_cifar100, 32, 32, 3, 100, {.5071f, .4867f, .4408f}, {.2675f, .2565f, .2761f}, cifar100,
+   {"cifar100", "cifar-100", "cifar-100-binary"},
    {"", "cifar-100-binary"}, "with the unpacked cifar-100-binary.tar.gz"},
 };
 #define ENTRIES (sizeof registry / sizeof *registry)
@@ -73,7 +75,8 @@ static cmkd_status find_entry(const char *spec, const entry **out, cmkd_error *e
   char word[64];
   snprintf(word, sizeof word, "%.*s", (int)(length < 63 ? length : 63), spec);
   const char *near = cmkd_nearest(word, cmkd_dataset_names());
-  return cmkd_fail(err, CMKD_ERR_USAGE, "no data set is called '%s'%s%s%s; --data takes NAME or NAME:DIR, NAME one of fashion-mnist, mnist, cifar10, cifar100", word,
+  return cmkd_fail(err, CMKD_ERR_USAGE,
+      "no data set is called '%s'%s%s%s; --data takes NAME or NAME:DIR, NAME one of fashion-mnist, mnist, cifar10, cifar100", word,
                    near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
 }
 
@@ -113,11 +116,15 @@ static cmkd_status locate_given(const entry *e, const char *given, int test, cha
   char *base = expand(given);
   cmkd_status status = CMKD_OK;
   if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  if (!base[0]) status = cmkd_fail(err, CMKD_ERR_USAGE, "--data %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places", e->name, e->name, e->name);
-  else if (stat(base, &st) != 0) status = cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder; %s needs one that holds %s", base, e->name, e->reader->files);
-  else if (!S_ISDIR(st.st_mode)) status = cmkd_fail(err, CMKD_ERR_IO, "%s: not a folder; unpack it and give the folder that holds %s", base, e->reader->files);
+  if (!base[0]) status = cmkd_fail(err, CMKD_ERR_USAGE,
+      "--data %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places", e->name, e->name, e->name);
+  else if (stat(base, &st) != 0) status = cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder; %s needs one that holds %s", base, e->name,
+      e->reader->files);
+  else if (!S_ISDIR(st.st_mode)) status = cmkd_fail(err, CMKD_ERR_IO, "%s: not a folder; unpack it and give the folder that holds %s",
+      base, e->reader->files);
   else if (!(*out = look_in(e, base, test)))
-    status = cmkd_fail(err, CMKD_ERR_IO, "%s: found no %s split of %s there; the folder should hold %s", base, test ? "test" : "train", e->name, e->reader->files);
+    status = cmkd_fail(err, CMKD_ERR_IO, "%s: found no %s split of %s there; the folder should hold %s", base, test ? "test" : "train",
+        e->name, e->reader->files);
   free(base);
   return status;
 }

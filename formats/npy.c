@@ -73,9 +73,12 @@ static int tuple(text *t, cmkd_npy *array) {
 static cmkd_status description(const char *word, size_t length, const char *name, cmkd_dtype *out, cmkd_error *err) {
   for (int d = CMKD_F32; d <= CMKD_U64; d++) {
     const char *known = descriptions[d];
-    if (known && (is(word, length, known) || (known[0] == '|' && length == 3 && !memcmp(word + 1, known + 1, 2)))) { *out = (cmkd_dtype)d; return CMKD_OK; }
+    if (!known || (!is(word, length, known) && (known[0] != '|' || length != 3 || memcmp(word + 1, known + 1, 2)))) continue;
+    *out = (cmkd_dtype)d;
+    return CMKD_OK;
   }
-  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: an array of type '%.*s'; known are little-endian floats, integers and booleans", name, (int)(length < 40 ? length : 40), word);
+  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: an array of type '%.*s'; known are little-endian floats, integers and booleans", name,
+      (int)(length < 40 ? length : 40), word);
 }
 
 static cmkd_status parse_header(text t, const char *name, cmkd_npy *array, cmkd_error *err) {
@@ -105,10 +108,12 @@ damaged:
 static cmkd_status parse(const uint8_t *bytes, size_t size, const char *name, cmkd_npy *array, cmkd_error *err) {
   if (size < 10 || memcmp(bytes, "\x93NUMPY", 6)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a .npy file", name);
   size_t start = bytes[6] == 1 ? 10 : 12, length = (size_t)bytes[8] | (size_t)bytes[9] << 8;
-  if (bytes[6] < 1 || bytes[6] > 3 || bytes[7] != 0) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: .npy version %u.%u; known are 1.0 to 3.0", name, bytes[6], bytes[7]);
+  if (bytes[6] < 1 || bytes[6] > 3 || bytes[7] != 0)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: .npy version %u.%u; known are 1.0 to 3.0", name, bytes[6], bytes[7]);
   if (size < start) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header", name);
   if (start == 12) length |= (size_t)bytes[10] << 16 | (size_t)bytes[11] << 24;
-  if (length > MAX_HEADER || length > size - start) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header of %zu bytes", name, length);
+  if (length > MAX_HEADER || length > size - start)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header of %zu bytes", name, length);
   CMKD_TRY(parse_header((text){(const char *)bytes + start, (const char *)bytes + start + length}, name, array, err));
   cmkd_tensor measure = {.name = "", .dtype = array->dtype, .dims = array->dims};
   memcpy(measure.shape, array->shape, sizeof measure.shape);
@@ -116,7 +121,9 @@ static cmkd_status parse(const uint8_t *bytes, size_t size, const char *name, cm
   array->count = measure.count;
   size_t have = size - start - length;
   uint64_t want = (uint64_t)array->count * cmkd_dtype_size(array->dtype);
-  if (have != want) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s: %zu bytes of numbers where its shape needs %llu", name, have < want ? "truncated" : "oversized", have, (unsigned long long)want);
+  if (have != want)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s: %zu bytes of numbers where its shape needs %llu", name,
+        have < want ? "truncated" : "oversized", have, (unsigned long long)want);
   if (!(array->data = malloc(have + 1))) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %zu bytes", name, have);
   memcpy(array->data, bytes + start + length, have);
   return CMKD_OK;
@@ -153,8 +160,8 @@ void cmkd_npy_free(cmkd_npy *array) {
 struct cmkd_npy_writer { char *path, *temporary; int fd; size_t item; uint64_t left; /* items still to come */ };
 
 static cmkd_status failed(const char *path, int code, cmkd_error *err) {
-  const char *remedy = code == ENOSPC || code == EDQUOT ? "; make room or choose another folder" : code == EFBIG ? "; raise the file size limit (ulimit -f)"
-                     : code == ENOENT || code == ENOTDIR ? "; is its folder there?" : "";
+  const char *remedy = code == ENOSPC || code == EDQUOT ? "; make room or choose another folder"
+    : code == EFBIG ? "; raise the file size limit (ulimit -f)" : code == ENOENT || code == ENOTDIR ? "; is its folder there?" : "";
   return cmkd_fail(err, CMKD_ERR_IO, "%s: writing failed: %s%s", path, strerror(code), remedy);
 }
 
@@ -171,7 +178,8 @@ static int write_all(int fd, const uint8_t *at, uint64_t left) {
     else if (done == 0) code = EIO;
     else if (done > 0) at += done, left -= (uint64_t)done;
   }
-  if (code == EFBIG && !sigismember(&old, SIGXFSZ) && sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ)) sigtimedwait(&set, NULL, &(struct timespec){0});
+  if (code == EFBIG && !sigismember(&old, SIGXFSZ) && sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ))
+    sigtimedwait(&set, NULL, &(struct timespec){0});
   pthread_sigmask(SIG_SETMASK, &old, NULL);
   return code;
 }
@@ -187,7 +195,8 @@ void cmkd_npy_abort(cmkd_npy_writer *w) {
 static cmkd_status open_temporary(cmkd_npy_writer *w, cmkd_error *err) {
   struct stat st;
   int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
-  if (stat(w->path, &st) == 0 && !S_ISREG(st.st_mode)) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", w->path, S_ISDIR(st.st_mode) ? "is a folder" : "is not a regular file");
+  if (stat(w->path, &st) == 0 && !S_ISREG(st.st_mode))
+    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", w->path, S_ISDIR(st.st_mode) ? "is a folder" : "is not a regular file");
   w->fd = open(w->temporary, flags, 0666);
   if (w->fd < 0 && errno == EEXIST && unlink(w->temporary) == 0) w->fd = open(w->temporary, flags, 0666); /* a dead writer's */
   return w->fd < 0 ? failed(w->path, errno, err) : CMKD_OK;
@@ -197,7 +206,8 @@ static cmkd_status open_temporary(cmkd_npy_writer *w, cmkd_error *err) {
 static size_t build_header(cmkd_dtype dtype, int dims, const int64_t *shape, uint8_t out[512]) {
   char *dict = (char *)out + 10;
   size_t at = (size_t)snprintf(dict, 400, "{'descr': '%s', 'fortran_order': False, 'shape': (", descriptions[dtype]);
-  for (int d = 0; d < dims; d++) at += (size_t)snprintf(dict + at, 400 - at, "%lld%s", (long long)shape[d], d + 1 < dims ? ", " : dims == 1 ? "," : "");
+  for (int d = 0; d < dims; d++)
+    at += (size_t)snprintf(dict + at, 400 - at, "%lld%s", (long long)shape[d], d + 1 < dims ? ", " : dims == 1 ? "," : "");
   at += (size_t)snprintf(dict + at, 400 - at, "), }");
   while ((10 + at + 1) % 64) dict[at++] = ' ';
   dict[at++] = '\n';
@@ -210,7 +220,8 @@ static size_t build_header(cmkd_dtype dtype, int dims, const int64_t *shape, uin
 cmkd_status cmkd_npy_begin(const char *path, cmkd_dtype dtype, int dims, const int64_t *shape, cmkd_npy_writer **out, cmkd_error *err) {
   uint8_t header[512];
   *out = NULL;
-  if (dims < 0 || dims > CMKD_MAX_DIMS || !descriptions[dtype]) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: NumPy can't hold %d dimensions of %s", path, dims, cmkd_dtype_name(dtype));
+  if (dims < 0 || dims > CMKD_MAX_DIMS || !descriptions[dtype])
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: NumPy can't hold %d dimensions of %s", path, dims, cmkd_dtype_name(dtype));
   cmkd_tensor measure = {.name = "", .dtype = dtype, .dims = dims};
   for (int d = 0; d < dims; d++) measure.shape[d] = shape[d];
   CMKD_TRY(cmkd_tensor_measure(&measure, path, err));
@@ -236,7 +247,8 @@ cmkd_status cmkd_npy_append(cmkd_npy_writer *w, const void *items, uint64_t coun
 }
 
 cmkd_status cmkd_npy_end(cmkd_npy_writer *w, cmkd_error *err) {
-  cmkd_status status = w->left ? cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu numbers fewer than its shape holds", w->path, (unsigned long long)w->left) : CMKD_OK;
+  cmkd_status status = w->left ? cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu numbers fewer than its shape holds", w->path,
+      (unsigned long long)w->left) : CMKD_OK;
   if (status == CMKD_OK && fsync(w->fd) != 0 && errno != EINVAL && errno != ENOTSUP) status = failed(w->path, errno, err);
   if (status == CMKD_OK && close(w->fd) != 0 && errno != EINTR) { status = failed(w->path, errno, err); unlink(w->temporary); w->fd = -1; }
   else if (status == CMKD_OK) {

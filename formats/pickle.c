@@ -9,18 +9,23 @@ enum { V_NONE, V_TRUE, V_FALSE, V_EMPTY_TUPLE, V_FIRST_FREE };
 enum { G_ORDERED_DICT, G_TENSOR, G_TENSOR_V2, G_PARAMETER, G_SIZE, G_STORAGE /* + dtype */ };
 static const struct { const char *module, *name; int id; } globals[] = {
   {"collections", "OrderedDict", G_ORDERED_DICT},
-  {"torch._utils", "_rebuild_tensor", G_TENSOR}, {"torch._utils", "_rebuild_tensor_v2", G_TENSOR_V2}, {"torch._utils", "_rebuild_parameter", G_PARAMETER},
+  {"torch._utils", "_rebuild_tensor", G_TENSOR}, {"torch._utils", "_rebuild_tensor_v2", G_TENSOR_V2},
+  {"torch._utils", "_rebuild_parameter", G_PARAMETER},
   {"torch", "Size", G_SIZE},
-  {"torch", "FloatStorage", G_STORAGE + CMKD_F32}, {"torch", "DoubleStorage", G_STORAGE + CMKD_F64}, {"torch", "HalfStorage", G_STORAGE + CMKD_F16},
-  {"torch", "BFloat16Storage", G_STORAGE + CMKD_BF16}, {"torch", "LongStorage", G_STORAGE + CMKD_I64}, {"torch", "IntStorage", G_STORAGE + CMKD_I32},
+  {"torch", "FloatStorage", G_STORAGE + CMKD_F32}, {"torch", "DoubleStorage", G_STORAGE + CMKD_F64},
+  {"torch", "HalfStorage", G_STORAGE + CMKD_F16},
+  {"torch", "BFloat16Storage", G_STORAGE + CMKD_BF16}, {"torch", "LongStorage", G_STORAGE + CMKD_I64},
+  {"torch", "IntStorage", G_STORAGE + CMKD_I32},
   {"torch", "ShortStorage", G_STORAGE + CMKD_I16}, {"torch", "CharStorage", G_STORAGE + CMKD_I8}, {"torch", "ByteStorage", G_STORAGE + CMKD_U8},
   {"torch", "BoolStorage", G_STORAGE + CMKD_BOOL}};
 
 /* Opcodes that are never obeyed, for the message. */
 static const struct { uint8_t code; const char *name; } refused[] = {
   {'0', "POP"}, {'1', "POP_MARK"}, {'2', "DUP"}, {'F', "FLOAT"}, {'I', "INT"}, {'L', "LONG"}, {'S', "STRING"}, {'V', "UNICODE"}, {'P', "PERSID"},
-  {'p', "PUT"}, {'g', "GET"}, {'d', "DICT"}, {'l', "LIST"}, {'i', "INST"}, {'o', "OBJ"}, {0x81, "NEWOBJ"}, {0x82, "EXT1"}, {0x83, "EXT2"}, {0x84, "EXT4"},
-  {0x8f, "EMPTY_SET"}, {0x90, "ADDITEMS"}, {0x91, "FROZENSET"}, {0x92, "NEWOBJ_EX"}, {0x96, "BYTEARRAY8"}, {0x97, "NEXT_BUFFER"}, {0x98, "READONLY_BUFFER"}};
+  {'p', "PUT"}, {'g', "GET"}, {'d', "DICT"}, {'l', "LIST"}, {'i', "INST"}, {'o', "OBJ"}, {0x81, "NEWOBJ"}, {0x82, "EXT1"}, {0x83, "EXT2"},
+  {0x84, "EXT4"},
+  {0x8f, "EMPTY_SET"}, {0x90, "ADDITEMS"}, {0x91, "FROZENSET"}, {0x92, "NEWOBJ_EX"}, {0x96, "BYTEARRAY8"}, {0x97, "NEXT_BUFFER"},
+  {0x98, "READONLY_BUFFER"}};
 
 typedef struct machine {
   cmkd_pickle *p;
@@ -97,7 +102,7 @@ static uint64_t little(const uint8_t *p, int bytes) {
 }
 
 static cmkd_status take_number(machine *m, int bytes, uint64_t *out) {
-  const uint8_t *p;
+  const uint8_t *p = NULL;
   CMKD_TRY(take(m, (uint64_t)bytes, &p));
   *out = little(p, bytes);
   return CMKD_OK;
@@ -105,16 +110,16 @@ static cmkd_status take_number(machine *m, int bytes, uint64_t *out) {
 
 /* A counted run of bytes whose length takes `width` bytes. */
 static cmkd_status push_text(machine *m, cmkd_pk_kind kind, int width) {
-  uint64_t length;
-  const uint8_t *text;
+  uint64_t length = 0;
+  const uint8_t *text = NULL;
   CMKD_TRY(take_number(m, width, &length));
   CMKD_TRY(take(m, length, &text));
   return push_new(m, (cmkd_pk_value){.kind = kind, .length = (uint32_t)length, .as.text = text});
 }
 
 static cmkd_status push_long(machine *m, int width) {
-  uint64_t length;
-  const uint8_t *text;
+  uint64_t length = 0;
+  const uint8_t *text = NULL;
   CMKD_TRY(take_number(m, width, &length));
   CMKD_TRY(take(m, length, &text));
   if (length > 8) return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_BIG, .length = (uint32_t)length, .as.text = text});
@@ -124,7 +129,7 @@ static cmkd_status push_long(machine *m, int width) {
 }
 
 static cmkd_status push_float(machine *m) {
-  const uint8_t *p;
+  const uint8_t *p = NULL;
   uint64_t bits = 0;
   double v;
   CMKD_TRY(take(m, 8, &p));
@@ -220,8 +225,9 @@ static cmkd_status push_global(machine *m, const uint8_t *module, size_t module_
     if (same(name, name_length, globals[i].name) && (in_cuda || same(module, module_length, globals[i].module)))
       return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_GLOBAL, .as.integer = globals[i].id});
   }
-  return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: refused: its pickle wants %.*s.%.*s; nothing in a file is ever executed. Save a plain state_dict() of tensors instead", m->file,
-                   (int)(module_length < 100 ? module_length : 100), (const char *)module, (int)(name_length < 100 ? name_length : 100), (const char *)name);
+  return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED,
+      "%s: refused: its pickle wants %.*s.%.*s; nothing in a file is ever executed. Save a plain state_dict() of tensors instead", m->file,
+      (int)(module_length < 100 ? module_length : 100), (const char *)module, (int)(name_length < 100 ? name_length : 100), (const char *)name);
 }
 
 static cmkd_status op_global(machine *m) {
@@ -255,10 +261,11 @@ static cmkd_status op_persistent_id(machine *m) {
   const cmkd_pk_value *t = value(m, id), *item[6] = {0};
   if (t->kind != CMKD_PK_TUPLE || t->length < 5 || t->length > 6) return broken(m, "a persistent id that is no storage");
   for (uint32_t i = 0; i < t->length; i++) item[i] = value(m, t->as.item[i]);
-  if (item[0]->kind != CMKD_PK_STRING || !same(item[0]->as.text, item[0]->length, "storage") || item[1]->kind != CMKD_PK_GLOBAL || item[1]->as.integer < G_STORAGE ||
-      item[2]->kind != CMKD_PK_STRING || !is_index(item[4]))
+  if (item[0]->kind != CMKD_PK_STRING || !same(item[0]->as.text, item[0]->length, "storage") || item[1]->kind != CMKD_PK_GLOBAL ||
+      item[1]->as.integer < G_STORAGE || item[2]->kind != CMKD_PK_STRING || !is_index(item[4]))
     return broken(m, "a persistent id that is no storage");
-  cmkd_pk_storage s = {item[2]->as.text, item[2]->length, (cmkd_dtype)(item[1]->as.integer - G_STORAGE), item[4]->as.integer, 0, item[4]->as.integer};
+  cmkd_pk_storage s = {item[2]->as.text, item[2]->length, (cmkd_dtype)(item[1]->as.integer - G_STORAGE), item[4]->as.integer, 0,
+      item[4]->as.integer};
   if (item[5] && item[5]->kind != CMKD_PK_NONE) {
     const cmkd_pk_value *view = item[5];
     if (view->kind != CMKD_PK_TUPLE || view->length != 3) return broken(m, "a storage's view is no triple");
@@ -276,7 +283,8 @@ static cmkd_status op_persistent_id(machine *m) {
 
 static cmkd_status read_sizes(machine *m, const cmkd_pk_value *tuple, int64_t out[CMKD_MAX_DIMS], const char *what) {
   if (tuple->kind != CMKD_PK_TUPLE && tuple->kind != CMKD_PK_LIST) return broken(m, what);
-  if (tuple->length > CMKD_MAX_DIMS) return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: a tensor of %u dimensions; at most %d are known", m->file, tuple->length, CMKD_MAX_DIMS);
+  if (tuple->length > CMKD_MAX_DIMS)
+    return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: a tensor of %u dimensions; at most %d are known", m->file, tuple->length, CMKD_MAX_DIMS);
   for (uint32_t i = 0; i < tuple->length; i++) {
     const cmkd_pk_value *v = value(m, tuple->as.item[i]);
     if (!is_index(v)) return broken(m, what);
@@ -289,7 +297,8 @@ static cmkd_status read_sizes(machine *m, const cmkd_pk_value *tuple, int64_t ou
 static cmkd_status make_tensor(machine *m, const cmkd_pk_value *args) {
   cmkd_pk_tensor t = {0};
   if (args->length < 4) return broken(m, "a tensor without its four arguments");
-  const cmkd_pk_value *storage = value(m, args->as.item[0]), *offset = value(m, args->as.item[1]), *size = value(m, args->as.item[2]), *stride = value(m, args->as.item[3]);
+  const cmkd_pk_value *storage = value(m, args->as.item[0]), *offset = value(m, args->as.item[1]), *size = value(m, args->as.item[2]),
+      *stride = value(m, args->as.item[3]);
   if (storage->kind != CMKD_PK_STORAGE || !is_index(offset)) return broken(m, "a tensor without a storage");
   CMKD_TRY(read_sizes(m, size, t.size, "a tensor's size is no tuple of numbers"));
   CMKD_TRY(read_sizes(m, stride, t.stride, "a tensor's stride is no tuple of numbers"));
@@ -313,7 +322,8 @@ static cmkd_status make_dict(machine *m, const cmkd_pk_value *args) {
   uint32_t first = m->height;
   for (uint32_t i = 0; i < pairs.length; i++) {
     const cmkd_pk_value *pair = value(m, pairs.as.item[i]);
-    if ((pair->kind != CMKD_PK_LIST && pair->kind != CMKD_PK_TUPLE) || pair->length != 2) return broken(m, "an OrderedDict of something else than pairs");
+    if ((pair->kind != CMKD_PK_LIST && pair->kind != CMKD_PK_TUPLE) || pair->length != 2)
+      return broken(m, "an OrderedDict of something else than pairs");
     CMKD_TRY(push(m, pair->as.item[0]));
     CMKD_TRY(push(m, pair->as.item[1]));
   }
@@ -345,14 +355,17 @@ static cmkd_status op_build(machine *m) {
   CMKD_TRY(pop(m, &state));
   if (m->height <= floor_of(m)) return broken(m, "its stack runs empty");
   if (value(m, m->stack[m->height - 1])->kind != CMKD_PK_DICT || value(m, state)->kind != CMKD_PK_DICT)
-    return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: refused: its pickle uses BUILD on something other than a dict; nothing in a file is ever executed", m->file);
+    return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED,
+        "%s: refused: its pickle uses BUILD on something other than a dict; nothing in a file is ever executed", m->file);
   return CMKD_OK;
 }
 
 static cmkd_status refuse(machine *m, uint8_t code) {
   for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
     if (refused[i].code == code)
-      return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: refused: its pickle uses the opcode %s; only tensors in plain containers are read. Save a plain state_dict() instead", m->file, refused[i].name);
+      return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED,
+          "%s: refused: its pickle uses the opcode %s; only tensors in plain containers are read. Save a plain state_dict() instead",
+          m->file, refused[i].name);
   return cmkd_fail(m->err, CMKD_ERR_FORMAT, "%s: damaged pickle: byte 0x%02x is no opcode; fetch the file again", m->file, code);
 }
 
@@ -418,7 +431,8 @@ static cmkd_status step(machine *m, uint8_t code) {
 }
 
 static cmkd_status run(machine *m, const uint8_t *bytes) {
-  static const cmkd_pk_value first[] = {{.kind = CMKD_PK_NONE}, {.kind = CMKD_PK_BOOL, .as.integer = 1}, {.kind = CMKD_PK_BOOL, .as.integer = 0}, {.kind = CMKD_PK_TUPLE}};
+  static const cmkd_pk_value first[] = {{.kind = CMKD_PK_NONE}, {.kind = CMKD_PK_BOOL, .as.integer = 1},
+      {.kind = CMKD_PK_BOOL, .as.integer = 0}, {.kind = CMKD_PK_TUPLE}};
   GROW(m->p->values, 0, m->p->value_room);
   memcpy(m->p->values, first, sizeof first);
   m->p->value_count = V_FIRST_FREE;

@@ -23,5 +23,6 @@ cmkd_status cmkd_idx_parse(const uint8_t *bytes, size_t size, const char *name, 
 /* CIFAR records: one label byte (CIFAR-100: coarse, then fine), then 3 planes of 32 x 32. `coarse_classes` 0: one label byte.
  * Writes pixels (count, 32, 32, 3) and labels (count); `first` is the number of the first record, for messages. */
 #define CMKD_CIFAR_PIXELS 3072
-cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name, int coarse_classes, int classes, uint8_t *pixels, int32_t *labels, cmkd_error *err);
+cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name, int coarse_classes, int classes,
+    uint8_t *pixels, int32_t *labels, cmkd_error *err);
 #endif

@@ -16,16 +16,20 @@ static cmkd_status parse_dtype(const char *text, const char *file, const char *t
   for (int d = CMKD_F32; text && d <= CMKD_U64; d++)
     if (!strcmp(text, cmkd_dtype_name((cmkd_dtype)d))) { *out = (cmkd_dtype)d; return CMKD_OK; }
   if (!text) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has no dtype", file, tensor);
-  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: tensor %.200s has dtype %.40s; known are F32 F64 F16 BF16 I8 I16 I32 I64 U8 U16 U32 U64 BOOL", file, tensor, text);
+  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+      "%s: tensor %.200s has dtype %.40s; known are F32 F64 F16 BF16 I8 I16 I32 I64 U8 U16 U32 U64 BOOL", file, tensor, text);
 }
 
 static cmkd_status parse_tensor(const char *file, const char *name, json_t *value, uint64_t buffer, cmkd_tensor *t, range *r, cmkd_error *err) {
-  if (!name[0] || strlen(name) > CMKD_MAX_TENSOR_NAME) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a tensor's name is empty or longer than %d bytes", file, CMKD_MAX_TENSOR_NAME);
+  if (!name[0] || strlen(name) > CMKD_MAX_TENSOR_NAME)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a tensor's name is empty or longer than %d bytes", file, CMKD_MAX_TENSOR_NAME);
   if (!(t->name = strdup(name))) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", file);
   CMKD_TRY(parse_dtype(json_string_value(json_object_get(value, "dtype")), file, name, &t->dtype, err));
   json_t *shape = json_object_get(value, "shape"), *offsets = json_object_get(value, "data_offsets");
-  if (!json_is_array(shape) || json_array_size(shape) > CMKD_MAX_DIMS) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has no shape of at most %d dimensions", file, name, CMKD_MAX_DIMS);
-  if (json_object_size(value) != 3) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has more fields than dtype, shape and data_offsets", file, name);
+  if (!json_is_array(shape) || json_array_size(shape) > CMKD_MAX_DIMS)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has no shape of at most %d dimensions", file, name, CMKD_MAX_DIMS);
+  if (json_object_size(value) != 3)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has more fields than dtype, shape and data_offsets", file, name);
   t->dims = (int)json_array_size(shape);
   for (int d = 0; d < t->dims; d++) {
     json_t *size = json_array_get(shape, (size_t)d);
@@ -34,11 +38,16 @@ static cmkd_status parse_tensor(const char *file, const char *name, json_t *valu
   }
   CMKD_TRY(cmkd_tensor_measure(t, file, err));
   json_t *begin = json_array_get(offsets, 0), *end = json_array_get(offsets, 1);
-  if (json_array_size(offsets) != 2 || !json_is_integer(begin) || !json_is_integer(end)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has no pair of data_offsets", file, name);
+  if (json_array_size(offsets) != 2 || !json_is_integer(begin) || !json_is_integer(end))
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has no pair of data_offsets", file, name);
   int64_t b = json_integer_value(begin), e = json_integer_value(end);
   if (b < 0 || e < b) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: the data_offsets of tensor %.200s run backwards", file, name);
-  if ((uint64_t)e > buffer) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated: tensor %.200s ends at byte %lld of %llu; fetch the file again", file, name, (long long)e, (unsigned long long)buffer);
-  if ((uint64_t)(e - b) != (uint64_t)t->count * cmkd_dtype_size(t->dtype)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has %lld bytes where its shape and dtype need %llu", file, name, (long long)(e - b), (unsigned long long)t->count * cmkd_dtype_size(t->dtype));
+  if ((uint64_t)e > buffer)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated: tensor %.200s ends at byte %lld of %llu; fetch the file again", file, name,
+        (long long)e, (unsigned long long)buffer);
+  if ((uint64_t)(e - b) != (uint64_t)t->count * cmkd_dtype_size(t->dtype))
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has %lld bytes where its shape and dtype need %llu", file, name,
+        (long long)(e - b), (unsigned long long)t->count * cmkd_dtype_size(t->dtype));
   r->begin = (uint64_t)b; r->end = (uint64_t)e;
   return CMKD_OK;
 }
@@ -73,14 +82,17 @@ static cmkd_status check_cover(const char *file, const cmkd_weights *w, range *r
   qsort(ranges, (size_t)w->count, sizeof *ranges, by_begin);
   for (int i = 0; i < w->count; i++) {
     if (ranges[i].begin != at)
-      return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s %s", file, w->tensors[ranges[i].tensor].name, ranges[i].begin < at ? "overlaps another one" : "leaves a hole before it");
+      return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s %s", file, w->tensors[ranges[i].tensor].name,
+          ranges[i].begin < at ? "overlaps another one" : "leaves a hole before it");
     at = ranges[i].end;
   }
-  if (at != buffer) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %llu bytes too many behind the last tensor", file, (unsigned long long)(buffer - at));
+  if (at != buffer)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %llu bytes too many behind the last tensor", file, (unsigned long long)(buffer - at));
   return CMKD_OK;
 }
 
-static cmkd_status parse_header(const char *file, json_t *header, const uint8_t *data, uint64_t buffer, cmkd_weights *w, range *ranges, cmkd_error *err) {
+static cmkd_status parse_header(const char *file, json_t *header, const uint8_t *data, uint64_t buffer, cmkd_weights *w, range *ranges,
+    cmkd_error *err) {
   const char *key;
   json_t *value;
   json_object_foreach(header, key, value) {
@@ -93,7 +105,8 @@ static cmkd_status parse_header(const char *file, json_t *header, const uint8_t 
   CMKD_TRY(check_cover(file, w, ranges, buffer, err));
   CMKD_TRY(cmkd_weights_reserve(w, buffer, file, err));
   for (int i = 0; i < w->count; i++)
-    if (ranges[i].end > ranges[i].begin) memcpy((void *)w->tensors[ranges[i].tensor].data, data + ranges[i].begin, ranges[i].end - ranges[i].begin);
+    if (ranges[i].end > ranges[i].begin)
+      memcpy((void *)w->tensors[ranges[i].tensor].data, data + ranges[i].begin, ranges[i].end - ranges[i].begin);
   return CMKD_OK;
 }
 
@@ -102,7 +115,9 @@ cmkd_status cmkd_safetensors_parse(const uint8_t *bytes, size_t size, const char
   for (int i = 0; i < 8 && (size_t)i < size; i++) length |= (uint64_t)bytes[i] << 8 * i;
   if (size < 9 || length < 2 || length > MAX_HEADER || bytes[8] != '{')
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a weight file; known are safetensors and PyTorch's .pth, .pt and .th", name);
-  if (length > size - 8) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated: a header of %llu bytes in a file of %zu; fetch the file again", name, (unsigned long long)length, size);
+  if (length > size - 8)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated: a header of %llu bytes in a file of %zu; fetch the file again", name,
+        (unsigned long long)length, size);
   json_error_t json_err;
   json_t *header = json_loadb((const char *)bytes + 8, (size_t)length, JSON_REJECT_DUPLICATES, &json_err);
   if (!header) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: damaged safetensors header: %.160s", name, json_err.text);
@@ -121,8 +136,10 @@ cmkd_status cmkd_safetensors_parse(const uint8_t *bytes, size_t size, const char
 /* ---- writing ------------------------------------------------------------------------------------------------------------ */
 
 static cmkd_status check_tensor(const char *path, const cmkd_tensor *t, cmkd_error *err) {
-  if (!t->name || !t->name[0] || strlen(t->name) > CMKD_MAX_TENSOR_NAME || !strcmp(t->name, META)) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: a tensor can't be written under the name '%.200s'", path, t->name ? t->name : "");
-  if (t->dims < 0 || t->dims > CMKD_MAX_DIMS) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: tensor %.200s has %d dimensions; at most %d", path, t->name, t->dims, CMKD_MAX_DIMS);
+  if (!t->name || !t->name[0] || strlen(t->name) > CMKD_MAX_TENSOR_NAME || !strcmp(t->name, META))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: a tensor can't be written under the name '%.200s'", path, t->name ? t->name : "");
+  if (t->dims < 0 || t->dims > CMKD_MAX_DIMS)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: tensor %.200s has %d dimensions; at most %d", path, t->name, t->dims, CMKD_MAX_DIMS);
   cmkd_tensor copy = *t;
   CMKD_TRY(cmkd_tensor_measure(&copy, path, err));
   if (copy.count != t->count) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: tensor %.200s: count and shape differ", path, t->name);
@@ -149,7 +166,8 @@ static void lay_out(const cmkd_tensor *tensors, int count, int *order, uint64_t 
       }
 }
 
-static cmkd_status build_header(const char *path, const cmkd_tensor *tensors, int count, const uint64_t *begin, const char *const *keys, const char *const *values, int metas, char **text, cmkd_error *err) {
+static cmkd_status build_header(const char *path, const cmkd_tensor *tensors, int count, const uint64_t *begin, const char *const *keys,
+    const char *const *values, int metas, char **text, cmkd_error *err) {
   json_t *header = json_object(), *meta = json_object();
   cmkd_status status = CMKD_OK;
   for (int i = 0; i < metas && status == CMKD_OK; i++)
@@ -166,7 +184,8 @@ static cmkd_status build_header(const char *path, const cmkd_tensor *tensors, in
   return status;
 }
 
-cmkd_status cmkd_weights_write(const char *path, const cmkd_tensor *tensors, int count, const char *const *meta_keys, const char *const *meta_values, int meta_count, cmkd_error *err) {
+cmkd_status cmkd_weights_write(const char *path, const cmkd_tensor *tensors, int count, const char *const *meta_keys,
+    const char *const *meta_values, int meta_count, cmkd_error *err) {
   for (int i = 0; i < count; i++) CMKD_TRY(check_tensor(path, &tensors[i], err));
   int *order = calloc((size_t)count + 1, sizeof *order);
   uint64_t *begin = calloc((size_t)count + 1, sizeof *begin);
@@ -185,7 +204,8 @@ cmkd_status cmkd_weights_write(const char *path, const cmkd_tensor *tensors, int
     pieces[0] = (cmkd_piece){head, 8};
     pieces[1] = (cmkd_piece){text, length};
     pieces[2] = (cmkd_piece){"       ", padding};
-    for (int i = 0; i < count; i++) pieces[3 + i] = (cmkd_piece){tensors[order[i]].data, (size_t)tensors[order[i]].count * cmkd_dtype_size(tensors[order[i]].dtype)};
+    for (int i = 0; i < count; i++) pieces[3 + i] = (cmkd_piece){tensors[order[i]].data,
+        (size_t)tensors[order[i]].count * cmkd_dtype_size(tensors[order[i]].dtype)};
     status = cmkd_file_write(path, pieces, count + 3, err);
   }
   free(text);

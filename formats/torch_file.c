@@ -11,7 +11,11 @@
 #define MEMORY_LIMIT(size) ((64ull << 20) + 8 * (uint64_t)(size))
 
 /* A tensor of the state dict, and the storage that it looks at. */
-typedef struct picked { const uint8_t *name; uint32_t name_length; const cmkd_pk_tensor *tensor; const cmkd_pk_storage *storage; int slot; } picked;
+typedef struct picked {
+  const uint8_t *name; uint32_t name_length;
+  const cmkd_pk_tensor *tensor; const cmkd_pk_storage *storage;
+  int slot; /* in the order of the file */
+} picked;
 typedef struct loader { const char *file; const cmkd_pickle *p; picked *picked; int count; cmkd_weights *out; cmkd_error *err; } loader;
 
 int cmkd_torch_sniff(const uint8_t *bytes, size_t size) {
@@ -67,7 +71,9 @@ static void drop_prefix(loader *l, const char *prefix) {
 static cmkd_status pick_tensors(loader *l) {
   const cmkd_pickle *p = l->p;
   const cmkd_pk_value *dict = find_state_dict(p);
-  if (!dict) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: no state dict of tensors in it, neither bare nor under state_dict, model or net; save model.state_dict()", l->file);
+  if (!dict)
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+        "%s: no state dict of tensors in it, neither bare nor under state_dict, model or net; save model.state_dict()", l->file);
   l->picked = calloc((size_t)count_tensors(p, dict), sizeof *l->picked);
   if (!l->picked) return cmkd_fail(l->err, CMKD_ERR_MEMORY, "%s: out of memory", l->file);
   for (uint32_t i = 0; i < dict->length; i += 2) {
@@ -91,7 +97,8 @@ static cmkd_status check_reach(loader *l, const picked *k, const cmkd_tensor *t)
     overflow |= __builtin_mul_overflow(t->shape[d] - 1, k->tensor->stride[d], &span) || __builtin_add_overflow(last, span, &last);
   }
   if (t->count && (overflow || last >= k->storage->view_numel))
-    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: tensor %.200s reaches outside of its storage of %lld numbers; the file is damaged", l->file, t->name, (long long)k->storage->view_numel);
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: tensor %.200s reaches outside of its storage of %lld numbers; the file is damaged",
+        l->file, t->name, (long long)k->storage->view_numel);
   if (t->count > k->storage->view_numel)
     return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: tensor %.200s has more numbers than its storage; save it contiguous", l->file, t->name);
   return CMKD_OK;
@@ -105,7 +112,8 @@ static cmkd_status describe_tensors(loader *l, uint64_t limit) {
     const picked *k = &l->picked[i];
     cmkd_tensor *t = &w->tensors[w->count++];
     if (!k->name_length || k->name_length > CMKD_MAX_TENSOR_NAME || memchr(k->name, 0, k->name_length))
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a tensor's name is empty, longer than %d bytes or holds a zero byte", l->file, CMKD_MAX_TENSOR_NAME);
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a tensor's name is empty, longer than %d bytes or holds a zero byte", l->file,
+          CMKD_MAX_TENSOR_NAME);
     if (!(t->name = strndup((const char *)k->name, k->name_length))) return cmkd_fail(l->err, CMKD_ERR_MEMORY, "%s: out of memory", l->file);
     t->dtype = k->storage->dtype;
     t->dims = k->tensor->dims;
@@ -159,8 +167,13 @@ static int by_storage(const void *a, const void *b) {
 }
 
 static cmkd_status too_short(loader *l, const picked *k, uint64_t have) {
-  return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: the storage of tensor %.200s has %llu bytes and should have %lld items of %zu; the file is damaged", l->file,
+  return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+      "%s: the storage of tensor %.200s has %llu bytes and should have %lld items of %zu; the file is damaged", l->file,
                    l->out->tensors[k->slot].name, (unsigned long long)have, (long long)k->storage->numel, cmkd_dtype_size(k->storage->dtype));
+}
+
+static cmkd_status missing(loader *l, const picked *k) {
+  return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: the storage of tensor %.200s is missing; fetch the file again", l->file, l->out->tensors[k->slot].name);
 }
 
 /* ---- the zip container: NAME/data.pkl, NAME/byteorder, NAME/data/KEY ---------------------------------------------------- */
@@ -170,12 +183,15 @@ static cmkd_status find_pickle(const cmkd_zip *zip, const cmkd_zip_entry **pickl
   *pickle = NULL;
   for (uint32_t i = 0; i < zip->count; i++) {
     const cmkd_zip_entry *e = &zip->entries[i];
-    if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, tail, 8) || (e->name_length > 8 && e->name[e->name_length - 9] != '/')) continue;
+    if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, tail, 8)) continue;
+    if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
     if (*pickle) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a zip archive with two data.pkl; not written by torch.save", zip->file);
     *pickle = e;
     *prefix = e->name_length - 8;
   }
-  if (!*pickle) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a zip archive, but not of PyTorch (no data.pkl in it); give the file that torch.save wrote", zip->file);
+  if (!*pickle)
+    return cmkd_fail(err, CMKD_ERR_FORMAT,
+        "%s: a zip archive, but not of PyTorch (no data.pkl in it); give the file that torch.save wrote", zip->file);
   return CMKD_OK;
 }
 
@@ -200,9 +216,8 @@ static cmkd_status copy_from_zip(loader *l, const cmkd_zip *zip, const char *pre
         memcpy(name + prefix_length + 5, k->storage->key, k->storage->key_length);
       }
       const cmkd_zip_entry *e = fits ? cmkd_zip_find(zip, name, prefix_length + 5 + k->storage->key_length) : NULL;
-      if (!e) { status = cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: the storage of tensor %.200s is missing; fetch the file again", l->file, l->out->tensors[k->slot].name); break; }
-      have = e->size;
-      status = cmkd_zip_read(zip, e, limit, &data, &owned, l->err);
+      status = e ? cmkd_zip_read(zip, e, limit, &data, &owned, l->err) : missing(l, k);
+      have = e ? e->size : 0;
       if (status != CMKD_OK) break;
     }
     if ((uint64_t)k->storage->numel > have / item) status = too_short(l, k, have);
@@ -224,7 +239,8 @@ static cmkd_status check_byteorder(const cmkd_zip *zip, const char *prefix, size
   CMKD_TRY(cmkd_zip_read(zip, e, 64, &data, &owned, err));
   int little = e->size == 6 && !memcmp(data, "little", 6);
   free(owned);
-  return little ? CMKD_OK : cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its byte order is not little; save it again on an ordinary machine", zip->file);
+  if (little) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its byte order is not little; save it again on an ordinary machine", zip->file);
 }
 
 static cmkd_status parse_zip(loader *l, const uint8_t *bytes, size_t size) {
@@ -273,8 +289,13 @@ static cmkd_status read_preamble(loader *l, stream *s) {
              : i == 1 ? root->kind == CMKD_PK_INT && root->as.integer == 1001
                       : little && little->kind == CMKD_PK_BOOL && little->as.integer == 1;
     cmkd_pickle_free(p);
-    if (!good && i == 0) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a pickle, but not one that torch.save wrote; save model.state_dict() with torch.save", l->file);
-    if (!good) return cmkd_fail(l->err, CMKD_ERR_UNSUPPORTED, "%s: %s", l->file, i == 1 ? "an unknown version of PyTorch's legacy format; save it again with a newer PyTorch" : "its byte order is not little; save it again on an ordinary machine");
+    if (!good && i == 0)
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+          "%s: a pickle, but not one that torch.save wrote; save model.state_dict() with torch.save", l->file);
+    if (!good)
+      return cmkd_fail(l->err, CMKD_ERR_UNSUPPORTED, "%s: %s", l->file,
+          i == 1 ? "an unknown version of PyTorch's legacy format; save it again with a newer PyTorch"
+                 : "its byte order is not little; save it again on an ordinary machine");
   }
   return CMKD_OK;
 }
@@ -293,7 +314,8 @@ static cmkd_status list_places(loader *l, place *places, uint32_t *count) {
   for (uint32_t i = 0; i < l->p->storage_count; i++) {
     const cmkd_pk_storage *a = kept ? places[kept - 1].storage : NULL, *b = places[i].storage;
     if (!a || compare_keys(a, b)) places[kept++] = places[i];
-    else if (a->dtype != b->dtype || a->numel != b->numel) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a storage is named with two types or sizes; the file is damaged", l->file);
+    else if (a->dtype != b->dtype || a->numel != b->numel)
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a storage is named with two types or sizes; the file is damaged", l->file);
   }
   *count = kept;
   return CMKD_OK;
@@ -315,22 +337,30 @@ static place *find_place(place *places, uint32_t count, const uint8_t *key, uint
 /* Walks the raw storages in the order of `keys` and notes where each lies. */
 static cmkd_status locate_storages(loader *l, stream *s, const cmkd_pickle *keys, place *places, uint32_t count) {
   const cmkd_pk_value *list = root_of(keys);
-  if (list->kind != CMKD_PK_LIST) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: no list of storages where one should be; fetch the file again", l->file);
+  if (list->kind != CMKD_PK_LIST)
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: no list of storages where one should be; fetch the file again", l->file);
   for (uint32_t i = 0; i < list->length; i++) {
     const cmkd_pk_value *key = &keys->values[list->as.item[i]];
     place *p = key->kind == CMKD_PK_STRING ? find_place(places, count, key->as.text, key->length) : NULL;
-    if (!p || p->found) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: a storage that nothing refers to, or twice the same; fetch the file again", l->file);
+    if (!p || p->found)
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: a storage that nothing refers to, or twice the same; fetch the file again",
+          l->file);
     uint64_t numel = 0, item = cmkd_dtype_size(p->storage->dtype);
-    if (s->size - s->at < 8) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated before storage %u of %u; fetch the file again", l->file, i + 1, list->length);
+    if (s->size - s->at < 8)
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated before storage %u of %u; fetch the file again", l->file, i + 1, list->length);
     for (int b = 0; b < 8; b++) numel |= (uint64_t)s->bytes[s->at + (size_t)b] << 8 * b;
     s->at += 8;
-    if (numel != (uint64_t)p->storage->numel) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: a storage of %llu items where its tensor says %lld; fetch the file again", l->file, (unsigned long long)numel, (long long)p->storage->numel);
-    if (numel > (s->size - s->at) / item) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated in storage %u of %u; fetch the file again", l->file, i + 1, list->length);
+    if (numel != (uint64_t)p->storage->numel)
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: a storage of %llu items where its tensor says %lld; fetch the file again",
+          l->file, (unsigned long long)numel, (long long)p->storage->numel);
+    if (numel > (s->size - s->at) / item)
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated in storage %u of %u; fetch the file again", l->file, i + 1, list->length);
     p->found = 1;
     p->offset = s->at;
     s->at += (size_t)(numel * item);
   }
-  if (s->at != s->size) return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: %zu bytes too many behind the last storage; fetch the file again", l->file, s->size - s->at);
+  if (s->at != s->size)
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: %zu bytes too many behind the last storage; fetch the file again", l->file, s->size - s->at);
   return CMKD_OK;
 }
 
@@ -345,7 +375,7 @@ static cmkd_status copy_from_stream(loader *l, stream *s) {
   for (int i = 0; i < l->count && status == CMKD_OK; i++) {
     const picked *k = &l->picked[i];
     const place *p = find_place(places, count, k->storage->key, k->storage->key_length);
-    if (!p || !p->found) status = cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: the storage of tensor %.200s is missing; fetch the file again", l->file, l->out->tensors[k->slot].name);
+    if (!p || !p->found) status = missing(l, k);
     else copy_tensor(k, &l->out->tensors[k->slot], s->bytes + p->offset);
   }
   cmkd_pickle_free(keys);

@@ -23,7 +23,8 @@ cmkd_status cmkd_tensor_measure(cmkd_tensor *tensor, const char *file, cmkd_erro
   tensor->count = 1;
   for (int d = 0; d < tensor->dims; d++) {
     if (tensor->shape[d] < 0) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: tensor %.200s has a negative size", file, tensor->name);
-    if (__builtin_mul_overflow(tensor->count, tensor->shape[d], &tensor->count) || __builtin_mul_overflow(bytes, tensor->shape[d], &bytes) || bytes > INT64_MAX / 2)
+    int overflow = __builtin_mul_overflow(tensor->count, tensor->shape[d], &tensor->count) || __builtin_mul_overflow(bytes, tensor->shape[d], &bytes);
+    if (overflow || bytes > INT64_MAX / 2)
       return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: the shape of tensor %.200s is absurd", file, tensor->name);
   }
   return CMKD_OK;
@@ -37,7 +38,9 @@ cmkd_status cmkd_weights_reserve(cmkd_weights *weights, uint64_t limit, const ch
     const cmkd_tensor *t = &weights->tensors[i];
     exact += (uint64_t)t->count * cmkd_dtype_size(t->dtype);
     total += padded_bytes(t);
-    if (exact > limit) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: its tensors would take more memory than the file can hold; the file is damaged or hostile", file);
+    if (exact > limit)
+      return cmkd_fail(err, CMKD_ERR_FORMAT,
+          "%s: its tensors would take more memory than the file can hold; the file is damaged or hostile", file);
   }
   uint8_t *base = aligned_alloc(64, total);
   if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %llu bytes of tensors", file, (unsigned long long)total);
@@ -105,7 +108,12 @@ const char *cmkd_weights_meta(const cmkd_weights *weights, const char *key) {
 }
 
 /* `expression` of the i-th item, called x, of a type */
-#define EACH(type, expression) for (int64_t i = 0; i < tensor->count; i++) { type x = ((const type *)tensor->data)[i]; out[i] = (expression); } break
+#define EACH(type, expression)                    \
+  for (int64_t i = 0; i < tensor->count; i++) {   \
+    type x = ((const type *)tensor->data)[i];     \
+    out[i] = (expression);                        \
+  }                                               \
+  break
 #define CONVERT(number)                                       \
   switch (tensor->dtype) {                                    \
   case CMKD_F32: EACH(float, x);                              \

@@ -34,7 +34,8 @@ static cmkd_status find_directory(const uint8_t *bytes, uint64_t size, const cha
   if (u16(end + 4) || u16(end + 6) || u16(end + 8) != out->count) return broken(file, "it is one part of several", err);
   if (at >= LOCATOR_SIZE && u32(end - LOCATOR_SIZE) == 0x07064b50) {
     uint64_t where = u64(end - LOCATOR_SIZE + 8);
-    if (where > at - LOCATOR_SIZE || at - LOCATOR_SIZE - where < END64_SIZE || u32(bytes + where) != 0x06064b50) return broken(file, "its zip64 end record is not where it should be", err);
+    if (where > at - LOCATOR_SIZE || at - LOCATOR_SIZE - where < END64_SIZE || u32(bytes + where) != 0x06064b50)
+      return broken(file, "its zip64 end record is not where it should be", err);
     const uint8_t *wide = bytes + where;
     *out = (directory){u64(wide + 48), u64(wide + 40), u64(wide + 32)};
     limit = where;
@@ -125,7 +126,8 @@ static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, c
   uint64_t in = 0, done = 0;
   int code = Z_OK;
   while (code == Z_OK) {
-    uInt give = e->packed - in > 1u << 30 ? 1u << 30 : (uInt)(e->packed - in), room = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
+    uInt give = e->packed - in > 1u << 30 ? 1u << 30 : (uInt)(e->packed - in),
+        room = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
     z.next_in = (Bytef *)packed + in; z.avail_in = give;
     z.next_out = out + done; z.avail_out = room;
     code = inflate(&z, Z_NO_FLUSH);
@@ -146,16 +148,19 @@ cmkd_status cmkd_zip_read(const cmkd_zip *zip, const cmkd_zip_entry *e, uint64_t
   if (left < LOCAL_SIZE || u32(local) != 0x04034b50) return broken(zip->file, "an entry has no local header", err);
   uint64_t skip = (uint64_t)LOCAL_SIZE + u16(local + 26) + u16(local + 28); /* its sizes may be 0: a data descriptor follows instead */
   if (skip > left || e->packed > left - skip) return broken(zip->file, "truncated: an entry reaches outside of the file", err);
-  if (u16(local + 26) != e->name_length || memcmp(local + LOCAL_SIZE, e->name, e->name_length)) return broken(zip->file, "an entry has two names", err);
+  if (u16(local + 26) != e->name_length || memcmp(local + LOCAL_SIZE, e->name, e->name_length))
+    return broken(zip->file, "an entry has two names", err);
   if (e->size > limit || (e->method == 8 && e->size / 1032 > e->packed + 1))
-    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: refused: an entry would inflate to %llu bytes (a zip bomb?)", zip->file, (unsigned long long)e->size);
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: refused: an entry would inflate to %llu bytes (a zip bomb?)", zip->file,
+        (unsigned long long)e->size);
   if (e->method == 0) {
     if (e->packed != e->size) return broken(zip->file, "a stored entry has two sizes", err);
     *data = local + skip;
   } else if (e->method == 8) {
     CMKD_TRY(inflate_entry(zip, e, local + skip, owned, err));
     *data = *owned;
-  } else return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: a zip entry is compressed by method %d; known are stored and deflate", zip->file, e->method);
+  } else
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: a zip entry is compressed by method %d; known are stored and deflate", zip->file, e->method);
   /* writers that skip checksums leave 0 */
   if (e->crc && crc32_z(0, *data, (size_t)e->size) != e->crc) {
     free(*owned);

@@ -32,9 +32,11 @@ static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
 }
 
 static void equals_reference(void **state) {
-  static const int shapes[][4] = {{28, 28, 1, 1}, {28, 28, 1, 8}, {32, 32, 3, 3}, {32, 32, 3, 4}, {5, 9, 3, 8}, {3, 2, 2, 2}, {1, 1, 3, 3}, {7, 4, 6, 8}};
+  static const int shapes[][4] = {{28, 28, 1, 1}, {28, 28, 1, 8}, {32, 32, 3, 3}, {32, 32, 3, 4}, {5, 9, 3, 8}, {3, 2, 2, 2},
+      {1, 1, 3, 3}, {7, 4, 6, 8}};
   for (int p = 0; p < 4; p++)
-    for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++) check_shape((cmkd_policy)p, shapes[k][0], shapes[k][1], shapes[k][2], shapes[k][3]);
+    for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++)
+      check_shape((cmkd_policy)p, shapes[k][0], shapes[k][1], shapes[k][2], shapes[k][3]);
 }
 
 /* By hand: one row of four, moved one to the left, then flipped. */

@@ -108,7 +108,8 @@ static void reads_idx(void **state) {
 
   /* gzipped, in another spelling, below the folder: the same data set */
   const char *other = scratch_dir();
-  assert_int_equal(run_command(NULL, "mkdir -p %s/MNIST/raw && cp %s/train-* %s/MNIST/raw && cd %s/MNIST/raw && gzip train-images-idx3-ubyte && mv train-labels-idx1-ubyte train-labels.idx1-ubyte", other, dir, other, other), 0);
+  assert_int_equal(run_command(NULL,
+      "mkdir -p %s/MNIST/raw && cp %s/train-* %s/MNIST/raw && cd %s/MNIST/raw && gzip train-images-idx3-ubyte && mv train-labels-idx1-ubyte train-labels.idx1-ubyte", other, dir, other, other), 0);
   assert_ok(open_in("mnist", other, "train", &data, &err));
   assert_string_equal(data->fingerprint, kept);
   cmkd_dataset_close(data);
@@ -160,7 +161,8 @@ static void refuses_damaged_idx(void **state) {
     {"printf '\\015' | dd of=train-images-idx3-ubyte bs=1 seek=2 conv=notrunc", "type 0x0d"},
     {"printf '\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc", "absurd"},
     {"printf '\\000\\000\\000\\000' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc", "empty"},
-    {"gzip train-images-idx3-ubyte && head -c 300 train-images-idx3-ubyte.gz > x && mv x train-images-idx3-ubyte.gz", "train-images-idx3-ubyte.gz"},
+    {"gzip train-images-idx3-ubyte && head -c 300 train-images-idx3-ubyte.gz > x && mv x train-images-idx3-ubyte.gz",
+        "train-images-idx3-ubyte.gz"},
     {"gzip train-images-idx3-ubyte && printf 'XXXX' | dd of=train-images-idx3-ubyte.gz bs=1 seek=100 conv=notrunc", "train-images-idx3-ubyte.gz"},
     {"printf '\\000\\000\\000\\060\\000\\000\\000\\020\\000\\000\\000\\020' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc && head -c 12304 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte", "16 x 16"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
@@ -169,7 +171,8 @@ static void refuses_damaged_idx(void **state) {
     put_idx(dir, "t10k", 5);
     assert_int_equal(run_command(NULL, "cd '%s' && %s", dir, cases[i].command), 0);
     cmkd_status status = open_in("mnist", dir, "train", &data, &err);
-    if (status == CMKD_OK || data || !strstr(err.message, cases[i].says) || !strstr(err.message, dir)) fail_msg("%s: status %d '%s'", cases[i].command, status, err.message);
+    if (status == CMKD_OK || data || !strstr(err.message, cases[i].says) || !strstr(err.message, dir))
+      fail_msg("%s: status %d '%s'", cases[i].command, status, err.message);
   }
 }
 
@@ -268,7 +271,10 @@ static void real_cifar100(void **state) {
   for (uint32_t i = 0; i < data->n; i++) count[data->labels[i]]++;
   for (int i = 0; i < 100; i++) assert_int_equal(count[i], 100);
   for (size_t i = 0; i < (size_t)data->n * 1024; i++) for (int k = 0; k < 3; k++) sum[k] += data->pixels[3 * i + k];
-  for (int k = 0; k < 3; k++) { double mean = sum[k] / (10000.0 * 1024 * 255); assert_true(mean > data->mean[k] - .01 && mean < data->mean[k] + .01); }
+  for (int k = 0; k < 3; k++) {
+    double mean = sum[k] / (10000.0 * 1024 * 255);
+    assert_true(mean > data->mean[k] - .01 && mean < data->mean[k] + .01);
+  }
   cmkd_dataset_close(data);
 }
 

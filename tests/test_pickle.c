@@ -34,7 +34,8 @@ static void values(void **state) {
   assert_true(item(p, t, 13)->kind == CMKD_PK_TUPLE && item(p, t, 13)->length == 0);
   assert_int_equal(item(p, t, 14)->kind, CMKD_PK_LIST);
   assert_int_equal(item(p, t, 15)->kind, CMKD_PK_DICT);
-  assert_int_equal(p->used, sizeof "\x80\2(K\7M\1\2J\xff\xff\xff\xff\x8a\3\xff\xff\xff\x8a\0\x8b\2\0\0\0\xff\x7fG?\xf8\0\0\0\0\0\0N\x88\x89X\2\0\0\0hiU\1xC\2\0\1)]}t." - 1);
+  assert_int_equal(p->used,
+      sizeof "\x80\2(K\7M\1\2J\xff\xff\xff\xff\x8a\3\xff\xff\xff\x8a\0\x8b\2\0\0\0\xff\x7fG?\xf8\0\0\0\0\0\0N\x88\x89X\2\0\0\0hiU\1xC\2\0\1)]}t." - 1);
   cmkd_pickle_free(p);
 }
 
@@ -70,23 +71,60 @@ static void containers(void **state) {
 static void refusals(void **state) {
   static const struct { const char *bytes; size_t size; const char *says; } cases[] = {
 #define CASE(bytes, says) {bytes, sizeof(bytes) - 1, says}
-    CASE("\x80\2cposix\nsystem\nX\2\0\0\0ls\x85R.", "posix.system"), CASE("\x80\2c__builtin__\neval\n.", "__builtin__.eval"),
-    CASE("\x80\4\x8c\2os\x8c\6system\x93.", "os.system"), CASE("\x80\2(X\1\0\0\0xios\nsystem\n.", "INST"), CASE("\x80\2(cos\nsystem\no.", "os.system"),
-    CASE("\x80\2(K\1o.", "OBJ"), CASE("\x80\2)\x81.", "NEWOBJ"), CASE("\x80\2\x82\1.", "EXT1"), CASE("\x80\4\x8f.", "EMPTY_SET"), CASE("\x80\2K\1" "0.", "POP"),
-    CASE("\x80\2I1\n.", "INT"), CASE("\x80\2S'x'\n.", "STRING"), CASE("\x80\2\xff.", "0xff"), CASE("\x80\2K\1}b.", "BUILD"), CASE("\x80\2}K\1b.", "BUILD"),
-    CASE("\x80\2ctorch._utils\n_rebuild_tensor_v3\n.", "_rebuild_tensor_v3"), CASE("\x80\2ctorch._utils\n_rebuild_qtensor\n.", "_rebuild_qtensor"),
-    CASE("\x80\6.", "protocol"), CASE("", "protocol"), CASE("}.", "protocol"), CASE("\x80", "truncated"), CASE("\x80\2", "truncated"), CASE("\x80\2.", "empty"),
-    CASE("\x80\2K", "truncated"), CASE("\x80\2X\xff\xff\xff\xff", "truncated"), CASE("\x80\2\x8d\xff\xff\xff\xff\xff\xff\xff\xff", "truncated"), CASE("\x80\2\x8b\xff\xff\xff\xff.", "truncated"),
-    CASE("\x80\2h\0.", "never set"), CASE("\x80\2j\xff\xff\xff\xff.", "never set"), CASE("\x80\2K\1r\xff\xff\xff\xff.", "memo number larger"), CASE("\x80\2q\0.", "empty"),
-    CASE("\x80\2t.", "no mark"), CASE("\x80\2}(K\1u.", "key without a value"), CASE("\x80\2K\1(K\1e.", "no list"), CASE("\x80\2](K\1u.", "no dict"), CASE("\x80\2)(K\1K\2u.", "no dict"),
-    CASE("\x80\2(e.", "empty"), CASE("\x80\2\x85.", "empty"), CASE("\x80\2](\x85.", "empty"), CASE("\x80\2R.", "empty"), CASE("\x80\2})R.", "no function"),
-    CASE("\x80\2ctorch\nFloatStorage\n)R.", "storage type"), CASE("\x80\2K\1Q.", "no storage"), CASE("\x80\2ctorch._utils\n_rebuild_tensor_v2\n)R.", "four arguments"),
-    CASE("\x80\2ctorch._utils\n_rebuild_tensor_v2\n(K\1K\1))tR.", "without a storage"), CASE("\x80\2cx", "truncated"), CASE("\x80\2cx\ny", "truncated"), CASE("\x80\4K\1K\1\x93.", "without a name")};
+    CASE("\x80\2cposix\nsystem\nX\2\0\0\0ls\x85R.", "posix.system"),
+    CASE("\x80\2c__builtin__\neval\n.", "__builtin__.eval"),
+    CASE("\x80\4\x8c\2os\x8c\6system\x93.", "os.system"),
+    CASE("\x80\2(X\1\0\0\0xios\nsystem\n.", "INST"),
+    CASE("\x80\2(cos\nsystem\no.", "os.system"),
+    CASE("\x80\2(K\1o.", "OBJ"),
+    CASE("\x80\2)\x81.", "NEWOBJ"),
+    CASE("\x80\2\x82\1.", "EXT1"),
+    CASE("\x80\4\x8f.", "EMPTY_SET"),
+    CASE("\x80\2K\1" "0.", "POP"),
+    CASE("\x80\2I1\n.", "INT"),
+    CASE("\x80\2S'x'\n.", "STRING"),
+    CASE("\x80\2\xff.", "0xff"),
+    CASE("\x80\2K\1}b.", "BUILD"),
+    CASE("\x80\2}K\1b.", "BUILD"),
+    CASE("\x80\2ctorch._utils\n_rebuild_tensor_v3\n.", "_rebuild_tensor_v3"),
+    CASE("\x80\2ctorch._utils\n_rebuild_qtensor\n.", "_rebuild_qtensor"),
+    CASE("\x80\6.", "protocol"),
+    CASE("", "protocol"),
+    CASE("}.", "protocol"),
+    CASE("\x80", "truncated"),
+    CASE("\x80\2", "truncated"),
+    CASE("\x80\2.", "empty"),
+    CASE("\x80\2K", "truncated"),
+    CASE("\x80\2X\xff\xff\xff\xff", "truncated"),
+    CASE("\x80\2\x8d\xff\xff\xff\xff\xff\xff\xff\xff", "truncated"),
+    CASE("\x80\2\x8b\xff\xff\xff\xff.", "truncated"),
+    CASE("\x80\2h\0.", "never set"),
+    CASE("\x80\2j\xff\xff\xff\xff.", "never set"),
+    CASE("\x80\2K\1r\xff\xff\xff\xff.", "memo number larger"),
+    CASE("\x80\2q\0.", "empty"),
+    CASE("\x80\2t.", "no mark"),
+    CASE("\x80\2}(K\1u.", "key without a value"),
+    CASE("\x80\2K\1(K\1e.", "no list"),
+    CASE("\x80\2](K\1u.", "no dict"),
+    CASE("\x80\2)(K\1K\2u.", "no dict"),
+    CASE("\x80\2(e.", "empty"),
+    CASE("\x80\2\x85.", "empty"),
+    CASE("\x80\2](\x85.", "empty"),
+    CASE("\x80\2R.", "empty"),
+    CASE("\x80\2})R.", "no function"),
+    CASE("\x80\2ctorch\nFloatStorage\n)R.", "storage type"),
+    CASE("\x80\2K\1Q.", "no storage"),
+    CASE("\x80\2ctorch._utils\n_rebuild_tensor_v2\n)R.", "four arguments"),
+    CASE("\x80\2ctorch._utils\n_rebuild_tensor_v2\n(K\1K\1))tR.", "without a storage"),
+    CASE("\x80\2cx", "truncated"),
+    CASE("\x80\2cx\ny", "truncated"),
+    CASE("\x80\4K\1K\1\x93.", "without a name")};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     cmkd_error err = {0};
     cmkd_pickle *p;
     cmkd_status status = load(cases[i].bytes, cases[i].size, &p, &err);
-    if (status == CMKD_OK || p || !strstr(err.message, cases[i].says)) fail_msg("case %zu: %d '%s', expected '%s'", i, status, err.message, cases[i].says);
+    if (status == CMKD_OK || p || !strstr(err.message, cases[i].says))
+      fail_msg("case %zu: %d '%s', expected '%s'", i, status, err.message, cases[i].says);
   }
 }
 
@@ -106,7 +144,11 @@ static void bombs(void **state) {
   assert_non_null(strstr(err.message, "copies one list too often"));
   n = 0;
   PUT("\x80\2]q\0");
-  for (int i = 0; i < 255; i++) { PUT("](h"); bomb[n++] = (uint8_t)i; PUT("h"); bomb[n++] = (uint8_t)i; PUT("eq"); bomb[n++] = (uint8_t)(i + 1); } /* 2^255 leaves if unfolded */
+  for (int i = 0; i < 255; i++) { /* 2^255 leaves if unfolded */
+    PUT("](h"); bomb[n++] = (uint8_t)i;
+    PUT("h"); bomb[n++] = (uint8_t)i;
+    PUT("eq"); bomb[n++] = (uint8_t)(i + 1);
+  }
   PUT(".");
   assert_ok(load(bomb, n, &p, &err));
   assert_true(p->value_count < 1000);

@@ -89,13 +89,15 @@ static void wrapped(void **state) {
 
 static void refuses_by_name(void **state) {
   static const struct { const char *file, *says; } cases[] = {
-    {"evil.pth", "posix.system"}, {"evil.pkl", "posix.system"}, {"module.pth", "torch.nn.modules.container.Sequential"}, {"expanded.pth", "more numbers than its storage"}};
+    {"evil.pth", "posix.system"}, {"evil.pkl", "posix.system"}, {"module.pth", "torch.nn.modules.container.Sequential"},
+        {"expanded.pth", "more numbers than its storage"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     cmkd_error err = {0};
     cmkd_weights *w;
     char *path = seed_path(cases[i].file);
     cmkd_status status = cmkd_weights_read(path, &w, &err);
-    if (status == CMKD_OK || w || !strstr(err.message, cases[i].says) || !strstr(err.message, path)) fail_msg("%s: %d '%s'", path, status, err.message);
+    if (status == CMKD_OK || w || !strstr(err.message, cases[i].says) || !strstr(err.message, path))
+      fail_msg("%s: %d '%s'", path, status, err.message);
     free(path);
   }
   assert_false(cmkd_file_exists("executed"));
@@ -146,7 +148,8 @@ static cmkd_status parse_copy(const uint8_t *file, size_t size, cmkd_error *err)
 }
 
 static void survives_mutations(void **state) {
-  static const char *const files[] = {"bare.pth", "strided.pth", "deflated.pth", "streamed.pth", "zip64.pth", "wrapped-legacy.th", "strided-legacy.pth", "protocol4.pt"};
+  static const char *const files[] = {"bare.pth", "strided.pth", "deflated.pth", "streamed.pth", "zip64.pth", "wrapped-legacy.th",
+      "strided-legacy.pth", "protocol4.pt"};
   cmkd_rng rng = cmkd_rng_start(3, CMKD_STREAM_TEST, 0);
   cmkd_error err = {0};
   for (size_t f = 0; f < sizeof files / sizeof *files; f++) {
@@ -158,7 +161,8 @@ static void survives_mutations(void **state) {
     for (int i = 0; i < 1500; i++) {
       uint8_t *mutant = malloc(size);
       memcpy(mutant, file, size);
-      for (uint32_t k = 0, n = 1 + cmkd_rng_below(&rng, 3); k < n; k++) mutant[cmkd_rng_below(&rng, (uint32_t)size)] = (uint8_t)cmkd_rng_u32(&rng);
+      for (uint32_t k = 0, n = 1 + cmkd_rng_below(&rng, 3); k < n; k++)
+        mutant[cmkd_rng_below(&rng, (uint32_t)size)] = (uint8_t)cmkd_rng_u32(&rng);
       parse_copy(mutant, size, &err);
       free(mutant);
     }
@@ -170,7 +174,11 @@ static void survives_mutations(void **state) {
 /* The legacy stream with its object replaced: what a forged pickle can claim. */
 static uint8_t legacy[1 << 16];
 static size_t legacy_size;
-static void add(const void *bytes, size_t size) { assert_true(legacy_size + size <= sizeof legacy); memcpy(legacy + legacy_size, bytes, size); legacy_size += size; }
+static void add(const void *bytes, size_t size) {
+  assert_true(legacy_size + size <= sizeof legacy);
+  memcpy(legacy + legacy_size, bytes, size);
+  legacy_size += size;
+}
 #define ADD(literal) add(literal, sizeof(literal) - 1)
 static void preamble(void) {
   legacy_size = 0;
@@ -196,7 +204,8 @@ static void forged_tensors(void **state) {
     CASE("\x80\2}X\1\0\0\0w" TENSOR("K\4", "K\0", "(K\1K\1K\1K\1K\1K\1K\1K\1K\1t", "(K\1K\1K\1K\1K\1K\1K\1K\1K\1t") "s.", "9 dimensions"),
     CASE("\x80\2}X\1\0\0\0w" TENSOR("K\5", "K\0", "K\2\x85", "K\1\x85") "s.", "storage of 4 items where its tensor says 5"),
     CASE("\x80\2}X\1\0\0\0w" TENSOR("\x8a\10\377\377\377\377\377\377\377\177", "K\0", "K\2\x85", "K\1\x85") "s.", "storage of 4 items"),
-    CASE("\x80\2}(X\1\0\0\0w" TENSOR("K\4", "K\0", "K\2\x85", "K\1\x85") "X\1\0\0\0w" TENSOR("K\4", "K\0", "K\2\x85", "K\1\x85") "u.", "two tensors"),
+    CASE("\x80\2}(X\1\0\0\0w" TENSOR("K\4", "K\0", "K\2\x85", "K\1\x85") "X\1\0\0\0w" TENSOR("K\4", "K\0", "K\2\x85", "K\1\x85") "u.",
+        "two tensors"),
     CASE("\x80\2}X\0\0\0\0" TENSOR("K\4", "K\0", "K\2\x85", "K\1\x85") "s.", "name is empty"),
     CASE("\x80\2}X\3\0\0\0a\0b" TENSOR("K\4", "K\0", "K\2\x85", "K\1\x85") "s.", "zero byte"),
     CASE("\x80\2}X\1\0\0\0wK\1s.", "no state dict"),
@@ -210,12 +219,14 @@ static void forged_tensors(void **state) {
     add(cases[i].object, cases[i].size);
     ADD(TAIL "\4\0\0\0\0\0\0\0" "\0\0\0\0\0\0\200?\0\0\0@\0\0@@");
     cmkd_status status = parse_copy(legacy, legacy_size, &err);
-    if (cases[i].says ? status == CMKD_OK || !strstr(err.message, cases[i].says) : status != CMKD_OK) fail_msg("case %zu: %d '%s', expected '%s'", i, status, err.message, cases[i].says ? cases[i].says : "success");
+    if (cases[i].says ? status == CMKD_OK || !strstr(err.message, cases[i].says) : status != CMKD_OK)
+      fail_msg("case %zu: %d '%s', expected '%s'", i, status, err.message, cases[i].says ? cases[i].says : "success");
   }
 }
 
 static void forged_streams(void **state) {
-  static const char object[] = "\x80\2}X\1\0\0\0w" TENSOR("K\4", "K\0", "K\4\x85", "K\1\x85") "s.", data[] = "\4\0\0\0\0\0\0\0" "\0\0\0\0\0\0\200?\0\0\0@\0\0@@";
+  static const char object[] = "\x80\2}X\1\0\0\0w" TENSOR("K\4", "K\0", "K\4\x85", "K\1\x85") "s.",
+      data[] = "\4\0\0\0\0\0\0\0" "\0\0\0\0\0\0\200?\0\0\0@\0\0@@";
   static const struct { const char *tail; size_t size; const char *says; } cases[] = {
     {TAIL, sizeof TAIL - 1, NULL}, {"\x80\2].", 4, "too many"}, {"\x80\2}.", 4, "no list"}, {"\x80\2]X\1\0\0\0001a.", 11, "nothing refers to"},
     {"\x80\2](X\1\0\0\0000X\1\0\0\0000e.", 18, "twice the same"}};
@@ -226,7 +237,8 @@ static void forged_streams(void **state) {
     add(cases[i].tail, cases[i].size);
     add(data, sizeof data - 1);
     cmkd_status status = parse_copy(legacy, legacy_size, &err);
-    if (cases[i].says ? status == CMKD_OK || !strstr(err.message, cases[i].says) : status != CMKD_OK) fail_msg("case %zu: %d '%s'", i, status, err.message);
+    if (cases[i].says ? status == CMKD_OK || !strstr(err.message, cases[i].says) : status != CMKD_OK)
+      fail_msg("case %zu: %d '%s'", i, status, err.message);
   }
   cmkd_error err = {0};
   preamble(); /* one byte more, one less */
@@ -245,7 +257,8 @@ static void forged_streams(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(every_dtype), cmocka_unit_test(strides), cmocka_unit_test(wrapped), cmocka_unit_test(refuses_by_name), cmocka_unit_test(shared_checkpoints),
+    cmocka_unit_test(every_dtype), cmocka_unit_test(strides), cmocka_unit_test(wrapped), cmocka_unit_test(refuses_by_name),
+        cmocka_unit_test(shared_checkpoints),
     cmocka_unit_test(survives_mutations), cmocka_unit_test(forged_tensors), cmocka_unit_test(forged_streams)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

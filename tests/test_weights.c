@@ -45,9 +45,12 @@ static void reads_by_hand(void **state) {
 
 static void refuses_bad_headers(void **state) {
   static const struct { const char *header; size_t bytes; const char *says; } cases[] = {
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8, "duplicate"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}", 6, "overlaps"},
-    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[5,9]}}", 9, "hole"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,8]}}", 8,
+        "duplicate"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[2,6]}}", 6,
+        "overlaps"},
+    {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[5,9]}}", 9,
+        "hole"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[1,5]}}", 5, "hole"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 5, "too many"},
     {"{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[0,4]}}", 3, "truncated"},
@@ -77,7 +80,8 @@ static void refuses_bad_headers(void **state) {
     cmkd_error err = {0};
     cmkd_weights *w = (cmkd_weights *)1;
     cmkd_status status = parse_text(cases[i].header, cases[i].bytes, &w, &err);
-    if (status == CMKD_OK || w || !strstr(err.message, cases[i].says) || !strstr(err.message, "t.safetensors")) fail_msg("%s: status %d, '%s'", cases[i].header, status, err.message);
+    if (status == CMKD_OK || w || !strstr(err.message, cases[i].says) || !strstr(err.message, "t.safetensors"))
+      fail_msg("%s: status %d, '%s'", cases[i].header, status, err.message);
   }
   cmkd_error err = {0};
   cmkd_weights *w;
@@ -133,7 +137,8 @@ static void round_trips(void **state) {
   cmkd_tensor_to_double(cmkd_weights_find(w, "dBF16"), d);
   assert_true(d[0] == cmkd_bf16_to_float(0x0201));
   /* what was read is written back to the same bytes */
-  assert_ok(cmkd_weights_write(again, w->tensors, w->count, (const char *const *)w->meta_keys, (const char *const *)w->meta_values, w->meta_count, &err));
+  assert_ok(cmkd_weights_write(again, w->tensors, w->count, (const char *const *)w->meta_keys, (const char *const *)w->meta_values,
+      w->meta_count, &err));
   uint8_t *a, *b;
   size_t na, nb;
   assert_ok(cmkd_file_read(path, 1 << 20, &a, &na, &err));
@@ -144,6 +149,34 @@ static void round_trips(void **state) {
   free(a); free(b);
   cmkd_weights_free(w);
   free(path); free(again);
+}
+
+/* The bytes as somebody else reads them: the format's rules spelled out in Python, and the safetensors package where it is installed. */
+static void python_agrees(void **state) {
+  static const char *script =
+    "import json, struct, sys\n"
+    "b = open(sys.argv[1], 'rb').read(); n, = struct.unpack('<Q', b[:8]); h = json.loads(b[8:8 + n]); data = b[8 + n:]\n"
+    "assert n % 8 == 0 and h.pop('__metadata__') == {'arch': 'resnet20', 'note': 'a \"quoted\" \\n line'}\n"
+    "size = dict(F32=4, F64=8, F16=2, BF16=2, I64=8, I32=4, U8=1, BOOL=1, I8=1, I16=2, U16=2, U32=4, U64=8); at = 0\n"
+    "for t in sorted(h.values(), key=lambda t: (t['data_offsets'])):\n"
+    "  count = 1\n"
+    "  for d in t['shape']: count *= d\n"
+    "  begin, end = t['data_offsets']; assert begin == at and end - begin == count * size[t['dtype']] and begin % size[t['dtype']] == 0; at = end\n"
+    "assert at == len(data)\n"
+    "t = h['bn1.num_batches_tracked']; assert t['shape'] == [] and struct.unpack('<q', data[t['data_offsets'][0]:][:8])[0] == 391\n"
+    "t = h['layer1.0.conv1.weight']; assert t['shape'] == [1, 5, 1] and struct.unpack('<f', data[t['data_offsets'][0]:][:4])[0] == 1.5\n"
+    "try: from safetensors import deserialize\n"
+    "except ImportError: sys.exit()\n"
+    "assert dict(deserialize(b))['bn1.num_batches_tracked']['data'] == struct.pack('<q', 391)\n";
+  cmkd_error err = {0};
+  const char *out, *dir = scratch_dir();
+  char *path = cmkd_path_join(dir, "p.safetensors"), *program = cmkd_path_join(dir, "p.py");
+  if (run_command(NULL, "python3 -c 1") != 0) { printf("SKIP: python3 is not installed\n"); free(path); free(program); skip(); }
+  write_sample(path);
+  assert_ok(cmkd_file_write(program, &(cmkd_piece){script, strlen(script)}, 1, &err));
+  if (run_command(&out, "python3 '%s' '%s'", program, path) != 0) fail_msg("%s", out);
+  free(path);
+  free(program);
 }
 
 static void writer_refuses(void **state) {
@@ -204,7 +237,8 @@ static void files_on_disk(void **state) {
 
 static void shared_teachers(void **state) {
   static const struct { const char *file, *arch; } teachers[] = {
-    {"resnet20-cifar10", "resnet20"}, {"resnet20-cifar100", "resnet20"}, {"resnet20-padshortcut-cifar10", "resnet20_pad"}, {"resnet32-cifar100", "resnet32"},
+    {"resnet20-cifar10", "resnet20"}, {"resnet20-cifar100", "resnet20"}, {"resnet20-padshortcut-cifar10", "resnet20_pad"},
+        {"resnet32-cifar100", "resnet32"},
     {"resnet44-cifar100", "resnet44"}, {"resnet56-cifar100", "resnet56"}, {"resnet56-padshortcut-cifar10", "resnet56_pad"}};
   for (size_t i = 0; i < sizeof teachers / sizeof *teachers; i++) {
     cmkd_error err = {0};
@@ -234,7 +268,8 @@ static void shared_teachers(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(reads_by_hand), cmocka_unit_test(refuses_bad_headers), cmocka_unit_test(round_trips), cmocka_unit_test(writer_refuses),
+    cmocka_unit_test(reads_by_hand), cmocka_unit_test(refuses_bad_headers), cmocka_unit_test(round_trips),
+        cmocka_unit_test(python_agrees), cmocka_unit_test(writer_refuses),
     cmocka_unit_test(survives_mutations), cmocka_unit_test(files_on_disk), cmocka_unit_test(shared_teachers)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -95,8 +95,11 @@ static void refusals(void **state) {
   cmkd_error err = {0};
   static uint8_t zeros[1 << 19], room[4096];
   made good = stored("x", "hello"), e;
-#define REFUSED(says) do { size_t n_ = make(&e, 1); err.message[0] = 0; \
-    if (read_all(archive, n_, 1 << 18, &err) == CMKD_OK || !strstr(err.message, says)) fail_msg("'%s', expected '%s'", err.message, says); } while (0)
+#define REFUSED(says) do { \
+    size_t n_ = make(&e, 1); \
+    err.message[0] = 0; \
+    if (read_all(archive, n_, 1 << 18, &err) == CMKD_OK || !strstr(err.message, says)) fail_msg("'%s'", err.message); \
+  } while (0)
   e = good; e.crc ^= 1; REFUSED("checksum");
   e = good; e.size = 6; REFUSED("two sizes");
   e = good; e.method = 12; REFUSED("method 12");

@@ -15,7 +15,8 @@ static span columns(cmkd_move move, int w) {
   return (span){w - hi, w - lo, w - 1 + shift, -1};
 }
 
-void cmkd_augment_bytes_cpu(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target) {
+void cmkd_augment_bytes_cpu(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h,
+    int w, int c, uint8_t *target) {
   size_t row_bytes = (size_t)w * (size_t)c, image = row_bytes * (size_t)h;
   for (int i = 0; i < count; i++) {
     const uint8_t *source = pixels + (size_t)rows[i] * image;
@@ -45,14 +46,16 @@ static inline void put(float *out, const uint8_t *in, int c, int stride_c, const
   for (int k = c; k < stride_c; k++) out[k] = 0;
 }
 
-static inline void put_row(float *out, const uint8_t *in, span s, int w, int c, int stride_c, const float (*table)[256], const float *mean, const float *std) {
+static inline void put_row(float *out, const uint8_t *in, span s, int w, int c, int stride_c, const float (*table)[256],
+    const float *mean, const float *std) {
   int first = in ? s.first : w, last = in ? s.last : w;
   for (int x = 0; x < first; x++) put(out + (int64_t)x * stride_c, NULL, c, stride_c, table, mean, std);
   for (int x = first; x < last; x++) put(out + (int64_t)x * stride_c, in + (int64_t)(s.origin + s.step * x) * c, c, stride_c, table, mean, std);
   for (int x = last; x < w; x++) put(out + (int64_t)x * stride_c, NULL, c, stride_c, table, mean, std);
 }
 
-void cmkd_augment_cpu(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, const float *mean, const float *std, int stride_c, float *target) {
+void cmkd_augment_cpu(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w,
+    int c, const float *mean, const float *std, int stride_c, float *target) {
   float table[TABLE_CHANNELS][256];
   size_t row_bytes = (size_t)w * (size_t)c, image = row_bytes * (size_t)h, row_floats = (size_t)w * (size_t)stride_c;
   for (int k = 0; k < c && k < TABLE_CHANNELS; k++)
