@@ -3,13 +3,14 @@
 #include <string.h>
 #include "base/interrupt.h"
 #include "train/commands.h"
+#include "train/recipe_apply.h"
 #include "train/report.h"
 
 static const char examples[] =
   "cmkd-train --cache teacher.h5                                   a student, all defaults\n"
   "cmkd-train --cache teacher.h5 --student resnet8x4 --loss dkd+cmkd --epochs 60\n"
   "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
-  "also: cmkd-train eval|nets --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
+  "also: cmkd-train eval|nets|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
   "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
   "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024],\n"
   "      --precision NAME [fp32], --quiet";
@@ -44,7 +45,7 @@ static cmkd_status run(cmkd_setup *setup, const cmkd_train_options *o, cmkd_erro
     cmkd_ticker_end(&ticker);
     if (status != CMKD_OK) return status;
   }
-  cmkd_report_end(out, setup);
+  cmkd_report_end(out, setup, o);
   if (o->json) {
     json_t *object = cmkd_report_json(setup);
     json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10));
@@ -65,6 +66,8 @@ int cmkd_command_train(int argc, char **argv) {
   const cmkd_command command = {"cmkd-train", "trains a student from a teacher cache, or a teacher from labels", "[--cache FILE | --teacher FILE] [options]", examples, table, 0, 0};
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status != CMKD_OK || help) return cmkd_exit_status("cmkd-train", &err, status);
+  if (options.recipe) status = cmkd_recipe_apply(&options, &err);
+  if (status != CMKD_OK) return cmkd_exit_status("cmkd-train", &err, status);
   cmkd_interrupt_install();
   memset(&setup, 0, sizeof setup);
   setup.folder.lock_fd = -1;

@@ -11,7 +11,6 @@ void cmkd_train_options_default(cmkd_train_options *o) {
   memset(o, 0, sizeof *o);
   o->device = "auto";
   o->precision = "fp32";
-  o->schedule = "step";
   o->seed = 1;
   o->batch = 64;
   o->eval_every = 1;
@@ -32,6 +31,7 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--teacher-mean", "R,G,B", CMKD_OPT_FLOATS3, o->teacher_mean, NULL, 0, 0, &o->teacher_mean_seen},
     {"--teacher-std", "R,G,B", CMKD_OPT_FLOATS3, o->teacher_std, NULL, 0, 0, &o->teacher_std_seen},
     {"--test-cache", "FILE", CMKD_OPT_STRING, &o->test_cache, "teacher logits of the test split [CACHE.test.h5 if there]", 0, 0, NULL},
+    {"--recipe", "NAME", CMKD_OPT_STRING, &o->recipe, "the published settings of a pair, see cmkd-train recipes", 0, 0, NULL},
     {"--student", "NAME", CMKD_OPT_STRING, &o->arch, "network, see cmkd-train nets [resnet20; resnet8 for MNIST-like]", 0, 0, NULL},
     {"--arch", "NAME", CMKD_OPT_STRING, &o->arch, NULL, 0, 0, NULL},
     {"--loss", "EXPR", CMKD_OPT_STRING, &o->loss, "ce, kd, cmkd, dkd+cmkd, 'cmkd:beta=4,T=4', ... [cmkd; ce without teacher]", 0, 0, NULL},
@@ -41,9 +41,9 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--schedule", "NAME", CMKD_OPT_STRING, &o->schedule, "step, cosine, constant [step]", 0, 0, NULL},
     {"--milestones", "E,E,..", CMKD_OPT_STRING, &o->milestones, "step: x0.1 after these epochs [5/8, 3/4, 7/8 of all]", 0, 0, NULL},
     {"--warmup", "EPOCHS", CMKD_OPT_DOUBLE, &o->warmup, "linear warm-up [0]", 0, 100000, NULL},
-    {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, NULL, 0, 0.999999, NULL},
+    {"--momentum", "X", CMKD_OPT_DOUBLE, &o->momentum, NULL, 0, 0.999999, &o->momentum_seen},
     {"--nesterov", NULL, CMKD_OPT_FLAG, &o->nesterov, NULL, 0, 0, NULL},
-    {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, NULL, 0, 1, NULL},
+    {"--weight-decay", "X", CMKD_OPT_DOUBLE, &o->weight_decay, NULL, 0, 1, &o->weight_decay_seen},
     {"--label-smoothing", "X", CMKD_OPT_DOUBLE, &o->label_smoothing, "of the cross-entropy [0]", 0, 0.999999, NULL},
     {"--augment", "POLICY", CMKD_OPT_STRING, &o->augment, "none, flip, crop, crop+flip [the cache's; crop+flip; MNIST: crop]", 0, 0, NULL},
     {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o->mean, "with --std R,G,B: the student's normalisation [the data set's]", 0, 0, &o->mean_seen},
@@ -193,7 +193,7 @@ cmkd_status cmkd_settings_resolve(const cmkd_train_options *o, const cmkd_datase
   CMKD_TRY(cache ? resolve_cached_views(o, cache, s, err) : resolve_live_views(o, data, s, err));
   CMKD_TRY(resolve_loss(o, s, err));
   cmkd_schedule *schedule = &s->schedule;
-  CMKD_TRY(cmkd_schedule_parse(o->schedule, &schedule->kind, err));
+  CMKD_TRY(cmkd_schedule_parse(o->schedule ? o->schedule : "step", &schedule->kind, err));
   int small = !strncmp(arch, "shufflenet", 10) || !strncmp(arch, "mobilenet", 9);
   schedule->lr = o->lr_seen ? o->lr : small ? 0.01 : 0.05;
   schedule->gamma = 0.1;

@@ -9,18 +9,24 @@
 #include "cmkd/dataset.h"
 #include "cmkd/loss.h"
 #include "cmkd/views.h"
+#include "train/recipe.h"
 #include "train/schedule.h"
 
 /* As given; strings point into argv. A *_seen flag tells a given value from a default. */
 typedef struct cmkd_train_options {
   const char *data, *cache, *teacher, *teacher_arch, *test_cache, *arch, *loss, *out, *device, *precision;
-  const char *augment, *views, *schedule, *milestones;
+  const char *augment, *views, *schedule, *milestones, *recipe;
   uint64_t seed, cache_seed;
   int64_t samples, val, epochs, batch, teacher_batch, shuffle_block, threads, eval_every, save_every, max_steps, stream_memory;
   double lr, momentum, weight_decay, warmup, label_smoothing;
   float mean[3], std[3], teacher_mean[3], teacher_std[3];
   int nesterov, clean_view, resume, json, quiet, log_steps;
-  int cache_seed_seen, epochs_seen, batch_seen, lr_seen, teacher_batch_seen, mean_seen, std_seen, teacher_mean_seen, teacher_std_seen, samples_seen;
+  int cache_seed_seen, epochs_seen, batch_seen, lr_seen, teacher_batch_seen, mean_seen, std_seen, teacher_mean_seen, teacher_std_seen, samples_seen, momentum_seen, weight_decay_seen;
+  /* of --recipe (train/recipe_apply.h); the options above may point in here */
+  cmkd_recipe recipe_loaded;
+  int recipe_run, recipe_shortened;
+  const char *recipe_asked;         /* the loss before the recipe completed it */
+  char recipe_milestones[128], recipe_expression[1024];
 } cmkd_train_options;
 
 void cmkd_train_options_default(cmkd_train_options *options);

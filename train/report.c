@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 #include "base/hash.h"
+#include "train/recipe_apply.h"
 #include "train/record.h"
 
 const char *cmkd_shown(double value, const char *format, char buffer[24]) {
@@ -23,6 +24,7 @@ static void say_schedule(FILE *out, const cmkd_settings *s, const cmkd_train_opt
   for (int i = 0; i < schedule->milestones; i++) fprintf(out, "%s%d", i ? ", " : schedule->milestones ? ", x0.1 after " : "", schedule->milestone[i]);
   if (schedule->warmup > 0) fprintf(out, ", warm-up %g epochs", schedule->warmup);
   fprintf(out, "; momentum %g%s, weight decay %g\n", s->momentum, s->nesterov ? " (Nesterov)" : "", s->weight_decay);
+  if (o->recipe) fprintf(out, "          (recipe %s%s)\n", o->recipe, o->recipe_shortened ? ", shortened" : "");
   if (!o->epochs_seen && s->epochs == 240) fprintf(out, "          (the published settings; --epochs N shortens, the milestones keep their places)\n");
 }
 
@@ -108,7 +110,15 @@ static void table_row(FILE *out, const char *name, const cmkd_score *s, int val)
   fprintf(out, " %9.4f %9s %9s\n", s->loss, cmkd_shown(s->test_pearson, "%.4f", c), cmkd_shown(s->test_spearman, "%.4f", d));
 }
 
-void cmkd_report_end(FILE *out, const cmkd_setup *setup) {
+static void say_published(FILE *out, const cmkd_train_options *o) {
+  const cmkd_recipe *r = &o->recipe_loaded;
+  double reached = cmkd_recipe_published(r, o->recipe_asked), teacher = cmkd_recipe_published(r, "teacher"), student = cmkd_recipe_published(r, "ce");
+  char a[24], b[24], c[24];
+  fprintf(out, "published for %s (best epoch): %s %s, student alone %s, teacher %s\n", r->name, o->recipe_asked, cmkd_shown(reached, "%.2f", a), cmkd_shown(student, "%.2f", b),
+          cmkd_shown(teacher, "%.2f", c));
+}
+
+void cmkd_report_end(FILE *out, const cmkd_setup *setup, const cmkd_train_options *o) {
   const cmkd_state *state = &setup->state;
   char time[24];
   int val = setup->settings.val > 0, done = state->epoch == setup->settings.epochs;
@@ -120,6 +130,7 @@ void cmkd_report_end(FILE *out, const cmkd_setup *setup) {
     if (state->best.epoch) table_row(out, "best", &state->best, val);
     fprintf(out, "best is chosen by %s top-1; pearson and spearman: with the teacher, on the test split\n", val ? "validation" : "test");
   }
+  if (o->recipe) say_published(out, o);
   if (!done) fprintf(out, "stopped by --max-steps after %lld steps; --resume goes on\n", (long long)state->total_steps);
   fprintf(out, "%s in all; files: %s/{last,best}.safetensors, log.jsonl, config.json, state.safetensors\n", cmkd_duration(state->elapsed, time), setup->folder.path);
 }

@@ -7,7 +7,7 @@
 #include "train/setup.h"
 
 void cmkd_report_start(FILE *out, const cmkd_setup *setup, const cmkd_train_options *options);
-void cmkd_report_end(FILE *out, const cmkd_setup *setup);
+void cmkd_report_end(FILE *out, const cmkd_setup *setup, const cmkd_train_options *options);
 /* One object; fresh reference. */
 json_t *cmkd_report_json(const cmkd_setup *setup);
 

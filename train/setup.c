@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
+#include "train/recipe_apply.h"
 
 /* The cache and its data set. Every refusal names both sides. */
 static cmkd_status open_cached_data(cmkd_setup *s, const cmkd_train_options *o, cmkd_error *err) {
@@ -70,6 +71,7 @@ static cmkd_status describe(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
   json_object_set_new(s->environment, "version", json_string(CMKD_VERSION));
   json_object_set_new(s->environment, "device", json_string(s->table->describe(s->backend)));
   json_object_set_new(s->environment, "data", json_string(s->train->path));
+  if (o->recipe) json_object_set_new(s->environment, "recipe", json_string(o->recipe));
   if (o->cache) json_object_set_new(s->environment, "cache", json_string(o->cache));
   if (o->teacher) json_object_set_new(s->environment, "teacher", json_string(o->teacher));
   return CMKD_OK;
@@ -88,10 +90,13 @@ cmkd_status cmkd_setup_open(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
   CMKD_TRY(cmkd_train_options_check(o, err));
   if (o->cache) CMKD_TRY(open_cached_data(s, o, err));
   else CMKD_TRY(cmkd_dataset_open(o->data ? o->data : "fashion-mnist", "train", &s->train, err));
+  if (s->cache) CMKD_TRY(cmkd_recipe_check(o, s->train, cmkd_cache_get_info(s->cache)->identity.teacher_arch, err));
+  else CMKD_TRY(cmkd_recipe_check(o, s->train, NULL, err));
   CMKD_TRY(cmkd_settings_resolve(o, s->train, s->cache ? cmkd_cache_get_info(s->cache) : NULL, &s->settings, err));
   CMKD_TRY(open_test_data(s, o, err));
   CMKD_TRY(open_model(s, o, err));
   if (o->teacher) CMKD_TRY(open_teacher(s, o, s->train, s->settings.policy, &s->teacher, err));
+  if (s->teacher) CMKD_TRY(cmkd_recipe_check(o, s->train, cmkd_teacher_spec(s->teacher)->arch, err));
   CMKD_TRY(cmkd_source_open(&s->source, &s->settings, s->train, s->cache, s->teacher, err));
   s->source.threads = strcmp(s->table->name, "cuda") ? 1 : 0; /* beside a busy CPU one decoder is plenty */
   s->source.memory = (uint64_t)o->stream_memory << 20;
