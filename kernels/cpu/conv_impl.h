@@ -70,20 +70,26 @@ static void run_block(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, co
   tile_function *const *tiles = tile_table[lanes > V];
   const int whole = lanes % V == 0, pixels = cls->ny * cls->nx;
   float spill[6][2 * V];
-  int y = 0, x = 0, width = 0;
+  const int64_t src_wrap = pass->src_row - (int64_t)cls->nx * pass->src_col, dst_wrap = pass->dst_row - (int64_t)cls->nx * pass->dst_col;
+  const int64_t extra_at = add ? add - dst : 0; /* as an offset: one pointer walks for both */
+  int x = 0, width = 0;
   for (int done = 0; done < pixels; done += tile_width[width]) {
     const float *from[6], *extra[6];
     float *to[6], *out[6];
     while (pixels - done < tile_width[width]) width++;
     for (int i = 0; i < tile_width[width]; i++) {
-      from[i] = src + y * pass->src_row + x * pass->src_col;
-      int64_t at = y * pass->dst_row + x * pass->dst_col;
-      to[i] = dst + at;
-      extra[i] = add + (add ? at : 0);
-      out[i] = whole ? to[i] : spill[i];
-      if (++x == cls->nx) { x = 0; y++; }
+      from[i] = src;
+      to[i] = dst;
+      src += pass->src_col;
+      dst += pass->dst_col;
+      if (++x < cls->nx) continue;
+      x = 0;
+      src += src_wrap;
+      dst += dst_wrap;
     }
-    if (whole) { tiles[width](from, cls->seg, cls->segs, w, bias, add ? extra : NULL, act, out); continue; }
+    if (add) for (int i = 0; i < tile_width[width]; i++) extra[i] = to[i] + extra_at;
+    if (!whole) for (int i = 0; i < tile_width[width]; i++) out[i] = spill[i];
+    if (whole) { tiles[width](from, cls->seg, cls->segs, w, bias, add ? extra : NULL, act, to); continue; }
     tiles[width](from, cls->seg, cls->segs, w, NULL, NULL, CMKD_ACT_NONE, out);
     for (int i = 0; i < tile_width[width]; i++)
       for (int l = 0; l < lanes; l++) to[i][l] = act_float(spill[i][l] + (bias ? bias[l] : 0.0f) + (add ? extra[i][l] : 0.0f), act);

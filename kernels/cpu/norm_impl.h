@@ -1,23 +1,46 @@
 /* Batch-norm passes, activations, additions and the optimizer over (px, c) arrays, in GCC vector extensions: included after conv_impl.h.
  * Sums over pixels run in float within one call (the caller hands in a few images) and leave as doubles. */
 
+/* Channels are taken W vectors at a time, so that wide blocks read whole cache lines once. */
+#define DEFINE_MOMENTS(NAME, W, U)                                                                                                \
+  static void NAME(const float *x, int64_t px, int c, float inverse, float *mean, float *m2) {                                   \
+    vf s[U][W] = {{{0}}}, q[U][W] = {{{0}}}, shift[W], r[W] = {{0}}; /* r: what rounding left in the mean, the sum of deviations */ \
+    const float *p = x;                                                                                                           \
+    int64_t i = 0;                                                                                                                \
+    for (; i + U <= px; i += U)                                                                                                   \
+      UNROLL for (int u = 0; u < U; u++, p += c) UNROLL for (int j = 0; j < W; j++) s[u][j] += LOAD(p + j * V);                   \
+    for (; i < px; i++, p += c) UNROLL for (int j = 0; j < W; j++) s[0][j] += LOAD(p + j * V);                                    \
+    UNROLL for (int j = 0; j < W; j++) {                                                                                          \
+      UNROLL for (int u = 1; u < U; u++) s[0][j] += s[u][j];                                                                      \
+      shift[j] = s[0][j] * SPLAT(inverse);                                                                                        \
+    }                                                                                                                             \
+    for (i = 0, p = x; i + U <= px; i += U)                                                                                       \
+      UNROLL for (int u = 0; u < U; u++, p += c) UNROLL for (int j = 0; j < W; j++) {                                             \
+        vf d = LOAD(p + j * V) - shift[j];                                                                                        \
+        r[j] += d;                                                                                                                \
+        q[u][j] += d * d;                                                                                                         \
+      }                                                                                                                           \
+    for (; i < px; i++, p += c) UNROLL for (int j = 0; j < W; j++) {                                                              \
+      vf d = LOAD(p + j * V) - shift[j];                                                                                          \
+      r[j] += d;                                                                                                                  \
+      q[0][j] += d * d;                                                                                                           \
+    }                                                                                                                             \
+    UNROLL for (int j = 0; j < W; j++) {                                                                                          \
+      UNROLL for (int u = 1; u < U; u++) q[0][j] += q[u][j];                                                                      \
+      STORE(mean + j * V, shift[j] + r[j] * SPLAT(inverse));                                                                      \
+      STORE(m2 + j * V, q[0][j] - r[j] * r[j] * SPLAT(inverse));                                                                  \
+    }                                                                                                                             \
+  }
+DEFINE_MOMENTS(moments_4, 4, 1)
+DEFINE_MOMENTS(moments_2, 2, 2)
+DEFINE_MOMENTS(moments_1, 1, 2)
+
 static void moments(const float *x, int64_t px, int c, float *mean, float *m2) {
   const float inverse = 1.0f / (float)px;
   int at = 0;
-  for (; at + V <= c; at += V) {
-    vf s[4] = {{0}}, shift, q[4] = {{0}};
-    const float *p = x + at;
-    int64_t i = 0;
-    for (; i + 4 <= px; i += 4, p += 4 * c) UNROLL for (int j = 0; j < 4; j++) s[j] += LOAD(p + j * c);
-    for (; i < px; i++, p += c) s[0] += LOAD(p);
-    shift = ((s[0] + s[1]) + (s[2] + s[3])) * SPLAT(inverse);
-    vf r = {0}; /* what rounding left in the mean: sum of deviations */
-    for (i = 0, p = x + at; i + 4 <= px; i += 4, p += 4 * c)
-      UNROLL for (int j = 0; j < 4; j++) { vf d = LOAD(p + j * c) - shift; r += d; q[j] += d * d; }
-    for (; i < px; i++, p += c) { vf d = LOAD(p) - shift; r += d; q[0] += d * d; }
-    STORE(mean + at, shift + r * SPLAT(inverse));
-    STORE(m2 + at, ((q[0] + q[1]) + (q[2] + q[3])) - r * r * SPLAT(inverse));
-  }
+  for (; at + 4 * V <= c; at += 4 * V) moments_4(x + at, px, c, inverse, mean + at, m2 + at);
+  for (; at + 2 * V <= c; at += 2 * V) moments_2(x + at, px, c, inverse, mean + at, m2 + at);
+  for (; at + V <= c; at += V) moments_1(x + at, px, c, inverse, mean + at, m2 + at);
   for (; at < c; at++) {
     float s = 0, r = 0, q = 0;
     for (int64_t i = 0; i < px; i++) s += x[i * c + at];
@@ -50,20 +73,33 @@ INLINE float mask_float(float dy, float y, cmkd_act act) {
   return y > 0 && (act != CMKD_ACT_RELU6 || y < 6.0f) ? dy : 0.0f;
 }
 
+#define DEFINE_REDUCE(NAME, W)                                                                                                    \
+  static void NAME(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean,   \
+                   cmkd_act act, float *masked, double *sum1, double *sum2, int64_t px, int c) {                                 \
+    vf s1[W] = {{0}}, s2[W] = {{0}}, m[W];                                                                                        \
+    UNROLL for (int j = 0; j < W; j++) m[j] = LOAD(mean + j * V);                                                                 \
+    for (int64_t i = 0, o = 0; i < px; i++, o += c)                                                                               \
+      UNROLL for (int j = 0; j < W; j++) {                                                                                        \
+        vf xv = LOAD(x + o + j * V), d = LOAD(dy + o + j * V);                                                                    \
+        if (act != CMKD_ACT_NONE) d = mask_vf(d, y ? LOAD(y + o + j * V) : xv * LOAD(scale + j * V) + LOAD(shift + j * V), act);  \
+        if (masked) STORE(masked + o + j * V, d);                                                                                 \
+        s1[j] += d;                                                                                                               \
+        s2[j] += d * (xv - m[j]);                                                                                                 \
+      }                                                                                                                           \
+    UNROLL for (int j = 0; j < W; j++)                                                                                            \
+      for (int l = 0; l < V; l++) { sum1[j * V + l] += s1[j][l]; sum2[j * V + l] += s2[j][l]; }                                   \
+  }
+DEFINE_REDUCE(reduce_4, 4)
+DEFINE_REDUCE(reduce_2, 2)
+DEFINE_REDUCE(reduce_1, 1)
+
 static void norm_reduce(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean, cmkd_act act, float *masked, double *sum1, double *sum2, int64_t px, int c) {
   int at = 0;
-  for (; at + V <= c; at += V) {
-    const vf a = LOAD(scale + at), b = LOAD(shift + at), m = LOAD(mean + at);
-    vf s1[2] = {{0}}, s2[2] = {{0}};
-    for (int64_t i = 0, o = at; i < px; i++, o += c) {
-      vf xv = LOAD(x + o), d = mask_vf(LOAD(dy + o), y ? LOAD(y + o) : xv * a + b, act);
-      if (masked) STORE(masked + o, d);
-      s1[i & 1] += d;
-      s2[i & 1] += d * (xv - m);
-    }
-    vf t1 = s1[0] + s1[1], t2 = s2[0] + s2[1];
-    for (int j = 0; j < V; j++) { sum1[at + j] += t1[j]; sum2[at + j] += t2[j]; }
-  }
+#define REDUCE(W) reduce_##W(dy + at, x + at, y ? y + at : NULL, scale + at, shift + at, mean + at, act, masked ? masked + at : NULL, sum1 + at, sum2 + at, px, c)
+  for (; at + 4 * V <= c; at += 4 * V) REDUCE(4);
+  for (; at + 2 * V <= c; at += 2 * V) REDUCE(2);
+  for (; at + V <= c; at += V) REDUCE(1);
+#undef REDUCE
   for (; at < c; at++) {
     float s1 = 0, s2 = 0;
     for (int64_t i = 0, o = at; i < px; i++, o += c) {

@@ -255,9 +255,13 @@ static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_r
                              .grad = m->arena + m->train.grad[m->graph->logits].offset * batch, .epoch = step->epoch, .label_smoothing = m->config.label_smoothing, .entropy_mean = NAN};
   r->count = step->count;
   r->loss.bad_row = -1;
-  CMKD_TRY(cmkd_loss_eval(m->config.loss, "cpu", &b, m->loss_scratch, &r->loss, err));
+  const int threads = omp_get_max_threads();
+  omp_set_num_threads(m->backend->threads); /* the loss takes what its caller allows */
+  cmkd_status status = cmkd_loss_eval(m->config.loss, "cpu", &b, m->loss_scratch, &r->loss, err);
+  if (status == CMKD_OK && step->teacher) status = cmkd_agreement_add(logits, step->teacher, CMKD_F32, step->count, classes, m->config.kappa, m->agreement_scratch, &r->agreement, err);
+  omp_set_num_threads(threads);
+  CMKD_TRY(status);
   count_hits(logits, m->labels, step->count, classes, r);
-  if (step->teacher) CMKD_TRY(cmkd_agreement_add(logits, step->teacher, CMKD_F32, step->count, classes, m->config.kappa, m->agreement_scratch, &r->agreement, err));
   return CMKD_OK;
 }
 
