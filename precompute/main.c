@@ -1,4 +1,5 @@
 /* cmkd-cache: runs the teacher once, writes, checks and reshapes caches. This file only finds the subcommand. */
+#include <signal.h>
 #include <stdio.h>
 #include <string.h>
 #include "base/interrupt.h"
@@ -33,6 +34,7 @@ int main(int argc, char **argv) {
     names[i] = commands[i].name;
     if (strcmp(word, commands[i].name) != 0) continue;
     cmkd_interrupt_install();
+    signal(SIGXFSZ, SIG_IGN); /* a file size limit is a failed write, not a death */
     cmkd_status status = commands[i].run(argc - 1, argv + 1, &err);
     if (status == CMKD_OK && (fflush(stdout) != 0 || ferror(stdout))) status = cmkd_fail(&err, CMKD_ERR_IO, "standard output cannot be written; is the disk full?");
     return cmkd_exit_status("cmkd-cache", &err, status);
