@@ -208,7 +208,7 @@ static cmkd_status make_slots(cmkd_stream *s, uint32_t live, uint64_t memory, cm
   const cmkd_cache_head *head = &s->cache->master.head;
   uint64_t raw = (uint64_t)head->chunk_rows * head->classes * (uint64_t)s->cache->codec->item, most = memory / raw;
   if (most < live) {
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use --shuffle-block (for example %u) or raise the limit", s->cache->path,
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use --shuffle-block (for example %u) or raise the limit (--stream-memory MB)", s->cache->path,
                      (double)live * (double)raw / 1e9, (double)memory / 1e9, head->chunk_rows);
   }
   uint64_t wanted = (uint64_t)live + 8 + 4 * (uint64_t)s->thread_count; /* more read-ahead would only leave the cache */

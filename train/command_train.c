@@ -31,14 +31,24 @@ static void print_command(FILE *out, int argc, char **argv, const char *more) {
   fprintf(out, "%s%s\n", *more ? " " : "", more);
 }
 
+static cmkd_status test_teacher(cmkd_setup *setup, const cmkd_train_options *o, cmkd_error *err) {
+  cmkd_progress progress;
+  cmkd_progress_start(&progress, "teacher on the test split", "images", setup->test->n, 0, o->quiet || !o->teacher);
+  cmkd_status status = cmkd_setup_test_teacher(setup, o, &progress, cmkd_interrupted, err);
+  cmkd_progress_end(&progress);
+  return status;
+}
+
 static cmkd_status run(cmkd_setup *setup, const cmkd_train_options *o, cmkd_error *err) {
   FILE *out = o->json ? stderr : stdout;
   cmkd_ticker ticker;
   CMKD_TRY(cmkd_setup_open(setup, o, err));
   int finished = setup->state.epoch == setup->settings.epochs;
-  if (!finished) CMKD_TRY(cmkd_setup_test_teacher(setup, o, err));
+  if (!finished && !o->teacher) CMKD_TRY(test_teacher(setup, o, err)); /* quick, and may refuse */
   cmkd_report_start(out, setup, o);
   if (!finished) {
+    if (o->teacher) CMKD_TRY(test_teacher(setup, o, err));
+    if (setup->note[0]) fprintf(out, "note      %s\n", setup->note);
     setup->trainer.watch = cmkd_ticker_watch(&ticker, setup, out, o->quiet);
     setup->trainer.watch.stop = cmkd_interrupted;
     cmkd_status status = cmkd_train(&setup->trainer, err);

@@ -42,7 +42,7 @@ static cmkd_status name_files(const char *path, cmkd_folder *f, cmkd_error *err)
 }
 
 /* The settings in config.json, or *out NULL when there is no such file. */
-static cmkd_status read_config(const cmkd_folder *f, json_t **out, cmkd_error *err) {
+static cmkd_status read_config(cmkd_folder *f, json_t **out, cmkd_error *err) {
   uint8_t *data;
   size_t size;
   *out = NULL;
@@ -50,7 +50,9 @@ static cmkd_status read_config(const cmkd_folder *f, json_t **out, cmkd_error *e
   CMKD_TRY(cmkd_file_read(f->config, MAX_CONFIG, &data, &size, err));
   json_t *root = json_loadb((const char *)data, size, JSON_REJECT_DUPLICATES, NULL), *settings = json_object_get(root, "settings");
   free(data);
+  const char *device = json_string_value(json_object_get(json_object_get(root, "environment"), "device"));
   *out = json_is_object(settings) ? json_incref(settings) : NULL;
+  snprintf(f->device, sizeof f->device, "%s", device ? device : "");
   if (root) json_decref(root);
   return *out ? CMKD_OK : cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not the configuration of a run; choose another --out", f->config);
 }
@@ -66,13 +68,15 @@ static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, 
                    (long long)state->epoch, epochs, (long long)state->step);
 }
 
-static cmkd_status inspect(const cmkd_folder *f, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_error *err) {
+static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_error *err) {
   json_t *stored = NULL;
   cmkd_weights *file = NULL;
   cmkd_status status;
   if (cmkd_file_exists(f->state)) {
     status = cmkd_weights_read(f->state, &file, err);
+    json_t *config = NULL;
     if (status == CMKD_OK) status = cmkd_state_settings(file, &stored, err);
+    if (status == CMKD_OK && read_config(f, &config, NULL) == CMKD_OK && config) json_decref(config); /* for the device alone: the state's settings count */
   } else status = read_config(f, &stored, err);
   if (status == CMKD_OK && stored) status = cmkd_settings_compare(stored, settings, f->path, err);
   if (status == CMKD_OK && file) {

@@ -12,6 +12,7 @@ typedef struct cmkd_folder {
   char *path, *config, *state, *log, *steps, *last, *best; /* owned */
   char *lock;
   int lock_fd, created;
+  char device[128];  /* that the last session of the run worked on; empty where nobody wrote it down */
 } cmkd_folder;
 
 /* Creates and locks `path`, and loads `state` where the folder holds a state of the same settings and `resume` is given (*resumed 1). Refuses

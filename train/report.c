@@ -58,7 +58,7 @@ void cmkd_report_start(FILE *out, const cmkd_setup *setup, const cmkd_train_opti
   if (setup->resumed) fprintf(out, "; goes on after epoch %lld and %lld steps", (long long)setup->state.epoch, (long long)setup->state.step);
   else if (o->resume) fprintf(out, "; nothing to resume, starts afresh");
   fputc('\n', out);
-  if (setup->note[0]) fprintf(out, "note      %s\n", setup->note);
+  if (setup->device_note[0]) fprintf(out, "note      %s\n", setup->device_note);
   fflush(out);
 }
 
@@ -132,7 +132,8 @@ void cmkd_report_end(FILE *out, const cmkd_setup *setup, const cmkd_train_option
   }
   if (o->recipe) say_published(out, o);
   if (!done) fprintf(out, "stopped by --max-steps after %lld steps; --resume goes on\n", (long long)state->total_steps);
-  fprintf(out, "%s in all; files: %s/{last,best}.safetensors, log.jsonl, config.json, state.safetensors\n", cmkd_duration(state->elapsed, time), setup->folder.path);
+  fprintf(out, "%s in all; files: %s/%slog.jsonl, config.json, state.safetensors\n", cmkd_duration(state->elapsed, time), setup->folder.path,
+          state->best.epoch ? "{last,best}.safetensors, " : state->last.epoch ? "last.safetensors, " : "");
 }
 
 json_t *cmkd_report_json(const cmkd_setup *setup) {

@@ -107,6 +107,9 @@ cmkd_status cmkd_setup_open(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
   cmkd_status status = cmkd_folder_open(out, s->settings_json, o->resume, s->graph, &s->state, &s->resumed, &s->folder, err);
   free(out);
   if (status != CMKD_OK) return status;
+  const char *device = s->table->describe(s->backend);
+  if (s->resumed && s->folder.device[0] && strcmp(s->folder.device, device))
+    snprintf(s->device_note, sizeof s->device_note, "began on `%.80s`: other rounding, so no longer bit-exact", s->folder.device);
   if (!s->resumed) cmkd_params_init(s->graph, s->settings.seed, &s->state.value);
   bind_trainer(s, o);
   return CMKD_OK;
@@ -136,14 +139,25 @@ void cmkd_setup_close(cmkd_setup *s) {
 
 /* ---- the teacher on the test split ---- */
 
-static cmkd_status live_test_logits(cmkd_setup *s, const cmkd_train_options *o, cmkd_error *err) {
+enum { GROUP = 1024 };
+
+static cmkd_status run_groups(cmkd_setup *s, cmkd_teacher *teacher, cmkd_progress *progress, int (*stop)(void), cmkd_error *err) {
+  uint32_t rows[GROUP], n = s->test->n;
+  for (uint32_t first = 0; first < n; first += GROUP) {
+    uint32_t count = n - first < GROUP ? n - first : GROUP;
+    for (uint32_t i = 0; i < count; i++) rows[i] = first + i;
+    if (stop && stop()) return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "stopped before the first step");
+    CMKD_TRY(cmkd_teacher_run(teacher, rows, NULL, count, s->test_teacher + (size_t)first * (size_t)s->test->classes, NULL, err));
+    if (progress) cmkd_progress_update(progress, first + count);
+  }
+  return CMKD_OK;
+}
+
+static cmkd_status live_test_logits(cmkd_setup *s, const cmkd_train_options *o, cmkd_progress *progress, int (*stop)(void), cmkd_error *err) {
   cmkd_teacher *teacher = NULL;
-  uint32_t *rows = malloc((size_t)s->test->n * sizeof *rows);
-  cmkd_status status = rows ? open_teacher(s, o, s->test, CMKD_AUGMENT_NONE, &teacher, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  for (uint32_t i = 0; rows && i < s->test->n; i++) rows[i] = i;
-  if (status == CMKD_OK) status = cmkd_teacher_run(teacher, rows, NULL, s->test->n, s->test_teacher, NULL, err);
+  cmkd_status status = open_teacher(s, o, s->test, CMKD_AUGMENT_NONE, &teacher, err);
+  if (status == CMKD_OK) status = run_groups(s, teacher, progress, stop, err);
   if (teacher) cmkd_teacher_close(teacher);
-  free(rows);
   return status;
 }
 
@@ -184,12 +198,12 @@ static cmkd_status open_test_cache(cmkd_setup *s, const cmkd_train_options *o, c
   return status;
 }
 
-cmkd_status cmkd_setup_test_teacher(cmkd_setup *s, const cmkd_train_options *o, cmkd_error *err) {
+cmkd_status cmkd_setup_test_teacher(cmkd_setup *s, const cmkd_train_options *o, cmkd_progress *progress, int (*stop)(void), cmkd_error *err) {
   if (s->settings.source == CMKD_SOURCE_LABELS) return CMKD_OK;
   cmkd_error why = {CMKD_OK, ""};
   s->test_teacher = malloc((size_t)s->test->n * (size_t)s->test->classes * sizeof *s->test_teacher);
   if (!s->test_teacher) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the teacher's test logits");
-  cmkd_status status = o->teacher ? live_test_logits(s, o, &why) : open_test_cache(s, o, &why);
+  cmkd_status status = o->teacher ? live_test_logits(s, o, progress, stop, &why) : open_test_cache(s, o, &why);
   if (status != CMKD_OK && (o->teacher || o->test_cache)) return cmkd_fail(err, status, "%s", why.message);
   if (status != CMKD_OK) { /* nobody asked for it: go on without */
     free(s->test_teacher);

@@ -1,6 +1,7 @@
 /* Everything a run needs, opened, checked against each other and bound together; nothing is trained yet and nothing printed. */
 #ifndef CMKD_TRAIN_SETUP_H
 #define CMKD_TRAIN_SETUP_H
+#include "base/progress.h"
 #include "train/trainer.h"
 
 typedef struct cmkd_setup {
@@ -20,6 +21,7 @@ typedef struct cmkd_setup {
   cmkd_folder folder;
   float *test_teacher;       /* (test->n, classes) or NULL */
   char note[512];            /* why test_teacher is NULL; empty where it is not, or where there is no teacher */
+  char device_note[256];     /* a resumed run that began on another device or with other threads; else empty */
   int resumed;
   cmkd_trainer trainer;
 } cmkd_setup;
@@ -28,6 +30,7 @@ typedef struct cmkd_setup {
  * closed after a failure. */
 cmkd_status cmkd_setup_open(cmkd_setup *setup, const cmkd_train_options *options, cmkd_error *err);
 void cmkd_setup_close(cmkd_setup *setup);
-/* The teacher's logits of the test split: run live, or from a companion cache. May take a while with a live teacher. */
-cmkd_status cmkd_setup_test_teacher(cmkd_setup *setup, const cmkd_train_options *options, cmkd_error *err);
+/* The teacher's logits of the test split: run live, or from a companion cache. A live teacher may take a while: `progress` (may be NULL) is kept
+ * up to date, `stop` (may be NULL) asked between groups. */
+cmkd_status cmkd_setup_test_teacher(cmkd_setup *setup, const cmkd_train_options *options, cmkd_progress *progress, int (*stop)(void), cmkd_error *err);
 #endif
