@@ -9,4 +9,11 @@ cmkd_status cmkd_command_finish(int argc, char **argv, cmkd_error *err);
 cmkd_status cmkd_command_info(int argc, char **argv, cmkd_error *err);
 cmkd_status cmkd_command_verify(int argc, char **argv, cmkd_error *err);
 cmkd_status cmkd_command_export(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_merge(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_list(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_diff(int argc, char **argv, cmkd_error *err);
+cmkd_status cmkd_command_plan(int argc, char **argv, cmkd_error *err);
 #endif

@@ -13,6 +13,13 @@ static const command commands[] = {
   {"info", "what a cache holds", cmkd_command_info},
   {"verify", "check every hash; --deep every number; --teacher recomputes rows", cmkd_command_verify},
   {"export", "logits as a .npy file", cmkd_command_export},
+  {"import", "a cache of logits that another framework dumped", cmkd_command_import},
+  {"repack", "another codec, and what it did to the rows", cmkd_command_repack},
+  {"merge", "more samples, more views, or the mean of several teachers", cmkd_command_merge},
+  {"subset", "some samples, views or classes", cmkd_command_subset},
+  {"list", "the caches under a folder", cmkd_command_list},
+  {"diff", "what two caches disagree on", cmkd_command_diff},
+  {"plan", "bytes, time and break-even of a cache to be built", cmkd_command_plan},
 };
 enum { COMMANDS = sizeof commands / sizeof *commands };
 

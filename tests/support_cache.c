@@ -12,6 +12,33 @@ void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *ro
 uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view) { return cmkd_view_seed(s->seed, sample, view, CMKD_AUGMENT_CROP_FLIP, 0); }
 int32_t synthetic_label(const synthetic *s, uint64_t sample) { return (int32_t)((sample * 2654435761u >> 7) % s->classes); }
 
+static void write_idx(const char *dir, const char *name, const uint32_t *dims, int count, const uint8_t *data) {
+  char path[1300];
+  snprintf(path, sizeof path, "%s/%s", dir, name);
+  FILE *file = fopen(path, "wb");
+  size_t size = 1;
+  if (!file) abort();
+  fwrite((const uint8_t[]){0, 0, 8, (uint8_t)count}, 1, 4, file);
+  for (int i = 0; i < count; i++) {
+    fwrite((const uint8_t[]){(uint8_t)(dims[i] >> 24), (uint8_t)(dims[i] >> 16), (uint8_t)(dims[i] >> 8), (uint8_t)dims[i]}, 1, 4, file);
+    size *= dims[i];
+  }
+  if (fwrite(data, 1, size, file) != size || fclose(file) != 0) abort();
+}
+
+void synthetic_images(const synthetic *s, const char *dir, uint32_t side) {
+  size_t pixels = (size_t)s->samples * side * side;
+  uint8_t *images = malloc(pixels), *labels = malloc(s->samples);
+  if (!images || !labels) abort();
+  cmkd_rng rng = cmkd_rng_start(s->seed, CMKD_STREAM_TEST, 7);
+  for (size_t i = 0; i < pixels; i++) images[i] = (uint8_t)cmkd_rng_u32(&rng);
+  for (uint32_t i = 0; i < s->samples; i++) labels[i] = (uint8_t)synthetic_label(s, i);
+  write_idx(dir, "train-images-idx3-ubyte", (const uint32_t[]){s->samples, side, side}, 3, images);
+  write_idx(dir, "train-labels-idx1-ubyte", &s->samples, 1, labels);
+  free(images);
+  free(labels);
+}
+
 static const char *const names[] = {"ant", "bee", "cat", "dog", "elk", "fox", "gnu", "hen", "ibis", "jay"};
 
 void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec) {

@@ -9,6 +9,8 @@ void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *ro
 uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view);
 int32_t synthetic_label(const synthetic *s, uint64_t sample);
 void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec);
+/* train-images and train-labels in IDX under `dir`: random pixels (samples, side, side), the synthetic labels. */
+void synthetic_images(const synthetic *s, const char *dir, uint32_t side);
 /* Writes (or continues) the cache at `path`. */
 cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_writer_stats *stats, cmkd_error *err);
 #endif

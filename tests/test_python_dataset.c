@@ -9,25 +9,6 @@ enum { SAMPLES = 90, VIEWS = 4, CLASSES = 10, SIDE = 28, IMAGE = SIDE * SIDE };
 
 static cmkd_error err;
 
-static void put_be32(uint8_t *p, uint32_t v) { p[0] = (uint8_t)(v >> 24); p[1] = (uint8_t)(v >> 16); p[2] = (uint8_t)(v >> 8); p[3] = (uint8_t)v; }
-
-/* IDX files of random pixels, labels as the synthetic cache has them. */
-static void write_images(const char *dir, const synthetic *s) {
-  static uint8_t images[16 + SAMPLES * IMAGE], labels[8 + SAMPLES];
-  put_be32(images, 0x803); put_be32(images + 4, SAMPLES); put_be32(images + 8, SIDE); put_be32(images + 12, SIDE);
-  put_be32(labels, 0x801); put_be32(labels + 4, SAMPLES);
-  uint64_t x = 88172645463325252ull;
-  for (size_t i = 16; i < sizeof images; i++) { x ^= x << 13; x ^= x >> 7; x ^= x << 17; images[i] = (uint8_t)x; }
-  for (uint32_t i = 0; i < SAMPLES; i++) labels[8 + i] = (uint8_t)synthetic_label(s, i);
-  char path[1300];
-  cmkd_piece piece = {images, sizeof images};
-  snprintf(path, sizeof path, "%s/train-images-idx3-ubyte", dir);
-  assert_ok(cmkd_file_write(path, &piece, 1, &err));
-  piece = (cmkd_piece){labels, sizeof labels};
-  snprintf(path, sizeof path, "%s/train-labels-idx1-ubyte", dir);
-  assert_ok(cmkd_file_write(path, &piece, 1, &err));
-}
-
 /* What the Dataset must yield: per sample and view the moved pixels, then the logits, as one file. */
 static void write_expected(const char *path, const char *cache_path, const cmkd_dataset *data) {
   cmkd_cache *cache;
@@ -64,7 +45,7 @@ static void yields_our_bytes(void **state) {
     snprintf(cache, sizeof cache, "%s/teacher.h5", dir);
     snprintf(expected, sizeof expected, "%s/expected", dir);
     snprintf(spec, sizeof spec, "fashion-mnist:%s", dir);
-    write_images(dir, &s);
+    synthetic_images(&s, dir, SIDE);
     cmkd_cache_spec written;
     synthetic_spec(&s, &written);
     strcpy(written.identity.dataset, "fashion-mnist");

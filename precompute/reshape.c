@@ -1,0 +1,187 @@
+#include "precompute/reshape.h"
+#include <dirent.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#include "base/file.h"
+#include "base/interrupt.h"
+#include "base/progress.h"
+
+typedef struct job {
+  const cmkd_reshape *shape;
+  cmkd_cache_writer *writer;
+  cmkd_progress progress;
+  uint64_t done, *ids, *seeds, *column; /* (shard), (shard, views), (shard) */
+  int32_t *labels;                      /* (shard) */
+  float *rows, *other;                  /* (shard, classes) */
+  double *sum;                          /* (shard, classes); averages only */
+} job;
+
+static int own_input(const cmkd_reshape *shape, uint64_t i) { return shape->input_of ? shape->input_of[i] : 0; }
+
+static cmkd_status read_stretch(const cmkd_reshape *shape, int input, uint32_t view, uint64_t first, uint32_t count, float *rows, uint64_t *seeds, cmkd_error *err) {
+  cmkd_stream *stream;
+  CMKD_TRY(cmkd_stream_open(shape->inputs[input], view, shape->position + first, count, NULL, &stream, err));
+  cmkd_status status = cmkd_stream_next(stream, count, rows, seeds, err);
+  cmkd_stream_free(stream);
+  return status;
+}
+
+/* Rows first .. first + count of output view v; seeds into the job's column. */
+static cmkd_status read_view(job *j, uint32_t v, uint64_t first, uint32_t count, cmkd_error *err) {
+  const cmkd_reshape *shape = j->shape;
+  size_t C = shape->spec.classes;
+  const cmkd_reshape_view from = shape->views[v];
+  for (uint32_t at = 0, step; at < count; at += step) { /* stretches whose samples live in the same input */
+    int input = from.input >= 0 ? from.input : own_input(shape, first + at);
+    for (step = 1; at + step < count && (from.input >= 0 || own_input(shape, first + at + step) == input); step++) {}
+    CMKD_TRY(read_stretch(shape, input, from.view, first + at, step, j->rows + at * C, j->column + at, err));
+  }
+  if (!shape->average) return CMKD_OK;
+  for (size_t k = 0; k < count * C; k++) j->sum[k] = j->rows[k];
+  for (int input = 1; input < shape->count; input++) {
+    CMKD_TRY(read_stretch(shape, input, from.view, first, count, j->other, NULL, err));
+    for (size_t k = 0; k < count * C; k++) j->sum[k] += j->other[k];
+  }
+  for (size_t k = 0; k < count * C; k++) j->rows[k] = (float)(j->sum[k] / shape->count);
+  return CMKD_OK;
+}
+
+static cmkd_status write_shard(job *j, uint32_t k, cmkd_error *err) {
+  const cmkd_reshape *shape = j->shape;
+  uint32_t count, views = shape->spec.views;
+  uint64_t first;
+  cmkd_cache_writer_range(j->writer, k, &first, &count);
+  for (uint32_t i = 0; i < count; i++) {
+    const uint64_t *ids;
+    const int32_t *labels;
+    cmkd_cache *cache = shape->inputs[own_input(shape, first + i)];
+    CMKD_TRY(cmkd_cache_ids(cache, &ids, err));
+    CMKD_TRY(cmkd_cache_labels(cache, &labels, err));
+    j->ids[i] = ids[shape->position[first + i]];
+    j->labels[i] = labels[shape->position[first + i]];
+  }
+  for (uint32_t v = 0; v < views; v++) {
+    if (cmkd_interrupted()) return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; nothing of it was kept", shape->out);
+    CMKD_TRY(read_view(j, v, first, count, err));
+    CMKD_TRY(cmkd_cache_writer_put(j->writer, v, 0, count, j->rows, shape->spec.classes, err));
+    for (uint32_t i = 0; i < count; i++) j->seeds[(size_t)i * views + v] = j->column[i];
+    cmkd_progress_update(&j->progress, j->done += count);
+  }
+  CMKD_TRY(cmkd_cache_writer_samples(j->writer, j->ids, j->labels, j->seeds, err));
+  return cmkd_cache_writer_end(j->writer, err);
+}
+
+static cmkd_status allocate(job *j, cmkd_error *err) {
+  uint64_t first;
+  uint32_t n; /* the first shard is the largest */
+  cmkd_cache_writer_range(j->writer, 0, &first, &n);
+  size_t cells = (size_t)n * j->shape->spec.classes;
+  j->ids = malloc(n * sizeof *j->ids);
+  j->column = malloc(n * sizeof *j->column);
+  j->labels = malloc(n * sizeof *j->labels);
+  j->seeds = malloc((size_t)n * j->shape->spec.views * sizeof *j->seeds);
+  j->rows = malloc(cells * sizeof *j->rows);
+  j->other = j->shape->average ? malloc(cells * sizeof *j->other) : NULL;
+  j->sum = j->shape->average ? malloc(cells * sizeof *j->sum) : NULL;
+  if (j->ids && j->column && j->labels && j->seeds && j->rows && (!j->shape->average || (j->other && j->sum))) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for a shard of %u samples; lower --shard-rows", j->shape->out, n);
+}
+
+static void release(job *j) {
+  free(j->ids); free(j->column); free(j->labels); free(j->seeds); free(j->rows); free(j->other); free(j->sum);
+}
+
+/* Shards say which configuration they hold, not which input they came from: a half-made output must not be taken for a good one. */
+void cmkd_reshape_remove(const char *out) {
+  char *folder = cmkd_cache_folder(out);
+  DIR *dir = folder ? opendir(folder) : NULL;
+  for (struct dirent *entry; dir && (entry = readdir(dir));) {
+    if (strncmp(entry->d_name, "shard-", 6) != 0) continue;
+    char *path = cmkd_path_join(folder, entry->d_name);
+    if (path) unlink(path);
+    free(path);
+  }
+  if (dir) closedir(dir);
+  if (folder) rmdir(folder);
+  unlink(out);
+  free(folder);
+}
+
+cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err) {
+  char *folder = cmkd_cache_folder(out);
+  if (!folder) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", out);
+  const char *there = access(out, F_OK) == 0 ? out : access(folder, F_OK) == 0 ? folder : NULL;
+  cmkd_status status = there ? cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists; choose another name or remove it", there) : CMKD_OK;
+  free(folder);
+  return status;
+}
+
+cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats, cmkd_error *err) {
+  job j = {.shape = shape};
+  CMKD_TRY(cmkd_reshape_target(shape->out, err));
+  CMKD_TRY(cmkd_cache_writer_open(shape->out, &shape->spec, &j.writer, err));
+  cmkd_progress_start(&j.progress, shape->label, "rows", shape->spec.samples * shape->spec.views, 0, shape->quiet);
+  cmkd_status status = allocate(&j, err);
+  for (uint32_t k = 0; k < cmkd_cache_writer_shards(j.writer) && status == CMKD_OK; k++) {
+    cmkd_shard_state state;
+    status = cmkd_cache_writer_begin(j.writer, k, &state, err);
+    if (status == CMKD_OK && state != CMKD_SHARD_NEEDED) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: another process writes it; choose another name", shape->out);
+    if (status == CMKD_OK) status = write_shard(&j, k, err);
+  }
+  if (status == CMKD_OK) status = cmkd_cache_writer_finish(j.writer, err);
+  if (stats) cmkd_cache_writer_stats(j.writer, stats);
+  cmkd_progress_end(&j.progress);
+  cmkd_cache_writer_close(j.writer);
+  release(&j);
+  if (status != CMKD_OK) cmkd_reshape_remove(shape->out);
+  return status;
+}
+
+void cmkd_reshape_spec(const cmkd_cache_info *info, const char *codec, cmkd_cache_spec *spec) {
+  memset(spec, 0, sizeof *spec);
+  spec->identity = info->identity;
+  if (codec) snprintf(spec->identity.codec, sizeof spec->identity.codec, "%s", codec);
+  snprintf(spec->identity.tool_version, sizeof spec->identity.tool_version, "%s", CMKD_VERSION);
+  spec->samples = info->samples;
+  spec->views = info->views;
+  spec->classes = info->classes;
+  spec->class_names = info->class_names;
+}
+
+void cmkd_print_json(json_t *object) {
+  char *text = object ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
+  puts(text ? text : "{}");
+  free(text);
+  json_decref(object);
+}
+
+cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err) {
+  cmkd_cache *cache;
+  CMKD_TRY(cmkd_cache_open(out, &cache, err));
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  double per_row = (double)info->bytes / ((double)info->samples * info->views);
+  if (json)
+    cmkd_print_json(json_pack("{s:s,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", out, "samples", (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes,
+                              "bytes", (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->sha256));
+  else
+    printf("%s: %" PRIu64 " samples x %u views x %u classes, %" PRIu64 " bytes, %.1f a row, sha256 %.16s\n", out, info->samples, info->views, info->classes, info->bytes, per_row, info->sha256);
+  cmkd_cache_close(cache);
+  return CMKD_OK;
+}
+
+cmkd_status cmkd_open_all(const char *const *paths, int count, cmkd_cache **caches, cmkd_error *err) {
+  for (int i = 0; i < count; i++) {
+    cmkd_status status = cmkd_cache_open(paths[i], &caches[i], err);
+    if (status == CMKD_OK) continue;
+    cmkd_close_all(caches, i);
+    return status;
+  }
+  return CMKD_OK;
+}
+
+void cmkd_close_all(cmkd_cache **caches, int count) {
+  for (int i = 0; i < count; i++) cmkd_cache_close(caches[i]);
+}

@@ -1,0 +1,254 @@
+/* cmkd-cache repack, merge, subset, import, list, diff, plan: run as a user runs them, on synthetic caches, results read back. */
+#include "tests/support.h"
+#include <jansson.h>
+#include <math.h>
+#include "base/file.h"
+#include "cmkd/dataset.h"
+#include "formats/npy.h"
+#include "tests/support_cache.h"
+
+enum { N = 300, V = 3, C = 10 };
+static cmkd_error err;
+static const char *dir;
+
+static synthetic base(void) { return (synthetic){.samples = N, .views = V, .classes = C, .shard_rows = 128, .chunk_rows = 32, .codec = "f32", .seed = 5}; }
+
+/* $CMKD_BUILD/cmkd-cache ARGS in the scratch folder */
+static int tool(const char **output, const char *arguments) {
+  const char *build = getenv("CMKD_BUILD");
+  return run_command(output, "cd '%s' && '%s/cmkd-cache' %s", dir, build ? build : "build", arguments);
+}
+static void ok(const char *arguments) {
+  const char *output;
+  if (tool(&output, arguments) != 0) fail_msg("%s: %s", arguments, output);
+}
+static void refused(const char *arguments, int status, const char *words) {
+  const char *output;
+  int got = tool(&output, arguments);
+  if (got != status || !strstr(output, words)) fail_msg("%s: exit %d, wanted %d and \"%s\": %s", arguments, got, status, words, output);
+}
+static char *at(const char *name) { return cmkd_path_join(dir, name); }
+static cmkd_cache *opened(const char *name) {
+  char *path = at(name);
+  cmkd_cache *cache;
+  assert_ok(cmkd_cache_open(path, &cache, &err));
+  free(path);
+  return cache;
+}
+static void build(const char *name, const synthetic *s) {
+  char *path = at(name);
+  assert_ok(synthetic_build(s, path, NULL, &err));
+  free(path);
+}
+
+static int setup(void **state) {
+  (void)state;
+  dir = scratch_dir();
+  return 0;
+}
+
+static void repack_measures(void **state) {
+  (void)state;
+  synthetic s = base();
+  const char *output;
+  build("full.h5", &s);
+  assert_int_equal(tool(&output, "repack full.h5 small.h5 --codec u8sqrt --json --quiet"), 0);
+  json_t *o = json_loads(output, 0, NULL);
+  assert_non_null(o);
+  assert_int_equal(json_integer_value(json_object_get(o, "rows")), N * V);
+  assert_true(json_real_value(json_object_get(o, "top1_agreement")) == 100.0); /* the codec's promise */
+  assert_true(json_real_value(json_object_get(o, "pearson")) > 0.999);
+  assert_true(json_real_value(json_object_get(o, "spearman")) > 0.99);
+  double kl1 = json_real_value(json_object_get(o, "kl_T1")), kl4 = json_real_value(json_object_get(o, "kl_T4"));
+  assert_true(kl1 > 0 && kl1 < 1e-3 && kl4 > 0 && kl4 < 1e-3);
+  assert_true(json_real_value(json_object_get(o, "bytes_per_row")) < json_real_value(json_object_get(o, "bytes_per_row_before")));
+  json_decref(o);
+  ok("repack full.h5 again.h5 --codec f32 --quiet");
+  ok("diff full.h5 again.h5 --quiet");
+  refused("diff full.h5 small.h5 --quiet", 1, "differ");
+  refused("repack full.h5 small.h5 --quiet", 1, "exists");
+  refused("repack full.h5 x.h5 --codec u8sqr", 2, "u8sqrt");
+}
+
+static void subset_keeps_ids_and_seeds(void **state) {
+  (void)state;
+  synthetic s = base();
+  ok("subset full.h5 part.h5 --samples 7,20-219 --views 0,2 --classes 1-3,8 --quiet");
+  cmkd_cache *cache = opened("part.h5");
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  const uint64_t *ids;
+  const int32_t *labels;
+  uint64_t seeds[N], expected = 0;
+  float rows[N * C], row[C];
+  assert_int_equal(info->views, 2);
+  assert_ok(cmkd_cache_ids(cache, &ids, &err));
+  assert_ok(cmkd_cache_labels(cache, &labels, &err));
+  assert_ok(cmkd_cache_seeds(cache, 1, seeds, &err));
+  assert_ok(cmkd_cache_read(cache, 1, 0, info->samples, rows, &err));
+  for (uint64_t id = 0; id < N; id++) {
+    int32_t label = synthetic_label(&s, id);
+    if (!(id == 7 || (id >= 20 && id <= 219)) || !((label >= 1 && label <= 3) || label == 8)) continue;
+    assert_int_equal(ids[expected], id);
+    assert_int_equal(labels[expected], label);
+    assert_true(seeds[expected] == synthetic_seed(&s, id, 2));
+    synthetic_row(&s, id, 2, row);
+    assert_memory_equal(rows + expected * C, row, sizeof row);
+    expected++;
+  }
+  assert_int_equal(info->samples, expected);
+  cmkd_cache_close(cache);
+  refused("subset full.h5 y.h5 --samples 300", 2, "0 to 299");
+  refused("subset full.h5 y.h5 --views 1-x", 2, "ranges");
+  refused("subset full.h5 y.h5 --samples 0 --classes 9", 2, "no sample");
+}
+
+static void merge_samples_and_views(void **state) {
+  (void)state;
+  ok("subset full.h5 a.h5 --samples 0-149 --quiet");
+  ok("subset full.h5 b.h5 --samples 150-299 --quiet");
+  ok("merge whole.h5 a.h5 b.h5 --quiet");
+  ok("diff full.h5 whole.h5 --quiet");
+  ok("subset full.h5 v0.h5 --views 0 --quiet");
+  ok("subset full.h5 v12.h5 --views 1,2 --quiet");
+  ok("merge views.h5 v0.h5 v12.h5 --quiet");
+  ok("diff full.h5 views.h5 --quiet");
+  refused("merge z.h5 a.h5 whole.h5 --quiet", 1, "another input");
+  refused("merge z.h5 a.h5 nothing.h5", 1, "nothing.h5");
+  synthetic other = base();
+  other.classes = 7;
+  build("seven.h5", &other);
+  refused("merge z.h5 full.h5 seven.h5", 1, "classes");
+}
+
+static void average_of_teachers(void **state) {
+  (void)state;
+  synthetic s = base(), t = base();
+  cmkd_cache_spec spec;
+  cmkd_cache_writer *writer;
+  char *path = at("teacher2.h5");
+  synthetic_spec(&s, &spec);
+  memset(spec.identity.teacher_sha256, 'c', 64);
+  strcpy(spec.identity.teacher_name, "second");
+  t.seed = 99; /* other logits on the same pixels */
+  assert_ok(cmkd_cache_writer_open(path, &spec, &writer, &err));
+  for (uint64_t i = 0; i < N; i++) {
+    int32_t label = synthetic_label(&s, i);
+    uint64_t seeds[V];
+    float rows[V * C];
+    for (uint32_t v = 0; v < V; v++) { seeds[v] = synthetic_seed(&s, i, v); synthetic_row(&t, i, v, rows + v * C); }
+    assert_ok(cmkd_cache_writer_add(writer, 1, &i, &label, seeds, rows, &err));
+  }
+  assert_ok(cmkd_cache_writer_finish(writer, &err));
+  cmkd_cache_writer_close(writer);
+  free(path);
+  refused("merge z.h5 full.h5 teacher2.h5", 1, "teacher");
+  ok("merge --average mean.h5 full.h5 teacher2.h5 --quiet");
+  cmkd_cache *cache = opened("mean.h5");
+  float a[C], b[C], mean[C];
+  for (uint64_t i = 0; i < N; i += 37) {
+    assert_ok(cmkd_cache_read(cache, 1, i, 1, mean, &err));
+    synthetic_row(&s, i, 1, a);
+    synthetic_row(&t, i, 1, b);
+    for (int c = 0; c < C; c++) assert_true(mean[c] == (float)(((double)a[c] + b[c]) / 2));
+  }
+  assert_non_null(strstr(cmkd_cache_get_info(cache)->identity.teacher_name, "second"));
+  cmkd_cache_close(cache);
+  synthetic moved = base();
+  moved.seed = 6; /* other seeds: other pixels */
+  build("moved.h5", &moved);
+  refused("merge --average z.h5 full.h5 moved.h5 --quiet", 1, "other pixels");
+}
+
+static void write_npy(const char *name, cmkd_dtype dtype, int dims, const int64_t *shape, const void *data, uint64_t count) {
+  char *path = at(name);
+  cmkd_npy_writer *writer;
+  assert_ok(cmkd_npy_begin(path, dtype, dims, shape, &writer, &err));
+  assert_ok(cmkd_npy_append(writer, data, count, &err));
+  assert_ok(cmkd_npy_end(writer, &err));
+  free(path);
+}
+
+static void import_of_a_dump(void **state) {
+  (void)state;
+  synthetic s = base();
+  static float logits[N * V * C];
+  static uint64_t seeds[N * V];
+  static int64_t labels[N];
+  for (uint32_t i = 0; i < N; i++) {
+    labels[i] = synthetic_label(&s, i);
+    for (uint32_t v = 0; v < V; v++) { synthetic_row(&s, i, v, logits + (i * V + v) * C); seeds[i * V + v] = synthetic_seed(&s, i, v); }
+  }
+  synthetic_images(&s, dir, 28);
+  write_npy("logits.npy", CMKD_F32, 3, (const int64_t[]){N, V, C}, logits, N * V * C);
+  write_npy("seeds.npy", CMKD_U64, 2, (const int64_t[]){N, V}, seeds, N * V);
+  write_npy("labels.npy", CMKD_I64, 1, (const int64_t[]){N}, labels, N);
+  write_npy("clean.npy", CMKD_F32, 2, (const int64_t[]){N, C}, logits, N * C);
+  ok("import --logits logits.npy --seeds seeds.npy --labels labels.npy --augment crop+flip --data fashion-mnist:. --teacher-name vit --codec f32 --out imported.h5");
+  cmkd_cache *cache = opened("imported.h5");
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  uint64_t column[N];
+  float row[C];
+  assert_int_equal(info->identity.policy, CMKD_AUGMENT_CROP_FLIP);
+  assert_string_equal(info->identity.teacher_name, "vit");
+  assert_int_equal(info->samples, N);
+  assert_ok(cmkd_cache_seeds(cache, 2, column, &err));
+  for (uint32_t i = 0; i < N; i += 41) {
+    assert_ok(cmkd_cache_read(cache, 2, i, 1, row, &err));
+    assert_memory_equal(row, logits + (i * V + 2) * C, sizeof row);
+    assert_true(column[i] == seeds[i * V + 2]);
+  }
+  cmkd_cache_close(cache);
+  ok("import --logits clean.npy --data fashion-mnist:. --teacher-name vit --out clean.h5");
+  cache = opened("clean.h5");
+  assert_int_equal(cmkd_cache_get_info(cache)->identity.policy, CMKD_AUGMENT_NONE);
+  assert_int_equal(cmkd_cache_get_info(cache)->views, 1);
+  cmkd_cache_close(cache);
+  ok("verify --deep clean.h5 --quiet");
+  refused("import --logits logits.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 2, "--seeds");
+  refused("import --logits logits.npy --seeds seeds.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 2, "--augment");
+  labels[17] = (labels[17] + 1) % C;
+  write_npy("labels.npy", CMKD_I64, 1, (const int64_t[]){N}, labels, N);
+  refused("import --logits clean.npy --labels labels.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 1, "sample 17");
+  logits[40] = NAN;
+  write_npy("clean.npy", CMKD_F32, 2, (const int64_t[]){N, C}, logits, N * C);
+  refused("import --logits clean.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 1, "sample 4");
+  const char *output;
+  assert_int_equal(run_command(&output, "ls '%s'/q.*", dir) == 0, 0); /* nothing half-written */
+}
+
+static void list_and_plan(void **state) {
+  (void)state;
+  const char *output;
+  assert_int_equal(tool(&output, "list ."), 0);
+  assert_non_null(strstr(output, "full.h5"));
+  assert_null(strstr(output, "shard-"));
+  char *broken = at("broken.h5"), *good = at("full.h5");
+  uint8_t *bytes;
+  size_t size;
+  assert_ok(cmkd_file_read(good, 1 << 24, &bytes, &size, &err));
+  cmkd_piece piece = {bytes, size / 2};
+  assert_ok(cmkd_file_write(broken, &piece, 1, &err));
+  assert_int_equal(tool(&output, "list --json ."), 0);
+  json_t *all = json_loads(output, 0, NULL), *entry;
+  size_t index;
+  int seen = 0;
+  json_array_foreach(all, index, entry) seen += strstr(json_string_value(json_object_get(entry, "cache")), "broken.h5") && json_object_get(entry, "error");
+  assert_int_equal(seen, 1);
+  json_decref(all);
+  free(bytes);
+  free(broken);
+  free(good);
+  assert_int_equal(tool(&output, "plan --samples 50000 --classes 100 --views all --teacher-rate 1000 --epochs 240 --experiments 10 --json"), 0);
+  json_t *o = json_loads(output, 0, NULL);
+  assert_true(json_number_value(json_object_get(o, "build_seconds")) == 8100);
+  assert_true(json_number_value(json_object_get(o, "live_seconds")) == 120000);
+  assert_true(fabs(json_number_value(json_object_get(o, "break_even_experiments")) - 0.675) < 1e-9);
+  json_decref(o);
+  refused("plan --samples 5 --classes 10", 2, "--teacher-rate");
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures), cmocka_unit_test(subset_keeps_ids_and_seeds), cmocka_unit_test(merge_samples_and_views), cmocka_unit_test(average_of_teachers),
+                                     cmocka_unit_test(import_of_a_dump), cmocka_unit_test(list_and_plan)};
+  return cmocka_run_group_tests(tests, setup, NULL);
+}
