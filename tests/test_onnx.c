@@ -181,7 +181,24 @@ static void other_runtime(void **state) {
   compare(python, "resnet18", 64, 1);
 }
 
+static void command(void **state) {
+  (void)state;
+  world w;
+  const char *build = getenv("CMKD_BUILD"), *said;
+  char weights[1200], out[1200];
+  export_net(&w, "resnet8", 32, 1);
+  snprintf(weights, sizeof weights, "%s/w.safetensors", w.dir), snprintf(out, sizeof out, "%s/command.onnx", w.dir);
+  assert_ok(cmkd_params_save(w.graph, &w.params, 1, weights, NULL, NULL, 0, &err));
+  assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --weights '%s' --out '%s' --arch auto", build ? build : "build", weights, out), 0);
+  assert_non_null(strstr(said, "resnet8, input (batch, 3, 32, 32)"));
+  assert_int_equal(nodes_of(out, "Conv"), nodes_of(w.path, "Conv"));
+  assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --weights '%s' --out '%s'", build ? build : "build", weights, out), 1);
+  assert_non_null(strstr(said, "use --arch resnet8"));
+  assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --out '%s'", build ? build : "build", out), 2);
+  close_world(&w);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(structure), cmocka_unit_test(other_runtime)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(structure), cmocka_unit_test(command), cmocka_unit_test(other_runtime)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -10,7 +10,7 @@ static const char examples[] =
   "cmkd-train --cache teacher.h5                                   a student, all defaults\n"
   "cmkd-train --cache teacher.h5 --student resnet8x4 --loss dkd+cmkd --epochs 60\n"
   "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
-  "also: cmkd-train eval|nets|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
+  "also: cmkd-train eval|nets|onnx|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
   "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
   "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024],\n"
   "      --precision NAME [fp32], --quiet";

@@ -4,5 +4,6 @@
 int cmkd_command_train(int argc, char **argv);
 int cmkd_command_eval(int argc, char **argv);
 int cmkd_command_nets(int argc, char **argv);
+int cmkd_command_onnx(int argc, char **argv);
 int cmkd_command_recipes(int argc, char **argv);
 #endif

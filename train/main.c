@@ -5,7 +5,7 @@
 #include "train/commands.h"
 
 static const struct { const char *name; int (*run)(int, char **); } commands[] = {
-  {"eval", cmkd_command_eval}, {"nets", cmkd_command_nets}, {"recipes", cmkd_command_recipes}};
+  {"eval", cmkd_command_eval}, {"nets", cmkd_command_nets}, {"onnx", cmkd_command_onnx}, {"recipes", cmkd_command_recipes}};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 int main(int argc, char **argv) {

@@ -53,12 +53,12 @@ def labels_of(classes):
     return torch.tensor([(7 * i + 3) % classes for i in range(ROWS)])
 
 
-def reference(arch, side, channels, classes):
+def reference(arch, side, channels, classes, dtype=torch.float64):
     """Inference logits, then one training pass: logits' loss, gradients and the running statistics it leaves."""
-    net = models.build(arch, channels, classes).double()
+    net = models.build(arch, channels, classes).to(dtype)
     state = net.state_dict()
     net.load_state_dict({k: torch.zeros_like(v) if k.endswith('num_batches_tracked') else torch.tensor(value_of(k, tuple(v.shape))) for k, v in state.items()}, strict=True)
-    x = images_of(side, channels)
+    x = images_of(side, channels).to(dtype)
     with torch.no_grad():
         logits = net.eval()(x)
     loss = F.cross_entropy(net.train()(x), labels_of(classes))
@@ -103,10 +103,10 @@ def off(a, b, least=1e-30):
     return float(np.linalg.norm(a.astype(np.float64) - b) / max(np.linalg.norm(b), least))
 
 
-# logits, loss, gradients, statistics. In float32 a deep net's gradients move by percents when one activation near 0 changes sides under
-# batch statistics; PyTorch's own float32 does against its float64. Inference logits have no such feedback.
+# Room for logits, loss, gradients, statistics. In float32 a deep net's gradients move by percents when one activation near 0 changes sides
+# under batch statistics, PyTorch's own too: three times the distance of its float32 from its float64 is allowed where that is more.
 ROOM = {'ref': (1e-6, 1e-6, 1e-6, 1e-6)}
-FLOAT = (1e-5, 1e-4, 1e-1, 1e-3)
+FLOAT = (1e-5, 1e-4, 5e-2, 1e-3)
 
 
 def check(arch, program, device):
@@ -121,8 +121,11 @@ def check(arch, program, device):
     least = max(np.linalg.norm(g) for g in grads.values()) * 1e-3
     worst, where = max((off(got['grad.' + name], g, least), name) for name, g in grads.items())
     row = off(got['logits'], logits), abs(float(got['loss'][0]) - loss) / loss, worst, max(off(got['stat.' + k], s) for k, s in stats.items())
-    good = all(v < room for v, room in zip(row, ROOM.get(device, FLOAT)))
-    print(f'{arch:20s} {"ok  " if good else "BAD "} logits {row[0]:.1e}  loss {row[1]:.1e}  gradients {row[2]:.1e} ({where})  statistics {row[3]:.1e}', flush=True)
+    own = max(off(g, grads[name], least) for name, g in reference(arch, side, channels, classes, torch.float32)[3].items()) if device != 'ref' else 0
+    rooms = list(ROOM.get(device, FLOAT))
+    rooms[2] = max(rooms[2], 3 * own)
+    good = all(v < room for v, room in zip(row, rooms))
+    print(f'{arch:20s} {"ok  " if good else "BAD "} logits {row[0]:.1e}  loss {row[1]:.1e}  gradients {row[2]:.1e} ({where})  statistics {row[3]:.1e}' + (f'  (gradients of PyTorch in float32: {own:.1e})' if own else ''), flush=True)
     return good
 
 
