@@ -41,7 +41,7 @@ static int threads_for(const cmkd_loss_rows *rows, int64_t batch, int64_t classe
 static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
 /* scratch: teacher_stats, entropy, row_value, bad, then DIST's p, q, column, column_value, then one piece for every thread */
-static size_t carve(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t batch, int64_t classes, char *at, cmkd_loss_job *job, char **threads) {
+static size_t carve_job(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t batch, int64_t classes, char *at, cmkd_loss_job *job, char **threads) {
   char *start = at;
   size_t B = (size_t)batch;
   job->loss = loss;
@@ -69,7 +69,7 @@ static size_t scratch_size(const cmkd_loss *loss, int64_t batch, int64_t classes
   static char origin[64];
   cmkd_loss_job job;
   char *threads;
-  return carve(loss, cmkd_loss_rows_best(), batch, classes, origin, &job, &threads);
+  return carve_job(loss, cmkd_loss_rows_best(), batch, classes, origin, &job, &threads);
 }
 
 static void sum_rows(const cmkd_loss_job *job, int64_t batch, int64_t classes, cmkd_loss_result *result) {
@@ -102,7 +102,7 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
   const cmkd_loss_rows *rows = cmkd_loss_rows_best();
   cmkd_loss_job job = {.batch = b};
   char *memory;
-  carve(loss, rows, b->batch, b->classes, scratch, &job, &memory);
+  carve_job(loss, rows, b->batch, b->classes, scratch, &job, &memory);
   memset(job.bad, 0, (size_t)b->batch);
   int threads = threads_for(rows, b->batch, b->classes);
   int64_t group = rows->group(b->classes), groups = (b->batch + group - 1) / group, column_blocks = (b->classes + 15) / 16;

@@ -22,9 +22,9 @@ static void load_teacher(const void *base, cmkd_dtype dtype, int64_t row, int64_
       }
       for (; i < n; i++) out[i] = cmkd_bf16_to_float(h[i]);
     } else {
-#if defined(__AVX512F__)
+#if VF == 16 && defined(__AVX512F__)
       for (; i + VF <= n; i += VF) store(out + i, (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
-#elif defined(__AVX2__)
+#elif VF == 8 && defined(__AVX2__)
       for (; i + VF <= n; i += VF) store(out + i, (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
 #endif
       for (; i < n; i++) out[i] = cmkd_half_to_float(h[i]);

@@ -9,7 +9,9 @@
 #include <immintrin.h>
 #endif
 
-#if defined(__AVX512F__)
+#if defined(VF) /* tests/test_loss_lanes.c: any width on any machine, in the compiler's own instructions */
+#define PORTABLE_VECTORS
+#elif defined(__AVX512F__)
 #define VF 16
 #elif defined(__AVX2__)
 #define VF 8
@@ -31,7 +33,12 @@ static inline vf splat(float x) { return x - (vf){0}; }
 static inline vd splat_d(double x) { return x - (vd){0}; }
 static inline vi splat_i(int32_t x) { return x - (vi){0}; }
 
-#if defined(__AVX512F__)
+#if defined(PORTABLE_VECTORS) || !defined(__SSE2__)
+static inline vf max_f(vf a, vf b) { for (int i = 0; i < VF; i++) a[i] = a[i] > b[i] ? a[i] : b[i]; return a; }
+static inline vf min_f(vf a, vf b) { for (int i = 0; i < VF; i++) a[i] = a[i] < b[i] ? a[i] : b[i]; return a; }
+static inline vi max_i(vi a, vi b) { vi m = a > b; return (a & m) | (b & ~m); }
+static inline vi min_i(vi a, vi b) { vi m = a < b; return (a & m) | (b & ~m); }
+#elif defined(__AVX512F__)
 static inline vf max_f(vf a, vf b) { return (vf)_mm512_max_ps((__m512)a, (__m512)b); }
 static inline vf min_f(vf a, vf b) { return (vf)_mm512_min_ps((__m512)a, (__m512)b); }
 static inline vi max_i(vi a, vi b) { return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b); }
@@ -41,15 +48,10 @@ static inline vf max_f(vf a, vf b) { return (vf)_mm256_max_ps((__m256)a, (__m256
 static inline vf min_f(vf a, vf b) { return (vf)_mm256_min_ps((__m256)a, (__m256)b); }
 static inline vi max_i(vi a, vi b) { return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 static inline vi min_i(vi a, vi b) { return (vi)_mm256_min_epi32((__m256i)a, (__m256i)b); }
-#elif defined(__SSE2__)
+#else
 static inline vf max_f(vf a, vf b) { return (vf)_mm_max_ps((__m128)a, (__m128)b); }
 static inline vf min_f(vf a, vf b) { return (vf)_mm_min_ps((__m128)a, (__m128)b); }
 static inline vi max_i(vi a, vi b) { vi m = a > b; return (a & m) | (b & ~m); } /* pmaxsd came with SSE4.1 */
-static inline vi min_i(vi a, vi b) { vi m = a < b; return (a & m) | (b & ~m); }
-#else
-static inline vf max_f(vf a, vf b) { for (int i = 0; i < VF; i++) a[i] = a[i] > b[i] ? a[i] : b[i]; return a; }
-static inline vf min_f(vf a, vf b) { for (int i = 0; i < VF; i++) a[i] = a[i] < b[i] ? a[i] : b[i]; return a; }
-static inline vi max_i(vi a, vi b) { vi m = a > b; return (a & m) | (b & ~m); }
 static inline vi min_i(vi a, vi b) { vi m = a < b; return (a & m) | (b & ~m); }
 #endif
 
