@@ -177,7 +177,7 @@ void cmkd_conv_pack(const cmkd_conv *conv, const float *plain, float *forward, f
 }
 
 void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count, float *plain) {
-  if (conv->dnnl) { cmkd_conv_dnnl_unpack_grad(conv, packed, lanes, first, count, plain); return; }
+  if (conv->dnnl) { cmkd_conv_dnnl_unpack_grad(conv, packed, lanes, plain); return; }
   const cmkd_conv_geometry *g = &conv->g;
   const int gi = g->ic / g->groups, go = g->oc / g->groups, taps = g->kh * g->kw, B = conv->kernels->block, blocks = blocks_of(conv, go);
   for (int o = first; o < first + count; o++)

@@ -16,7 +16,8 @@ const char *cmkd_conv_dnnl_version(char buffer[32]);
 cmkd_status cmkd_conv_dnnl_create(struct cmkd_conv *conv, const struct cmkd_conv_options *options, cmkd_conv_dnnl **out, cmkd_error *err);
 void cmkd_conv_dnnl_free(cmkd_conv_dnnl *dnnl);
 void cmkd_conv_dnnl_pack(const struct cmkd_conv *conv, const float *plain, float *forward, float *backward);
-void cmkd_conv_dnnl_unpack_grad(const struct cmkd_conv *conv, const float *const *packed, int lanes, int first, int count, float *plain);
+/* All output channels. */
+void cmkd_conv_dnnl_unpack_grad(const struct cmkd_conv *conv, const float *const *packed, int lanes, float *plain);
 void cmkd_conv_dnnl_forward(const struct cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
 void cmkd_conv_dnnl_backward_data(const struct cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc);
 void cmkd_conv_dnnl_backward_weights(const struct cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad);

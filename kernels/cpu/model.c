@@ -142,7 +142,7 @@ static int items_alloc(cmkd_be_model *m) {
       int slots = op->kind == CMKD_OP_NORM || is_conv(op) ? 2 : 0, channels = graph->tensor[op->out].c;
       for (int s = 0; s < slots; s++) {
         if (op->param[s] < 0) continue;
-        int sliced = is_conv(op) && s == 0, step = sliced ? 16 : channels;
+        int sliced = is_conv(op) && s == 0 && !m->op[i].conv->dnnl, step = sliced ? 16 : channels;
         for (int first = 0; first < channels; first += step, m->items++)
           if (pass) m->item[m->items] = (cpu_item){i, op->param[s], first, channels - first < step ? channels - first : step};
       }
