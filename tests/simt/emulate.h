@@ -1,0 +1,22 @@
+/* What a test says to the SIMT emulation. C and C++. */
+#ifndef CMKD_SIMT_EMULATE_H
+#define CMKD_SIMT_EMULATE_H
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum { CMKD_SIMT_FORWARD = 0, CMKD_SIMT_REVERSE, CMKD_SIMT_RANDOM, CMKD_SIMT_ORDERS };
+
+/* The order in which threads (between barriers), warps and blocks run from the next launch on. `seed` is for the random one. */
+void cmkd_simt_order(int order, unsigned seed);
+/* What the first failed launch since the last call did wrong ("" when none did); forgets it. */
+const char *cmkd_simt_problem(void);
+/* Launches so far, and the most threads and shared bytes that a block had. */
+typedef struct cmkd_simt_counts { long launches, blocks, threads_max; unsigned long shared_max; } cmkd_simt_counts;
+cmkd_simt_counts cmkd_simt_counted(void);
+void cmkd_simt_count_reset(void);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
