@@ -1,7 +1,7 @@
 #include "tests/simt/fiber.h"
 #include <sys/mman.h>
 #include <unistd.h>
-#if defined(__SANITIZE_ADDRESS__)
+#if defined(__SANITIZE_ADDRESS__) || defined(SIMT_ASAN)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define ASAN_START(save, bottom, size) __sanitizer_start_switch_fiber(save, bottom, size)

@@ -21,6 +21,7 @@
 #define __constant__ static const
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 struct dim3 {
   unsigned x, y, z;
@@ -108,6 +109,6 @@ static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cuda
   type *const name = (type *)simt::shared(&name##_key, sizeof(type) * (size_t)(count))
 #define CMKD_DYNAMIC_SHARED(name) unsigned char *const name = (unsigned char *)simt::dynamic_shared()
 #define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  simt::launch_lambda(#kernel, grid, block, smem, [=]() { kernel(__VA_ARGS__); })
+  ((void)(stream), simt::launch_lambda(#kernel, grid, block, smem, [=]() { kernel(__VA_ARGS__); }))
 #define CMKD_SHARED_LIMIT(kernel, bytes) ((bytes) <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue)
 #endif
