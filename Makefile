@@ -149,7 +149,7 @@ $(BUILD)/%.cu.o: %.cu $(CONFIG) $(BUILD)/nvflags.stamp
 $(BUILD)/kernels/cuda/%.o: ISA := -I$(dir $(NVCC))../include
 $(BUILD)/libcmkd-cuda.so: $(CU_OBJ) $(BUILD)/libcmkd.a
 	$(call say,LINK,$@)
-	$(Q)$(NVCC) -shared $(GENCODE) -o $@ $^ -Xlinker --exclude-libs,ALL $(if $(HAVE_CUDNN),-lcudnn -lcublasLt) -lgomp $(LIBS:-pthread=-lpthread)
+	$(Q)$(NVCC) -shared $(GENCODE) -o $@ $^ -Xlinker --exclude-libs,ALL -lgomp $(LIBS:-pthread=-lpthread)
 
 # ---- tests and benchmarks -----------------------------------------------------------------------------------------------
 TESTS := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/test_*.c)))
