@@ -139,7 +139,8 @@ $(BUILD)/cmkd.pc: Makefile $(CONFIG) $(BUILD)/prefix.stamp
 	  '$(PREFIX)' '$(VERSION)' '$(LIBS)' > $@
 
 # ---- CUDA: a shared object opened at run time ---------------------------------------------------------------------------
-GENCODE ?= -gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -gencode arch=compute_90,code=compute_90
+# Code for Hopper; the driver compiles for other GPUs from Ampere on
+GENCODE ?= -gencode arch=compute_80,code=[compute_80,sm_90]
 NVFLAGS := -std=c++17 -O3 $(GENCODE) -Xcompiler -fPIC,-Wall -I. -Iinclude -DCMKD_VERSION='"$(VERSION)"'
 CU_OBJ := $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(CU_SRC))) $(patsubst %.c,$(BUILD)/%.o,$(filter %.c,$(CU_SRC)))
 $(BUILD)/%.cu.o: %.cu $(CONFIG) $(BUILD)/nvflags.stamp

@@ -9,10 +9,12 @@
 #include "cmkd/weights.h"
 #ifdef CMKD_SIMT
 #include "tests/simt/simt.h"
+#define CMKD_NOINLINE
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#define CMKD_NOINLINE __noinline__
 #define CMKD_SHARED(type, name, count) __shared__ type name[count]
 #define CMKD_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)

@@ -225,11 +225,10 @@ cmkd_status cmkd_cuda_loss_eval(const cmkd_loss *loss, const cmkd_cuda_loss_batc
   } else if (isnan(b->entropy_mean)) a.entropy_mean = 0;
   if (dist && a.B > 1) a.lse = (double *)(memory + l.lse);
   int threads = 32;
-  while (threads < 1024 && threads * 4 < a.C) threads *= 2;
+  while (threads * (a.C <= 1024 ? 4 : 8) < a.C && threads < 1024) threads *= 2;
   if (a.C > LOSS_SHORT) CMKD_TRY(long_launch(&a, memory + l.large, cmkd != nullptr, stream, err));
   else if (a.C <= 128) CMKD_TRY((launch_short<4, true, 32 * WARP_ROWS>(a, threads, stream, err)));
   else if (a.C <= 1024) CMKD_TRY((launch_short<4, false, 256>(a, threads, stream, err)));
-  else if (a.C <= 4096) CMKD_TRY((launch_short<4, false, 1024>(a, threads, stream, err)));
   else CMKD_TRY((launch_short<8, false, 1024>(a, threads, stream, err)));
   if (dist && a.B > 1) CMKD_TRY(dist_launch(&a, dist, cmkd_term_weight(dist, b->epoch), (double *)(memory + l.columns), stream, err));
   return CMKD_OK;

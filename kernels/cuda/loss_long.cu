@@ -1,6 +1,7 @@
 /* Rows of more classes than shared memory holds. Tiles of LOSS_SHORT keys are sorted in shared memory, merged pairwise in device memory
  * (merge path: every thread of a launch merges the same number of keys), and then one block takes a row, keeping its arrays in device
  * memory (in L2, at the sizes that occur). 2 + log2(C / 8192) launches. Batches run in waves, so that scratch stays bounded. */
+#define ROW_FUNCTION CMKD_NOINLINE __device__
 #include "kernels/cuda/loss_finish.h"
 #include "kernels/cuda/loss_row.h"
 

@@ -12,6 +12,11 @@
 #include "kernels/cuda/loss.h"
 #include "kernels/cuda/sort.h"
 
+/* Rows in registers need everything inlined; rows in memory do not, and compile five times faster without. */
+#ifndef ROW_FUNCTION
+#define ROW_FUNCTION __device__
+#endif
+
 static __device__ __forceinline__ double exp_of(double a) {
   const float near = (float)a;
   return (double)expf(near) * (1.0 + (a - (double)near));
@@ -25,7 +30,7 @@ struct row_facts {
 };
 
 /* Largest logits, moments, and whether the row may be used at all. */
-template <class ROW> __device__ row_facts look_at(ROW &row, const loss_args &a, int64_t r) {
+template <class ROW> ROW_FUNCTION row_facts look_at(ROW &row, const loss_args &a, int64_t r) {
   row_facts f;
   const int C = a.C, label = a.labels[r], y = label >= 0 && label < C ? label : 0;
   double top[7] = {-HUGE_VAL, -HUGE_VAL, -HUGE_VAL, -HUGE_VAL, -HUGE_VAL, -HUGE_VAL, (double)(y != label)};
@@ -72,7 +77,7 @@ template <class ROW> __device__ row_facts look_at(ROW &row, const loss_args &a, 
 }
 
 /* sum exp((s - s_top) * scale), the same of t; without class `skip` (-1: all). */
-template <class ROW> __device__ void exp_sums(ROW &row, int C, double s_scale, double t_scale, double s_top, double t_top, int skip, double (&sum)[2]) {
+template <class ROW> ROW_FUNCTION void exp_sums(ROW &row, int C, double s_scale, double t_scale, double s_top, double t_top, int skip, double (&sum)[2]) {
   sum[0] = sum[1] = 0;
 #pragma unroll
   for (int k = 0; k < row.items(); k++) {
@@ -85,7 +90,7 @@ template <class ROW> __device__ void exp_sums(ROW &row, int C, double s_scale, d
 }
 
 /* Entropy of softmax(t). */
-template <class ROW> __device__ double entropy_of(ROW &row, int C, double t_max) {
+template <class ROW> ROW_FUNCTION double entropy_of(ROW &row, int C, double t_max) {
   double sum[2] = {0, 0};
 #pragma unroll
   for (int k = 0; k < row.items(); k++)
@@ -98,7 +103,7 @@ template <class ROW> __device__ double entropy_of(ROW &row, int C, double t_max)
   return log(sum[0]) - sum[1] / sum[0];
 }
 
-template <class ROW> __device__ double row_ce(ROW &row, const loss_args &a, const row_facts &f, int y, double scale) {
+template <class ROW> ROW_FUNCTION double row_ce(ROW &row, const loss_args &a, const row_facts &f, int y, double scale) {
   double sum[2];
   exp_sums(row, a.C, 1.0, 0.0, f.s_max, 0.0, -1, sum);
   const double inverse = 1 / sum[0], z = f.s_max + log(sum[0]), e = a.smoothing;
@@ -112,7 +117,7 @@ template <class ROW> __device__ double row_ce(ROW &row, const loss_args &a, cons
 }
 
 /* KD: y = -1, over all classes. With a label: over the others (DKD's second part). Returns T^2 KL(q || p); gradient T (p - q). */
-template <class ROW> __device__ double row_kl(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
+template <class ROW> ROW_FUNCTION double row_kl(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
   const double s_top = y < 0 ? f.s_max : f.s_rest, t_top = y < 0 ? f.t_max : f.t_rest;
   double z[2], kl[1] = {0};
   exp_sums(row, a.C, 1 / T, 1 / T, s_top, t_top, y, z);
@@ -130,7 +135,7 @@ template <class ROW> __device__ double row_kl(ROW &row, const loss_args &a, cons
 }
 
 /* DKD's target part: the two-way split (label, the others) at T. */
-template <class ROW> __device__ double row_dkd_target(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
+template <class ROW> ROW_FUNCTION double row_dkd_target(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
   double rest[2];
   exp_sums(row, a.C, 1 / T, 1 / T, f.s_rest, f.t_rest, y, rest);
   const double s_rest = f.s_rest / T + log(rest[0]), t_rest = f.t_rest / T + log(rest[1]), s_y = f.s_label / T, t_y = f.t_label / T;
@@ -147,7 +152,7 @@ template <class ROW> __device__ double row_dkd_target(ROW &row, const loss_args 
 }
 
 /* NKD: part[0] target, part[1] the others. */
-template <class ROW> __device__ void row_nkd(ROW &row, const loss_args &a, const row_facts &f, const cmkd_loss_term &term, int y, double scale, double part[2]) {
+template <class ROW> ROW_FUNCTION void row_nkd(ROW &row, const loss_args &a, const row_facts &f, const cmkd_loss_term &term, int y, double scale, double part[2]) {
   const double T = term.T;
   double z[2], rest[2], cross[1] = {0};
   exp_sums(row, a.C, 1.0, 1.0, f.s_max, f.t_max, -1, z);
@@ -173,7 +178,7 @@ template <class ROW> __device__ void row_nkd(ROW &row, const loss_args &a, const
 /* 1 - rho of softmax(s * s_scale) and softmax(t * t_scale); adds weight * d/ds' * inverse_T to x (STANDARD) or g, where softmax's argument
  * is s' / T. <u, p> is 0, because u is orthogonal to the centred p and to 1. `flat`: DIST's rule for rows without deviation. */
 template <bool STANDARD, class ROW>
-__device__ double row_pearson(ROW &row, int C, const row_facts &f, double s_scale, double t_scale, double inverse_T, bool flat_rule, double weight) {
+ROW_FUNCTION double row_pearson(ROW &row, int C, const row_facts &f, double s_scale, double t_scale, double inverse_T, bool flat_rule, double weight) {
   double z[2], m[3] = {0, 0, 0};
   exp_sums(row, C, s_scale, t_scale, f.s_max, f.t_max, -1, z);
   const double mean = 1.0 / C, s_inverse = 1 / z[0], t_inverse = 1 / z[1];
@@ -203,7 +208,7 @@ __device__ double row_pearson(ROW &row, int C, const row_facts &f, double s_scal
 }
 
 /* Blocks of the soft rank of (s - center) * scale, sorted; leaves prefix sums in row.Y and the blocks in row.list. */
-template <class ROW> __device__ int pool_row(ROW &row, int C, double center, double scale) {
+template <class ROW> ROW_FUNCTION int pool_row(ROW &row, int C, double center, double scale) {
   const double half = .5 * (C - 1); /* w is centred too: position i has w = half - i */
   double sum = 0;
 #pragma unroll
@@ -246,7 +251,7 @@ template <class I> struct block_walk {
 
 /* 1 - rho of the soft rank and the teacher's rank; adds weight * gradient with respect to the standardised logits to x.
  * scale = 1 / (sigma eps) or 1 / eps; inverse_eps = C / kappa. Needs student keys and the teacher's ranks kept. */
-template <class ROW> __device__ double row_spearman(ROW &row, int C, double center, double scale, double inverse_eps, double weight, int *blocks) {
+template <class ROW> ROW_FUNCTION double row_spearman(ROW &row, int C, double center, double scale, double inverse_eps, double weight, int *blocks) {
   const int m = *blocks = pool_row(row, C, center, scale);
   const double half = .5 * (C - 1), middle = .5 * (C + 1);
   block_walk<typename ROW::index_t> walk;
@@ -306,7 +311,7 @@ template <class ROW> __device__ double row_spearman(ROW &row, int C, double cent
 }
 
 /* CMKD of one row. Returns its weighted sum; part[0] Pearson, part[1] Spearman. */
-template <class ROW> __device__ double row_cmkd(ROW &row, const loss_args &a, const row_facts &f, const cmkd_loss_term &term, double entropy, double mean, double scale, double part[2], int *blocks) {
+template <class ROW> ROW_FUNCTION double row_cmkd(ROW &row, const loss_args &a, const row_facts &f, const cmkd_loss_term &term, double entropy, double mean, double scale, double part[2], int *blocks) {
   part[0] = part[1] = 0;
   if (f.degenerate) return 0;
   double wp, ws;
@@ -340,7 +345,7 @@ template <class ROW> __device__ double row_cmkd(ROW &row, const loss_args &a, co
 }
 
 /* All terms of row r. Writes the row's figures to a.rows: weighted loss, blocks / C, then the parts. */
-template <class ROW> __device__ void row_loss(ROW &row, const loss_args &a, int64_t r) {
+template <class ROW> ROW_FUNCTION void row_loss(ROW &row, const loss_args &a, int64_t r) {
   const row_facts f = look_at(row, a, r);
   double *out = a.rows + r * a.stride;
   if (f.bad) { /* the gradient is defined, the result names the row */
