@@ -1,4 +1,5 @@
-/* cmkd-cache export: all logits as one .npy, (samples, views, classes) float32 in sample order. Memory holds one stretch of samples. */
+/* cmkd-cache export: all logits as one array, (samples, views, classes) float32 in sample order. A .npy streams: memory holds one stretch
+ * of samples. A .safetensors carries labels, sample ids and seeds as well and is put together in memory. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,6 +8,7 @@
 #include "base/options.h"
 #include "base/progress.h"
 #include "cmkd/cache.h"
+#include "cmkd/weights.h"
 #include "formats/npy.h"
 #include "precompute/commands.h"
 
@@ -34,32 +36,84 @@ static cmkd_status copy_rows(cmkd_cache *cache, cmkd_npy_writer *writer, const c
   return status;
 }
 
+/* seeds (samples, views) from the cache's columns */
+static cmkd_status read_seeds(cmkd_cache *cache, uint64_t *seeds, cmkd_error *err) {
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  uint64_t *column = malloc((size_t)info->samples * sizeof *column);
+  cmkd_status status = column ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for seeds");
+  for (uint32_t v = 0; v < info->views && status == CMKD_OK; v++) {
+    status = cmkd_cache_seeds(cache, v, column, err);
+    for (uint64_t i = 0; i < info->samples && status == CMKD_OK; i++) seeds[i * info->views + v] = column[i];
+  }
+  free(column);
+  return status;
+}
+
+static cmkd_status export_tensors(cmkd_cache *cache, const char *out, cmkd_progress *progress, cmkd_error *err) {
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  const cmkd_cache_identity *id = &info->identity;
+  size_t N = (size_t)info->samples, V = info->views, C = info->classes;
+  const uint64_t *ids;
+  const int32_t *labels;
+  CMKD_TRY(cmkd_cache_ids(cache, &ids, err));
+  CMKD_TRY(cmkd_cache_labels(cache, &labels, err));
+  float *logits = malloc(N * V * C * sizeof *logits), *view = malloc(N * C * sizeof *view);
+  uint64_t *seeds = malloc(N * V * sizeof *seeds);
+  cmkd_status status = logits && view && seeds ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %zu rows at once; a .npy streams", out, N * V);
+  for (uint32_t v = 0; v < V && status == CMKD_OK; v++) {
+    status = cmkd_cache_read(cache, v, 0, N, view, err);
+    for (size_t i = 0; i < N && status == CMKD_OK; i++) memcpy(logits + (i * V + v) * C, view + i * C, C * sizeof *view);
+    cmkd_progress_update(progress, (v + 1) * (uint64_t)N);
+  }
+  if (status == CMKD_OK) status = read_seeds(cache, seeds, err);
+  const int64_t n = (int64_t)N, v = (int64_t)V, c = (int64_t)C;
+  const cmkd_tensor tensors[] = {
+    {.name = "logits", .dtype = CMKD_F32, .dims = 3, .shape = {n, v, c}, .count = n * v * c, .data = logits},
+    {.name = "seeds", .dtype = CMKD_U64, .dims = 2, .shape = {n, v}, .count = n * v, .data = seeds},
+    {.name = "sample_id", .dtype = CMKD_U64, .dims = 1, .shape = {n}, .count = n, .data = ids},
+    {.name = "labels", .dtype = CMKD_I32, .dims = 1, .shape = {n}, .count = n, .data = labels},
+  };
+  const char *const keys[] = {"cache_sha256", "teacher_sha256", "teacher_name", "dataset", "split", "fingerprint", "augment", "rng"};
+  const char *const values[] = {info->sha256, id->teacher_sha256, id->teacher_name, id->dataset, id->split, id->fingerprint, cmkd_policy_name(id->policy), id->rng_version};
+  if (status == CMKD_OK) status = cmkd_weights_write(out, tensors, 4, keys, values, 8, err);
+  free(logits);
+  free(view);
+  free(seeds);
+  return status;
+}
+
+static cmkd_status export_npy(cmkd_cache *cache, const char *out, cmkd_progress *progress, cmkd_error *err) {
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  const int64_t shape[3] = {(int64_t)info->samples, info->views, info->classes};
+  cmkd_npy_writer *writer;
+  CMKD_TRY(cmkd_npy_begin(out, CMKD_F32, 3, shape, &writer, err));
+  cmkd_status status = copy_rows(cache, writer, out, progress, err);
+  if (status == CMKD_OK) return cmkd_npy_end(writer, err);
+  cmkd_npy_abort(writer);
+  return status;
+}
+
 cmkd_status cmkd_command_export(int argc, char **argv, cmkd_error *err) {
   const char *path[1] = {0}, *out = NULL;
   int help = 0, positionals = 0, quiet = 0;
   const cmkd_option table[] = {
-    {.name = "--out", .argument = "FILE.npy", .kind = CMKD_OPT_STRING, .target = &out, .help = "(samples, views, classes) float32, in sample order"},
+    {.name = "--out", .argument = "FILE", .kind = CMKD_OPT_STRING, .target = &out, .help = ".npy: (samples, views, classes) float32; .safetensors: seeds, ids, labels too"},
     {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
     {0},
   };
-  const cmkd_command command = {.name = "cmkd-cache export", .summary = "Writes the decoded logits as one .npy array.", .usage = "--out FILE.npy CACHE.h5", .options = table, .min_positional = 1, .max_positional = 1,
-                                .examples = "  cmkd-cache export --out logits.npy teacher.h5\n"};
+  const cmkd_command command = {.name = "cmkd-cache export", .summary = "Writes the decoded logits, in sample order.", .usage = "--out FILE.npy|FILE.safetensors CACHE.h5", .options = table, .min_positional = 1, .max_positional = 1,
+                                .examples = "  cmkd-cache export --out logits.npy teacher.h5\n  cmkd-cache export --out dump.safetensors teacher.h5\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, path, &positionals, &help, err));
   if (help) return CMKD_OK;
   if (!out) return cmkd_fail(err, CMKD_ERR_USAGE, "where to? give --out FILE.npy");
   cmkd_cache *cache;
-  cmkd_npy_writer *writer = NULL;
   cmkd_progress progress;
   CMKD_TRY(cmkd_cache_open(path[0], &cache, err));
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
-  const int64_t shape[3] = {(int64_t)info->samples, info->views, info->classes};
+  size_t length = strlen(out);
+  int tensors = length > 12 && !strcmp(out + length - 12, ".safetensors");
   cmkd_progress_start(&progress, "export", "rows", info->samples * info->views, 0, quiet);
-  cmkd_status status = cmkd_npy_begin(out, CMKD_F32, 3, shape, &writer, err);
-  if (status == CMKD_OK) {
-    status = copy_rows(cache, writer, out, &progress, err);
-    if (status == CMKD_OK) status = cmkd_npy_end(writer, err);
-    else cmkd_npy_abort(writer);
-  }
+  cmkd_status status = tensors ? export_tensors(cache, out, &progress, err) : export_npy(cache, out, &progress, err);
   cmkd_progress_end(&progress);
   if (status == CMKD_OK && !quiet) printf("%s: (%" PRIu64 ", %u, %u) float32\n", out, info->samples, info->views, info->classes);
   cmkd_cache_close(cache);

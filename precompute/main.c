@@ -12,7 +12,7 @@ static const command commands[] = {
   {"finish", "join the shards of --part builds into one cache", cmkd_command_finish},
   {"info", "what a cache holds", cmkd_command_info},
   {"verify", "check every hash; --deep every number; --teacher recomputes rows", cmkd_command_verify},
-  {"export", "logits as a .npy file", cmkd_command_export},
+  {"export", "logits as .npy or safetensors", cmkd_command_export},
   {"import", "a cache of logits that another framework dumped", cmkd_command_import},
   {"repack", "another codec, and what it did to the rows", cmkd_command_repack},
   {"merge", "more samples, more views, or the mean of several teachers", cmkd_command_merge},

@@ -216,6 +216,28 @@ static void import_of_a_dump(void **state) {
   assert_int_equal(run_command(&output, "ls '%s'/q.*", dir) == 0, 0); /* nothing half-written */
 }
 
+/* What export writes import reads: the same rows, labels and seeds. */
+static void export_and_import_agree(void **state) {
+  (void)state;
+  synthetic s = base();
+  synthetic_images(&s, dir, 28);
+  ok("export full.h5 --out dump.safetensors --quiet");
+  ok("import --logits dump.safetensors --augment crop+flip --data fashion-mnist:. --teacher-name synthetic --codec f32 --out back.h5");
+  cmkd_cache *a = opened("full.h5"), *b = opened("back.h5");
+  float x[N * C], y[N * C];
+  uint64_t p[N], q[N];
+  for (uint32_t v = 0; v < V; v++) {
+    assert_ok(cmkd_cache_read(a, v, 0, N, x, &err));
+    assert_ok(cmkd_cache_read(b, v, 0, N, y, &err));
+    assert_memory_equal(x, y, sizeof x);
+    assert_ok(cmkd_cache_seeds(a, v, p, &err));
+    assert_ok(cmkd_cache_seeds(b, v, q, &err));
+    assert_memory_equal(p, q, sizeof p);
+  }
+  cmkd_cache_close(a);
+  cmkd_cache_close(b);
+}
+
 static void list_and_plan(void **state) {
   (void)state;
   const char *output;
@@ -249,6 +271,6 @@ static void list_and_plan(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures), cmocka_unit_test(subset_keeps_ids_and_seeds), cmocka_unit_test(merge_samples_and_views), cmocka_unit_test(average_of_teachers),
-                                     cmocka_unit_test(import_of_a_dump), cmocka_unit_test(list_and_plan)};
+                                     cmocka_unit_test(import_of_a_dump), cmocka_unit_test(export_and_import_agree), cmocka_unit_test(list_and_plan)};
   return cmocka_run_group_tests(tests, setup, NULL);
 }
