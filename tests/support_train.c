@@ -52,6 +52,7 @@ const char *program(const char *name) {
   static int next;
   const char *build = getenv("CMKD_BUILD");
   char *out = path[next++ % 8];
+  setenv("OMP_WAIT_POLICY", "passive", 0);
   snprintf(out, 1200, "%s/%s", build ? build : "build", name);
   if (access(out, X_OK) == 0) return out;
   printf("SKIP: %s is not built\n", out);

@@ -13,7 +13,7 @@ static int make_teacher(void **state) {
   if (!train || !cache) return 0;
   snprintf(dir, sizeof dir, "%s", scratch_dir());
   snprintf(teacher, sizeof teacher, "%s/teacher/last.safetensors", dir);
-  if (run_command(&out, "%s --device cpu --data %s --arch resnet14 --epochs 2 --batch 50 --seed 3 --out %s/teacher", train, tiny_data(), dir) != 0) {
+  if (run_command(&out, "%s --device cpu --data %s --arch resnet14 --epochs 1 --batch 43 --seed 3 --out %s/teacher", train, tiny_data(), dir) != 0) {
     printf("%s\n", out);
     return -1;
   }
@@ -25,7 +25,7 @@ static void same_run(const char *build_options, const char *live_options, const 
   const char *out;
   if (!train || !cache) skip();
   number++;
-  if (run_command(&out, "%s build --quiet --device cpu --teacher %s --data %s --seed 11 --codec f32 --shard-rows 64 --out %s/t%d.h5 %s", cache, teacher, tiny_data(), dir, number, build_options))
+  if (run_command(&out, "%s build --quiet --device cpu --teacher %s --data %s --seed 11 --codec f32 --shard-rows 32 --out %s/t%d.h5 %s", cache, teacher, tiny_data(), dir, number, build_options))
     fail_msg("%s", out);
   if (run_command(&out, "%s --device cpu --cache %s/t%d.h5 --data %s %s --seed 5 --batch 32 --log-steps --out %s/offline%d", train, dir, number, tiny_data(), common, dir, number))
     fail_msg("%s", out);
@@ -40,14 +40,14 @@ static void same_run(const char *build_options, const char *live_options, const 
   assert_string_equal(sha256_of("%s/offline%d/best.safetensors", dir, number), sha256_of("%s/online%d/best.safetensors", dir, number));
 }
 
-/* Four epochs over three views and a clean one; the last batch has 22 of 32 rows. */
+/* A few epochs over three views and a clean one; the last batch has 22 of 32 rows. */
 static void views_and_a_clean_one(void **state) {
-  same_run("--views 3 --clean-view --augment crop+flip", "--views 3 --clean-view --augment crop+flip", "--epochs 4");
+  same_run("--views 3 --clean-view --augment crop+flip", "--views 3 --clean-view --augment crop+flip", "--epochs " RUN_LENGTH("5", "2"));
 }
 
 /* --views all; a student of other normalisation, held-out samples, block shuffling, another teacher batch and fewer samples than the cache has. */
 static void all_views_and_other_orders(void **state) {
-  same_run("--views all --augment flip --teacher-batch 48 --samples 140", "--views all --augment flip --teacher-batch 48", "--epochs 3 --val 21 --shuffle-block 16 --samples 133 --mean 0.5 --std 0.25 --loss kd");
+  same_run("--views all --augment flip --teacher-batch 48 --samples 80", "--views all --augment flip --teacher-batch 48", "--epochs " RUN_LENGTH("3", "1") " --val 13 --shuffle-block 16 --samples 75 --mean 0.5 --std 0.25 --loss kd");
 }
 
 /* The training seed does not change what a cache means: another one takes other steps. */

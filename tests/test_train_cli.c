@@ -9,12 +9,14 @@
 static const char *train, *cache;
 static char dir[1200];
 
+#define EPOCHS RUN_LENGTH("6", "2") /* of 4 steps */
+
 static int labels_run(void **state) {
   const char *out;
   train = program("cmkd-train"), cache = program("cmkd-cache");
   if (!train || !cache) return 0;
   snprintf(dir, sizeof dir, "%s", scratch_dir());
-  if (run_command(&out, "%s --device cpu --data %s --augment none --epochs 5 --batch 25 --val 10 --lr 0.1 --out %s/run > %s/run.txt", train, tiny_data(), dir, dir) != 0 ||
+  if (run_command(&out, "%s --device cpu --data %s --augment none --epochs " EPOCHS " --batch 20 --val 10 --lr 0.1 --out %s/run > %s/run.txt", train, tiny_data(), dir, dir) != 0 ||
       run_command(&out, "%s build --quiet --device cpu --teacher %s/run/last.safetensors --data %s --views 2 --augment crop --seed 4 --out %s/t.h5", cache, dir, tiny_data(), dir) != 0) {
     printf("%s\n", out);
     return -1;
@@ -42,7 +44,7 @@ static void refused(int status, const char *const words[4], const char *format, 
 static void a_run_writes_what_scripts_read(void **state) {
   if (!train || !cache) skip();
   const char *said = text_of("%s/run.txt", dir);
-  static const char *const words[] = {"resnet8: 0.0778 M parameters", "loss      ce:1", "140 training, 10 validation, 70 test", "best is chosen by validation top-1", "last         5", "files: "};
+  static const char *const words[] = {"resnet8: 0.0778 M parameters", "loss      ce:1", "76 training, 10 validation, 70 test", "best is chosen by validation top-1", "last         " EPOCHS, "files: "};
   for (size_t i = 0; i < sizeof words / sizeof *words; i++)
     if (!strstr(said, words[i])) fail_msg("`%s` is not in: %s", words[i], said);
   char *log = strdup(text_of("%s/run/log.jsonl", dir)), *rest = NULL;
@@ -61,8 +63,8 @@ static void a_run_writes_what_scripts_read(void **state) {
     assert_true(fabs(last - json_number_value(json_object_get(o, "loss"))) < 1e-6);
     json_decref(o);
   }
-  assert_int_equal(epoch, 5);
-  assert_true(last < 0.7 * first); /* it learns */
+  assert_int_equal(epoch, atoi(EPOCHS));
+  assert_true(last < RUN_LENGTH(0.7, 1.0) * first); /* it learns */
   free(log);
 }
 
@@ -73,7 +75,7 @@ static void weights_carry_their_story(void **state) {
   char path[1300];
   snprintf(path, sizeof path, "%s/run/last.safetensors", dir);
   assert_ok(cmkd_weights_read(path, &w, &err));
-  static const char *const meta[][2] = {{"arch", "resnet8"}, {"dataset", "mnist"}, {"classes", "10"}, {"loss", "ce:1"}, {"epoch", "5"}, {"mean", "0.1307"}};
+  static const char *const meta[][2] = {{"arch", "resnet8"}, {"dataset", "mnist"}, {"classes", "10"}, {"loss", "ce:1"}, {"epoch", EPOCHS}, {"mean", "0.1307"}};
   for (size_t i = 0; i < sizeof meta / sizeof *meta; i++) {
     const char *value = cmkd_weights_meta(w, meta[i][0]);
     if (!value || strncmp(value, meta[i][1], strlen(meta[i][1]))) fail_msg("%s is %s, not %s", meta[i][0], value ? value : "missing", meta[i][1]);
@@ -81,7 +83,7 @@ static void weights_carry_their_story(void **state) {
   assert_non_null(cmkd_weights_find(w, "layer3.0.downsample.0.weight"));
   const cmkd_tensor *batches = cmkd_weights_find(w, "bn1.num_batches_tracked");
   assert_non_null(batches);
-  assert_true(*(const int64_t *)batches->data == 5 * 6);
+  assert_true(*(const int64_t *)batches->data == atoi(EPOCHS) * 4);
   cmkd_weights_free(w);
 }
 
@@ -152,7 +154,7 @@ static void refuses_foreign_caches(void **state) {
   refused(1, WORDS("t.h5", "fingerprint"), "--cache t.h5 --data %s", other);
   refused(1, WORDS("t.h5", "mnist", "cifar10"), "--cache t.h5 --data cifar10");
   refused(1, WORDS("t.h5", "crop", "flip"), "--cache t.h5 --data %s --augment flip", data);
-  refused(1, WORDS("t.h5", "150", "151"), "--cache t.h5 --data %s --samples 151", data);
+  refused(1, WORDS("t.h5", "86", "87"), "--cache t.h5 --data %s --samples 87", data);
   refused(1, WORDS("t.h5", "test"), "--cache t.test.h5 --data %s", data);
   refused(1, WORDS("t.h5"), "--cache t.h5 --data %s --test-cache t.h5", data);
   refused(1, WORDS("nowhere.h5"), "--cache nowhere.h5");
@@ -190,10 +192,10 @@ static void unwritable_and_full(void **state) {
 static void numbers_that_run_away(void **state) {
   if (!train || !cache) skip();
   const char *out;
-  int status = run_command(&out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 25 --out %s/wild --quiet", train, tiny_data(), dir);
+  int status = run_command(&out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 8 --eval-every 40 --out %s/wild --quiet", train, tiny_data(), dir);
   assert_int_equal(status, 1);
   if (!strstr(out, "sample") && !strstr(out, "finite")) fail_msg("%s", out);
-  status = run_command(&out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 25 --out %s/wild --quiet --resume", train, tiny_data(), dir); /* the state is a good one */
+  status = run_command(&out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 8 --eval-every 40 --out %s/wild --quiet --resume", train, tiny_data(), dir); /* the state is a good one */
   assert_int_equal(status, 1);
   if (!strstr(out, "sample") && !strstr(out, "finite")) fail_msg("%s", out);
 }
