@@ -13,7 +13,7 @@ cmkd_status cmkd_params_create(const cmkd_graph *graph, cmkd_params *out, cmkd_e
   size_t total = 0;
   *out = (cmkd_params){0};
   for (int i = 0; i < graph->params; i++) total += ((size_t)graph->param[i].count + 15) & ~(size_t)15; /* each array starts on 64 bytes */
-  out->value = calloc((size_t)graph->params, sizeof *out->value);
+  out->value = calloc((size_t)(unsigned)graph->params, sizeof *out->value);
   out->storage = total > SIZE_MAX / sizeof(float) ? NULL : aligned_alloc(64, total * sizeof(float));
   if (!out->value || !out->storage) {
     cmkd_params_free(out);

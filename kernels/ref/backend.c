@@ -59,7 +59,7 @@ static void ref_images_free(cmkd_be_images *images) { free(images); }
 static double **carve(int count, const size_t *sizes, void **storage) {
   size_t total = 0;
   for (int i = 0; i < count; i++) total += sizes[i];
-  double **pointers = calloc((size_t)count, sizeof *pointers);
+  double **pointers = calloc((size_t)(unsigned)count, sizeof *pointers);
   double *next = total <= SIZE_MAX / sizeof(double) ? calloc(total ? total : 1, sizeof(double)) : NULL;
   *storage = next;
   if (!pointers || !next) { free(pointers); return NULL; }
