@@ -133,7 +133,7 @@ def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     ap.add_argument('command', choices=('check', 'cases')); ap.add_argument('arch', nargs='*')
     ap.add_argument('--program', default='build/tests/test_parity'); ap.add_argument('--device', default='ref')
-    a = ap.parse_args()
+    a = ap.parse_intermixed_args()
     if a.command == 'cases':
         for arch in a.arch or CASES:
             write_case(arch)
