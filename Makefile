@@ -67,7 +67,7 @@ $(CONFIG): Makefile
 	$(call probe,JANSSON,jansson.h,(void *)json_object != 0,-ljansson,required; run make deps)
 	$(call probe,CRYPTO,openssl/evp.h,(void *)EVP_sha256 != 0,-lcrypto,required; run make deps)
 	$(call probe,OPENMP,omp.h,omp_get_max_threads(),$(OPENMP),required; run make deps)
-	$(call probe,ONEDNN,dnnl.h,(void *)dnnl_version != 0,-ldnnl,convolutions fall back to plain loops (slow); run make deps)
+	$(call probe,ONEDNN,dnnl.h,(void *)dnnl_version != 0,-ldnnl,our own kernels compute all convolutions (slower without AVX2); run make deps)
 	$(call probe,CMOCKA,stdio.h,1,-include stdarg.h -include stddef.h -include setjmp.h -include stdint.h -include cmocka.h -lcmocka,make check needs it; run make deps)
 	$(call nvprobe,CUDA,cuda_runtime.h,1,,--device cuda is left out; the CPU backend is whole)
 	$(call nvprobe,CUDNN,cudnn.h,cudnnGetVersion(),-lcudnn,no training on CUDA)
@@ -75,7 +75,7 @@ $(CONFIG): Makefile
 
 REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
 MISSING = $(strip $(foreach r,$(REQUIRED),$(if $(HAVE_$(r)),,$(r))))
-LIBS := -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
+LIBS := -Wl,--as-needed -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
 ALL_CPPFLAGS := $(BASE_CPPFLAGS) $(HDF5_CPP) $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) $(CPPFLAGS)
 ALL_CFLAGS := -std=c17 $(OPT) -fPIC $(OPENMP) -fno-math-errno $(WARN) $(SAN) $(ALL_CPPFLAGS) $(CFLAGS)
 LINK = $(CC) $(OPENMP) $(SAN) $(LDFLAGS)
