@@ -75,10 +75,10 @@ $(CONFIG): Makefile
 
 REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
 MISSING = $(strip $(foreach r,$(REQUIRED),$(if $(HAVE_$(r)),,$(r))))
-LIBS := -Wl,--as-needed -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
+LIBS := -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
 ALL_CPPFLAGS := $(BASE_CPPFLAGS) $(HDF5_CPP) $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) $(CPPFLAGS)
 ALL_CFLAGS := -std=c17 $(OPT) -fPIC $(OPENMP) -fno-math-errno $(WARN) $(SAN) $(ALL_CPPFLAGS) $(CFLAGS)
-LINK = $(CC) $(OPENMP) $(SAN) $(LDFLAGS)
+LINK = $(CC) -Wl,--as-needed $(OPENMP) $(SAN) $(LDFLAGS)
 %_avx2.o:   ISA := -mavx2 -mfma -mf16c -mbmi2 -ffp-contract=fast
 %_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mfma -mf16c -mbmi2 -ffp-contract=fast
 $(BUILD)/tests/test_loss_lanes.o: ISA := -Wno-psabi # vectors wider than the machine's, static functions only
