@@ -44,7 +44,8 @@ typedef struct long_rows {
 
 int64_t long_wave(int64_t B, int64_t C);
 size_t long_bytes(int64_t B, int64_t C, int sorts);
-cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, void *stream, cmkd_error *err);
+/* The losses, or with `sums` the agreement figures, of rows of more than LOSS_SHORT classes. */
+cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, double kappa, cmkd_agreement *sums, void *stream, cmkd_error *err);
 cmkd_status dist_launch(const loss_args *args, const cmkd_loss_term *term, double weight, double *columns, void *stream, cmkd_error *err);
 size_t dist_bytes(int64_t C);
 

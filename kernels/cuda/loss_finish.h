@@ -50,4 +50,22 @@ static __device__ void loss_result_write(const loss_args &a, double *room) {
     a.state->bad = 0;
   }
 }
+/* The same for agreement figures: a.rows (B, 3) is added to *sums. */
+static __device__ void agreement_add(const loss_args &a, cmkd_agreement *sums, double *room) {
+  team<false> tm;
+  tm.start(room);
+  const volatile double *rows = a.rows;
+  double v[3] = {0, 0, 0};
+  for (int64_t r = tm.rank; r < a.B; r += tm.size)
+#pragma unroll
+    for (int k = 0; k < 3; k++) v[k] += rows[r * 3 + k];
+  tm.sum(v);
+  if (tm.rank == 0) {
+    sums->pearson += v[0];
+    sums->spearman += v[1];
+    sums->blocks += v[2];
+    sums->rows += a.B;
+    a.state->bad = 0;
+  }
+}
 #endif

@@ -115,6 +115,8 @@ struct long_row {
     tm.sync();
   }
   __device__ void sort_student() {}
+  __device__ void rank_student() {}
+  __device__ __forceinline__ int own(int k) const { return twice_rank(student_keys, C, position(k)); }
   __device__ void keep_ranks() {}
   __device__ void spread_all() {
     tm.sync();
@@ -124,11 +126,8 @@ struct long_row {
   }
 };
 
-__global__ void __launch_bounds__(LONG_THREADS) long_row_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
-  CMKD_SHARED(double, room, TEAM_ROOM);
-  CMKD_SHARED(int, count, LONG_THREADS);
-  const int64_t slot = blockIdx.x, r = w.first + slot, keys = slot * (a.C + 1), places = slot * a.C;
-  long_row row;
+static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *room, int *count) {
+  const int64_t r = w.first + slot, keys = slot * (a.C + 1), places = slot * a.C;
   row.tm.start(room);
   row.C = a.C;
   row.share = (a.C + LONG_THREADS - 1) / LONG_THREADS;
@@ -146,8 +145,24 @@ __global__ void __launch_bounds__(LONG_THREADS) long_row_kernel(const __grid_con
   row.rank = w.rank + places;
   row.list = w.list + places;
   row.count = count;
-  row_loss(row, a, r);
+}
+
+__global__ void __launch_bounds__(LONG_THREADS) long_row_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
+  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(int, count, LONG_THREADS);
+  long_row row;
+  long_start(row, a, w, blockIdx.x, room, count);
+  row_loss(row, a, w.first + blockIdx.x);
   if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) loss_result_write(a, room);
+}
+
+__global__ void __launch_bounds__(LONG_THREADS) long_agreement_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w, double kappa, cmkd_agreement *sums) {
+  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(int, count, LONG_THREADS);
+  long_row row;
+  long_start(row, a, w, blockIdx.x, room, count);
+  row_agreement(row, a, w.first + blockIdx.x, kappa);
+  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) agreement_add(a, sums, room);
 }
 
 /* ---- host --------------------------------------------------------------------------------------------------------------- */
@@ -160,7 +175,7 @@ int64_t long_wave(int64_t B, int64_t C) {
 }
 size_t long_bytes(int64_t B, int64_t C, int sorts) { return (size_t)long_wave(B, C) * row_bytes(C, sorts); }
 
-cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, void *stream_pointer, cmkd_error *err) {
+cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, double kappa, cmkd_agreement *sums, void *stream_pointer, cmkd_error *err) {
   cudaStream_t stream = (cudaStream_t)stream_pointer;
   const loss_args a = *args;
   const size_t shared = LOSS_SHORT * sizeof(uint64_t);
@@ -196,7 +211,8 @@ cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, void *s
         CMKD_TRY(launch_status("loss, merging", err));
       }
     }
-    CMKD_LAUNCH(long_row_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w);
+    if (sums) CMKD_LAUNCH(long_agreement_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w, kappa, sums);
+    else CMKD_LAUNCH(long_row_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w);
     CMKD_TRY(launch_status("loss, rows", err));
   }
   return CMKD_OK;

@@ -32,7 +32,7 @@ struct row_facts {
 /* Largest logits, moments, and whether the row may be used at all. */
 template <class ROW> ROW_FUNCTION row_facts look_at(ROW &row, const loss_args &a, int64_t r) {
   row_facts f;
-  const int C = a.C, label = a.labels[r], y = label >= 0 && label < C ? label : 0;
+  const int C = a.C, label = a.labels ? a.labels[r] : 0, y = label >= 0 && label < C ? label : 0;
   double top[7] = {-HUGE_VAL, -HUGE_VAL, -HUGE_VAL, -HUGE_VAL, -HUGE_VAL, -HUGE_VAL, (double)(y != label)};
 #pragma unroll
   for (int k = 0; k < row.items(); k++) {
@@ -406,5 +406,45 @@ template <class ROW> ROW_FUNCTION void row_loss(ROW &row, const loss_args &a, in
     }
   }
   if (row.tm.rank == 0) { out[0] = total; out[1] = (double)blocks / a.C; }
+}
+/* The agreement figures of row r, into a.rows (B, 3): Pearson of the logits, Spearman of the ranks, soft-rank blocks / C. Nothing for a
+ * row that is degenerate or not finite. */
+template <class ROW> ROW_FUNCTION void row_agreement(ROW &row, const loss_args &a, int64_t r, double kappa) {
+  const row_facts f = look_at(row, a, r);
+  double *out = a.rows + r * 3;
+  if (f.bad || f.degenerate) {
+    if (row.tm.rank == 0) out[0] = out[1] = out[2] = 0;
+    return;
+  }
+  double v[3] = {0, 0, 0}, m[3] = {0, 0, 0};
+#pragma unroll
+  for (int k = 0; k < row.items(); k++)
+    if (row.at(k) < a.C) {
+      const double s = row.s(k) - f.s_mean, t = row.t(k) - f.t_mean;
+      v[0] += s * s;
+      v[1] += t * t;
+      v[2] += s * t;
+    }
+  row.tm.sum(v);
+  row.rank_teacher();
+  row.sort_student();
+  row.keep_ranks();
+  row.rank_student();
+  const int middle = a.C + 1; /* twice the mean rank */
+#pragma unroll
+  for (int k = 0; k < row.per(); k++)
+    if (row.position(k) < a.C) {
+      const double s = row.own(k) - middle, t = row.twice(k) - middle;
+      m[0] += s * s;
+      m[1] += t * t;
+      m[2] += s * t;
+    }
+  row.tm.sum(m);
+  const int blocks = pool_row(row, a.C, f.s_mean, f.s_inverse * a.C / kappa);
+  if (row.tm.rank == 0) {
+    out[0] = v[2] / sqrt(v[0] * v[1]);
+    out[1] = m[0] > 0 && m[1] > 0 ? m[2] / sqrt(m[0] * m[1]) : 1; /* ties everywhere: 1 - 0, as the reference has it */
+    out[2] = (double)blocks / a.C;
+  }
 }
 #endif

@@ -20,12 +20,33 @@ $(SIMT_OUT)/%.cpp.o: %.cpp tests/simt/rules.mk
 	@mkdir -p $(@D)
 	$(call say,CXX,$<)
 	$(Q)$(CXX) $(filter-out $(SIMT_SAN) -O1,$(SIMT_FLAGS)) -O2 -DSIMT_ASAN -MMD -MP -c -o $@ $<
-# A test is cmocka in C (NAME.c); kernels made for it lie beside it (NAME.cu).
+# A test is cmocka in C (NAME.c); kernels made for it lie beside it (NAME.cu). The test_cuda_* run again on a real device (test_device_*),
+# where each is skipped by name when there is none.
 .SECONDEXPANSION:
-$(SIMT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/simt/%.o $$(if $$(wildcard tests/simt/%.cu),$(SIMT_OUT)/tests/simt/%.cu.o) $(SIMT_OBJ) $(TEST_SUPPORT) $(BUILD)/libcmkd.a
+$(SIMT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/simt/%.o $(BUILD)/tests/simt/gpu.o $$(addprefix $(SIMT_OUT)/,$$(addsuffix .o,$$(wildcard tests/simt/$$*.cu))) $(SIMT_OBJ) $(TEST_SUPPORT) $(BUILD)/libcmkd.a
 	$(call say,LINK,$@)
-	$(Q)$(CXX) -fopenmp $(SIMT_SAN) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(CXX) $(OPENMP) $(SIMT_SAN) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
 tests-build: $(SIMT_TESTS)
+
+# check_vectors evaluates the emulated kernels too
+$(BUILD)/tests/check_vectors: $(BUILD)/tests/simt/vectors.o $(SIMT_OBJ)
+$(BUILD)/tests/check_vectors: private LDFLAGS += $(SIMT_SAN)
+$(BUILD)/tests/check_vectors: private LIBS := $(BUILD)/libcmkd.a $(LIBS) -lstdc++
 
 -include $(SIMT_OBJ:.o=.d) $(SIMT_C:%.c=$(BUILD)/tests/simt/%.d) $(SIMT_CU:%=$(SIMT_OUT)/tests/simt/%.d)
 endif
+
+# ---- the same tests on a GPU ---------------------------------------------------------------------------------------------
+DEVICE_C     := $(patsubst tests/simt/test_cuda_%.c,%,$(wildcard tests/simt/test_cuda_*.c))
+DEVICE_TESTS := $(DEVICE_C:%=$(BUILD)/tests/test_device_%)
+TESTS        += $(DEVICE_TESTS)
+$(BUILD)/device/%.o: %.c $(CONFIG)
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CC) $(ALL_CFLAGS) -DON_DEVICE -MMD -MP -c -o $@ $<
+$(DEVICE_TESTS): $(BUILD)/tests/test_device_%: $(BUILD)/device/tests/simt/test_cuda_%.o $(BUILD)/device/tests/simt/gpu.o $(TEST_SUPPORT) $(BUILD)/libcmkd.a
+	$(call say,LINK,$@)
+	$(Q)$(LINK) -o $@ $^ -lcmocka $(LIBS)
+tests-build: $(DEVICE_TESTS)
+$(BUILD)/tests/check_vectors: $(BUILD)/device/tests/simt/vectors.o
+-include $(DEVICE_C:%=$(BUILD)/device/tests/simt/test_cuda_%.d) $(BUILD)/device/tests/simt/vectors.d $(BUILD)/device/tests/simt/gpu.d

@@ -12,6 +12,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include "tests/simt/simt_half.h"
 
@@ -92,6 +93,9 @@ template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
 static inline uint32_t __float_as_uint(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 static inline float __uint_as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline float __fmul_rn(float a, float b) { return a * b; } /* the build contracts nothing */
+static inline float __fsub_rn(float a, float b) { return a - b; }
+static inline float __fdiv_rn(float a, float b) { return a / b; }
 static inline int __popc(unsigned v) { return __builtin_popcount(v); }
 static inline int __ffs(int v) { return __builtin_ffs(v); }
 static inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
@@ -99,10 +103,18 @@ static inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
 /* ---- the few host calls that launching code makes; device memory is host memory ---------------------------------------- */
 typedef void *cudaStream_t;
 typedef int cudaError_t;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorLaunchFailure = 719 };
+enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
+struct cudaDeviceProp { char name[256]; };
 cudaError_t cudaGetLastError(void);
 const char *cudaGetErrorString(cudaError_t error); /* what the last failed launch did wrong */
 static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream) { memset(p, value, bytes); return cudaSuccess; }
+static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) { memset(p, value, bytes); return cudaSuccess; }
+static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, int) { memcpy(to, from, bytes); return cudaSuccess; }
+static inline cudaError_t cudaMalloc(void **p, size_t bytes) { return posix_memalign(p, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess; } /* exact size */
+static inline cudaError_t cudaFree(void *p) { free(p); return cudaSuccess; }
+static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) { memcpy(p->name, "emulated", 9); return cudaSuccess; }
 
 #define CMKD_SHARED(type, name, count)           \
   static const char name##_key = 0;              \

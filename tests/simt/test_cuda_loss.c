@@ -1,12 +1,10 @@
-/* The CUDA losses, emulated, against the double reference: many shapes, dtypes and hostile rows, each with the threads of a block in
- * forward, reverse and random order. Where the emulation is not used (a device), tests/device runs the same cases. */
-#include "tests/support.h"
+/* The CUDA losses against the double reference: many shapes, dtypes and hostile rows; in the emulation each with the threads of a block in
+ * forward, reverse and random order. */
+#include "tests/simt/gpu.h"
 #include <math.h>
 #include "base/half.h"
 #include "base/rng.h"
-#include "cmkd/loss_cuda.h"
 #include "kernels/loss.h"
-#include "tests/simt/emulate.h"
 
 typedef struct problem {
   int64_t B, C;
@@ -58,27 +56,26 @@ static void free_problem(problem *p) { free(p->s); free(p->t); free(p->student);
 /* One evaluation, in poisoned memory of exact size; `twice`: scratch is ready for the next, which gives the same bits. */
 static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, double smoothing, double entropy_mean, float *grad, cmkd_loss_result *result, int twice) {
   cmkd_error err;
-  size_t bytes = cmkd_cuda_loss_scratch(loss, p->B, p->C), n = (size_t)(p->B * p->C);
+  size_t bytes = gpu->loss_scratch(loss, p->B, p->C), n = (size_t)(p->B * p->C);
   assert_true(bytes > 0);
-  void *scratch = NULL;
-  assert_int_equal(posix_memalign(&scratch, 256, bytes), 0);
-  memset(scratch, 0xFF, bytes);
-  if (grad) memset(grad, 0xFF, n * 4);
-  memset(result, 0xFF, sizeof *result);
-  cmkd_cuda_loss_batch b = {p->B, p->C, p->student, p->student_dtype, p->teacher, p->teacher_dtype, p->labels, grad, epoch, smoothing, entropy_mean};
-  assert_ok(cmkd_cuda_loss_init(scratch, NULL, &err));
-  assert_ok(cmkd_cuda_loss_eval(loss, &b, scratch, result, NULL, &err));
+  void *scratch = gpu_room(bytes);
+  cmkd_cuda_loss_batch b = {p->B, p->C, gpu_put(p->student, n * (p->student_dtype == CMKD_F32 ? 4 : 2)), p->student_dtype, gpu_put(p->teacher, n * (p->teacher_dtype == CMKD_F32 ? 4 : 2)),
+                            p->teacher_dtype, gpu_put(p->labels, (size_t)p->B * 4), grad ? gpu_room(n * 4) : NULL, epoch, smoothing, entropy_mean};
+  cmkd_loss_result *out = gpu_room(sizeof *out), again;
+  assert_ok(gpu->loss_init(scratch, NULL, &err));
+  assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
+  gpu_get(result, out, sizeof *result);
+  if (grad) gpu_get(grad, b.grad, n * 4);
   if (twice) {
-    cmkd_loss_result again;
-    float *same = malloc(n * 4);
-    memset(same, 0xFF, n * 4);
-    b.grad = grad ? same : NULL;
-    assert_ok(cmkd_cuda_loss_eval(loss, &b, scratch, &again, NULL, &err));
+    assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
+    gpu_get(&again, out, sizeof again);
     assert_memory_equal(&again, result, sizeof again);
+    float *same = malloc(n * 4);
+    if (grad) gpu_get(same, b.grad, n * 4);
     if (grad) assert_memory_equal(same, grad, n * 4);
     free(same);
   }
-  free(scratch);
+  gpu_clear();
 }
 
 static void close_to(const char *what, double got, double want, double scale) {
@@ -93,9 +90,9 @@ static void compare(const char *name, const cmkd_loss *loss, const problem *p, d
   cmkd_loss_result ref, result, result_first;
   assert_ok(cmkd_loss_ref_double(loss, p->B, p->C, p->s, p->t, p->labels, epoch, smoothing, entropy_mean, want, &ref, NULL, &err));
   for (int64_t i = 0; i < n; i++) top = fmax(top, fabs(want[i]));
-  const int start = p->C > 4096 ? CMKD_SIMT_REVERSE : CMKD_SIMT_FORWARD; /* large ones are slow here */
-  for (int order = start; order < CMKD_SIMT_ORDERS; order++) {
-    cmkd_simt_order(order, 17);
+  const int start = p->C > 4096 && ORDERS > 1 ? CMKD_SIMT_REVERSE : CMKD_SIMT_FORWARD; /* large ones are slow in the emulation */
+  for (int order = start; order < ORDERS; order++) {
+    set_order(order, 17);
     evaluate(loss, p, epoch, smoothing, entropy_mean, grad, &result, order == CMKD_SIMT_REVERSE && p->C < 1000);
     char what[160];
     snprintf(what, sizeof what, "%s B %d C %d order %d", name, (int)p->B, (int)p->C, order);
@@ -139,15 +136,18 @@ static const char *const every_loss[] = {"ce", "kd", "dkd", "nkd", "dist", "cmkd
 enum { LOSSES = sizeof every_loss / sizeof every_loss[0] };
 
 static void every_loss_agrees(void **state) {
+  NEED_GPU();
   for (int i = 0; i < LOSSES; i++) check_case(every_loss[i], 6, 10, CMKD_F32, CMKD_F32, PLAIN);
 }
 
 static void class_counts_around_powers_of_two(void **state) {
+  NEED_GPU();
   static const int C[] = {2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200, 255, 256, 257, 511, 512, 513, 1000, 1024, 1025};
   for (size_t i = 0; i < sizeof C / sizeof C[0]; i++) check_case("dkd+cmkd", C[i] > 200 ? 1 : 5, C[i], CMKD_F32, CMKD_F32, PLAIN);
 }
 
 static void large_rows(void **state) {
+  NEED_GPU();
   check_case("dkd+cmkd", 1, 2049, CMKD_F32, CMKD_F16, PLAIN);
   check_case("cmkd", 1, 4097, CMKD_F32, CMKD_F32, PLAIN);
   check_case("cmkd", 1, 8192, CMKD_F32, CMKD_F32, TIES);
@@ -155,26 +155,36 @@ static void large_rows(void **state) {
 
 /* More than shared memory holds: tiles, merges, rows in device memory. */
 static void rows_in_device_memory(void **state) {
+  NEED_GPU();
   check_case("ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:kappa=1", 2, 8193, CMKD_F32, CMKD_F16, PLAIN);
+#ifdef ON_DEVICE
+  check_case("dkd+cmkd", 3, 131072, CMKD_F32, CMKD_F16, PLAIN);
+  check_case("cmkd", 64, 32768, CMKD_F32, CMKD_F32, PLAIN);
+#endif
   check_case("cmkd", 1, 17000, CMKD_F16, CMKD_F32, TIES); /* three tiles: two passes of merging, one of an odd run */
   check_case("kd", 2, 9000, CMKD_F32, CMKD_BF16, PLAIN);
 }
 
 static void half_and_bfloat16(void **state) {
+  NEED_GPU();
   static const cmkd_dtype types[] = {CMKD_F32, CMKD_F16, CMKD_BF16};
   for (int s = 0; s < 3; s++)
     for (int t = 0; t < 3; t++) check_case(every_loss[7], 3, 50, types[s], types[t], PLAIN);
 }
 
 static void hostile_rows(void **state) {
+  NEED_GPU();
   for (int kind = TIES; kind <= EQUAL_TEACHERS; kind++)
     for (int i = 0; i < LOSSES; i++) check_case(every_loss[i], 4, 40, CMKD_F32, CMKD_F32, (fill)kind);
   check_case("cmkd", 2, 300, CMKD_F32, CMKD_F32, TIES);
   check_case("cmkd+dist", 1, 100, CMKD_F32, CMKD_F32, PLAIN);
   check_case("cmkd", 1, 2, CMKD_F32, CMKD_F32, PLAIN);
+  check_case("cmkd:kappa=0.001", 3, 60, CMKD_F32, CMKD_F16, TIES);
+  check_case("cmkd:T=.05,kappa=1e6", 3, 60, CMKD_F32, CMKD_F16, PLAIN);
 }
 
 static void warm_up_smoothing_and_a_given_entropy(void **state) {
+  NEED_GPU();
   cmkd_loss *loss = parse("ce:1+dkd:beta=8,T=4,warmup=20+cmkd:1");
   problem p = make_problem(5, 21, CMKD_F32, CMKD_F32, PLAIN, 5);
   compare("warm-up", loss, &p, 3, .1, NAN);
@@ -185,6 +195,7 @@ static void warm_up_smoothing_and_a_given_entropy(void **state) {
 }
 
 static void one_block_when_eps_is_large(void **state) {
+  NEED_GPU();
   cmkd_loss *loss = parse("cmkd:kappa=60"); /* eps = .6 > 2 / sqrt(99) */
   problem p = make_problem(3, 100, CMKD_F32, CMKD_F32, PLAIN, 8);
   cmkd_loss_result result;
@@ -195,6 +206,7 @@ static void one_block_when_eps_is_large(void **state) {
 }
 
 static void bad_rows_are_named(void **state) {
+  NEED_GPU();
   static const float worst[] = {NAN, INFINITY, -INFINITY};
   cmkd_loss *loss = parse(every_loss[7]);
   for (int i = 0; i < 8; i++) {
@@ -205,8 +217,8 @@ static void bad_rows_are_named(void **state) {
     p.labels[6] = 2000000000;
     float *grad = malloc(7 * 33 * 4);
     cmkd_loss_result result;
-    for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
-      cmkd_simt_order(order, 3);
+    for (int order = 0; order < ORDERS; order++) {
+      set_order(order, 3);
       evaluate(loss, &p, 1, 0, NAN, grad, &result, 1);
       assert_int_equal(result.bad_row, 4);
       assert_true(isnan(result.loss));
@@ -218,10 +230,12 @@ static void bad_rows_are_named(void **state) {
   cmkd_loss_free(loss);
 }
 
+#ifndef ON_DEVICE
 static void one_launch(void **state) {
+  NEED_GPU();
   static const struct { const char *text; int64_t C; double entropy; long launches; } cases[] = {
     {"cmkd", 100, 1, 1}, {"cmkd", 1000, 1, 1}, {"dkd+cmkd", 100, NAN, 2}, {"kd", 100, NAN, 1}, {"cmkd:gate=off", 300, NAN, 1}, {"dist", 100, NAN, 3}};
-  cmkd_simt_order(CMKD_SIMT_FORWARD, 0);
+  set_order(CMKD_SIMT_FORWARD, 0);
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     cmkd_loss *loss = parse(cases[i].text);
     problem p = make_problem(2, cases[i].C, CMKD_F32, CMKD_F32, PLAIN, 3);
@@ -236,22 +250,25 @@ static void one_launch(void **state) {
   }
 }
 
+#endif
+
 static void arguments_are_checked(void **state) {
+  NEED_GPU();
   cmkd_error err;
   cmkd_loss *loss = parse("kd");
   problem p = make_problem(2, 5, CMKD_F32, CMKD_F32, PLAIN, 3);
   char scratch[64];
   cmkd_loss_result result;
   cmkd_cuda_loss_batch good = {2, 5, p.student, CMKD_F32, p.teacher, CMKD_F32, p.labels, NULL, 1, 0, NAN}, b;
-  b = good; b.classes = 1; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.classes = 131073; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.batch = 0; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.teacher = NULL; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.student = NULL; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.student_dtype = CMKD_F64; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.label_smoothing = 1; assert_int_equal(cmkd_cuda_loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(cmkd_cuda_loss_scratch(loss, 0, 5), 0);
-  assert_int_equal(cmkd_cuda_loss_scratch(loss, INT64_MAX, 5), 0);
+  b = good; b.classes = 1; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good; b.classes = 131073; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good; b.batch = 0; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good; b.teacher = NULL; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good; b.student = NULL; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good; b.student_dtype = CMKD_F64; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good; b.label_smoothing = 1; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->loss_scratch(loss, 0, 5), 0);
+  assert_int_equal(gpu->loss_scratch(loss, INT64_MAX, 5), 0);
   free_problem(&p);
   cmkd_loss_free(loss);
 }
@@ -260,7 +277,10 @@ int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_loss_agrees), cmocka_unit_test(class_counts_around_powers_of_two), cmocka_unit_test(large_rows), cmocka_unit_test(rows_in_device_memory),
     cmocka_unit_test(half_and_bfloat16), cmocka_unit_test(hostile_rows), cmocka_unit_test(warm_up_smoothing_and_a_given_entropy),
-    cmocka_unit_test(one_block_when_eps_is_large), cmocka_unit_test(bad_rows_are_named), cmocka_unit_test(one_launch),
+    cmocka_unit_test(one_block_when_eps_is_large), cmocka_unit_test(bad_rows_are_named), 
+#ifndef ON_DEVICE
+    cmocka_unit_test(one_launch),
+#endif
     cmocka_unit_test(arguments_are_checked),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,94 @@
+/* Images on the device: gather, crop, flip, normalise. A thread moves a pixel. The moves are those of base/views.c, by the same digits of the
+ * same seed; tests compare every variant byte by byte. Won't do: other sizes out than in. */
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/kernels.h"
+
+#define IMAGE_THREADS 256
+
+typedef struct image_args {
+  const uint8_t *pixels;
+  const uint32_t *rows;
+  const uint64_t *seeds;
+  const float *table;
+  int64_t total; /* output pixels */
+  int policy, variants, h, w, c, stride_c;
+} image_args;
+
+/* Where output pixel `at` comes from, or -1 for outside; in pixels from the start of the data set. */
+static __device__ __forceinline__ int64_t source_of(const image_args &a, int64_t at) {
+  const int plane = a.h * a.w, pixel = (int)(at % plane), y = pixel / a.w;
+  const int64_t i = at / plane;
+  int x = pixel % a.w, dy = 4, dx = 4;
+  if (a.seeds) { /* none: every row is clean, the identity */
+    uint32_t variant = (uint32_t)(a.seeds[i] % (uint32_t)a.variants);
+    if (a.policy & CMKD_AUGMENT_FLIP) {
+      if (variant % 2) x = a.w - 1 - x;
+      variant /= 2;
+    }
+    if (a.policy & CMKD_AUGMENT_CROP) { dx = (int)(variant % 9); dy = (int)(variant / 9); }
+  }
+  const int sy = y + dy - 4, sx = x + dx - 4;
+  if (sy < 0 || sy >= a.h || sx < 0 || sx >= a.w) return -1;
+  return (int64_t)a.rows[i] * plane + sy * a.w + sx;
+}
+
+__global__ void __launch_bounds__(IMAGE_THREADS) augment_bytes_kernel(const __grid_constant__ image_args a, uint8_t *target) {
+  const int64_t at = (int64_t)blockIdx.x * IMAGE_THREADS + threadIdx.x;
+  if (at >= a.total) return;
+  const int64_t from = source_of(a, at);
+  for (int k = 0; k < a.c; k++) target[at * a.c + k] = from < 0 ? (uint8_t)0 : a.pixels[from * a.c + k];
+}
+
+__global__ void __launch_bounds__(IMAGE_THREADS) augment_kernel(const __grid_constant__ image_args a, float *target) {
+  const int64_t at = (int64_t)blockIdx.x * IMAGE_THREADS + threadIdx.x;
+  if (at >= a.total) return;
+  const int64_t from = source_of(a, at);
+  float *out = target + at * a.stride_c;
+  if (a.stride_c % 4 == 0) /* 16 bytes a store */
+    for (int k = 0; k < a.stride_c; k += 4) {
+      float v[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) v[j] = k + j < a.c ? __ldg(a.table + (k + j) * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + k + j])) : 0;
+      *(float4 *)(out + k) = make_float4(v[0], v[1], v[2], v[3]);
+    }
+  else
+    for (int k = 0; k < a.stride_c; k++) out[k] = k < a.c ? __ldg(a.table + k * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + k])) : 0;
+}
+
+static cmkd_status prepare(image_args *a, cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, int stride_c, unsigned *blocks, cmkd_error *err) {
+  const int64_t total = (int64_t)count * h * w;
+  if (!pixels || !rows || count < 1 || h < 1 || w < 1 || c < 1 || h > 4096 || w > 4096 || stride_c < c || stride_c > 1024 || total > (int64_t)IMAGE_THREADS * 2147483647)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "augment: %d images of %d x %d x %d into %d channels are out of range", count, h, w, c, stride_c);
+  memset(a, 0, sizeof *a);
+  a->pixels = pixels;
+  a->rows = rows;
+  a->seeds = seeds;
+  a->total = total;
+  a->policy = (int)policy;
+  a->variants = (int)cmkd_policy_variants(policy);
+  a->h = h;
+  a->w = w;
+  a->c = c;
+  a->stride_c = stride_c;
+  *blocks = (unsigned)((total + IMAGE_THREADS - 1) / IMAGE_THREADS);
+  return CMKD_OK;
+}
+
+cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target, void *stream,
+                                    cmkd_error *err) {
+  image_args a;
+  unsigned blocks = 0;
+  CMKD_TRY(prepare(&a, policy, pixels, rows, seeds, count, h, w, c, c, &blocks, err));
+  CMKD_LAUNCH(augment_bytes_kernel, dim3(blocks), dim3(IMAGE_THREADS), 0, (cudaStream_t)stream, a, target);
+  return launch_status("augment", err);
+}
+
+cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, const float *table, int stride_c,
+                              float *target, void *stream, cmkd_error *err) {
+  image_args a;
+  unsigned blocks = 0;
+  CMKD_TRY(prepare(&a, policy, pixels, rows, seeds, count, h, w, c, stride_c, &blocks, err));
+  a.table = table;
+  CMKD_LAUNCH(augment_kernel, dim3(blocks), dim3(IMAGE_THREADS), 0, (cudaStream_t)stream, a, target);
+  return launch_status("augment", err);
+}

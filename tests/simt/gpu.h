@@ -1,0 +1,29 @@
+/* The device of a test: the emulation, or with -DON_DEVICE (programs test_device_*) the GPU behind libcmkd-cuda.so, where every test is
+ * skipped by name when there is none. The same tests run on both. */
+#ifndef CMKD_TESTS_GPU_H
+#define CMKD_TESTS_GPU_H
+#include "kernels/cuda/kernels.h"
+#include "tests/simt/emulate.h"
+#include "tests/support.h"
+
+#ifdef ON_DEVICE
+enum { ORDERS = 1 };
+static inline void set_order(int order, unsigned seed) {}
+#else
+enum { ORDERS = CMKD_SIMT_ORDERS };
+static inline void set_order(int order, unsigned seed) { cmkd_simt_order(order, seed); }
+#endif
+
+const cmkd_cuda_functions_table *gpu_open(const char **why); /* NULL: *why says what is missing */
+extern const cmkd_cuda_functions_table *gpu;                 /* set by NEED_GPU */
+#define NEED_GPU() do { \
+    const char *why_; \
+    if (!gpu && !(gpu = gpu_open(&why_))) { printf("SKIP: %s: %s\n", __func__, why_); skip(); } \
+  } while (0)
+
+/* Device memory of this test, all freed by gpu_clear: a copy of host memory; fresh memory full of 0xFF. NULL and 0 bytes give NULL. */
+void *gpu_put(const void *host, size_t bytes);
+void *gpu_room(size_t bytes);
+void gpu_get(void *host, const void *device, size_t bytes);
+void gpu_clear(void);
+#endif

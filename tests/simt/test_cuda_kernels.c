@@ -1,0 +1,191 @@
+/* The CUDA kernels beside the losses, against the plain ones: agreement figures, image moves, cache rows, SGD. */
+#include "tests/simt/gpu.h"
+#include <math.h>
+#include "base/half.h"
+#include "base/rng.h"
+#include "formats/codec.h"
+#include "kernels/augment.h"
+#include "kernels/loss.h"
+#include "kernels/ref/ops.h"
+
+static void agreement_case(int64_t B, int64_t C, double kappa, int coarse) {
+  cmkd_error err;
+  size_t n = (size_t)(B * C);
+  float *s = malloc(n * 4);
+  uint16_t *t = malloc(n * 2);
+  double *sd = malloc(n * 8), *td = malloc(n * 8), want[3] = {0}, one[3];
+  cmkd_rng rng = cmkd_rng_start((uint64_t)(B * 7919 + C), CMKD_STREAM_TEST, 1);
+  for (size_t i = 0; i < n; i++) {
+    double v = cmkd_rng_normal(&rng) * 3;
+    t[i] = cmkd_float_to_half((float)(coarse ? floor(v) : v));
+    td[i] = cmkd_half_to_float(t[i]);
+    sd[i] = s[i] = (float)(coarse ? floor(v + cmkd_rng_normal(&rng)) : v + cmkd_rng_normal(&rng));
+    if (B > 2 && (int64_t)i / C == 1) sd[i] = s[i] = 4; /* a degenerate row */
+  }
+  for (int64_t r = 0; r < B; r++) {
+    assert_ok(cmkd_agreement_ref(C, sd + r * C, td + r * C, kappa, one, one + 1, one + 2, &err));
+    for (int k = 0; k < 3; k++) want[k] += one[k];
+  }
+  for (int order = 0; order < ORDERS; order++) {
+    set_order(order, 5);
+    cmkd_agreement got = {.rows = 0};
+    void *scratch = gpu_room(gpu->agreement_scratch(B, C)), *sums = gpu_put(&got, sizeof got), *student = gpu_put(s, n * 4), *teacher = gpu_put(t, n * 2);
+    assert_ok(gpu->loss_init(scratch, NULL, &err));
+    for (int k = 0; k < 2; k++) assert_ok(gpu->agreement_add(student, CMKD_F32, teacher, CMKD_F16, B, C, kappa, scratch, sums, NULL, &err));
+    gpu_get(&got, sums, sizeof got);
+    gpu_clear();
+    assert_int_equal(got.rows, 2 * B);
+    if (fabs(got.pearson - 2 * want[0]) > 1e-6 * (double)B || fabs(got.spearman - 2 * want[1]) > 1e-9 * (double)B || fabs(got.blocks - 2 * want[2]) > 1e-12 * (double)B)
+      fail_msg("B %d C %d order %d: %.9g %.9g %.9g, reference %.9g %.9g %.9g", (int)B, (int)C, order, got.pearson, got.spearman, got.blocks, 2 * want[0], 2 * want[1], 2 * want[2]);
+  }
+  free(s); free(t); free(sd); free(td);
+}
+
+static void agreement_is_the_reference(void **state) {
+  NEED_GPU();
+  static const int C[] = {2, 3, 10, 100, 128, 129, 300, 1000};
+  for (size_t i = 0; i < sizeof C / sizeof *C; i++) agreement_case(C[i] > 200 ? 1 : 5, C[i], 2, i % 2 == 1);
+  agreement_case(1, 40, 1000, 0);
+}
+
+static void agreement_of_rows_in_device_memory(void **state) {
+  NEED_GPU();
+  agreement_case(1, 8200, 2, 1);
+}
+
+/* Every variant of every policy, more images than a block, odd sizes. */
+static void images_are_the_same_bytes(void **state) {
+  NEED_GPU();
+  static const int shapes[][3] = {{32, 32, 3}, {28, 28, 1}, {5, 3, 3}, {2, 9, 4}};
+  const float mean[] = {.5f, .4f, .3f, .2f}, std[] = {.25f, .3f, .35f, .1f};
+  cmkd_error err;
+  for (int policy = CMKD_AUGMENT_NONE; policy <= CMKD_AUGMENT_CROP_FLIP; policy++)
+    for (int k = 0; k < 4; k++) {
+      const int h = shapes[k][0], w = shapes[k][1], c = shapes[k][2], n = 4, count = k == 0 && policy == CMKD_AUGMENT_CROP_FLIP ? 24 : 170 / (k == 0 ? 16 : 1);
+      const size_t image = (size_t)(h * w * c);
+      uint8_t *pixels = malloc(n * image), *want = malloc((size_t)count * image), *got = malloc((size_t)count * image);
+      uint32_t *rows = malloc((size_t)count * 4);
+      uint64_t *seeds = malloc((size_t)count * 8);
+      float table[4 * 256];
+      cmkd_rng rng = cmkd_rng_start((uint64_t)(policy * 10 + k), CMKD_STREAM_TEST, 2);
+      for (size_t i = 0; i < n * image; i++) pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
+      for (int i = 0; i < count; i++) {
+        rows[i] = cmkd_rng_below(&rng, n);
+        seeds[i] = i % 2 ? (uint64_t)i : cmkd_rng_u64(&rng);
+      }
+      cmkd_cuda_pixel_table(mean, std, c, table);
+      for (int clean = 0; clean < 2; clean++) {
+        set_order(k % ORDERS, 1);
+        void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4), *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_room((size_t)count * image);
+        cmkd_augment_bytes_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, want);
+        assert_ok(gpu->augment_bytes((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_got, NULL, &err));
+        gpu_get(got, d_got, (size_t)count * image);
+        assert_memory_equal(got, want, (size_t)count * image);
+        for (int stride = c; stride <= 8; stride += 8 - c) {
+          const size_t floats = (size_t)(count * h * w * stride);
+          float *want_f = malloc(floats * 4), *got_f = malloc(floats * 4);
+          void *d_table = gpu_put(table, sizeof table), *d_f = gpu_room(floats * 4);
+          cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride, want_f);
+          assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, d_f, NULL, &err));
+          gpu_get(got_f, d_f, floats * 4);
+          assert_memory_equal(got_f, want_f, floats * 4);
+          free(want_f); free(got_f);
+        }
+        gpu_clear();
+      }
+      free(pixels); free(want); free(got); free(rows); free(seeds);
+    }
+}
+
+static void cache_rows_decode_as_on_the_cpu(void **state) {
+  NEED_GPU();
+  enum { N = 9, C = 300, COUNT = 5 };
+  static const uint32_t index[COUNT] = {8, 0, 3, 3, 7};
+  static float logits[N * C], want[COUNT * C], got[COUNT * C];
+  static uint8_t q[N * C];
+  static uint16_t half[N * C], top[N], range[N];
+  const cmkd_codec *codec;
+  cmkd_error err;
+  cmkd_rng rng = cmkd_rng_start(4, CMKD_STREAM_TEST, 3);
+  for (int i = 0; i < N * C; i++) half[i] = cmkd_float_to_half(logits[i] = (float)cmkd_rng_normal(&rng) * 5);
+  assert_ok(cmkd_codec_find("u8sqrt", &codec, &err));
+  codec->encode(logits, N, C, q, top, range);
+  cmkd_chunk_view chunk = {q, N * C, C, top, range};
+  for (int i = 0; i < COUNT; i++) codec->decode(&chunk, index[i], 1, want + i * C);
+  for (int order = 0; order < ORDERS; order++) {
+    set_order(order, 2);
+    void *d_index = gpu_put(index, sizeof index), *out = gpu_room(sizeof got);
+    assert_ok(gpu->rows_u8sqrt(gpu_put(q, sizeof q), gpu_put(top, sizeof top), gpu_put(range, sizeof range), d_index, COUNT, C, out, NULL, &err));
+    gpu_get(got, out, sizeof got);
+    assert_memory_equal(got, want, sizeof got);
+    assert_ok(gpu->rows_f16(gpu_put(half, sizeof half), d_index, COUNT, C, out, NULL, &err));
+    gpu_get(got, out, sizeof got);
+    for (int i = 0; i < COUNT * C; i++) assert_true(got[i] == cmkd_half_to_float(half[index[i / C] * C + (uint32_t)(i % C)]));
+    gpu_clear();
+  }
+}
+
+static void sgd_is_the_reference(void **state) {
+  NEED_GPU();
+  enum { N = 1031 };
+  static float w[N], m[N], g[N], w2[N], m2[N];
+  static double wd[N], md[N], gd[N];
+  static uint16_t copy[N];
+  cmkd_error err;
+  for (int variant = 0; variant < 4; variant++) {
+    cmkd_rng rng = cmkd_rng_start(6, CMKD_STREAM_TEST, (uint64_t)variant);
+    const int nesterov = variant & 1, order = variant % ORDERS;
+    const float lr = .05f, momentum = .9f, decay = 5e-4f;
+    for (int i = 0; i < N; i++) {
+      wd[i] = w[i] = (float)cmkd_rng_normal(&rng);
+      md[i] = m[i] = (float)cmkd_rng_normal(&rng);
+      gd[i] = g[i] = (float)cmkd_rng_normal(&rng);
+    }
+    set_order(order, 3);
+    const cmkd_dtype dtype = variant & 2 ? CMKD_BF16 : CMKD_F16;
+    cmkd_loss_result result = {.bad_row = -1};
+    void *dw = gpu_put(w, sizeof w), *dm = gpu_put(m, sizeof m), *dg = gpu_put(g, sizeof g), *rate = gpu_put(&lr, 4), *dc = gpu_room(sizeof copy), *good = gpu_put(&result, sizeof result);
+    for (int step = 0; step < 3; step++) {
+      assert_ok(gpu->sgd(dw, dm, dg, N, rate, momentum, decay, nesterov, dc, dtype, good, NULL, &err));
+      cmkd_ref_sgd(wd, md, gd, N, lr, momentum, decay, nesterov);
+    }
+    gpu_get(w, dw, sizeof w);
+    gpu_get(m, dm, sizeof m);
+    gpu_get(copy, dc, sizeof copy);
+    for (int i = 0; i < N; i++) {
+      assert_true(fabs(w[i] - wd[i]) <= 1e-6 * fmax(1, fabs(wd[i])) && fabs(m[i] - md[i]) <= 2e-6 * fmax(1, fabs(md[i])));
+      if (dtype == CMKD_F16) assert_int_equal(copy[i], cmkd_float_to_half(w[i]));
+      else assert_true(fabs(cmkd_bf16_to_float(copy[i]) - w[i]) <= fabs(w[i]) / 256);
+    }
+    result.bad_row = 3; /* nothing moves */
+    assert_ok(gpu->sgd(dw, dm, dg, N, rate, momentum, decay, nesterov, dc, dtype, gpu_put(&result, sizeof result), NULL, &err));
+    gpu_get(w2, dw, sizeof w);
+    gpu_get(m2, dm, sizeof m);
+    assert_memory_equal(w, w2, sizeof w);
+    assert_memory_equal(m, m2, sizeof m);
+    gpu_clear();
+  }
+}
+
+static void arguments_are_checked(void **state) {
+  NEED_GPU();
+  cmkd_error err;
+  float x[4] = {0};
+  uint32_t row = 0;
+  uint8_t byte = 0;
+  assert_int_equal(gpu->agreement_scratch(1, 1), 0);
+  assert_int_equal(gpu->agreement_scratch(1, 131073), 0);
+  assert_int_equal(gpu->agreement_add(x, CMKD_F64, x, CMKD_F32, 1, 4, 2, x, (cmkd_agreement *)x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment_bytes(CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1, &byte, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3, x, 2, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->rows_f16(NULL, &row, 1, 4, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->sgd(x, x, x, 0, x, 0, 0, 0, NULL, CMKD_F32, NULL, NULL, &err), CMKD_ERR_VALUE);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test(agreement_is_the_reference), cmocka_unit_test(agreement_of_rows_in_device_memory), cmocka_unit_test(images_are_the_same_bytes),
+    cmocka_unit_test(cache_rows_decode_as_on_the_cpu), cmocka_unit_test(sgd_is_the_reference), cmocka_unit_test(arguments_are_checked),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
