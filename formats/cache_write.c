@@ -13,7 +13,7 @@
 #include "formats/cache_writer.h"
 
 #define CHUNK_BYTES 200000u          /* raw bytes of a chunk: at least this, in a power of two of rows */
-#define SHARD_BYTES (16ull << 20)    /* raw bytes of a shard, unless that makes over 1024 of them */
+#define SHARD_BYTES (4ull << 20)    /* raw bytes of a shard, unless that makes over 1024 of them */
 #define SHARD_BYTES_MOST (128ull << 20)
 
 char *cmkd_cache_folder(const char *path) {

@@ -35,7 +35,7 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
     {.name = "--seed", .argument = "S", .kind = CMKD_OPT_UINT64, .target = &o->seed, .help = "of the views; the training seed is independent of it [0]", .seen = &o->seed_seen},
     {.name = "--cache-seed", .argument = "S", .kind = CMKD_OPT_UINT64, .target = &other_seed, .help = "the same, by the trainer's name for it", .seen = &o->cache_seed_seen},
     {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->codec, .help = "f16, f32 (exact) or u8sqrt (half the size) [f16]"},
-    {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->shard_rows, .help = "samples a shard [about 16 MB]", .min = 1, .max = 2147483647},
+    {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->shard_rows, .help = "samples a shard [about 4 MB of raw logits]", .min = 1, .max = 2147483647},
     {.name = "--teacher-batch", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->teacher_batch, .help = "images a teacher batch; recorded in the cache [128]", .min = 1, .max = 65536},
     {.name = "--threads", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->threads, .help = "[all cores]", .min = 1, .max = 1024},
     {.name = "--device", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->device, .help = "auto, cpu or cuda [auto]"},
