@@ -12,23 +12,24 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
   pthread_cond_broadcast(&w->space);
 }
 
-static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, const cmkd_chunk_job *job) {
+/* `room` holds the planes and then the frame of any chunk of this cache; it lives as long as the thread. */
+static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *room, const cmkd_chunk_job *job) {
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
   size_t elements = (size_t)job->shard->rows * w->head.classes, raw = elements * (size_t)w->codec->item;
-  uint8_t *scratch = malloc(raw), *out = malloc(cmkd_chunk_bound(raw));
-  size_t size = coder && scratch && out ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, scratch, out) : 0;
-  free(scratch);
+  uint8_t *out = room ? room + raw : NULL;
+  chunk->size = coder && room ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, room, out) : 0;
   free(chunk->items);
   chunk->items = NULL;
-  uint8_t *fit = size ? realloc(out, size) : NULL;
-  chunk->stored = fit ? fit : out;
-  chunk->size = size;
-  return size != 0;
+  chunk->stored = chunk->size ? malloc(chunk->size) : NULL;
+  if (chunk->stored) memcpy(chunk->stored, out, chunk->size);
+  return chunk->stored != NULL;
 }
 
 static void *compressor(void *argument) {
   cmkd_cache_writer *w = argument;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
+  size_t most = (size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item;
+  uint8_t *room = malloc(most + cmkd_chunk_bound(most));
   pthread_mutex_lock(&w->mutex);
   for (;;) {
     while (!w->queued && !w->stop) pthread_cond_wait(&w->work, &w->mutex);
@@ -39,7 +40,7 @@ static void *compressor(void *argument) {
     pthread_cond_signal(&w->space);
     pthread_mutex_unlock(&w->mutex);
     double start = cmkd_seconds();
-    int fine = compress_one(w, coder, &job);
+    int fine = compress_one(w, coder, room, &job);
     double seconds = cmkd_seconds() - start;
     pthread_mutex_lock(&w->mutex);
     w->stats.compress_seconds += seconds;
@@ -52,6 +53,7 @@ static void *compressor(void *argument) {
   }
   pthread_mutex_unlock(&w->mutex);
   cmkd_chunk_coder_free(coder);
+  free(room);
   return NULL;
 }
 

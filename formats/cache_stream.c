@@ -211,7 +211,7 @@ static cmkd_status make_slots(cmkd_stream *s, uint32_t live, uint64_t memory, cm
     return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use --shuffle-block (for example %u) or raise the limit (--stream-memory MB)", s->cache->path,
                      (double)live * (double)raw / 1e9, (double)memory / 1e9, head->chunk_rows);
   }
-  uint64_t wanted = (uint64_t)live + 8 + 4 * (uint64_t)s->thread_count; /* more read-ahead would only leave the cache */
+  uint64_t wanted = (uint64_t)live + 8 + 16 * (uint64_t)s->thread_count; /* rides out a busy scheduler; more would only leave the cache */
   s->slot_count = (uint32_t)(wanted < most ? wanted : most);
   if (s->slot_count > s->scheduled) s->slot_count = s->scheduled;
   s->slot_size = ((size_t)raw + 63) / 64 * 64;

@@ -305,6 +305,14 @@ static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t fi
   return cmkd_fail(err, CMKD_ERR_VALUE, "sample %" PRIu64 " (view %u, class %zu): logit %g is beyond +-%g, the range of codec %s; use --codec f32", sample, view, class, (double)value, w->codec->limit, w->codec->name);
 }
 
+/* Edge chunks are stored full: zeros behind the last row. */
+static uint8_t *new_items(const cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
+  size_t row = w->head.classes * (size_t)w->codec->item;
+  uint8_t *items = malloc(rows * row);
+  if (items) memset(items + used * row, 0, (rows - used) * row);
+  return items;
+}
+
 cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count, const float *logits, size_t stride, cmkd_error *err) {
   cmkd_shard_work *s = w->filling;
   if (!s || view >= w->head.views || first > s->meta.samples || count > s->meta.samples - first || stride < w->head.classes)
@@ -315,7 +323,7 @@ cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *w, uint32_t view, uint32_t 
     uint32_t whole = s->meta.samples - block * s->rows < s->rows ? s->meta.samples - block * s->rows : s->rows;
     uint64_t index = (uint64_t)view * s->meta.blocks + block;
     cmkd_chunk_work *chunk = s->chunks + index;
-    if (!chunk->items && !chunk->filled) chunk->items = calloc((size_t)s->rows * w->head.classes, (size_t)w->codec->item); /* edge chunks are full: zeros behind the last row */
+    if (!chunk->items && !chunk->filled) chunk->items = new_items(w, s->rows, whole);
     if (chunk->filled + step > whole) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u.. of view %u came twice", w->path, first, view);
     if (!chunk->items) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u; lower --shard-rows", s->meta.index);
     fill(w, view, first, step, logits, stride);
