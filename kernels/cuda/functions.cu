@@ -9,6 +9,8 @@ static cmkd_status status_of(cudaError_t error, const char *what, cmkd_error *er
 
 static cmkd_status device(char name[256], cmkd_error *err) {
   cudaDeviceProp properties;
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "no NVIDIA driver here");
   CMKD_TRY(status_of(cudaSetDevice(0), "cuda device 0", err));
   CMKD_TRY(status_of(cudaGetDeviceProperties(&properties, 0), "cuda device 0", err));
   memcpy(name, properties.name, 255);

@@ -2,7 +2,7 @@
 # the same cmocka tests. Needs no CUDA toolkit. AddressSanitizer and UBSan are always on here: they are half of what the emulation checks.
 # The emulation's own two files are left out of it, for speed; they tell AddressSanitizer of each switch of stacks.
 SIMT_SAN  := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
-SIMT_HAVE := $(shell printf 'int main() { return 0; }' | $(CXX) -x c++ $(SIMT_SAN) -o /dev/null - 2> /dev/null && echo 1)
+SIMT_HAVE := $(if $(wildcard $(BUILD)/simt.found),1,$(shell mkdir -p $(BUILD); printf 'int main() { return 0; }' | $(CXX) -x c++ $(SIMT_SAN) -o /dev/null - 2> /dev/null && touch $(BUILD)/simt.found && echo 1))
 ifeq ($(SIMT_HAVE),1)
 SIMT_OUT   := $(BUILD)/simt
 SIMT_FLAGS := -std=c++17 -O1 -g $(SIMT_SAN) -ffp-contract=off -fno-exceptions -fno-rtti -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -DCMKD_SIMT -I. -Iinclude
@@ -34,6 +34,11 @@ $(BUILD)/tests/check_vectors: private LDFLAGS += $(SIMT_SAN)
 $(BUILD)/tests/check_vectors: private LIBS := $(BUILD)/libcmkd.a $(LIBS) -lstdc++
 
 -include $(SIMT_OBJ:.o=.d) $(SIMT_C:%.c=$(BUILD)/tests/simt/%.d) $(SIMT_CU:%=$(SIMT_OUT)/tests/simt/%.d)
+else
+.PHONY: simt-missing
+tests-build: simt-missing
+simt-missing:
+	@echo 'SKIP: the emulated CUDA tests need a C++ compiler with AddressSanitizer (g++, libasan)'
 endif
 
 # ---- the same tests on a GPU ---------------------------------------------------------------------------------------------
@@ -50,3 +55,14 @@ $(DEVICE_TESTS): $(BUILD)/tests/test_device_%: $(BUILD)/device/tests/simt/test_c
 tests-build: $(DEVICE_TESTS)
 $(BUILD)/tests/check_vectors: $(BUILD)/device/tests/simt/vectors.o
 -include $(DEVICE_C:%=$(BUILD)/device/tests/simt/test_cuda_%.d) $(BUILD)/device/tests/simt/vectors.d $(BUILD)/device/tests/simt/gpu.d
+
+# ---- device benchmarks: built and run by hand, `make bench-gpu` ------------------------------------------------------------
+GPU_BENCH := $(if $(HAVE_CUDA),$(patsubst %.cu,$(BUILD)/%,$(wildcard bench/gpu/*.cu)))
+.PHONY: bench-gpu
+$(GPU_BENCH): $(BUILD)/%: %.cu $(CU_OBJ) $(BUILD)/libcmkd.a $(BUILD)/nvflags.stamp
+	@mkdir -p $(@D)
+	$(call say,NVCC,$<)
+	$(Q)$(NVCC) $(NVFLAGS) -o $@ $< $(CU_OBJ) $(BUILD)/libcmkd.a -lgomp $(LIBS:-pthread=-lpthread)
+bench-gpu: $(GPU_BENCH)
+	@if [ -z "$(GPU_BENCH)" ]; then echo 'SKIP: no CUDA toolkit here'; fi
+	@for b in $(GPU_BENCH); do $$b || exit 1; done

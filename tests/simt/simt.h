@@ -113,6 +113,7 @@ static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) { memset(
 static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, int) { memcpy(to, from, bytes); return cudaSuccess; }
 static inline cudaError_t cudaMalloc(void **p, size_t bytes) { return posix_memalign(p, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess; } /* exact size */
 static inline cudaError_t cudaFree(void *p) { free(p); return cudaSuccess; }
+static inline cudaError_t cudaDriverGetVersion(int *version) { *version = 1; return cudaSuccess; }
 static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) { memcpy(p->name, "emulated", 9); return cudaSuccess; }
 
