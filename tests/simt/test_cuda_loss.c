@@ -230,6 +230,48 @@ static void bad_rows_are_named(void **state) {
   cmkd_loss_free(loss);
 }
 
+/* Any bits as logits and labels: the first row that may not be used is named, every gradient is written, nothing else happens. */
+static void arbitrary_bits(void **state) {
+  NEED_GPU();
+  static const char *const losses[] = {"dkd+cmkd", "ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:beta=4"};
+  for (int n = 0; n < 24; n++) {
+    cmkd_loss *loss = parse(losses[n % 2]);
+    cmkd_rng rng = cmkd_rng_start(77, CMKD_STREAM_TEST, (uint64_t)n);
+    const int64_t B = 1 + n % 6, C = 2 + cmkd_rng_below(&rng, n % 3 ? 40 : 200);
+    problem p = make_problem(B, C, CMKD_F32, n % 2 ? CMKD_F16 : CMKD_BF16, PLAIN, (uint64_t)n);
+    float *grad = malloc((size_t)(B * C) * 4);
+    int64_t bad = -1;
+    for (int64_t r = 0; r < B; r++) {
+      int good = 1;
+      for (int64_t i = r * C; i < (r + 1) * C; i++) {
+        uint32_t bits = cmkd_rng_u32(&rng);
+        uint16_t half = (uint16_t)cmkd_rng_u32(&rng);
+        if (n >= 12 && (bits >> 23 & 255) == 255) bits ^= 1u << 30; /* every second time only finite ones */
+        if (n >= 12 && p.teacher_dtype == CMKD_F16 && (half >> 10 & 31) == 31) half ^= 1 << 14;
+        if (n >= 12 && p.teacher_dtype == CMKD_BF16 && (half >> 7 & 255) == 255) half ^= 1 << 14;
+        memcpy((float *)p.student + i, &bits, 4);
+        ((uint16_t *)p.teacher)[i] = half;
+        good &= isfinite(((float *)p.student)[i]) && isfinite(p.teacher_dtype == CMKD_F16 ? cmkd_half_to_float(half) : cmkd_bf16_to_float(half));
+      }
+      if (n % 4 == 3) p.labels[r] = (int32_t)cmkd_rng_u32(&rng);
+      good &= p.labels[r] >= 0 && p.labels[r] < C;
+      if (!good && bad < 0) bad = r;
+    }
+    cmkd_loss_result result;
+    set_order(n % ORDERS, 21);
+    evaluate(loss, &p, 1, 0, NAN, grad, &result, 0);
+    assert_int_equal(result.bad_row, bad);
+    for (int64_t i = 0; i < B * C; i++) {
+      uint32_t bits;
+      memcpy(&bits, grad + i, 4);
+      assert_true(bits != 0xFFFFFFFFu);
+    }
+    free(grad);
+    free_problem(&p);
+    cmkd_loss_free(loss);
+  }
+}
+
 #ifndef ON_DEVICE
 static void one_launch(void **state) {
   NEED_GPU();
@@ -277,7 +319,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_loss_agrees), cmocka_unit_test(class_counts_around_powers_of_two), cmocka_unit_test(large_rows), cmocka_unit_test(rows_in_device_memory),
     cmocka_unit_test(half_and_bfloat16), cmocka_unit_test(hostile_rows), cmocka_unit_test(warm_up_smoothing_and_a_given_entropy),
-    cmocka_unit_test(one_block_when_eps_is_large), cmocka_unit_test(bad_rows_are_named), 
+    cmocka_unit_test(one_block_when_eps_is_large), cmocka_unit_test(bad_rows_are_named), cmocka_unit_test(arbitrary_bits), 
 #ifndef ON_DEVICE
     cmocka_unit_test(one_launch),
 #endif
