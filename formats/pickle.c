@@ -181,7 +181,7 @@ static cmkd_status extend(machine *m, uint32_t first, cmkd_pk_kind kind) {
 }
 
 static cmkd_status extend_marked(machine *m, cmkd_pk_kind kind) {
-  uint32_t first;
+  uint32_t first = 0;
   CMKD_TRY(pop_mark(m, &first));
   return extend(m, first, kind);
 }
