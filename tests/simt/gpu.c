@@ -7,6 +7,12 @@ static int count;
 
 const cmkd_cuda_functions_table *gpu_open(const char **why) { return open_functions(why); }
 
+void *gpu_symbol(const char *name) {
+  void *symbol = dlsym(plugin_handle ? plugin_handle : RTLD_DEFAULT, name);
+  if (!symbol) fail_msg("%s is not there", name);
+  return symbol;
+}
+
 void *gpu_room(size_t bytes) {
   cmkd_error err;
   if (!bytes) return NULL;

@@ -21,6 +21,10 @@ extern const cmkd_cuda_functions_table *gpu;                 /* set by NEED_GPU 
     if (!gpu && !(gpu = gpu_open(&why_))) { printf("SKIP: %s: %s\n", __func__, why_); skip(); } \
   } while (0)
 
+/* A device function by its name, from the emulation linked into this program or from libcmkd-cuda.so: GPU(cmkd_cuda_forward)(&call, NULL, &err) */
+void *gpu_symbol(const char *name);
+#define GPU(function) ((__typeof__(&function))gpu_symbol(#function))
+
 /* Device memory of this test, all freed by gpu_clear: a copy of host memory; fresh memory full of 0xFF. NULL and 0 bytes give NULL. */
 void *gpu_put(const void *host, size_t bytes);
 void *gpu_room(size_t bytes);

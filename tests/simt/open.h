@@ -6,13 +6,15 @@
 #include <stdlib.h>
 #include "kernels/cuda/kernels.h"
 
+static __attribute__((unused)) void *plugin_handle; /* NULL: emulated, the functions are in this program */
+
 static const cmkd_cuda_functions_table *open_functions(const char **why) {
 #ifdef ON_DEVICE
   static cmkd_error err;
   static char name[256], text[512];
   const char *build = getenv("CMKD_BUILD");
   snprintf(text, sizeof text, "%s/libcmkd-cuda.so", build ? build : "build");
-  void *plugin = dlopen(text, RTLD_NOW | RTLD_LOCAL);
+  void *plugin = plugin_handle = dlopen(text, RTLD_NOW | RTLD_LOCAL);
   if (!plugin) { *why = "no libcmkd-cuda.so in this build"; return NULL; }
   union { void *object; const cmkd_cuda_functions_table *(*entry)(void); } symbol = {dlsym(plugin, CMKD_CUDA_FUNCTIONS_ENTRY)};
   const cmkd_cuda_functions_table *table = symbol.object ? symbol.entry() : NULL;

@@ -25,7 +25,7 @@ $(SIMT_OUT)/%.cpp.o: %.cpp tests/simt/rules.mk
 .SECONDEXPANSION:
 $(SIMT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/simt/%.o $(BUILD)/tests/simt/gpu.o $$(addprefix $(SIMT_OUT)/,$$(addsuffix .o,$$(wildcard tests/simt/$$*.cu))) $(SIMT_OBJ) $(TEST_SUPPORT) $(BUILD)/libcmkd.a
 	$(call say,LINK,$@)
-	$(Q)$(CXX) $(OPENMP) $(SIMT_SAN) $(LDFLAGS) -o $@ $^ -lcmocka $(LIBS)
+	$(Q)$(CXX) $(OPENMP) $(SIMT_SAN) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LIBS)
 tests-build: $(SIMT_TESTS)
 
 # check_vectors evaluates the emulated kernels too

@@ -1,0 +1,41 @@
+/* Eight channels at a time: activations lie in groups of CMKD_CUDA_PAD, so a thread moves 16 bytes of halves or 32 of floats at once. */
+#ifndef CMKD_CUDA_VECTOR_H
+#define CMKD_CUDA_VECTOR_H
+#include "kernels/cuda/device.h"
+
+struct __align__(16) cmkd_words { uint32_t word[4]; };
+
+static __device__ __forceinline__ float to_float(float v) { return v; }
+static __device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
+static __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
+static __device__ __forceinline__ void from_float(float *to, float v) { *to = v; }
+static __device__ __forceinline__ void from_float(__half *to, float v) { *to = __float2half_rn(v); }
+static __device__ __forceinline__ void from_float(__nv_bfloat16 *to, float v) { *to = __float2bfloat16_rn(v); }
+
+/* p: a multiple of 8 elements from an array's start */
+template <class T> static __device__ __forceinline__ void load8(const T *p, float v[8]) {
+  constexpr int words = (int)(8 * sizeof(T) / 16);
+  cmkd_words raw[words];
+#pragma unroll
+  for (int i = 0; i < words; i++) raw[i] = ((const cmkd_words *)p)[i];
+  const T *each = (const T *)raw;
+#pragma unroll
+  for (int i = 0; i < 8; i++) v[i] = to_float(each[i]);
+}
+template <class T> static __device__ __forceinline__ void store8(T *p, const float v[8]) {
+  constexpr int words = (int)(8 * sizeof(T) / 16);
+  cmkd_words raw[words];
+  T *each = (T *)raw;
+#pragma unroll
+  for (int i = 0; i < 8; i++) from_float(each + i, v[i]);
+#pragma unroll
+  for (int i = 0; i < words; i++) ((cmkd_words *)p)[i] = raw[i];
+}
+
+/* Calls f with a null pointer of the element type of `dtype`: by_dtype(dtype, [&](auto *t) { kernel<std::remove_pointer_t<decltype(t)>> ... }) */
+template <class F> static void by_dtype(cmkd_dtype dtype, F f) {
+  if (dtype == CMKD_F16) f((__half *)nullptr);
+  else if (dtype == CMKD_BF16) f((__nv_bfloat16 *)nullptr);
+  else f((float *)nullptr);
+}
+#endif
