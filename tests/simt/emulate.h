@@ -1,6 +1,7 @@
 /* What a test says to the SIMT emulation. C and C++. */
 #ifndef CMKD_SIMT_EMULATE_H
 #define CMKD_SIMT_EMULATE_H
+#include <stddef.h>
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -15,6 +16,15 @@ const char *cmkd_simt_problem(void);
 typedef struct cmkd_simt_counts { long launches, blocks, threads_max; unsigned long shared_max; } cmkd_simt_counts;
 cmkd_simt_counts cmkd_simt_counted(void);
 void cmkd_simt_count_reset(void);
+
+/* Whether queued work waits for somebody to wait for it, as on a device (1), or is done at once (0, at first). */
+void cmkd_simt_defer(int on);
+/* Device memory there is, in bytes (0: no limit); and how much is in use. */
+void cmkd_simt_memory(size_t limit);
+size_t cmkd_simt_memory_used(void);
+/* The launch after `number` more fails, and with it everything after it until the reset: a sticky error. */
+void cmkd_simt_fail_launch(long number);
+void cmkd_simt_reset(void);
 
 #ifdef __cplusplus
 }

@@ -7,6 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+bool simt_fails_now(); /* runtime.cpp */
+
 namespace simt {
 
 place here;
@@ -30,7 +32,7 @@ static int threads, current, order_kind, variables;
 static variable variable_list[MAX_VARIABLES];
 static void *dynamic_memory;
 static size_t shared_bytes;
-static task *body_of_launch;
+static command *body_of_launch;
 static const char *kernel_name;
 static char problem[512];
 static bool broken;
@@ -216,9 +218,10 @@ static void free_shared() {
   dynamic_memory = nullptr;
 }
 
-void launch(const char *name, dim3 grid, dim3 block, size_t dynamic_bytes, task &body) {
+void launch(const char *name, dim3 grid, dim3 block, size_t dynamic_bytes, command &body) {
   kernel_name = name;
   broken = false;
+  if (simt_fails_now()) { complain("unspecified launch failure"); return; }
   size_t count = (size_t)block.x * block.y * block.z, blocks = (size_t)grid.x * grid.y * grid.z;
   if (count == 0 || count > (size_t)MAX_THREADS || block.z > 64) { complain("a block of %zu threads", count); return; }
   if (blocks == 0 || grid.x > 2147483647u || grid.y > 65535 || grid.z > 65535) { complain("a grid of %u x %u x %u", grid.x, grid.y, grid.z); return; }
@@ -249,12 +252,9 @@ void launch(const char *name, dim3 grid, dim3 block, size_t dynamic_bytes, task 
 }
 }
 
-cudaError_t cudaGetLastError(void) {
-  bool was = simt::broken;
-  simt::broken = false;
-  return was ? cudaErrorLaunchFailure : cudaSuccess;
-}
-const char *cudaGetErrorString(cudaError_t error) { return error == cudaSuccess ? "no error" : simt::problem[0] ? simt::problem : "invalid value"; }
+bool simt_broken() { return simt::broken; }
+void simt_mend() { simt::broken = false; }
+const char *simt_problem_text() { return simt::problem; }
 
 extern "C" {
 void cmkd_simt_order(int order, unsigned seed) { simt::order_kind = order; simt::random_state = seed; }

@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include "tests/simt/runtime.h"
 #include "tests/simt/simt_half.h"
 
 #define __global__
@@ -45,16 +46,22 @@ uint64_t meet(op what, unsigned mask, uint64_t value, int lane, int width, const
 void *shared(const void *key, size_t bytes);
 void *dynamic_shared();
 
-struct task { virtual void run() = 0; };
-void launch(const char *name, dim3 grid, dim3 block, size_t dynamic_bytes, task &body);
-template <class F> struct task_of : task {
-  F body;
-  explicit task_of(F f) : body(f) {}
-  void run() override { body(); }
+/* Runs a launch to its end, now. */
+void launch(const char *name, dim3 grid, dim3 block, size_t dynamic_bytes, command &body);
+template <class F> struct launch_command : command {
+  struct thread_body : command {
+    F body;
+    explicit thread_body(F f) : body(f) {}
+    void run() override { body(); }
+  } body;
+  const char *name;
+  dim3 grid, block;
+  size_t bytes;
+  launch_command(const char *n, dim3 g, dim3 b, size_t d, F f) : body(f), name(n), grid(g), block(b), bytes(d) {}
+  void run() override { launch(name, grid, block, bytes, body); }
 };
-template <class F> void launch_lambda(const char *name, dim3 grid, dim3 block, size_t bytes, F body) {
-  task_of<F> t(body);
-  launch(name, grid, block, bytes, t);
+template <class F> void launch_lambda(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t bytes, F body) {
+  submit(stream, new launch_command<F>(name, grid, block, bytes, body));
 }
 
 template <class T> uint64_t to_bits(T v) { static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes"); uint64_t b = 0; memcpy(&b, &v, sizeof v); return b; }
@@ -101,28 +108,11 @@ static inline int __popc(unsigned v) { return __builtin_popcount(v); }
 static inline int __ffs(int v) { return __builtin_ffs(v); }
 static inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
 
-/* ---- the few host calls that launching code makes; device memory is host memory ---------------------------------------- */
-typedef void *cudaStream_t;
-typedef int cudaError_t;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
-enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost = 2 };
-struct cudaDeviceProp { char name[256]; };
-cudaError_t cudaGetLastError(void);
-const char *cudaGetErrorString(cudaError_t error); /* what the last failed launch did wrong */
-static inline cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t stream) { memset(p, value, bytes); return cudaSuccess; }
-static inline cudaError_t cudaMemset(void *p, int value, size_t bytes) { memset(p, value, bytes); return cudaSuccess; }
-static inline cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, int) { memcpy(to, from, bytes); return cudaSuccess; }
-static inline cudaError_t cudaMalloc(void **p, size_t bytes) { return posix_memalign(p, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess; } /* exact size */
-static inline cudaError_t cudaFree(void *p) { free(p); return cudaSuccess; }
-static inline cudaError_t cudaDriverGetVersion(int *version) { *version = 1; return cudaSuccess; }
-static inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-static inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int) { memcpy(p->name, "emulated", 9); return cudaSuccess; }
-
 #define CMKD_SHARED(type, name, count)           \
   static const char name##_key = 0;              \
   type *const name = (type *)simt::shared(&name##_key, sizeof(type) * (size_t)(count))
 #define CMKD_DYNAMIC_SHARED(name) unsigned char *const name = (unsigned char *)simt::dynamic_shared()
 #define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  ((void)(stream), simt::launch_lambda(#kernel, grid, block, smem, [=]() { kernel(__VA_ARGS__); }))
+  simt::launch_lambda(stream, #kernel, grid, block, smem, [=]() { kernel(__VA_ARGS__); })
 #define CMKD_SHARED_LIMIT(kernel, bytes) ((bytes) <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue)
 #endif
