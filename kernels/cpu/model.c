@@ -196,8 +196,8 @@ cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config
   m->lane = calloc((size_t)backend->threads, sizeof *m->lane);
   size_t scratch = 0;
   cmkd_status status = m->op && m->folded && m->lane ? CMKD_OK : no_memory(m, err);
-  if (status == CMKD_OK) status = cmkd_plan_infer(m->graph, m->folded, &m->infer, err);
-  if (status == CMKD_OK && config->train) status = cmkd_plan_train(m->graph, &m->train, err);
+  if (status == CMKD_OK) status = cmkd_plan_infer(m->graph, (cmkd_plan_layout){1, 16, 1}, m->folded, &m->infer, err);
+  if (status == CMKD_OK && config->train) status = cmkd_plan_train(m->graph, (cmkd_plan_layout){1, 1, 1}, &m->train, err);
   if (status == CMKD_OK) status = plan_ops(m, &scratch, err);
   if (status == CMKD_OK && !buffers_alloc(m)) status = no_memory(m, err);
   for (int t = 0; status == CMKD_OK && t < backend->threads; t++)

@@ -12,14 +12,19 @@ void cmkd_plan_free(cmkd_plan *plan) {
   *plan = (cmkd_plan){0};
 }
 
-static size_t size_of(const cmkd_graph *graph, int tensor) {
+static size_t size_of(const cmkd_graph *graph, const cmkd_plan *plan, int tensor) {
+  const size_t pad = (size_t)plan->layout.pad;
   cmkd_shape s = graph->tensor[tensor];
-  return (size_t)s.h * (size_t)s.w * (size_t)s.c;
+  return (size_t)s.h * (size_t)s.w * (((size_t)s.c + pad - 1) / pad * pad);
+}
+static size_t room_of(const cmkd_graph *graph, const cmkd_plan *plan, int tensor) {
+  const size_t align = (size_t)plan->layout.align;
+  return (size_of(graph, plan, tensor) + align - 1) / align * align;
 }
 
-static cmkd_status plan_alloc(const cmkd_graph *graph, cmkd_plan *plan, cmkd_error *err) {
+static cmkd_status plan_alloc(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err) {
   size_t ops = (size_t)graph->ops, tensors = (size_t)graph->tensors;
-  *plan = (cmkd_plan){0};
+  *plan = (cmkd_plan){.layout = layout};
   plan->step = calloc(4 * ops + 4, sizeof *plan->step);
   plan->phase = calloc(4 * ops + 4, sizeof *plan->phase);
   plan->value = calloc(tensors, sizeof *plan->value);
@@ -121,19 +126,20 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
       const life *l = &lives[t];
       if (l->root != t || l->first != phase) continue;
       cmkd_place *place = &plan->grad[t];
-      *place = (cmkd_place){1, l->first == l->last, 0, size_of(graph, t)};
+      const size_t room = room_of(graph, plan, t);
+      *place = (cmkd_place){1, plan->layout.local && l->first == l->last, 0, size_of(graph, plan, t)};
       if (place->local) {
         place->offset = local[phase];
-        local[phase] += place->size;
+        local[phase] += room;
         continue;
       }
       slot *best = NULL;
       for (int s = 0; s < count; s++)
-        if (slots[s].last < phase && slots[s].size >= place->size && (!best || slots[s].size < best->size)) best = &slots[s];
+        if (slots[s].last < phase && slots[s].size >= room && (!best || slots[s].size < best->size)) best = &slots[s];
       if (!best) {
         best = &slots[count++];
-        *best = (slot){plan->arena, place->size, 0};
-        plan->arena += place->size;
+        *best = (slot){plan->arena, room, 0};
+        plan->arena += room;
       }
       best->last = l->last;
       place->offset = best->offset;
@@ -159,7 +165,7 @@ static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t
       if (step->op >= 0)
         for (int t = 0; t < 3; t++) {
           int tensor = t < 2 ? graph->op[step->op].in[t] : graph->op[step->op].out;
-          if (tensor >= 0) bytes += sizeof(float) * size_of(graph, tensor);
+          if (tensor >= 0) bytes += sizeof(float) * size_of(graph, plan, tensor);
         }
       if (step->kind == CMKD_STEP_BACKWARD) bytes *= 2;
       largest = bytes > largest ? bytes : largest;
@@ -171,16 +177,16 @@ static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t
   }
 }
 
-cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan *plan, cmkd_error *err) {
-  CMKD_TRY(plan_alloc(graph, plan, err));
+cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err) {
+  CMKD_TRY(plan_alloc(graph, layout, plan, err));
   int *written = calloc((size_t)graph->tensors, sizeof *written);
   life *lives = calloc((size_t)graph->tensors, sizeof *lives);
   size_t *local = calloc(4 * (size_t)graph->ops + 4, sizeof *local);
   cmkd_status status = written && lives && local ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
   if (status == CMKD_OK) {
     for (int t = 0; t < graph->tensors; t++) {
-      plan->value[t] = (cmkd_place){1, 0, plan->arena, size_of(graph, t)};
-      plan->arena += plan->value[t].size;
+      plan->value[t] = (cmkd_place){1, 0, plan->arena, size_of(graph, plan, t)};
+      plan->arena += room_of(graph, plan, t);
     }
     plan_forward(graph, plan, written);
     plan_backward(graph, plan, lives);
@@ -239,13 +245,13 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
     for (int i = 0; i < count; i++)
       if (live[i].last >= s) live[kept++] = live[i];
     count = kept;
-    size_t at = 0, size = (size_of(graph, out) + 15) / 16 * 16;
+    size_t at = 0, size = room_of(graph, plan, out);
     int i = 0;
     while (i < count && live[i].offset - at < size) { at = live[i].offset + live[i].size; i++; } /* live is sorted by offset */
     memmove(&live[i + 1], &live[i], (size_t)(count - i) * sizeof *live);
     live[i] = (span){at, size, last[out] > s ? last[out] : s};
     count++;
-    plan->value[out] = (cmkd_place){1, 1, at, size_of(graph, out)};
+    plan->value[out] = (cmkd_place){1, 1, at, size_of(graph, plan, out)};
     top = at + size > top ? at + size : top;
   }
   free(live);
@@ -254,8 +260,8 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
   return CMKD_OK;
 }
 
-cmkd_status cmkd_plan_infer(const cmkd_graph *graph, int *folded, cmkd_plan *plan, cmkd_error *err) {
-  CMKD_TRY(plan_alloc(graph, plan, err));
+cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan, cmkd_error *err) {
+  CMKD_TRY(plan_alloc(graph, layout, plan, err));
   find_folds(graph, folded);
   new_phase(plan);
   add_step(plan, CMKD_STEP_GATHER, -1);
@@ -270,6 +276,7 @@ cmkd_status cmkd_plan_infer(const cmkd_graph *graph, int *folded, cmkd_plan *pla
   add_step(plan, CMKD_STEP_OUTPUT, -1);
   cmkd_status status = place_values(graph, plan, err);
   if (status != CMKD_OK) { cmkd_plan_free(plan); return status; }
+  if (!layout.local) return CMKD_OK;
   size_t chunk = 2 * CHUNK_BYTES / (sizeof(float) * plan->local + 1);
   plan->phase[0].chunk = chunk < 1 ? 1 : chunk > CMKD_CHUNK_MAX ? CMKD_CHUNK_MAX : (int)chunk;
   plan->local *= (size_t)plan->phase[0].chunk;

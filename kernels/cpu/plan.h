@@ -1,4 +1,4 @@
-/* From an operation list to what the CPU backend executes: steps in phases, and where every activation and gradient lies.
+/* From an operation list to what a backend executes: steps in phases, and where every activation and gradient lies.
  *
  * A phase is a run of steps that one thread may do image by image: between phases all threads meet, because batch norm needs sums over
  * the whole batch. Inside a phase a thread takes its images in chunks that stay in the second-level cache from step to step.
@@ -9,6 +9,8 @@
  * Tensors that live within one phase lie in a buffer of the thread, of one chunk; the others have room for the batch in one arena:
  *
  *   arena  | values that backward reads (training) | gradients that cross phases, sharing slots when their lives do not overlap |
+ *
+ * On a device nothing is local: a list runs op by op over the whole batch (cmkd_plan_layout.local 0).
  *
  * Will not do: compute. */
 #ifndef CMKD_CPU_PLAN_H
@@ -40,18 +42,22 @@ typedef struct cmkd_plan_phase { int first, steps, chunk; } cmkd_plan_phase;
 /* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the arena. */
 typedef struct cmkd_place { int used, local; size_t offset, size; } cmkd_place;
 
+/* How tensors lie: channels physically a multiple of `pad`, an image's numbers of one tensor beginning at a multiple of `align`. */
+typedef struct cmkd_plan_layout { int pad, align, local; } cmkd_plan_layout;
+
 typedef struct cmkd_plan {
   cmkd_plan_step *step;
   cmkd_plan_phase *phase;
   int steps, phases, backward; /* backward: the first phase after the loss */
   cmkd_place *value, *grad;    /* (tensors) */
-  size_t arena, local;         /* floats per image of the batch; floats per thread */
+  size_t arena, local;         /* numbers per image of the batch; numbers per thread (training) or per image (inference without `local`) */
+  cmkd_plan_layout layout;
 } cmkd_plan;
 
 #define CMKD_CHUNK_MAX 8
 
-cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan *plan, cmkd_error *err);
+cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err);
 /* folded[i]: the batch norm that convolution i takes in, -1 for none (fills it). */
-cmkd_status cmkd_plan_infer(const cmkd_graph *graph, int *folded, cmkd_plan *plan, cmkd_error *err);
+cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan, cmkd_error *err);
 void cmkd_plan_free(cmkd_plan *plan);
 #endif
