@@ -8,6 +8,9 @@
 #define CMKD_KERNELS_GRAPH_H
 #include <stdint.h>
 #include "cmkd/status.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
 
 typedef enum cmkd_op_kind {
   CMKD_OP_CONV,        /* in0 -> out; params: weight, bias or -1 */
@@ -75,4 +78,7 @@ int64_t cmkd_graph_parameters(const cmkd_graph *graph); /* trained numbers */
 int64_t cmkd_graph_macs(const cmkd_graph *graph);       /* multiply-accumulates of convolutions and linear layers, per image */
 /* Every index in range, shapes consistent with the op's rule, every tensor written once before it is read. */
 cmkd_status cmkd_graph_check(const cmkd_graph *graph, cmkd_error *err);
+#ifdef __cplusplus
+}
+#endif
 #endif

@@ -12,7 +12,16 @@ static __device__ __forceinline__ void from_float(float *to, float v) { *to = v;
 static __device__ __forceinline__ void from_float(__half *to, float v) { *to = __float2half_rn(v); }
 static __device__ __forceinline__ void from_float(__nv_bfloat16 *to, float v) { *to = __float2bfloat16_rn(v); }
 
-/* p: a multiple of 8 elements from an array's start */
+/* Two halves in a word by one conversion. */
+#ifdef CMKD_SIMT
+static inline uint32_t pack2(__half *, float low, float high) { return __float2half_rn(low).bits | (uint32_t)__float2half_rn(high).bits << 16; }
+static inline uint32_t pack2(__nv_bfloat16 *, float low, float high) { return __float2bfloat16_rn(low).bits | (uint32_t)__float2bfloat16_rn(high).bits << 16; }
+#else
+static __device__ __forceinline__ uint32_t pack2(__half *, float low, float high) { const __half2 both = __floats2half2_rn(low, high); return *(const uint32_t *)&both; }
+static __device__ __forceinline__ uint32_t pack2(__nv_bfloat16 *, float low, float high) { const __nv_bfloat162 both = __floats2bfloat162_rn(low, high); return *(const uint32_t *)&both; }
+#endif
+
+/* p: in device memory (not shared), a multiple of 8 elements from an array's start */
 template <class T> static __device__ __forceinline__ void load8(const T *p, float v[8]) {
   constexpr int words = (int)(8 * sizeof(T) / 16);
   cmkd_words raw[words];
@@ -25,11 +34,18 @@ template <class T> static __device__ __forceinline__ void load8(const T *p, floa
 template <class T> static __device__ __forceinline__ void store8(T *p, const float v[8]) {
   constexpr int words = (int)(8 * sizeof(T) / 16);
   cmkd_words raw[words];
-  T *each = (T *)raw;
 #pragma unroll
-  for (int i = 0; i < 8; i++) from_float(each + i, v[i]);
+  for (int i = 0; i < 4 * words; i++) {
+    if constexpr (sizeof(T) == 2) raw[0].word[i] = pack2(p, v[2 * i], v[2 * i + 1]);
+    else raw[i / 4].word[i % 4] = __float_as_uint(v[i]);
+  }
 #pragma unroll
-  for (int i = 0; i < words; i++) ((cmkd_words *)p)[i] = raw[i];
+  for (int i = 0; i < words; i++)
+#ifdef CMKD_SIMT
+    ((cmkd_words *)p)[i] = raw[i];
+#else
+    __stwb((uint4 *)p + i, make_uint4(raw[i].word[0], raw[i].word[1], raw[i].word[2], raw[i].word[3])); /* an ordinary store that the compiler cannot take apart */
+#endif
 }
 
 /* Calls f with a null pointer of the element type of `dtype`: by_dtype(dtype, [&](auto *t) { kernel<std::remove_pointer_t<decltype(t)>> ... }) */
