@@ -70,7 +70,7 @@ $(CONFIG): Makefile
 	$(call probe,ONEDNN,dnnl.h,(void *)dnnl_version != 0,-ldnnl,our own kernels compute all convolutions (slower without AVX2); run make deps)
 	$(call probe,CMOCKA,stdio.h,1,-include stdarg.h -include stddef.h -include setjmp.h -include stdint.h -include cmocka.h -lcmocka,make check needs it; run make deps)
 	$(call nvprobe,CUDA,cuda_runtime.h,1,,--device cuda is left out; the CPU backend is whole)
-	$(call nvprobe,CUDNN,cudnn.h,cudnnGetVersion(),-lcudnn,no training on CUDA)
+	$(call nvprobe,CUDNN,cudnn.h,sizeof(char[CUDNN_VERSION >= 90800 ? 1 : -1]),,our own kernels compute all convolutions on CUDA (cuDNN 9.8 or later is opened at run time where its header was found))
 	@mv $@.tmp $@
 
 REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
@@ -82,6 +82,8 @@ LINK = $(CC) -Wl,--as-needed $(OPENMP) $(SAN) $(LDFLAGS)
 %_avx2.o:   ISA := -mavx2 -mfma -mf16c -mbmi2 -ffp-contract=fast
 %_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mfma -mf16c -mbmi2 -ffp-contract=fast
 $(BUILD)/tests/test_loss_lanes.o: ISA := -Wno-psabi # vectors wider than the machine's, static functions only
+CUDA_ISA = -I$(dir $(NVCC))../include $(if $(HAVE_CUDNN),-DHAVE_CUDNN=1)
+$(BUILD)/kernels/cuda/%.o $(BUILD)/tests/test_cudnn_plans.o: ISA := $(CUDA_ISA)
 
 # ---- objects ------------------------------------------------------------------------------------------------------------
 LIB_DIRS := base formats kernels kernels/ref kernels/cpu nets precompute train
@@ -147,7 +149,6 @@ $(BUILD)/%.cu.o: %.cu $(CONFIG) $(BUILD)/nvflags.stamp
 	@mkdir -p $(@D)
 	$(call say,NVCC,$<)
 	$(Q)$(NVCC) $(NVFLAGS) -MMD -MP -c -o $@ $<
-$(BUILD)/kernels/cuda/%.o: ISA := -I$(dir $(NVCC))../include
 $(BUILD)/libcmkd-cuda.so: $(CU_OBJ) $(BUILD)/libcmkd.a
 	$(call say,LINK,$@)
 	$(Q)$(NVCC) -shared $(GENCODE) -o $@ $^ -Xlinker --exclude-libs,ALL -lgomp $(LIBS:-pthread=-lpthread)

@@ -1,0 +1,340 @@
+/* Choosing who computes a convolution, on a made-up device (tests/conv_double.h): the fastest plan whose numbers are ours wins, is remembered, and
+ * comes back in a resumed run; without cuDNN nothing is timed; a memory file of any bytes does no harm. */
+#include "tests/support.h"
+#include "tests/conv_double.h"
+#include <sys/stat.h>
+#include <unistd.h>
+
+static const made_plan plans[] = {
+  {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 300},     {"cudnn:eng2{}", CMKD_CONV_FORWARD, 1, WRONG, 0},         {"cudnn:eng3{}", CMKD_CONV_FORWARD, 1, UNWRITTEN, 0},
+  {"cudnn:eng4{}", CMKD_CONV_FORWARD, 1, FAILING, 0},        {"cudnn:eng5{}", CMKD_CONV_FORWARD, 1, CHANGING, 0},      {"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, GOOD, 5000},
+  {"cudnn:eng7{}", CMKD_CONV_FORWARD, 100, GOOD, 0},         {"cudnn:eng8{}", CMKD_CONV_FORWARD_FUSED, 3, GOOD, 0},    {"cudnn:eng9{}", CMKD_CONV_BACKWARD_DATA, 1, NO_ADDING, 0},
+  {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
+};
+static cmkd_cudnn with_plans = {91900, sizeof plans / sizeof *plans, 0, plans};
+static cmkd_error err;
+static char memory[1200];
+
+static int fresh(void **state) {
+  with_plans.refuses = 0;
+  made = (struct made_device){.own_ms = 10};
+  snprintf(memory, sizeof memory, "%s/conv/choices.json", scratch_dir());
+  return 0;
+}
+static int nothing_left(void **state) {
+  const int left = made.live + plans_live;
+  plans_live = 0;
+  return left != 0;
+}
+
+static cmkd_conv_request request_of(cmkd_conv_pass pass, cmkd_dtype dtype) {
+  return (cmkd_conv_request){.shape = {.n = 3, .h = 6, .w = 6, .c = 13, .oh = 6, .ow = 6, .k = 19, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 1, .y_stride = 24, .dtype = dtype, .y_dtype = dtype}, .pass = pass};
+}
+static cmkd_conv_chooser *open_chooser(cmkd_cudnn *cudnn, const char *name, const char *path) {
+  cmkd_conv_chooser *chooser;
+  assert_ok(cmkd_conv_chooser_open(cudnn, name, path, on_stream, &chooser, &err));
+  return chooser;
+}
+/* The name that is chosen for a request; `timed` whether anything was. */
+static const char *choose(cmkd_conv_chooser *chooser, cmkd_conv_request request, int *timed) {
+  static char name[NAME_MAX_BYTES];
+  cmkd_conv_choice *choice;
+  const long before = made.timed;
+  assert_ok(cmkd_conv_choose(chooser, &request, &choice, &err));
+  snprintf(name, sizeof name, "%s", cmkd_conv_choice_name(choice));
+  cmkd_conv_choice_free(choice);
+  *timed = made.timed != before;
+  return name;
+}
+static void assert_chosen(cmkd_conv_chooser *chooser, cmkd_conv_request request, const char *name, int timed) {
+  int was_timed;
+  assert_string_equal(choose(chooser, request, &was_timed), name);
+  assert_int_equal(was_timed, timed);
+}
+
+static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
+  cmkd_conv_chooser *chooser = open_chooser(NULL, "GPU", memory);
+  for (int pass = 0; pass < 4; pass++) {
+    cmkd_conv_request r = request_of((cmkd_conv_pass)pass, CMKD_BF16);
+    cmkd_conv_choice *choice;
+    float c[20000] = {0}, bias[24] = {0}, a[20000] = {0};
+    assert_ok(cmkd_conv_choose(chooser, &r, &choice, &err));
+    assert_string_equal(cmkd_conv_choice_name(choice), "own");
+    assert_int_equal(cmkd_conv_choice_workspace(choice), 1000);
+    assert_int_equal(cmkd_conv_choice_dw_dtype(choice), CMKD_F32);
+    const long before = made.runs_own;
+    assert_ok(cmkd_conv_run(choice, a, a, c, pass == CMKD_CONV_FORWARD_FUSED ? &(cmkd_cuda_epilogue){bias, NULL, CMKD_ACT_NONE} : NULL, NULL, NULL, &err));
+    assert_int_equal(made.runs_own, before + 1);
+    cmkd_conv_choice_free(choice);
+  }
+  assert_int_equal(made.timed, 0);
+  assert_false(cmkd_file_exists(memory));
+  cmkd_conv_chooser_close(chooser);
+}
+
+static void the_fastest_that_agrees_wins(void **state) {
+  for (int d = 0; d < 3; d++) {
+    const cmkd_dtype dtype = d == 0 ? CMKD_F32 : d == 1 ? CMKD_F16 : CMKD_BF16;
+    cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+    cmkd_conv_request add = request_of(CMKD_CONV_BACKWARD_DATA, dtype);
+    assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 1);
+    assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 0); /* decided */
+    assert_chosen(chooser, add, "cudnn:eng9{}", 1);
+    add.accumulate = 1;
+    assert_chosen(chooser, add, "cudnn:eng10{}", 1); /* the faster one forgets to add */
+    assert_chosen(chooser, request_of(CMKD_CONV_BACKWARD_WEIGHTS, dtype), "cudnn:eng11{}", 1);
+    cmkd_conv_chooser_close(chooser);
+  }
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+  cmkd_conv_request large = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F16); /* more than is looked at */
+  large.shape.n = 40, large.shape.h = large.shape.w = large.shape.oh = large.shape.ow = 20;
+  assert_true(count_x(&large.shape) > 2 * SAMPLE);
+  assert_chosen(chooser, large, "cudnn:eng9{}", 1);
+  made.own_ms = 0.5;
+  assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, CMKD_F32), "own", 1);
+  cmkd_conv_chooser_close(chooser);
+}
+
+static void an_epilogue_may_come_after_a_faster_plan(void **state) {
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
+  for (int residual = 0; residual < 2; residual++)
+    for (int act = 0; act < 3; act++) {
+      cmkd_conv_request r = request_of(CMKD_CONV_FORWARD_FUSED, CMKD_F32);
+      cmkd_conv_choice *choice;
+      static float a[4000], b[8000], c[4000], expected[4000], other[4000], bias[24], workspace[1250];
+      for (int i = 0; i < 4000; i++) a[i] = other[i] = (float)(i % 17) - 8, b[i] = (float)(i % 5);
+      r.residual = residual, r.act = (cmkd_act)act;
+      assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 1);
+      cmkd_conv_chooser *later = open_chooser(&with_plans, "GPU", memory);
+      assert_chosen(later, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 0);
+      assert_ok(cmkd_conv_choose(later, &r, &choice, &err));
+      const cmkd_cuda_epilogue epilogue = {bias, residual ? other : NULL, r.act};
+      const long before = made.epilogues;
+      assert_ok(cmkd_conv_run(choice, a, b, c, &epilogue, workspace, on_stream, &err));
+      assert_int_equal(made.epilogues, before + 1);
+      made_conv(&r.shape, CMKD_CONV_FORWARD, a, b, expected, 0, CMKD_F32, 0);
+      made_epilogue(&r.shape, &epilogue, expected);
+      assert_memory_equal(c, expected, count_y(&r.shape) * sizeof(float));
+      /* not what was asked for */
+      assert_int_equal(cmkd_conv_run(choice, a, b, c, NULL, workspace, on_stream, &err), CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(choice, a, b, c, &(cmkd_cuda_epilogue){NULL, epilogue.residual, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(choice, a, b, c, &(cmkd_cuda_epilogue){bias, residual ? NULL : other, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(choice, a, b, c, &epilogue, workspace, NULL, &err), CMKD_ERR_VALUE); /* another stream */
+      cmkd_conv_choice_free(choice);
+      cmkd_conv_chooser_close(later);
+    }
+  cmkd_conv_chooser_close(chooser);
+}
+
+/* Logits have no channels for padding; the gradient of their weights has, and it is 0. */
+static void gradients_of_padding_are_zero(void **state) {
+  cmkd_conv_request r = {.shape = {.n = 2, .h = 1, .w = 1, .c = 8, .oh = 1, .ow = 1, .k = 10, .kh = 1, .kw = 1, .stride = 1, .groups = 1, .y_stride = 10}, .pass = CMKD_CONV_BACKWARD_WEIGHTS};
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+  cmkd_conv_choice *choice;
+  float x[16], dy[20], dw[16 * 8], workspace[16];
+  for (int i = 0; i < 16; i++) x[i] = 1;
+  for (int i = 0; i < 20; i++) dy[i] = 1;
+  memset(dw, 0xFF, sizeof dw);
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice, &err));
+  assert_string_equal(cmkd_conv_choice_name(choice), "cudnn:eng11{}");
+  assert_ok(cmkd_conv_run(choice, x, dy, dw, NULL, workspace, on_stream, &err));
+  for (int i = 0; i < 16 * 8; i++) assert_true(dw[i] == (i < 80 ? 2 : 0));
+  cmkd_conv_choice_free(choice);
+  cmkd_conv_chooser_close(chooser);
+}
+
+static void choices_are_remembered_by_device(void **state) {
+  const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
+  cmkd_cudnn other = with_plans;
+  other.version = 91800;
+  for (int round = 0; round < 2; round++) { /* timed once, then remembered, the one beside the other */
+    cmkd_conv_chooser *a = open_chooser(&with_plans, "GPU A", memory), *b = open_chooser(&with_plans, "GPU \"B\"", memory), *c = open_chooser(&other, "GPU A", memory);
+    assert_chosen(a, r, "cudnn:eng6{k1=2,k3=4}", !round);
+    assert_chosen(b, r, "cudnn:eng6{k1=2,k3=4}", !round);
+    assert_chosen(c, r, "cudnn:eng6{k1=2,k3=4}", !round);
+    cmkd_conv_chooser_close(a);
+    cmkd_conv_chooser_close(b);
+    cmkd_conv_chooser_close(c);
+  }
+  /* what differs in a way that matters is another request */
+  cmkd_conv_chooser *a = open_chooser(&with_plans, "GPU A", memory);
+  cmkd_conv_request tf32 = r, big = r;
+  tf32.tf32 = 1, big.shape.n = 4;
+  assert_chosen(a, tf32, "cudnn:eng6{k1=2,k3=4}", 1);
+  assert_chosen(a, big, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_chooser_close(a);
+}
+
+static void what_no_longer_works_is_measured_again(void **state) {
+  const made_plan now[] = {{"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, FAILING, 0}, {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
+  cmkd_cudnn changed = {91900, 2, 0, now}, gone = {91900, 0, 0, NULL}, refusing = {91900, 2, 1, now};
+  const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
+  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_chooser_close(chooser);
+  chooser = open_chooser(&changed, "GPU", memory);
+  assert_chosen(chooser, r, "cudnn:eng1{k2=1}", 1);
+  cmkd_conv_chooser_close(chooser);
+  chooser = open_chooser(&gone, "GPU", memory);
+  assert_chosen(chooser, r, "own", 0);
+  cmkd_conv_chooser_close(chooser);
+  chooser = open_chooser(&refusing, "other", memory);
+  assert_chosen(chooser, r, "own", 0);
+  cmkd_conv_chooser_close(chooser);
+}
+
+static void a_resumed_run_keeps_its_choices(void **state) {
+  const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), d = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F32);
+  const made_plan slow[] = {{"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
+  cmkd_cudnn earlier = {91900, 1, 0, slow};
+  char *text, *again;
+  int used;
+  cmkd_conv_chooser *chooser = open_chooser(&earlier, "GPU", NULL);
+  assert_chosen(chooser, r, "cudnn:eng1{k2=1}", 1);
+  assert_ok(cmkd_conv_chooser_save(chooser, &text, &err));
+  cmkd_conv_chooser_close(chooser);
+
+  chooser = open_chooser(&with_plans, "GPU", memory); /* has measured something faster */
+  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_chooser_close(chooser);
+  chooser = open_chooser(&with_plans, "GPU", memory);
+  assert_ok(cmkd_conv_chooser_load(chooser, text, &used, &err));
+  assert_int_equal(used, 1);
+  assert_chosen(chooser, r, "cudnn:eng1{k2=1}", 0);
+  assert_chosen(chooser, d, "cudnn:eng9{}", 1); /* what it did not bring */
+  assert_ok(cmkd_conv_chooser_save(chooser, &again, &err));
+  assert_non_null(strstr(again, "cudnn:eng1{k2=1}"));
+  assert_non_null(strstr(again, "cudnn:eng9{}"));
+  assert_null(strchr(again, '\n'));
+  cmkd_conv_chooser_close(chooser);
+
+  chooser = open_chooser(&with_plans, "another GPU", NULL);
+  assert_ok(cmkd_conv_chooser_load(chooser, again, &used, &err));
+  assert_int_equal(used, 0);
+  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_chooser_close(chooser);
+  chooser = open_chooser(NULL, "GPU", NULL);
+  assert_ok(cmkd_conv_chooser_load(chooser, again, &used, &err));
+  assert_int_equal(used, 0);
+  assert_chosen(chooser, r, "own", 0);
+  cmkd_conv_chooser_close(chooser);
+  free(text);
+  free(again);
+}
+
+static void failures_name_the_remedy(void **state) {
+  const made_plan breaking[] = {{"cudnn:eng666{}", CMKD_CONV_FORWARD, 1, BREAKING, 0}};
+  cmkd_cudnn cudnn = {91900, 1, 0, breaking};
+  cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
+  cmkd_conv_choice *choice;
+  cmkd_conv_chooser *chooser = open_chooser(&cudnn, "GPU", memory);
+  made.full = 1;
+  assert_int_equal(cmkd_conv_choose(chooser, &r, &choice, &err), CMKD_ERR_MEMORY);
+  assert_null(choice);
+  assert_non_null(strstr(err.message, "256 MB"));
+  made.full = 0;
+  assert_int_equal(cmkd_conv_choose(chooser, &r, &choice, &err), CMKD_ERR_DEVICE);
+  assert_null(choice);
+  assert_non_null(strstr(err.message, "cudnn:eng666{}"));
+  assert_non_null(strstr(err.message, "CMKD_CUDNN=off"));
+  assert_false(cmkd_file_exists(memory)); /* nothing is remembered of that */
+  cmkd_conv_chooser_close(chooser);
+}
+
+static void write_text(const void *text, size_t size) {
+  char *folder = cmkd_path_dir(memory);
+  assert_ok(cmkd_make_dirs(folder, &err));
+  assert_ok(cmkd_file_write(memory, &(cmkd_piece){text, size}, 1, &err));
+  free(folder);
+}
+
+static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
+  static char deep[100000];
+  memset(deep, '[', sizeof deep - 1);
+  const char *const texts[] = {
+    "", "{", "null", "[]", "7", "\"cmkd\"", "\xff\xfe\x00", deep, "{\"cmkd_conv_choices\":1}", "{\"cmkd_conv_choices\":2,\"devices\":{}}", "{\"cmkd_conv_choices\":1,\"devices\":[]}",
+    "{\"cmkd_conv_choices\":1,\"devices\":{\"GPU, cuDNN 91900\":7}}", "{\"cmkd_conv_choices\":1,\"devices\":{\"GPU, cuDNN 91900\":{\"forward n3\":[1]}}}",
+  };
+  const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+    write_text(texts[i], strlen(texts[i]));
+    for (int round = 0; round < 2; round++) {
+      cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
+      assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", !round);
+      cmkd_conv_chooser_close(chooser);
+    }
+  }
+  /* values of our own request that are no plan of ours */
+  char key[KEY];
+  request_key(&r, key);
+  const char *const names[] = {"", "own ", "cudnn:eng999{}", "+epilogue", "cudnn:eng6{k1=2,k3=4}+epilogue", "cudnn:eng2{}", "cudnn:eng3{}", "%s%n"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    json_t *root = json_pack("{s:i, s:{s:{s:s}}}", FILE_KIND, FILE_VERSION, "devices", "GPU, cuDNN 91900", key, names[i]);
+    char *text = json_dumps(root, 0);
+    write_text(text, strlen(text));
+    cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
+    assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
+    cmkd_conv_chooser_close(chooser);
+    free(text);
+    json_decref(root);
+  }
+  /* a folder in its place, and a file where its folder should be: not remembered, not fatal */
+  assert_int_equal(unlink(memory), 0);
+  assert_int_equal(mkdir(memory, 0777), 0);
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
+  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_chooser_close(chooser);
+  assert_int_equal(rmdir(memory), 0);
+  write_text("x", 1);
+  char below[1300];
+  snprintf(below, sizeof below, "%s/choices.json", memory);
+  chooser = open_chooser(&with_plans, "GPU", below);
+  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_chooser_close(chooser);
+}
+
+/* Flipped, cut and repeated bytes of a good file: a choice is made all the same, and a state's text is used, ignored or refused. */
+static void corrupt_texts_do_no_harm(void **state) {
+  const cmkd_conv_request requests[2] = {request_of(CMKD_CONV_FORWARD, CMKD_F32), request_of(CMKD_CONV_BACKWARD_DATA, CMKD_BF16)};
+  cmkd_rng rng = cmkd_rng_start(17, CMKD_STREAM_TEST, 0);
+  char *text, *bad;
+  int used, timed, refused = 0, ignored = 0, taken = 0;
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+  for (int i = 0; i < 2; i++) choose(chooser, requests[i], &timed);
+  assert_ok(cmkd_conv_chooser_save(chooser, &text, &err));
+  cmkd_conv_chooser_close(chooser);
+  const size_t length = strlen(text);
+  bad = malloc(2 * length + 1);
+  for (int i = 0; i < 4000; i++) {
+    size_t size = length;
+    memcpy(bad, text, length + 1);
+    for (uint32_t n = cmkd_rng_below(&rng, 3); n < 3; n++) bad[cmkd_rng_below(&rng, (uint32_t)length)] = n == 2 ? (char)cmkd_rng_u32(&rng) : "{}[]\",:0"[cmkd_rng_below(&rng, 8)];
+    if (i % 7 == 0) size = cmkd_rng_below(&rng, (uint32_t)length);
+    if (i % 7 == 1) memcpy(bad + length, text, length), size = 2 * length;
+    bad[size] = 0;
+    if (i % 400 == 0) write_text(bad, size);
+    chooser = open_chooser(&with_plans, "GPU", i % 400 ? NULL : memory);
+    cmkd_status status = cmkd_conv_chooser_load(chooser, bad, &used, &err);
+    assert_true(status == CMKD_OK || (status == CMKD_ERR_FORMAT && !used));
+    refused += status != CMKD_OK, ignored += status == CMKD_OK && !used, taken += used;
+    if (i % 50 == 0) {
+      const char *name = choose(chooser, requests[0], &timed);
+      assert_true(!strncmp(name, "cudnn:eng", 9) || !strcmp(name, "own"));
+    }
+    cmkd_conv_chooser_close(chooser);
+  }
+  assert_true(refused && ignored && taken); /* all three ways were taken */
+  free(bad);
+  free(text);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, fresh, nothing_left)
+int main(void) {
+  const struct CMUnitTest tests[] = {
+    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins),          TEST(an_epilogue_may_come_after_a_faster_plan),
+    TEST(gradients_of_padding_are_zero),               TEST(choices_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
+    TEST(a_resumed_run_keeps_its_choices),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
+    TEST(corrupt_texts_do_no_harm),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
