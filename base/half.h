@@ -34,5 +34,12 @@ static inline uint16_t cmkd_float_to_half(float f) {
   return sign | (uint16_t)kept;
 }
 
+/* To bfloat16, nearest even; every NaN becomes 0x7FFF, as on a CUDA device. */
+static inline uint16_t cmkd_float_to_bf16(float f) {
+  uint32_t u;
+  memcpy(&u, &f, 4);
+  if ((u & 0x7FFFFFFFu) > 0x7F800000u) return 0x7FFF;
+  return (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
+}
 static inline float cmkd_bf16_to_float(uint16_t h) { uint32_t bits = (uint32_t)h << 16; float f; memcpy(&f, &bits, 4); return f; }
 #endif

@@ -9,10 +9,11 @@
 #include "cmkd/views.h"
 #include "kernels/graph.h"
 
-#define CMKD_BACKEND_VERSION 1 /* of this table; a plugin with another one is refused by name */
+#define CMKD_BACKEND_VERSION 2 /* of this table; a plugin with another one is refused by name */
 
 typedef struct cmkd_backend cmkd_backend;     /* one device; may hold many models; not thread-safe, but backends are independent */
 typedef struct cmkd_be_images cmkd_be_images; /* uint8 images resident on the device, read-only, shared by its models */
+typedef struct cmkd_be_rows cmkd_be_rows;     /* teacher logits resident on the device, as a cache stores them; shared by its models */
 typedef struct cmkd_be_model cmkd_be_model;   /* a graph with its parameters, optimizer state and buffers */
 
 typedef struct cmkd_backend_options { int threads; /* 0: all cores */ int device; /* index */ const char *precision; /* NULL: "fp32" */ } cmkd_backend_options;
@@ -34,7 +35,8 @@ typedef struct cmkd_step {
   int count;                   /* rows, 1 .. batch */
   const uint32_t *rows;        /* (count) positions in the images */
   const uint64_t *seeds;       /* (count); NULL: every row clean */
-  const float *teacher;        /* (count, classes) or NULL */
+  const float *teacher;        /* (count, classes), or NULL: no teacher, or one whose logits are resident: */
+  const cmkd_be_rows *teacher_rows; const uint32_t *teacher_index; /* row i's logits are teacher_rows[teacher_index[i]]; (count) or NULL */
   double lr, epoch;            /* epoch from 1, for loss warm-ups */
 } cmkd_step;
 
@@ -71,6 +73,13 @@ typedef struct cmkd_backend_table {
   cmkd_status (*run)(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err);
   /* Waits, then hands over the results of the TRAIN steps run since the last read, oldest first; *k in: room, out: how many. */
   cmkd_status (*read)(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err);
+  /* Optional (NULL), all three or none: room for `rows` rows of teacher logits in the form in which codec "f32", "f16" or "u8sqrt" stores them.
+   * CMKD_ERR_MEMORY where they do not fit beside what models need, CMKD_ERR_UNSUPPORTED for other codecs: the caller then gives rows as
+   * floats, step by step. write copies rows [first, first + count) and waits: data (count, classes); row_max, row_range (count) of u8sqrt, else
+   * NULL. A step may only name rows that were written. */
+  cmkd_status (*rows_create)(cmkd_backend *backend, const char *codec, uint64_t rows, int classes, cmkd_be_rows **out, cmkd_error *err);
+  cmkd_status (*rows_write)(cmkd_be_rows *rows, uint64_t first, uint64_t count, const void *data, const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err);
+  void (*rows_free)(cmkd_be_rows *rows);
   /* Optional (NULL): gradients of the last TRAIN step, for tests; laid out like the parameters. */
   cmkd_status (*gradients)(cmkd_be_model *model, float *const *params, cmkd_error *err);
 } cmkd_backend_table;

@@ -3,6 +3,11 @@
 #ifndef CMKD_KERNELS_LOSS_H
 #define CMKD_KERNELS_LOSS_H
 #include "cmkd/loss.h"
+#ifdef __CUDACC__
+#define CMKD_BOTH __host__ __device__
+#else
+#define CMKD_BOTH
+#endif
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -56,7 +61,7 @@ static inline const cmkd_loss_term *cmkd_loss_find(const cmkd_loss *loss, cmkd_t
 }
 
 /* weight * warm-up ramp at this epoch (from 1) */
-static inline double cmkd_term_weight(const cmkd_loss_term *term, double epoch) {
+static inline CMKD_BOTH double cmkd_term_weight(const cmkd_loss_term *term, double epoch) {
   double ramp = term->warmup > 0 && epoch < term->warmup ? epoch / term->warmup : 1;
   return term->weight * ramp;
 }

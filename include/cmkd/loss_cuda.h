@@ -21,6 +21,7 @@ typedef struct cmkd_cuda_loss_batch {
   double epoch;                /* from 1; CMKD_LOSS_NO_WARMUP */
   double label_smoothing;      /* of the CE term, [0, 1) */
   double entropy_mean;         /* over the global batch; NaN: of these rows, which takes one small launch more */
+  const double *epoch_now;     /* where the epoch will stand when the work runs, for captured graphs; NULL: `epoch` */
 } cmkd_cuda_loss_batch;
 
 /* Bytes of device scratch for this shape, 256-byte aligned; 0 when the shape is out of range. One scratch serves one stream. */

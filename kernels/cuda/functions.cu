@@ -26,6 +26,6 @@ static cmkd_status get(void *host, const void *from, size_t bytes, cmkd_error *e
 const cmkd_cuda_functions_table *cmkd_cuda_functions(void) {
   static const cmkd_cuda_functions_table table = {
     CMKD_CUDA_FUNCTIONS_VERSION, device, alloc, release, fill, put, get, cmkd_cuda_loss_scratch, cmkd_cuda_loss_init, cmkd_cuda_loss_eval, cmkd_cuda_agreement_scratch,
-    cmkd_cuda_agreement_add, cmkd_cuda_augment_bytes, cmkd_cuda_augment, cmkd_cuda_rows_f16, cmkd_cuda_rows_u8sqrt, cmkd_cuda_sgd};
+    cmkd_cuda_agreement_add, cmkd_cuda_augment_bytes, cmkd_cuda_augment, cmkd_cuda_rows_f16, cmkd_cuda_rows_u8sqrt};
   return &table;
 }

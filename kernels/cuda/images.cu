@@ -2,6 +2,7 @@
  * same seed; tests compare every variant byte by byte. Won't do: other sizes out than in. */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
+#include "kernels/cuda/vector.h"
 
 #define IMAGE_THREADS 256
 
@@ -39,20 +40,19 @@ __global__ void __launch_bounds__(IMAGE_THREADS) augment_bytes_kernel(const __gr
   for (int k = 0; k < a.c; k++) target[at * a.c + k] = from < 0 ? (uint8_t)0 : a.pixels[from * a.c + k];
 }
 
-__global__ void __launch_bounds__(IMAGE_THREADS) augment_kernel(const __grid_constant__ image_args a, float *target) {
+template <class T> __global__ void __launch_bounds__(IMAGE_THREADS) augment_kernel(const __grid_constant__ image_args a, T *target) {
   const int64_t at = (int64_t)blockIdx.x * IMAGE_THREADS + threadIdx.x;
   if (at >= a.total) return;
   const int64_t from = source_of(a, at);
-  float *out = target + at * a.stride_c;
-  if (a.stride_c % 4 == 0) /* 16 bytes a store */
-    for (int k = 0; k < a.stride_c; k += 4) {
-      float v[4];
+  T *out = target + at * a.stride_c;
+  for (int first = 0; first < a.stride_c; first += 8) {
+    float v[8];
 #pragma unroll
-      for (int j = 0; j < 4; j++) v[j] = k + j < a.c ? __ldg(a.table + (k + j) * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + k + j])) : 0;
-      *(float4 *)(out + k) = make_float4(v[0], v[1], v[2], v[3]);
-    }
-  else
-    for (int k = 0; k < a.stride_c; k++) out[k] = k < a.c ? __ldg(a.table + k * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + k])) : 0;
+    for (int j = 0; j < 8; j++) v[j] = first + j < a.c ? __ldg(a.table + (first + j) * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + first + j])) : 0;
+    if (a.stride_c % 8 == 0) store8(out + first, v);
+    else
+      for (int j = 0; j < 8 && first + j < a.stride_c; j++) from_float(out + first + j, v[j]);
+  }
 }
 
 static cmkd_status prepare(image_args *a, cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, int stride_c, unsigned *blocks, cmkd_error *err) {
@@ -84,11 +84,15 @@ cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, c
 }
 
 cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, const float *table, int stride_c,
-                              float *target, void *stream, cmkd_error *err) {
+                              cmkd_dtype dtype, void *target, void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;
+  if (!float_dtype(dtype)) return cmkd_fail(err, CMKD_ERR_VALUE, "augment: dtype %d is no float", (int)dtype);
   CMKD_TRY(prepare(&a, policy, pixels, rows, seeds, count, h, w, c, stride_c, &blocks, err));
   a.table = table;
-  CMKD_LAUNCH(augment_kernel, dim3(blocks), dim3(IMAGE_THREADS), 0, (cudaStream_t)stream, a, target);
+  by_dtype(dtype, [&](auto *t) {
+    auto kernel = augment_kernel<std::remove_pointer_t<decltype(t)>>;
+    CMKD_LAUNCH(kernel, dim3(blocks), dim3(IMAGE_THREADS), 0, (cudaStream_t)stream, a, (decltype(t))target);
+  });
   return launch_status("augment", err);
 }

@@ -16,8 +16,8 @@ cmkd_status cmkd_cuda_agreement_add(const void *student, cmkd_dtype student_dtyp
                                     cmkd_agreement *sums, void *stream, cmkd_error *err);
 
 /* Gather + crop + flip of uint8 images, the bytes of kernels/augment.h. pixels (n, h, w, c), rows (count) < n, seeds (count) or NULL: clean.
- * bytes: target (count, h, w, c). float: target (count, h, w, stride_c), channel k of pixel p is table[k * 256 + p] (made on the host, so
- * normalisation is the CPU's to the bit: cmkd_cuda_pixel_table), channels from c on are 0. */
+ * bytes: target (count, h, w, c). Else: target (count, h, w, stride_c) of `dtype`, channel k of pixel p is table[k * 256 + p] (made on the host, so
+ * normalisation is the CPU's to the bit: cmkd_cuda_pixel_table), rounded to dtype; channels from c on are 0. */
 static inline void cmkd_cuda_pixel_table(const float *mean, const float *std, int c, float *table) { /* host: (c, 256) */
   for (int k = 0; k < c; k++)
     for (int p = 0; p < 256; p++) table[k * 256 + p] = ((float)p / 255.0f - mean[k]) / std[k];
@@ -25,19 +25,14 @@ static inline void cmkd_cuda_pixel_table(const float *mean, const float *std, in
 cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target, void *stream,
                                     cmkd_error *err);
 cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, const float *table, int stride_c,
-                              float *target, void *stream, cmkd_error *err);
+                              cmkd_dtype dtype, void *target, void *stream, cmkd_error *err);
 
 /* Teacher rows of a resident cache as float: target (count, classes) from rows (n, classes) picked by index (count). u8sqrt:
  * logit = max - range / 65025 * q^2 in float without fused operations, row_max and row_range (n) halves. Bit for bit the CPU's decoder. */
+cmkd_status cmkd_cuda_rows_f32(const float *rows, const uint32_t *index, int count, int classes, float *target, void *stream, cmkd_error *err);
 cmkd_status cmkd_cuda_rows_f16(const uint16_t *rows, const uint32_t *index, int count, int classes, float *target, void *stream, cmkd_error *err);
 cmkd_status cmkd_cuda_rows_u8sqrt(const uint8_t *rows, const uint16_t *row_max, const uint16_t *row_range, const uint32_t *index, int count, int classes, float *target, void *stream,
                                   cmkd_error *err);
-
-/* SGD as torch.optim.SGD (dampening 0) over all trained numbers at once: g = grad + decay w; m = momentum m + g; w -= lr (g + momentum m
- * if nesterov, else m). `lr` is read from device memory, so a captured graph can be replayed with another. copy (count) or NULL: the new w
- * rounded to copy_dtype (CMKD_F16, CMKD_BF16). `result` or NULL: with a bad row in it nothing is updated. */
-cmkd_status cmkd_cuda_sgd(float *w, float *m, const float *grad, int64_t count, const float *lr, float momentum, float decay, int nesterov, void *copy, cmkd_dtype copy_dtype,
-                          const cmkd_loss_result *result, void *stream, cmkd_error *err);
 
 typedef struct cmkd_cuda_functions {
   int version; /* CMKD_CUDA_FUNCTIONS_VERSION */
@@ -54,12 +49,11 @@ typedef struct cmkd_cuda_functions {
   size_t (*agreement_scratch)(int64_t, int64_t);
   cmkd_status (*agreement_add)(const void *, cmkd_dtype, const void *, cmkd_dtype, int64_t, int64_t, double, void *, cmkd_agreement *, void *, cmkd_error *);
   cmkd_status (*augment_bytes)(cmkd_policy, const uint8_t *, const uint32_t *, const uint64_t *, int, int, int, int, uint8_t *, void *, cmkd_error *);
-  cmkd_status (*augment)(cmkd_policy, const uint8_t *, const uint32_t *, const uint64_t *, int, int, int, int, const float *, int, float *, void *, cmkd_error *);
+  cmkd_status (*augment)(cmkd_policy, const uint8_t *, const uint32_t *, const uint64_t *, int, int, int, int, const float *, int, cmkd_dtype, void *, void *, cmkd_error *);
   cmkd_status (*rows_f16)(const uint16_t *, const uint32_t *, int, int, float *, void *, cmkd_error *);
   cmkd_status (*rows_u8sqrt)(const uint8_t *, const uint16_t *, const uint16_t *, const uint32_t *, int, int, float *, void *, cmkd_error *);
-  cmkd_status (*sgd)(float *, float *, const float *, int64_t, const float *, float, float, int, void *, cmkd_dtype, const cmkd_loss_result *, void *, cmkd_error *);
 } cmkd_cuda_functions_table;
-#define CMKD_CUDA_FUNCTIONS_VERSION 1
+#define CMKD_CUDA_FUNCTIONS_VERSION 2
 #define CMKD_CUDA_FUNCTIONS_ENTRY "cmkd_cuda_functions"
 const cmkd_cuda_functions_table *cmkd_cuda_functions(void);
 

@@ -128,6 +128,7 @@ cmkd_status cmkd_cuda_loss_eval(const cmkd_loss *loss, const cmkd_cuda_loss_batc
   a.rows = (double *)(memory + l.rows);
   a.result = result;
   for (int i = 0; i < loss->terms; i++) { a.term[i] = loss->term[i]; a.weight[i] = cmkd_term_weight(&loss->term[i], b->epoch); }
+  a.epoch = b->epoch_now;
   a.entropy_mean = b->entropy_mean;
   if (cmkd && isnan(b->entropy_mean) && cmkd->gate != CMKD_GATE_OFF) {
     double *entropy = (double *)(memory + l.entropy);

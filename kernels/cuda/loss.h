@@ -28,7 +28,8 @@ typedef struct loss_args {
   double *lse;                   /* (B, 2) log-sum-exp at DIST's T, for its columns; NULL: not wanted */
   cmkd_loss_result *result;
   cmkd_loss_term term[CMKD_TERM_KINDS];
-  double weight[CMKD_TERM_KINDS]; /* with warm-up */
+  double weight[CMKD_TERM_KINDS]; /* with warm-up, where epoch is NULL */
+  const double *epoch;
 } loss_args;
 
 /* Large rows: scratch for `wave` rows at a time. Strides are C + 1 where a prefix sum lives. */

@@ -368,7 +368,7 @@ template <class ROW> ROW_FUNCTION void row_loss(ROW &row, const loss_args &a, in
   for (int n = 0; n < a.terms; n++) {
     const cmkd_loss_term &term = a.term[n];
     double part[2] = {0, 0}, weighted = 0;
-    const double weight = a.weight[n], scale = weight / (double)a.B;
+    const double weight = a.epoch ? cmkd_term_weight(&a.term[n], *a.epoch) : a.weight[n], scale = weight / (double)a.B;
     bool two = true;
     switch (term.kind) {
       case CMKD_TERM_CE: weighted = part[0] = row_ce(row, a, f, y, scale); two = false; break;

@@ -1,9 +1,18 @@
-/* What libcmkd-cuda.so offers to the programs: a backend table whose open() looks for a driver and a device, and says what is missing. This
- * build evaluates losses and single kernels on a device (cmkd/loss_cuda.h, kernels/cuda/kernels.h) and does not train there, so open() ends
- * with a line that says so, and `--device auto` goes on with the CPU. The CUDA runtime is linked statically and opens the driver itself, so
- * the file loads on machines without any CUDA library. */
-#include <cuda_runtime_api.h>
-#include "kernels/backend.h"
+/* What libcmkd-cuda.so offers to the programs: the backend table, and looking for a driver and a device. The CUDA runtime is linked
+ * statically and opens the driver itself, cuDNN is opened at run time, so the file loads on machines without any CUDA library.
+ * $CMKD_CUDA_CHECK=1 names the operation in which a device fails, $CMKD_CUDA_RESIDENT=0 keeps images and teacher rows on the host, $CMKD_CUDNN=off does
+ * without cuDNN, $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere (FILE empty: nowhere). */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/file.h"
+#include "kernels/cuda/backend.h"
+
+cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err) {
+  if (error == cudaSuccess) return CMKD_OK;
+  if (error == cudaErrorMemoryAllocation) return cmkd_fail(err, CMKD_ERR_MEMORY, "--device cuda: %s: the GPU is out of memory; lower --batch, or free memory on it", what);
+  return cmkd_fail(err, CMKD_ERR_DEVICE, "--device cuda: %s: %s; the run's state is the last saved one (CMKD_CUDA_CHECK=1 names the operation)", what, cudaGetErrorString(error));
+}
 
 static cmkd_status find_device(int device, cmkd_error *err) {
   int driver = 0, devices = 0;
@@ -19,32 +28,100 @@ static cmkd_status find_device(int device, cmkd_error *err) {
   return CMKD_OK;
 }
 
-static cmkd_status losses_only(cmkd_error *err) { return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: this build's CUDA backend evaluates losses only; train with --device cpu"); }
+static cmkd_status set_precision(cmkd_backend *b, const char *precision, cmkd_error *err) {
+  static const struct { const char *name; cmkd_dtype dtype; int tf32; } known[] = {{"fp32", CMKD_F32, 0}, {"tf32", CMKD_F32, 1}, {"bf16", CMKD_BF16, 0}, {"fp16", CMKD_F16, 0}};
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+    if (!strcmp(precision, known[i].name)) {
+      b->dtype = known[i].dtype;
+      b->tf32 = known[i].tf32;
+      snprintf(b->precision, sizeof b->precision, "%s", precision);
+      return CMKD_OK;
+    }
+  return cmkd_fail(err, CMKD_ERR_USAGE, "--precision %.40s: unknown; there are fp32, tf32, bf16, fp16", precision);
+}
+
+/* Where choices of convolution plans are remembered between runs; NULL: nowhere. Caller frees. */
+static char *plans_file(void) {
+  const char *asked = getenv("CMKD_CUDA_PLANS"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
+  if (asked) return *asked ? cmkd_format("%s", asked) : NULL;
+  if (cache && *cache) return cmkd_format("%s/cmkd/plans.json", cache);
+  return home && *home ? cmkd_format("%s/.cache/cmkd/plans.json", home) : NULL;
+}
+
+static int is_set(const char *name) {
+  const char *value = getenv(name);
+  return value && *value && strcmp(value, "0");
+}
+
+static void close_device(cmkd_backend *b) {
+  if (!b) return;
+  cmkd_conv_chooser_close(b->chooser);
+  cmkd_cudnn_close(b->cudnn);
+  if (b->workspace) (void)cudaFree(b->workspace);
+  if (b->fork) (void)cudaEventDestroy(b->fork);
+  if (b->join) (void)cudaEventDestroy(b->join);
+  if (b->side) (void)cudaStreamDestroy(b->side);
+  if (b->stream) (void)cudaStreamDestroy(b->stream);
+  free(b);
+}
+
+static cmkd_status open_streams(cmkd_backend *b, cmkd_error *err) {
+  struct cudaDeviceProp properties;
+  CMKD_TRY(cmkd_cuda_status(cudaSetDevice(b->device), "opening the device", err));
+  CMKD_TRY(cmkd_cuda_status(cudaGetDeviceProperties(&properties, b->device), "opening the device", err));
+  snprintf(b->name, sizeof b->name, "%s", properties.name);
+  if (properties.major < 8 && b->dtype != CMKD_F32)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: %s has compute capability %d.%d; --precision %s needs 8.0 (Ampere) or later, use fp32", b->name, properties.major, properties.minor, b->precision);
+  CMKD_TRY(cmkd_cuda_status(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking), "opening the device", err));
+  CMKD_TRY(cmkd_cuda_status(cudaStreamCreateWithFlags(&b->side, cudaStreamNonBlocking), "opening the device", err));
+  CMKD_TRY(cmkd_cuda_status(cudaEventCreateWithFlags(&b->fork, cudaEventDisableTiming), "opening the device", err));
+  return cmkd_cuda_status(cudaEventCreateWithFlags(&b->join, cudaEventDisableTiming), "opening the device", err);
+}
+
+static cmkd_status open_convolutions(cmkd_backend *b, cmkd_error *err) {
+  cmkd_error missing = {CMKD_OK, ""};
+  char library[64];
+  if (cmkd_cudnn_open(b->stream, NULL, &b->cudnn, &missing) == CMKD_OK) {
+    int v = cmkd_cudnn_version(b->cudnn);
+    snprintf(library, sizeof library, "cuDNN %d.%d.%d", v / 10000, v / 100 % 100, v % 100);
+  } else {
+    b->cudnn = NULL;
+    snprintf(library, sizeof library, "own convolutions (no cuDNN)");
+  }
+  snprintf(b->text, sizeof b->text, "cuda: %s, %s, %s", b->name, b->precision, library);
+  char *memory = plans_file();
+  cmkd_status status = cmkd_conv_chooser_open(b->cudnn, b->name, memory, b->stream, &b->chooser, err);
+  free(memory);
+  return status;
+}
 
 static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {
+  static const cmkd_backend_options defaults;
   *out = NULL;
+  if (!options) options = &defaults;
   CMKD_TRY(find_device(options->device, err));
-  return losses_only(err);
+  cmkd_backend *b = calloc(1, sizeof *b);
+  if (!b) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  b->device = options->device;
+  b->check = is_set("CMKD_CUDA_CHECK");
+  b->streamed = getenv("CMKD_CUDA_RESIDENT") && !is_set("CMKD_CUDA_RESIDENT");
+  cmkd_status status = set_precision(b, options->precision ? options->precision : "fp32", err);
+  if (status == CMKD_OK) status = open_streams(b, err);
+  if (status == CMKD_OK) status = open_convolutions(b, err);
+  if (status == CMKD_OK) *out = b;
+  else close_device(b);
+  return status;
 }
-static void close_device(cmkd_backend *backend) {}
-static const char *describe(const cmkd_backend *backend) { return "cuda: losses only"; }
 
-/* Nothing is ever open, so nothing below is reached through the registry; a caller who tries gets the same line. */
-static cmkd_status images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err) { return losses_only(err); }
-static void images_free(cmkd_be_images *images) {}
-static cmkd_status model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out, cmkd_error *err) { return losses_only(err); }
-static void model_free(cmkd_be_model *model) {}
-static cmkd_status upload(cmkd_be_model *model, cmkd_param_slot slot, const float *const *params, cmkd_error *err) { return losses_only(err); }
-static cmkd_status download(cmkd_be_model *model, cmkd_param_slot slot, float *const *params, cmkd_error *err) { return losses_only(err); }
-static cmkd_status run(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) { return losses_only(err); }
-static cmkd_status read_back(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err) { return losses_only(err); }
+static const char *describe(const cmkd_backend *b) { return b->text; }
 
 const cmkd_backend_table *cmkd_backend_plugin(void);
 const cmkd_backend_table *cmkd_backend_plugin(void) {
   static const cmkd_backend_table table = {
     .version = CMKD_BACKEND_VERSION, .name = "cuda", .open = open_device, .close = close_device, .describe = describe,
-    .images_create = images_create, .images_free = images_free, .model_create = model_create, .model_free = model_free,
-    .upload = upload, .download = download, .run = run, .read = read_back, .gradients = NULL,
+    .images_create = cmkd_cuda_images_create, .images_free = cmkd_cuda_images_free, .model_create = cmkd_cuda_model_create, .model_free = cmkd_cuda_model_free,
+    .upload = cmkd_cuda_upload, .download = cmkd_cuda_download, .run = cmkd_cuda_run, .read = cmkd_cuda_read, .gradients = cmkd_cuda_gradients,
+    .rows_create = cmkd_cuda_rows_create, .rows_write = cmkd_cuda_rows_write, .rows_free = cmkd_cuda_rows_free,
   };
   return &table;
 }

@@ -1,63 +1,206 @@
-/* The small kernels of a training step: teacher rows of a resident cache, decoded as they are gathered, and the optimizer over all
- * parameters at once. Bound by memory; a thread takes what is nearest. */
+/* The small kernels around a training step: input from the queue, judgement, optimizer, result. See step.h. Bound by launches and memory. */
+#include "kernels/cuda/step.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/vector.h"
 
 #define STEP_THREADS 256
 
-static unsigned blocks_for(int64_t n) { return (unsigned)((n + STEP_THREADS - 1) / STEP_THREADS); }
-
-/* grid (classes, rows) */
-__global__ void __launch_bounds__(STEP_THREADS) rows_f16_kernel(const __half *rows, const uint32_t *index, int classes, float *target) {
-  const int c = (int)(blockIdx.x * STEP_THREADS + threadIdx.x);
-  if (c < classes) target[(int64_t)blockIdx.y * classes + c] = __half2float(rows[(int64_t)index[blockIdx.y] * classes + c]);
+static unsigned blocks_for(int64_t n, int64_t most) {
+  const int64_t blocks = (n + STEP_THREADS - 1) / STEP_THREADS;
+  return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
-__global__ void __launch_bounds__(STEP_THREADS) rows_u8sqrt_kernel(const uint8_t *rows, const __half *row_max, const __half *row_range, const uint32_t *index, int classes, float *target) {
-  const int c = (int)(blockIdx.x * STEP_THREADS + threadIdx.x);
-  const int64_t row = index[blockIdx.y];
-  if (c >= classes) return;
-  const int q = rows[row * classes + c];
-  const float step = __fdiv_rn(__half2float(row_range[row]), 65025.0f);
-  target[(int64_t)blockIdx.y * classes + c] = __fsub_rn(__half2float(row_max[row]), __fmul_rn(step, (float)(q * q)));
+/* ---- begin: every array of the slot, in words of four bytes; the grid strides over all of them as if they were one ----------------- */
+
+typedef struct begin_part { void *to; size_t from; int64_t words; } begin_part;
+enum { BEGIN_PARTS = 6 };
+typedef struct begin_args {
+  const char *slots;
+  size_t stride;
+  begin_part part[BEGIN_PARTS];
+  int64_t total;
+  uint32_t *identity; /* rows become 0 .. count-1 */
+  int count;
+} begin_args;
+
+__global__ void __launch_bounds__(STEP_THREADS) begin_kernel(const __grid_constant__ begin_args a, cmkd_cuda_state *state) {
+  const char *slot = a.slots + (size_t)state->input * a.stride;
+  const int64_t first = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x;
+  for (int64_t at = first; at < a.total; at += (int64_t)gridDim.x * STEP_THREADS) {
+    int64_t i = at;
+#pragma unroll
+    for (int k = 0; k < BEGIN_PARTS; k++) {
+      if (i >= 0 && i < a.part[k].words) ((uint32_t *)a.part[k].to)[i] = ((const uint32_t *)(slot + a.part[k].from))[i];
+      i -= a.part[k].words;
+    }
+  }
+  if (a.identity)
+    for (int64_t i = first; i < a.count; i += (int64_t)gridDim.x * STEP_THREADS) a.identity[i] = (uint32_t)i;
+  if (first) return;
+  const cmkd_cuda_slot *head = (const cmkd_cuda_slot *)slot;
+  state->lr = head->lr;
+  state->epoch = head->epoch;
+  state->top1 = state->top5 = 0;
+  state->overflow = 0;
+  state->agreement.pearson = state->agreement.spearman = state->agreement.blocks = 0;
+  state->agreement.rows = 0;
 }
 
-__global__ void __launch_bounds__(STEP_THREADS) sgd_kernel(float *w, float *m, const float *grad, int64_t count, const float *lr, float momentum, float decay, int nesterov, void *copy, int copy_dtype, const cmkd_loss_result *result) {
-  if (result && result->bad_row >= 0) return;
-  const float rate = *lr;
-  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS) {
-    const float old = w[i], g = grad[i] + decay * old, v = momentum * m[i] + g, next = old - rate * (nesterov ? g + momentum * v : v);
-    m[i] = v;
-    w[i] = next;
-    if (copy && copy_dtype == CMKD_F16) ((__half *)copy)[i] = __float2half_rn(next);
-    else if (copy) ((__nv_bfloat16 *)copy)[i] = __float2bfloat16_rn(next);
+cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *q, const cmkd_cuda_input *in, cmkd_cuda_state *state, int count, int classes, int64_t image, void *stream, cmkd_error *err) {
+  begin_args a;
+  if (!q->slots || !in->rows || !in->seeds || !in->labels || count < 1 || classes < 1 || (in->teacher && !q->teacher) || (in->index && !q->index) || (in->pixels && (!q->pixels || image < 1)))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "step input: %d rows of %d classes, or a pointer, is out of range", count, classes);
+  memset(&a, 0, sizeof a);
+  a.slots = q->slots;
+  a.stride = q->stride;
+  a.count = count;
+  a.part[0] = begin_part{in->seeds, q->seeds, 2 * (int64_t)count};
+  a.part[1] = begin_part{in->labels, q->labels, count};
+  if (in->pixels) a.identity = in->rows;
+  else a.part[2] = begin_part{in->rows, q->rows, count};
+  if (in->index) a.part[3] = begin_part{in->index, q->index, count};
+  if (in->teacher) a.part[4] = begin_part{in->teacher, q->teacher, (int64_t)count * classes};
+  if (in->pixels) a.part[5] = begin_part{in->pixels, q->pixels, ((int64_t)count * image + 3) / 4};
+  for (int k = 0; k < BEGIN_PARTS; k++) a.total += a.part[k].words;
+  CMKD_LAUNCH(begin_kernel, dim3(blocks_for(a.total, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, a, state);
+  return launch_status("step input", err);
+}
+
+/* ---- judge: a warp a row ------------------------------------------------------------------------------------------------------- */
+
+__global__ void __launch_bounds__(STEP_THREADS) judge_kernel(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state) {
+  const int lane = threadIdx.x & 31, row = (int)(blockIdx.x * (STEP_THREADS / 32) + (threadIdx.x >> 5));
+  if (blockIdx.x == 0 && threadIdx.x == 0) state->skip = state->halted || state->loss.bad_row >= 0;
+  if (row >= count) return; /* the whole warp */
+  const int label = labels[row];
+  if (label < 0 || label >= classes) return;
+  const float *z = logits + (int64_t)row * classes, mine = z[label];
+  int better = 0;
+  for (int c = lane; c < classes; c += 32) better += z[c] > mine || (c < label && z[c] == mine);
+#pragma unroll
+  for (int d = 16; d; d >>= 1) better += __shfl_xor_sync(CMKD_WARP, better, d);
+  if (lane) return;
+  if (better < 1) atomicAdd(&state->top1, 1);
+  if (better < 5) atomicAdd(&state->top5, 1);
+}
+
+cmkd_status cmkd_cuda_judge(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state, void *stream, cmkd_error *err) {
+  if (!logits || !labels || !state || count < 1 || classes < 1) return cmkd_fail(err, CMKD_ERR_VALUE, "judge: %d rows of %d classes, or a pointer, is out of range", count, classes);
+  const int rows = STEP_THREADS / 32;
+  CMKD_LAUNCH(judge_kernel, dim3((unsigned)((count + rows - 1) / rows)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, logits, labels, count, classes, state);
+  return launch_status("judge", err);
+}
+
+/* ---- gradients to weights ------------------------------------------------------------------------------------------------------ */
+
+__global__ void __launch_bounds__(STEP_THREADS) scale_kernel(float *grad, int64_t count, const cmkd_cuda_state *state) {
+  const float scale = state->scale;
+  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS) grad[i] *= scale;
+}
+
+cmkd_status cmkd_cuda_scale(float *grad, int64_t count, const cmkd_cuda_state *state, void *stream, cmkd_error *err) {
+  CMKD_LAUNCH(scale_kernel, dim3(blocks_for(count, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, grad, count, state);
+  return launch_status("loss scale", err);
+}
+
+/* A thread's four gradients of a chunk. */
+static __device__ __forceinline__ void gradients_of(const cmkd_cuda_update &u, int64_t first, float g[4]) {
+  if (u.from16 && u.from16[blockIdx.x]) {
+#pragma unroll
+    for (int k = 0; k < 4; k++) g[k] = load_float(u.grad16, u.copy_dtype, first + k);
+    return;
+  }
+  const float4 v = *(const float4 *)(u.grad + first);
+  g[0] = v.x, g[1] = v.y, g[2] = v.z, g[3] = v.w;
+}
+
+__global__ void __launch_bounds__(STEP_THREADS) check_kernel(const __grid_constant__ cmkd_cuda_update u, cmkd_cuda_state *state) {
+  float g[4];
+  gradients_of(u, (int64_t)blockIdx.x * CMKD_CUDA_CHUNK + threadIdx.x * 4, g);
+  bool bad = false;
+#pragma unroll
+  for (int k = 0; k < 4; k++) bad |= !(fabsf(g[k]) <= 3.4e38f);
+  if (bad) state->overflow = 1; /* whoever writes, writes the same */
+}
+
+__global__ void __launch_bounds__(STEP_THREADS) sgd_kernel(const __grid_constant__ cmkd_cuda_update u, const cmkd_cuda_state *state) {
+  if (state->skip || state->overflow) return;
+  const int64_t first = (int64_t)blockIdx.x * CMKD_CUDA_CHUNK + threadIdx.x * 4;
+  const float rate = state->lr, unscale = 1.0f / state->scale;
+  float g[4], next[4], speed[4];
+  gradients_of(u, first, g);
+  const float4 w = *(const float4 *)(u.w + first), m = *(const float4 *)(u.m + first);
+  const float old[4] = {w.x, w.y, w.z, w.w}, was[4] = {m.x, m.y, m.z, m.w};
+#pragma unroll
+  for (int k = 0; k < 4; k++) {
+    const float slope = g[k] * unscale + u.decay * old[k];
+    speed[k] = u.momentum * was[k] + slope;
+    next[k] = old[k] - rate * (u.nesterov ? slope + u.momentum * speed[k] : speed[k]);
+  }
+  *(float4 *)(u.m + first) = make_float4(speed[0], speed[1], speed[2], speed[3]);
+  *(float4 *)(u.w + first) = make_float4(next[0], next[1], next[2], next[3]);
+  if (!u.copy) return;
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    if (u.copy_dtype == CMKD_F16) from_float((__half *)u.copy + first + k, next[k]);
+    else from_float((__nv_bfloat16 *)u.copy + first + k, next[k]);
+}
+
+static cmkd_status check_update(const cmkd_cuda_update *u, cmkd_error *err) {
+  const bool whole = u->count >= 1 && u->count % CMKD_CUDA_CHUNK == 0 && u->count / CMKD_CUDA_CHUNK <= 0x7FFFFFFF, half = u->copy_dtype == CMKD_F16 || u->copy_dtype == CMKD_BF16;
+  if (whole && u->w && u->m && u->grad && (half || !(u->copy || u->from16)) && !(u->from16 && !u->grad16)) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_VALUE, "sgd: %lld numbers, or a pointer or dtype, is out of range", (long long)u->count);
+}
+
+cmkd_status cmkd_cuda_check_gradients(const cmkd_cuda_update *u, cmkd_cuda_state *state, void *stream, cmkd_error *err) {
+  CMKD_TRY(check_update(u, err));
+  CMKD_LAUNCH(check_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, *u, state);
+  return launch_status("gradient check", err);
+}
+
+cmkd_status cmkd_cuda_sgd(const cmkd_cuda_update *u, const cmkd_cuda_state *state, void *stream, cmkd_error *err) {
+  CMKD_TRY(check_update(u, err));
+  CMKD_LAUNCH(sgd_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, *u, state);
+  return launch_status("sgd", err);
+}
+
+template <class T> __global__ void __launch_bounds__(STEP_THREADS) round_kernel(const float *w, int64_t count, T *copy) {
+  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS) from_float(copy + i, w[i]);
+}
+
+cmkd_status cmkd_cuda_round(const float *w, int64_t count, void *copy, cmkd_dtype dtype, void *stream, cmkd_error *err) {
+  if (!w || !copy || count < 1 || !float_dtype(dtype)) return cmkd_fail(err, CMKD_ERR_VALUE, "rounding: %lld numbers, or a pointer or dtype, is out of range", (long long)count);
+  by_dtype(dtype, [&](auto *t) {
+    auto kernel = round_kernel<std::remove_pointer_t<decltype(t)>>;
+    CMKD_LAUNCH(kernel, dim3(blocks_for(count, 4096)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, w, count, (decltype(t))copy);
+  });
+  return launch_status("rounding", err);
+}
+
+/* ---- end ----------------------------------------------------------------------------------------------------------------------- */
+
+__global__ void end_kernel(cmkd_cuda_state *s, cmkd_step_result *results, int count, int scaling) {
+  s->input++;
+  if (!results) return; /* inference */
+  cmkd_step_result *r = results + s->output++;
+  r->count = s->halted ? -1 : count;
+  r->loss = s->loss;
+  r->top1 = s->top1;
+  r->top5 = s->top5;
+  r->agreement = s->agreement;
+  if (s->loss.bad_row >= 0) s->halted = 1;
+  if (scaling && !s->skip) {
+    if (s->overflow) {
+      if (s->scale > 1) s->scale *= 0.5f;
+      s->good = 0;
+    } else if (++s->good >= CMKD_CUDA_SCALE_STEPS) {
+      if (s->scale < CMKD_CUDA_SCALE_MOST) s->scale *= 2;
+      s->good = 0;
+    }
   }
 }
 
-static cmkd_status check_rows(const void *rows, const void *index, int count, int classes, const void *target, cmkd_error *err) {
-  if (rows && index && target && count >= 1 && count <= 65535 && classes >= 1) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows: %d rows of %d classes are out of range (1 .. 65535 rows), or a pointer is NULL", count, classes);
-}
-
-cmkd_status cmkd_cuda_rows_f16(const uint16_t *rows, const uint32_t *index, int count, int classes, float *target, void *stream, cmkd_error *err) {
-  CMKD_TRY(check_rows(rows, index, count, classes, target, err));
-  CMKD_LAUNCH(rows_f16_kernel, dim3(blocks_for(classes), (unsigned)count), dim3(STEP_THREADS), 0, (cudaStream_t)stream, (const __half *)rows, index, classes, target);
-  return launch_status("teacher rows", err);
-}
-
-cmkd_status cmkd_cuda_rows_u8sqrt(const uint8_t *rows, const uint16_t *row_max, const uint16_t *row_range, const uint32_t *index, int count, int classes, float *target, void *stream,
-                                  cmkd_error *err) {
-  CMKD_TRY(check_rows(rows, index, count, classes, target, err));
-  CMKD_LAUNCH(rows_u8sqrt_kernel, dim3(blocks_for(classes), (unsigned)count), dim3(STEP_THREADS), 0, (cudaStream_t)stream, rows, (const __half *)row_max, (const __half *)row_range, index, classes,
-              target);
-  return launch_status("teacher rows", err);
-}
-
-cmkd_status cmkd_cuda_sgd(float *w, float *m, const float *grad, int64_t count, const float *lr, float momentum, float decay, int nesterov, void *copy, cmkd_dtype copy_dtype,
-                          const cmkd_loss_result *result, void *stream, cmkd_error *err) {
-  if (!w || !m || !grad || !lr || count < 1 || (copy && copy_dtype != CMKD_F16 && copy_dtype != CMKD_BF16))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "sgd: %lld numbers, or a pointer or dtype, is out of range", (long long)count);
-  const unsigned blocks = blocks_for(count) < 4096 ? blocks_for(count) : 4096; /* a full device; the rest loops */
-  CMKD_LAUNCH(sgd_kernel, dim3(blocks), dim3(STEP_THREADS), 0, (cudaStream_t)stream, w, m, grad, count, lr, momentum, decay, nesterov, copy, (int)copy_dtype, result);
-  return launch_status("sgd", err);
+cmkd_status cmkd_cuda_end(cmkd_cuda_state *state, cmkd_step_result *results, int count, int scaling, void *stream, cmkd_error *err) {
+  CMKD_LAUNCH(end_kernel, dim3(1), dim3(1), 0, (cudaStream_t)stream, state, results, count, scaling);
+  return launch_status("step result", err);
 }

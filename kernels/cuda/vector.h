@@ -1,6 +1,7 @@
 /* Eight channels at a time: activations lie in groups of CMKD_CUDA_PAD, so a thread moves 16 bytes of halves or 32 of floats at once. */
 #ifndef CMKD_CUDA_VECTOR_H
 #define CMKD_CUDA_VECTOR_H
+#include <type_traits>
 #include "kernels/cuda/device.h"
 
 struct __align__(16) cmkd_words { uint32_t word[4]; };

@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <tuple>
 #include "tests/simt/runtime.h"
 #include "tests/simt/simt_half.h"
 
@@ -48,20 +49,22 @@ void *dynamic_shared();
 
 /* Runs a launch to its end, now. */
 void launch(const char *name, dim3 grid, dim3 block, size_t dynamic_bytes, command &body);
-template <class F> struct launch_command : command {
+/* Arguments are copied when the launch is queued, as on a device. */
+template <class... P> struct launch_command : command {
   struct thread_body : command {
-    F body;
-    explicit thread_body(F f) : body(f) {}
-    void run() override { body(); }
+    void (*kernel)(P...);
+    std::tuple<P...> arguments;
+    thread_body(void (*k)(P...), P... a) : kernel(k), arguments(a...) {}
+    void run() override { std::apply(kernel, arguments); }
   } body;
   const char *name;
   dim3 grid, block;
   size_t bytes;
-  launch_command(const char *n, dim3 g, dim3 b, size_t d, F f) : body(f), name(n), grid(g), block(b), bytes(d) {}
+  launch_command(const char *n, dim3 g, dim3 b, size_t d, void (*k)(P...), P... a) : body(k, a...), name(n), grid(g), block(b), bytes(d) {}
   void run() override { launch(name, grid, block, bytes, body); }
 };
-template <class F> void launch_lambda(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t bytes, F body) {
-  submit(stream, new launch_command<F>(name, grid, block, bytes, body));
+template <class... P, class... A> void launch_kernel(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t bytes, void (*kernel)(P...), A... arguments) {
+  submit(stream, new launch_command<P...>(name, grid, block, bytes, kernel, (P)arguments...));
 }
 
 template <class T> uint64_t to_bits(T v) { static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes"); uint64_t b = 0; memcpy(&b, &v, sizeof v); return b; }
@@ -112,7 +115,6 @@ static inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
   static const char name##_key = 0;              \
   type *const name = (type *)simt::shared(&name##_key, sizeof(type) * (size_t)(count))
 #define CMKD_DYNAMIC_SHARED(name) unsigned char *const name = (unsigned char *)simt::dynamic_shared()
-#define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) \
-  simt::launch_lambda(stream, #kernel, grid, block, smem, [=]() { kernel(__VA_ARGS__); })
+#define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) simt::launch_kernel(stream, #kernel, grid, block, smem, kernel, __VA_ARGS__)
 #define CMKD_SHARED_LIMIT(kernel, bytes) ((bytes) <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue)
 #endif

@@ -12,12 +12,5 @@ struct __nv_bfloat16 { uint16_t bits; };
 static inline float __half2float(__half h) { return cmkd_half_to_float(h.bits); }
 static inline __half __float2half_rn(float f) { __half h; h.bits = cmkd_float_to_half(f); return h; }
 static inline float __bfloat162float(__nv_bfloat16 h) { return cmkd_bf16_to_float(h.bits); }
-static inline __nv_bfloat16 __float2bfloat16_rn(float f) {
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  __nv_bfloat16 h;
-  if ((u & 0x7FFFFFFFu) > 0x7F800000u) h.bits = 0x7FFF; /* NaN, as the device writes it */
-  else h.bits = (uint16_t)((u + 0x7FFFu + (u >> 16 & 1)) >> 16);
-  return h;
-}
+static inline __nv_bfloat16 __float2bfloat16_rn(float f) { __nv_bfloat16 h; h.bits = cmkd_float_to_bf16(f); return h; }
 #endif

@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "formats/codec.h"
 #include "kernels/augment.h"
+#include "kernels/cuda/step.h"
 #include "kernels/loss.h"
 #include "kernels/ref/ops.h"
 
@@ -86,9 +87,16 @@ static void images_are_the_same_bytes(void **state) {
           float *want_f = malloc(floats * 4), *got_f = malloc(floats * 4);
           void *d_table = gpu_put(table, sizeof table), *d_f = gpu_room(floats * 4);
           cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride, want_f);
-          assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, d_f, NULL, &err));
+          assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, CMKD_F32, d_f, NULL, &err));
           gpu_get(got_f, d_f, floats * 4);
           assert_memory_equal(got_f, want_f, floats * 4);
+          uint16_t *narrow = malloc(floats * 2);
+          for (int half = 0; half < 2; half++) {
+            assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, half ? CMKD_F16 : CMKD_BF16, d_f, NULL, &err));
+            gpu_get(narrow, d_f, floats * 2);
+            for (size_t i = 0; i < floats; i++) assert_int_equal(narrow[i], half ? cmkd_float_to_half(want_f[i]) : cmkd_float_to_bf16(want_f[i]));
+          }
+          free(narrow);
           free(want_f); free(got_f);
         }
         gpu_clear();
@@ -125,44 +133,130 @@ static void cache_rows_decode_as_on_the_cpu(void **state) {
   }
 }
 
+/* The optimizer over chunks, some of whose gradients are 16 bits wide and scaled. */
 static void sgd_is_the_reference(void **state) {
   NEED_GPU();
-  enum { N = 1031 };
+  enum { N = 3 * CMKD_CUDA_CHUNK };
   static float w[N], m[N], g[N], w2[N], m2[N];
   static double wd[N], md[N], gd[N];
-  static uint16_t copy[N];
+  static uint16_t copy[N], narrow[N];
+  static const uint8_t from16[3] = {0, 1, 0};
   cmkd_error err;
   for (int variant = 0; variant < 4; variant++) {
     cmkd_rng rng = cmkd_rng_start(6, CMKD_STREAM_TEST, (uint64_t)variant);
-    const int nesterov = variant & 1, order = variant % ORDERS;
-    const float lr = .05f, momentum = .9f, decay = 5e-4f;
+    const cmkd_dtype dtype = variant & 2 ? CMKD_BF16 : CMKD_F16;
+    cmkd_cuda_state s = {.lr = .05f, .scale = variant & 2 ? 1 : 256};
+    cmkd_cuda_update u = {.count = N, .momentum = .9f, .decay = 5e-4f, .nesterov = variant & 1, .copy_dtype = dtype};
     for (int i = 0; i < N; i++) {
       wd[i] = w[i] = (float)cmkd_rng_normal(&rng);
       md[i] = m[i] = (float)cmkd_rng_normal(&rng);
-      gd[i] = g[i] = (float)cmkd_rng_normal(&rng);
+      g[i] = (float)cmkd_rng_normal(&rng) * s.scale;
+      narrow[i] = dtype == CMKD_F16 ? cmkd_float_to_half(g[i]) : cmkd_float_to_bf16(g[i]);
+      gd[i] = (double)(from16[i / CMKD_CUDA_CHUNK] ? dtype == CMKD_F16 ? cmkd_half_to_float(narrow[i]) : cmkd_bf16_to_float(narrow[i]) : g[i]) / (double)s.scale;
+      if (from16[i / CMKD_CUDA_CHUNK]) g[i] = NAN; /* not to be read */
     }
-    set_order(order, 3);
-    const cmkd_dtype dtype = variant & 2 ? CMKD_BF16 : CMKD_F16;
-    cmkd_loss_result result = {.bad_row = -1};
-    void *dw = gpu_put(w, sizeof w), *dm = gpu_put(m, sizeof m), *dg = gpu_put(g, sizeof g), *rate = gpu_put(&lr, 4), *dc = gpu_room(sizeof copy), *good = gpu_put(&result, sizeof result);
+    set_order(variant % ORDERS, 3);
+    u.w = gpu_put(w, sizeof w), u.m = gpu_put(m, sizeof m), u.grad = gpu_put(g, sizeof g), u.grad16 = gpu_put(narrow, sizeof narrow), u.from16 = gpu_put(from16, sizeof from16);
+    u.copy = gpu_room(sizeof copy);
     for (int step = 0; step < 3; step++) {
-      assert_ok(gpu->sgd(dw, dm, dg, N, rate, momentum, decay, nesterov, dc, dtype, good, NULL, &err));
-      cmkd_ref_sgd(wd, md, gd, N, lr, momentum, decay, nesterov);
+      assert_ok(GPU(cmkd_cuda_sgd)(&u, gpu_put(&s, sizeof s), NULL, &err));
+      cmkd_ref_sgd(wd, md, gd, N, (double)s.lr, (double)u.momentum, (double)u.decay, u.nesterov);
     }
-    gpu_get(w, dw, sizeof w);
-    gpu_get(m, dm, sizeof m);
-    gpu_get(copy, dc, sizeof copy);
+    gpu_get(w, u.w, sizeof w);
+    gpu_get(m, u.m, sizeof m);
+    gpu_get(copy, u.copy, sizeof copy);
     for (int i = 0; i < N; i++) {
       assert_true(fabs(w[i] - wd[i]) <= 1e-6 * fmax(1, fabs(wd[i])) && fabs(m[i] - md[i]) <= 2e-6 * fmax(1, fabs(md[i])));
-      if (dtype == CMKD_F16) assert_int_equal(copy[i], cmkd_float_to_half(w[i]));
-      else assert_true(fabs(cmkd_bf16_to_float(copy[i]) - w[i]) <= fabs(w[i]) / 256);
+      assert_int_equal(copy[i], dtype == CMKD_F16 ? cmkd_float_to_half(w[i]) : cmkd_float_to_bf16(w[i]));
     }
-    result.bad_row = 3; /* nothing moves */
-    assert_ok(gpu->sgd(dw, dm, dg, N, rate, momentum, decay, nesterov, dc, dtype, gpu_put(&result, sizeof result), NULL, &err));
-    gpu_get(w2, dw, sizeof w);
-    gpu_get(m2, dm, sizeof m);
-    assert_memory_equal(w, w2, sizeof w);
-    assert_memory_equal(m, m2, sizeof m);
+    for (int why = 0; why < 2; why++) { /* nothing moves */
+      s.skip = !why, s.overflow = why;
+      assert_ok(GPU(cmkd_cuda_sgd)(&u, gpu_put(&s, sizeof s), NULL, &err));
+      gpu_get(w2, u.w, sizeof w);
+      gpu_get(m2, u.m, sizeof m);
+      assert_memory_equal(w, w2, sizeof w);
+      assert_memory_equal(m, m2, sizeof m);
+    }
+    gpu_clear();
+  }
+}
+
+/* An infinity among the gradients that count, of either width, is seen; one in a place that does not count is not. */
+static void overflow_is_seen(void **state) {
+  NEED_GPU();
+  enum { N = 2 * CMKD_CUDA_CHUNK };
+  static float g[N];
+  static uint16_t narrow[N];
+  static const uint8_t from16[2] = {0, 1};
+  static const struct { int at, wide; float value; int seen; } cases[] = {{5, 1, 0, 0}, {5, 1, INFINITY, 1}, {1023, 1, NAN, 1}, {1030, 1, NAN, 0}, {5, 0, INFINITY, 0}, {2047, 0, -INFINITY, 1}};
+  cmkd_error err;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    cmkd_cuda_state s = {.scale = 1};
+    memset(g, 0, sizeof g), memset(narrow, 0, sizeof narrow);
+    if (cases[i].wide) g[cases[i].at] = cases[i].value;
+    else narrow[cases[i].at] = cmkd_float_to_half(cases[i].value);
+    void *d = gpu_put(&s, sizeof s);
+    cmkd_cuda_update u = {.count = N, .w = gpu_put(g, sizeof g), .m = gpu_put(g, sizeof g), .grad = gpu_put(g, sizeof g), .grad16 = gpu_put(narrow, sizeof narrow), .from16 = gpu_put(from16, sizeof from16), .copy_dtype = CMKD_F16};
+    assert_ok(GPU(cmkd_cuda_check_gradients)(&u, d, NULL, &err));
+    gpu_get(&s, d, sizeof s);
+    assert_int_equal(s.overflow, cases[i].seen);
+    gpu_clear();
+  }
+}
+
+/* The loss scale: halved by an overflow, doubled after enough good steps; a halted run writes no result. */
+static void the_end_of_a_step_moves_the_scale(void **state) {
+  NEED_GPU();
+  cmkd_error err;
+  cmkd_step_result result[3];
+  cmkd_cuda_state s = {.scale = 1024, .overflow = 1, .good = 7, .top1 = 3, .loss = {.loss = 2, .bad_row = -1}};
+  void *d = gpu_put(&s, sizeof s), *r = gpu_room(sizeof result);
+  assert_ok(GPU(cmkd_cuda_end)(d, r, 5, 1, NULL, &err));
+  gpu_get(&s, d, sizeof s);
+  assert_true(s.scale == 512 && s.good == 0 && s.input == 1 && s.output == 1 && !s.halted);
+  s.overflow = 0, s.good = CMKD_CUDA_SCALE_STEPS - 1;
+  assert_ok(gpu->put(d, &s, sizeof s, &err));
+  assert_ok(GPU(cmkd_cuda_end)(d, r, 5, 1, NULL, &err));
+  gpu_get(&s, d, sizeof s);
+  assert_true(s.scale == 1024 && s.good == 0);
+  s.loss.bad_row = 2, s.output = 1;
+  assert_ok(gpu->put(d, &s, sizeof s, &err));
+  for (int i = 0; i < 2; i++) assert_ok(GPU(cmkd_cuda_end)(d, r, 5, 1, NULL, &err));
+  gpu_get(result, r, sizeof result);
+  assert_int_equal(result[0].count, 5);
+  assert_int_equal(result[0].top1, 3);
+  assert_true(result[0].loss.loss == 2);
+  assert_int_equal(result[1].loss.bad_row, 2);
+  assert_int_equal(result[1].count, 5);
+  assert_int_equal(result[2].count, -1);
+  gpu_clear();
+}
+
+static void hits_are_counted(void **state) {
+  NEED_GPU();
+  enum { B = 21, C = 70 };
+  static float z[B * C];
+  int32_t labels[B];
+  int top1 = 0, top5 = 0;
+  cmkd_error err;
+  cmkd_rng rng = cmkd_rng_start(8, CMKD_STREAM_TEST, 1);
+  for (int i = 0; i < B; i++) {
+    labels[i] = (int32_t)cmkd_rng_below(&rng, C);
+    for (int c = 0; c < C; c++) z[i * C + c] = (float)cmkd_rng_below(&rng, 30); /* ties */
+    int better = 0;
+    for (int c = 0; c < C; c++) better += z[i * C + c] > z[i * C + labels[i]] || (z[i * C + c] == z[i * C + labels[i]] && c < labels[i]);
+    top1 += better < 1, top5 += better < 5;
+  }
+  assert_true(top5 > top1 && top1 > 0);
+  for (int order = 0; order < ORDERS; order++) {
+    cmkd_cuda_state s = {.loss = {.bad_row = order ? -1 : 4}};
+    set_order(order, 4);
+    void *d = gpu_put(&s, sizeof s);
+    assert_ok(GPU(cmkd_cuda_judge)(gpu_put(z, sizeof z), gpu_put(labels, sizeof labels), B, C, d, NULL, &err));
+    gpu_get(&s, d, sizeof s);
+    assert_int_equal(s.top1, top1);
+    assert_int_equal(s.top5, top5);
+    assert_int_equal(s.skip, order == 0);
     gpu_clear();
   }
 }
@@ -177,15 +271,18 @@ static void arguments_are_checked(void **state) {
   assert_int_equal(gpu->agreement_scratch(1, 131073), 0);
   assert_int_equal(gpu->agreement_add(x, CMKD_F64, x, CMKD_F32, 1, 4, 2, x, (cmkd_agreement *)x, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(gpu->augment_bytes(CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1, &byte, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3, x, 2, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3, x, 2, CMKD_F32, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1, x, 1, CMKD_I32, x, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(gpu->rows_f16(NULL, &row, 1, 4, x, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(gpu->sgd(x, x, x, 0, x, 0, 0, 0, NULL, CMKD_F32, NULL, NULL, &err), CMKD_ERR_VALUE);
+  cmkd_cuda_update u = {.count = 5, .w = x, .m = x, .grad = x};
+  assert_int_equal(GPU(cmkd_cuda_sgd)(&u, (cmkd_cuda_state *)x, NULL, &err), CMKD_ERR_VALUE);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(agreement_is_the_reference), cmocka_unit_test(agreement_of_rows_in_device_memory), cmocka_unit_test(images_are_the_same_bytes),
-    cmocka_unit_test(cache_rows_decode_as_on_the_cpu), cmocka_unit_test(sgd_is_the_reference), cmocka_unit_test(arguments_are_checked),
+    cmocka_unit_test(cache_rows_decode_as_on_the_cpu), cmocka_unit_test(sgd_is_the_reference), cmocka_unit_test(overflow_is_seen),
+    cmocka_unit_test(the_end_of_a_step_moves_the_scale), cmocka_unit_test(hits_are_counted), cmocka_unit_test(arguments_are_checked),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -60,13 +60,15 @@ static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, doub
   assert_true(bytes > 0);
   void *scratch = gpu_room(bytes);
   cmkd_cuda_loss_batch b = {p->B, p->C, gpu_put(p->student, n * (p->student_dtype == CMKD_F32 ? 4 : 2)), p->student_dtype, gpu_put(p->teacher, n * (p->teacher_dtype == CMKD_F32 ? 4 : 2)),
-                            p->teacher_dtype, gpu_put(p->labels, (size_t)p->B * 4), grad ? gpu_room(n * 4) : NULL, epoch, smoothing, entropy_mean};
+                            p->teacher_dtype, gpu_put(p->labels, (size_t)p->B * 4), grad ? gpu_room(n * 4) : NULL, epoch, smoothing, entropy_mean, NULL};
   cmkd_loss_result *out = gpu_room(sizeof *out), again;
   assert_ok(gpu->loss_init(scratch, NULL, &err));
   assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
   gpu_get(result, out, sizeof *result);
   if (grad) gpu_get(grad, b.grad, n * 4);
-  if (twice) {
+  if (twice) { /* the second time with the epoch in device memory */
+    b.epoch = 1;
+    b.epoch_now = gpu_put(&epoch, sizeof epoch);
     assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
     gpu_get(&again, out, sizeof again);
     assert_memory_equal(&again, result, sizeof again);
@@ -301,7 +303,7 @@ static void arguments_are_checked(void **state) {
   problem p = make_problem(2, 5, CMKD_F32, CMKD_F32, PLAIN, 3);
   char scratch[64];
   cmkd_loss_result result;
-  cmkd_cuda_loss_batch good = {2, 5, p.student, CMKD_F32, p.teacher, CMKD_F32, p.labels, NULL, 1, 0, NAN}, b;
+  cmkd_cuda_loss_batch good = {2, 5, p.student, CMKD_F32, p.teacher, CMKD_F32, p.labels, NULL, 1, 0, NAN, NULL}, b;
   b = good; b.classes = 1; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
   b = good; b.classes = 131073; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
   b = good; b.batch = 0; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);

@@ -1,0 +1,84 @@
+/* Data that stays in device memory for a whole run when it fits: images as bytes, and teacher logits as their cache stores them. Whoever does
+ * not fit stays on the host and goes through the queue, step by step; the backend's description then says so. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "kernels/cuda/backend.h"
+
+#define ROOM_TO_LEAVE ((size_t)1 << 30) /* device memory for models, which come later */
+
+static int fits(const cmkd_backend *b, size_t bytes) {
+  size_t free_bytes = 0, total;
+  return !b->streamed && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess && free_bytes > ROOM_TO_LEAVE && bytes <= free_bytes - ROOM_TO_LEAVE;
+}
+
+/* Once in the description. */
+static void say(cmkd_backend *b, const char *what) {
+  const size_t length = strlen(b->text);
+  if (!strstr(b->text, what)) snprintf(b->text + length, sizeof b->text - length, ", %s", what);
+}
+
+cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
+  cmkd_be_images *images = *out = calloc(1, sizeof *images);
+  const size_t bytes = (size_t)n * (size_t)h * (size_t)w * (size_t)c;
+  if (!images) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  *images = (cmkd_be_images){.backend = b, .pixels = pixels, .labels = labels, .n = n, .h = h, .w = w, .c = c};
+  if (!fits(b, bytes)) {
+    say(b, "images on the host");
+    return CMKD_OK;
+  }
+  cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&images->resident, bytes), "images", err);
+  if (status == CMKD_OK) status = cmkd_cuda_status(cudaMemcpy(images->resident, pixels, bytes, cudaMemcpyHostToDevice), "images", err);
+  if (status == CMKD_OK) return CMKD_OK;
+  cmkd_cuda_images_free(images);
+  *out = NULL;
+  return status;
+}
+
+void cmkd_cuda_images_free(cmkd_be_images *images) {
+  if (!images) return;
+  (void)cudaFree(images->resident);
+  free(images);
+}
+
+static size_t item_size(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 4 : dtype == CMKD_F16 ? 2 : 1; }
+
+cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n, int classes, cmkd_be_rows **out, cmkd_error *err) {
+  static const struct { const char *codec; cmkd_dtype dtype; } known[] = {{"f32", CMKD_F32}, {"f16", CMKD_F16}, {"u8sqrt", CMKD_U8}};
+  size_t kind = 0, bytes;
+  *out = NULL;
+  while (kind < 3 && strcmp(codec, known[kind].codec)) kind++;
+  if (kind == 3 || n > UINT32_MAX || classes < 1) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "codec %.20s, %llu rows: not kept on the device", codec, (unsigned long long)n);
+  bytes = (size_t)n * (size_t)classes * item_size(known[kind].dtype);
+  if (!fits(b, bytes + 4 * (size_t)n)) {
+    say(b, "teacher rows on the host");
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%.0f MB of teacher rows do not fit on the device", 1e-6 * (double)bytes);
+  }
+  cmkd_be_rows *rows = *out = calloc(1, sizeof *rows);
+  if (!rows) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  *rows = (cmkd_be_rows){.backend = b, .dtype = known[kind].dtype, .n = n, .classes = classes};
+  cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&rows->data, bytes), "teacher rows", err);
+  if (status == CMKD_OK && rows->dtype == CMKD_U8) status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_max, (size_t)n * 2), "teacher rows", err);
+  if (status == CMKD_OK && rows->dtype == CMKD_U8) status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_range, (size_t)n * 2), "teacher rows", err);
+  if (status == CMKD_OK) return CMKD_OK;
+  cmkd_cuda_rows_free(rows);
+  *out = NULL;
+  return status;
+}
+
+cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data, const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
+  const size_t row = (size_t)r->classes * item_size(r->dtype);
+  if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range))) return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
+  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(r->data + (size_t)first * row, data, (size_t)count * row, cudaMemcpyHostToDevice), "teacher rows", err));
+  if (r->dtype != CMKD_U8) return CMKD_OK;
+  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(r->row_max + first, row_max, (size_t)count * 2, cudaMemcpyHostToDevice), "teacher rows", err));
+  return cmkd_cuda_status(cudaMemcpy(r->row_range + first, row_range, (size_t)count * 2, cudaMemcpyHostToDevice), "teacher rows", err);
+}
+
+void cmkd_cuda_rows_free(cmkd_be_rows *rows) {
+  if (!rows) return;
+  (void)cudaFree(rows->data);
+  (void)cudaFree(rows->row_max);
+  (void)cudaFree(rows->row_range);
+  free(rows);
+}

@@ -1,0 +1,309 @@
+/* Steps. Their input goes through pinned memory into a queue on the device, half of which is filled while the device works through the other
+ * half; each step is a captured graph that takes its input from the queue and leaves its result in a ring, so that nothing is said to the
+ * device between the steps of a run but "again". */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/half.h"
+#include "kernels/cuda/backend.h"
+
+enum { MOST_SLOTS = 64, STEPS_A_GRAPH = 8 };
+#define HALF_BYTES ((size_t)16 << 20)
+
+/* ---- the queue ---------------------------------------------------------------------------------------------------------------------- */
+
+/* In the first slot of a half: where the state's cursors are to stand (cmkd_cuda_state begins with the same two). */
+typedef struct half_head { int input, output; } half_head;
+
+static size_t part(size_t *at, size_t bytes) {
+  size_t from = *at;
+  *at += (bytes + 255) / 256 * 256;
+  return from;
+}
+
+static void free_queue(cmkd_be_model *m) {
+  if (m->queue) (void)cudaFree(m->queue);
+  if (m->staging) (void)cudaFreeHost(m->staging);
+  if (m->out) (void)cudaFreeHost(m->out);
+  m->queue = m->staging = NULL;
+  m->out = NULL;
+}
+
+static cmkd_status make_queue(cmkd_be_model *m, int pixels, cmkd_error *err) {
+  const size_t batch = (size_t)m->config.batch, classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+  const size_t image = (size_t)m->graph->tensor[0].h * (size_t)m->graph->tensor[0].w * (size_t)m->graph->tensor[0].c;
+  if (m->queue && (m->with_pixels || !pixels)) return CMKD_OK;
+  CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "queue", err));
+  cmkd_cuda_forget_graphs(m);
+  free_queue(m);
+  cmkd_cuda_queue *q = &m->layout;
+  size_t stride = 0;
+  memset(q, 0, sizeof *q);
+  part(&stride, sizeof(cmkd_cuda_slot));
+  q->seeds = part(&stride, batch * sizeof(uint64_t));
+  q->rows = part(&stride, batch * sizeof(uint32_t));
+  q->labels = part(&stride, batch * sizeof(int32_t));
+  if (m->config.train) q->index = part(&stride, batch * sizeof(uint32_t));
+  if (m->config.train) q->teacher = part(&stride, batch * classes * sizeof(float));
+  if (pixels) q->pixels = part(&stride, batch * image);
+  q->stride = stride;
+  m->with_pixels = pixels;
+  m->slots = HALF_BYTES / stride < 1 ? 1 : HALF_BYTES / stride > MOST_SLOTS ? MOST_SLOTS : (int)(HALF_BYTES / stride);
+  const size_t half = (size_t)(m->slots + 1) * stride;
+  m->out_floats = batch * (classes + width);
+  CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&m->queue, CUDA_HALVES * half), "queue of steps", err));
+  CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->staging, CUDA_HALVES * half, cudaHostAllocDefault), "pinned memory", err));
+  CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->slots * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err));
+  memset(m->staging, 0, CUDA_HALVES * half);
+  q->slots = m->queue;
+  return cmkd_cuda_status(cudaMemset(m->queue, 0, CUDA_HALVES * half), "queue of steps", err);
+}
+
+static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, char *slot) {
+  const cmkd_cuda_queue *q = &m->layout;
+  const size_t image = (size_t)images->h * (size_t)images->w * (size_t)images->c;
+  uint64_t *seeds = (uint64_t *)(slot + q->seeds), clean = cmkd_clean_seed(m->config.policy);
+  int32_t *labels = (int32_t *)(slot + q->labels);
+  *(cmkd_cuda_slot *)slot = (cmkd_cuda_slot){(float)step->lr, step->epoch};
+  memcpy(slot + q->rows, step->rows, (size_t)step->count * sizeof *step->rows);
+  for (int i = 0; i < step->count; i++) {
+    seeds[i] = step->seeds ? step->seeds[i] : clean;
+    labels[i] = images->labels ? images->labels[step->rows[i]] : 0;
+    if (!images->resident) memcpy(slot + q->pixels + (size_t)i * image, images->pixels + (size_t)step->rows[i] * image, image);
+  }
+  if (step->teacher_rows && q->index) memcpy(slot + q->index, step->teacher_index, (size_t)step->count * sizeof *step->teacher_index);
+  else if (step->teacher && q->teacher) memcpy(slot + q->teacher, step->teacher, (size_t)step->count * (size_t)m->graph->classes * sizeof(float));
+}
+
+/* Fills the half whose turn it is with k steps and sends it off; the device has then passed everything that used that half before. */
+static cmkd_status send_steps(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
+  cudaStream_t stream = m->backend->stream;
+  const size_t stride = m->layout.stride;
+  const int head = m->half * (m->slots + 1);
+  char *host = m->staging + (size_t)head * stride, *device = m->queue + (size_t)head * stride;
+  if (m->in_flight[m->half]) CMKD_TRY(cmkd_cuda_status(cudaEventSynchronize(m->taken[m->half]), "waiting for earlier steps", err));
+  m->in_flight[m->half] = 0;
+  *(half_head *)host = (half_head){head + 1, m->pending};
+  for (int i = 0; i < k; i++) fill_slot(m, images, &steps[i], host + (size_t)(i + 1) * stride);
+  CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(device, host, (size_t)(k + 1) * stride, cudaMemcpyHostToDevice, stream), "sending steps", err));
+  return cmkd_cuda_status(cudaMemcpyAsync(m->state, device, sizeof(half_head), cudaMemcpyDeviceToDevice, stream), "sending steps", err);
+}
+
+static cmkd_status half_taken(cmkd_be_model *m, cmkd_error *err) {
+  CMKD_TRY(cmkd_cuda_status(cudaEventRecord(m->taken[m->half], m->backend->stream), "sending steps", err));
+  m->in_flight[m->half] = 1;
+  m->half = (m->half + 1) % CUDA_HALVES;
+  return CMKD_OK;
+}
+
+/* ---- graphs --------------------------------------------------------------------------------------------------------------------------- */
+
+void cmkd_cuda_forget_graphs(cmkd_be_model *m) {
+  for (int i = 0; i < CUDA_GRAPHS; i++) {
+    if (m->captured[i].exec) (void)cudaGraphExecDestroy(m->captured[i].exec);
+    m->captured[i] = (cuda_graph){0};
+  }
+}
+
+/* The graph of these steps, if it was captured and nothing has moved since. */
+static cuda_graph *find_graph(cmkd_be_model *m, const cuda_graph *key) {
+  for (int i = 0; i < CUDA_GRAPHS; i++) {
+    cuda_graph *g = &m->captured[i];
+    if (g->exec && g->images == key->images && g->rows == key->rows && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->moves == key->moves) return g;
+  }
+  return NULL;
+}
+
+static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph **out, cmkd_error *err) {
+  cudaStream_t stream = m->backend->stream;
+  cudaGraph_t graph = NULL;
+  cuda_graph *slot = &m->captured[0];
+  for (int i = 1; i < CUDA_GRAPHS; i++)
+    if (m->captured[i].used < slot->used) slot = &m->captured[i];
+  if (slot->exec) (void)cudaGraphExecDestroy(slot->exec); /* what runs of it goes on */
+  *slot = *key;
+  slot->exec = NULL;
+  CMKD_TRY(cmkd_cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step", err));
+  cmkd_status status = CMKD_OK;
+  for (int i = 0; i < key->steps && status == CMKD_OK; i++) status = cmkd_cuda_queue_step(m, (cmkd_list)key->list, key->images, key->rows, key->count, key->teacher, err);
+  cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  if (status == CMKD_OK) status = cmkd_cuda_status(ended, "capturing a step", err);
+  if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphInstantiate(&slot->exec, graph, 0), "preparing a captured step", err);
+  if (graph) (void)cudaGraphDestroy(graph);
+  if (status != CMKD_OK) *slot = (cuda_graph){0};
+  else *out = slot;
+  return status;
+}
+
+/* `steps` equal steps: one graph launch, or op by op where each operation is to be checked. */
+static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
+  cuda_graph *graph = find_graph(m, &key);
+  if (m->backend->check) {
+    for (int i = 0; i < key.steps; i++) CMKD_TRY(cmkd_cuda_queue_step(m, (cmkd_list)key.list, key.images, key.rows, key.count, key.teacher, err));
+    return cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "a step", err);
+  }
+  if (!graph) CMKD_TRY(capture(m, &key, &graph, err));
+  graph->used = ++m->clock;
+  return cmkd_cuda_status(cudaGraphLaunch(graph->exec, m->backend->stream), "launching a step", err);
+}
+
+/* ---- running -------------------------------------------------------------------------------------------------------------------------- */
+
+static cmkd_status check_step(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err) {
+  const cmkd_shape in = m->graph->tensor[0];
+  if (images->h != in.h || images->w != in.w || images->c != in.c)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w, images->c, m->graph->arch, in.h, in.w, in.c);
+  if (step->count < 1 || step->count > m->config.batch) return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
+  for (int i = 0; i < step->count; i++)
+    if (step->rows[i] >= images->n) return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
+  if (list == CMKD_LIST_INFER) return CMKD_OK;
+  if (!m->config.train) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
+  for (int i = 0; step->teacher_rows && i < step->count; i++)
+    if (step->teacher_rows->classes != m->graph->classes || step->teacher_index[i] >= step->teacher_rows->n) return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", step->teacher_index[i], (unsigned long long)step->teacher_rows->n);
+  if (!step->teacher && !step->teacher_rows && cmkd_loss_needs_teacher(m->config.loss)) return cmkd_fail(err, CMKD_ERR_VALUE, "the loss `%s` needs teacher logits", cmkd_loss_text(m->config.loss));
+  if (!(step->epoch >= 1)) return cmkd_fail(err, CMKD_ERR_VALUE, "epoch %g is below 1", step->epoch);
+  return CMKD_OK;
+}
+
+static int same_kind(const cmkd_step *a, const cmkd_step *b) { return a->count == b->count && a->teacher_rows == b->teacher_rows && !a->teacher == !b->teacher; }
+
+/* Steps of one kind in a row: as many graphs of several steps as fit, the rest one by one. */
+static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
+  for (int i = 0; i < k;) {
+    int same = 1;
+    while (i + same < k && same_kind(&steps[i], &steps[i + same])) same++;
+    const int together = same >= STEPS_A_GRAPH ? STEPS_A_GRAPH : 1;
+    CMKD_TRY(launch(m, (cuda_graph){.images = images, .list = CMKD_LIST_TRAIN, .count = steps[i].count, .rows = steps[i].teacher_rows, .teacher = steps[i].teacher && !steps[i].teacher_rows, .steps = together, .moves = m->backend->workspace_moves}, err));
+    i += together;
+  }
+  return CMKD_OK;
+}
+
+static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
+  for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_TRAIN, steps[i].count, err));
+  for (int i = 0; i < k;) {
+    const int n = k - i < m->slots ? k - i : m->slots;
+    if (m->pending + n > CUDA_RESULTS) CMKD_TRY(cmkd_cuda_fetch(m, err));
+    CMKD_TRY(send_steps(m, images, steps + i, n, err));
+    m->pending += n;
+    m->fold_stale = 1;
+    m->trained_count = steps[i + n - 1].count;
+    CMKD_TRY(launch_train(m, images, steps + i, n, err));
+    CMKD_TRY(half_taken(m, err));
+    i += n;
+  }
+  return CMKD_OK;
+}
+
+/* ---- inference -------------------------------------------------------------------------------------------------------------------------- */
+
+static void narrow(const cmkd_be_model *m, const float *wide, size_t count, uint16_t *to) {
+  for (size_t i = 0; i < count; i++) to[i] = m->backend->dtype == CMKD_F16 ? cmkd_float_to_half(wide[i]) : cmkd_float_to_bf16(wide[i]);
+}
+
+/* Batch norm folded into the convolutions' weights, on the host, in double. */
+static cmkd_status fold(cmkd_be_model *m, cmkd_error *err) {
+  const size_t values = (size_t)m->values, channels = m->channels + 1, biases = m->biases + 1;
+  float *memory = malloc((values + 2 * channels + biases) * sizeof *memory), *mean = memory + values, *var = mean + channels, *bias = var + channels;
+  if (!memory) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  cudaError_t error = cudaStreamSynchronize(m->backend->stream);
+  if (error == cudaSuccess) error = cudaMemcpy(m->host, m->value, values * sizeof(float), cudaMemcpyDeviceToHost);
+  if (error == cudaSuccess && m->channels) error = cudaMemcpy(mean, m->mean, m->channels * sizeof(float), cudaMemcpyDeviceToHost);
+  if (error == cudaSuccess && m->channels) error = cudaMemcpy(var, m->var, m->channels * sizeof(float), cudaMemcpyDeviceToHost);
+  memset(memory, 0, values * sizeof *memory);
+  if (error == cudaSuccess) cmkd_cuda_fold(m, m->host, mean, var, memory, bias);
+  if (m->backend->dtype != CMKD_F32) narrow(m, memory, values, (uint16_t *)m->host);
+  if (error == cudaSuccess) error = cudaMemcpy(m->fold_weight, m->backend->dtype == CMKD_F32 ? (void *)memory : (void *)m->host, values * cuda_dtype_size(m->backend->dtype), cudaMemcpyHostToDevice);
+  if (error == cudaSuccess && m->biases) error = cudaMemcpy(m->fold_bias, bias, m->biases * sizeof(float), cudaMemcpyHostToDevice);
+  free(memory);
+  CMKD_TRY(cmkd_cuda_status(error, "folding batch norm", err));
+  m->fold_stale = 0;
+  return CMKD_OK;
+}
+
+/* Logits and features of the steps that ran, from pinned memory to the caller; the first row that is not finite fails. */
+static cmkd_status hand_over(const cmkd_be_model *m, const cmkd_step *steps, int k, float **logits, float **features, cmkd_error *err) {
+  const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+  for (int i = 0; i < k; i++) {
+    const size_t count = (size_t)steps[i].count;
+    const float *z = m->out + (size_t)i * m->out_floats;
+    for (size_t j = 0; j < count * classes; j++)
+      if (!isfinite(z[j])) return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: logits of image %u are NaN or Inf; the weights are broken or the learning rate was too high", m->graph->arch, steps[i].rows[j / classes]);
+    if (*logits) memcpy(*logits, z, count * classes * sizeof(float)), *logits += count * classes;
+    if (*features) memcpy(*features, z + (size_t)m->config.batch * classes, count * width * sizeof(float)), *features += count * width;
+  }
+  return CMKD_OK;
+}
+
+static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
+  cudaStream_t stream = m->backend->stream;
+  const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+  for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_INFER, steps[i].count, err));
+  if (m->fold_stale) CMKD_TRY(fold(m, err));
+  for (int i = 0; i < k;) {
+    const int n = k - i < m->slots ? k - i : m->slots;
+    CMKD_TRY(send_steps(m, images, steps + i, n, err));
+    for (int j = 0; j < n; j++) {
+      const size_t count = (size_t)steps[i + j].count;
+      float *out = m->out + (size_t)j * m->out_floats;
+      CMKD_TRY(launch(m, (cuda_graph){.images = images, .list = CMKD_LIST_INFER, .count = steps[i + j].count, .steps = 1, .moves = m->backend->workspace_moves}, err));
+      CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out, m->logits, count * classes * sizeof(float), cudaMemcpyDeviceToHost, stream), "logits", err));
+      if (features) CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out + (size_t)m->config.batch * classes, m->features, count * width * sizeof(float), cudaMemcpyDeviceToHost, stream), "features", err));
+    }
+    CMKD_TRY(half_taken(m, err));
+    CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(stream), "inference", err));
+    CMKD_TRY(hand_over(m, steps + i, n, &logits, &features, err));
+    i += n;
+  }
+  return CMKD_OK;
+}
+
+cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
+  for (int i = 0; i < k; i++) CMKD_TRY(check_step(m, list, images, &steps[i], err));
+  CMKD_TRY(make_queue(m, !images->resident, err));
+  return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err) : run_infer(m, images, steps, k, logits, features, err);
+}
+
+/* ---- results ------------------------------------------------------------------------------------------------------------------------------ */
+
+cmkd_status cmkd_cuda_fetch(cmkd_be_model *m, cmkd_error *err) {
+  if (!m->pending) return CMKD_OK;
+  if (m->results_count + m->pending > m->results_room) {
+    int room = 2 * (m->results_count + m->pending);
+    cmkd_step_result *bigger = realloc(m->result, (size_t)room * sizeof *bigger);
+    if (!bigger) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory keeping step results");
+    m->result = bigger;
+    m->results_room = room;
+  }
+  const int pending = m->pending;
+  m->pending = 0;
+  CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "training steps", err));
+  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(m->result + m->results_count, m->results, (size_t)pending * sizeof *m->result, cudaMemcpyDeviceToHost), "results", err));
+  for (int i = 0; i < pending; i++) /* what came after a halt did not happen */
+    if (m->result[m->results_count].count >= 0) m->results_count++;
+    else return CMKD_OK;
+  return CMKD_OK;
+}
+
+/* The host has seen the bad step: the device may go on. */
+static cmkd_status release_halt(cmkd_be_model *m, cmkd_error *err) {
+  const int none = 0;
+  return cmkd_cuda_status(cudaMemcpy(&m->state->halted, &none, sizeof none, cudaMemcpyHostToDevice), "state", err);
+}
+
+cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
+  const int room = *k;
+  *k = 0;
+  CMKD_TRY(cmkd_cuda_fetch(m, err));
+  const int count = m->results_count < room ? m->results_count : room;
+  if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
+  if (count) memmove(m->result, m->result + count, (size_t)(m->results_count - count) * sizeof *results);
+  m->results_count -= count;
+  *k = count;
+  for (int i = 0; i < count; i++)
+    if (results[i].loss.bad_row >= 0) {
+      CMKD_TRY(release_halt(m, err));
+      return cmkd_fail(err, CMKD_ERR_VALUE, "row %lld of a batch: its logits are NaN or Inf, or its label is out of range", (long long)results[i].loss.bad_row);
+    }
+  return CMKD_OK;
+}

@@ -1,0 +1,396 @@
+/* The CUDA backend as a whole, against the double reference and the CPU: losses, figures, every gradient, several steps through captured
+ * graphs, partial batches, streamed images; inference with batch norm folded; 16-bit precisions; determinism; bad values; devices that run
+ * out of memory or fail. In the emulation work is deferred until somebody waits, so that memory reused too early shows. */
+#include <math.h>
+#include "tests/simt/gpu.h"
+#include "tests/support_backend.h"
+
+const cmkd_backend_table *cmkd_backend_plugin(void); /* kernels/cuda/plugin.c */
+static cmkd_error err;
+static const cmkd_backend_table *cuda;
+
+#ifdef ON_DEVICE
+static void defer(int on) {}
+#else
+static void defer(int on) { cmkd_simt_defer(on); }
+#endif
+
+static int setup(void **state) {
+  const char *why;
+  setenv("CMKD_CUDA_PLANS", "", 1);
+  if (!gpu) gpu = gpu_open(&why);
+  if (gpu) cuda = GPU(cmkd_backend_plugin)();
+  set_order(1, 1);
+  defer(1);
+  return 0;
+}
+static int teardown(void **state) {
+  defer(0);
+  return 0;
+}
+
+/* Relative; `later`: of a loss after CALM steps. From then on a ReLU that rounding flips may have set two runs of the same arithmetic apart: in
+ * double and float the CPU backend drifts as far. */
+typedef struct limits { double loss, later, gradient, value; } limits;
+enum { CALM = 6 };
+
+/* Steps of several sizes on both sides, queued at once after the first. */
+static void train_both(network *make, const char *precision, int nesterov, limits l) {
+  static const int counts[] = {5, 5, 2, 5, 5, 5, 5, 5, 5, 5, 5, 3};
+  enum { STEPS = sizeof counts / sizeof *counts };
+  cmkd_graph *graph = make();
+  data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
+  cmkd_loss *loss = loss_of("dkd+cmkd");
+  cmkd_params start = start_params(graph), a, b;
+  assert_ok(cmkd_params_create(graph, &a, &err));
+  assert_ok(cmkd_params_create(graph, &b, &err));
+  side gpu_side = open_side(cuda, 0, precision, graph, &d, loss, 5, nesterov), ref = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, loss, 5, nesterov);
+  assert_ok(gpu_side.table->upload(gpu_side.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  cmkd_step steps[STEPS];
+  cmkd_step_result got[STEPS], want[STEPS];
+  for (int i = 0, first = 0; i < STEPS; first += counts[i++]) {
+    steps[i] = step_of(&d, first, counts[i], 0.02);
+    steps[i].epoch = i + 1; /* the warm-up moves */
+  }
+  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_TRAIN, gpu_side.images, steps, 1, NULL, NULL, &err));
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, steps, 1, NULL, NULL, &err));
+  assert_ok(gpu_side.table->gradients(gpu_side.model, a.value, &err));
+  assert_ok(ref.table->gradients(ref.model, b.value, &err));
+  compare_params(graph, &a, &b, 1e-2, l.gradient, "gradient"); /* the floor: a bias in front of a batch norm has no gradient but rounding */
+  assert_ok(gpu_side.table->download(gpu_side.model, CMKD_SLOT_VALUE, a.value, &err));
+  assert_ok(ref.table->download(ref.model, CMKD_SLOT_VALUE, b.value, &err));
+  compare_params(graph, &a, &b, 1e-4, l.value, "value after one step");
+  assert_ok(gpu_side.table->download(gpu_side.model, CMKD_SLOT_MOMENTUM, a.value, &err));
+  assert_ok(ref.table->download(ref.model, CMKD_SLOT_MOMENTUM, b.value, &err));
+  compare_params(graph, &a, &b, 1e-2, l.gradient, "momentum after one step");
+  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_TRAIN, gpu_side.images, steps + 1, STEPS - 1, NULL, NULL, &err));
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, steps + 1, STEPS - 1, NULL, NULL, &err));
+  int k = STEPS;
+  assert_ok(gpu_side.table->read(gpu_side.model, got, &k, &err));
+  assert_int_equal(k, STEPS);
+  assert_ok(ref.table->read(ref.model, want, &k, &err));
+  for (int i = 0; i < STEPS; i++) {
+    const double limit = !i ? l.loss : i < CALM ? 10 * l.loss : l.later;
+    close_to(got[i].loss.loss, want[i].loss.loss, limit, "loss", graph->arch);
+    for (int p = 0; p < cmkd_loss_parts(loss); p++) close_to(got[i].loss.part[p], want[i].loss.part[p], 10 * limit, cmkd_loss_part_name(loss, p), graph->arch);
+    assert_int_equal(got[i].count, counts[i]);
+    assert_int_equal(got[i].agreement.rows, counts[i]);
+    assert_int_equal(got[i].loss.bad_row, -1);
+    if (i) continue;
+    close_to(got[i].agreement.pearson, want[i].agreement.pearson, 10 * l.loss, "Pearson", graph->arch);
+    if (precision) continue;
+    assert_int_equal(got[i].top1, want[i].top1);
+    assert_int_equal(got[i].top5, want[i].top5);
+  }
+  assert_ok(gpu_side.table->download(gpu_side.model, CMKD_SLOT_VALUE, a.value, &err));
+  assert_ok(ref.table->download(ref.model, CMKD_SLOT_VALUE, b.value, &err));
+  compare_params(graph, &a, &b, 1e-3, 3 * l.later, "value");
+  float x[7 * CLASSES], y[7 * CLASSES]; /* folded anew after training */
+  cmkd_step step = step_of(&d, 50, 5, 0);
+  assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)a.value, &err));
+  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_INFER, gpu_side.images, &step, 1, x, NULL, &err));
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, &step, 1, y, NULL, &err));
+  double off = distance(x, y, 5 * CLASSES, 0);
+  if (!(off < (precision ? l.gradient : 1e-5))) fail_msg("%s: logits after training are off by %g", graph->arch, off);
+  close_side(&gpu_side);
+  close_side(&ref);
+  cmkd_params_free(&start);
+  cmkd_params_free(&a);
+  cmkd_params_free(&b);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+static const limits fp32 = {2e-6, 3e-2, 5e-6, 1e-6};
+
+static void resnet_trains(void **state) {
+  NEED_GPU();
+  train_both(net_resnet8_pad, NULL, 0, fp32);
+  train_both(net_resnet8, NULL, 1, fp32);
+}
+static void every_op_trains(void **state) {
+  NEED_GPU();
+  train_both(net_mixed, NULL, 0, fp32);
+}
+static void grouped_trains(void **state) {
+  NEED_GPU();
+  train_both(net_grouped, NULL, 0, fp32);
+}
+static void preact_trains(void **state) {
+  NEED_GPU();
+  train_both(net_preact, NULL, 1, fp32);
+}
+static void sixteen_bits_train(void **state) {
+  NEED_GPU();
+  train_both(net_preact, "fp16", 0, (limits){5e-3, 5e-2, 4e-2, 2e-3}); /* 11 bits: 0.05 % a rounding, some forty of them in a row, and flips */
+  train_both(net_preact, "bf16", 0, (limits){2e-2, 8e-2, 0.12, 1e-2}); /* 8 bits: 0.4 % */
+}
+
+/* Inference alone: folded logits and features against the reference, which does not fold. */
+static void infer_one(network *make, const char *precision, double limit) {
+  cmkd_graph *graph = make();
+  data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
+  cmkd_params start = start_params(graph);
+  int width = graph->tensor[graph->features].c;
+  side a = open_side(cuda, 0, precision, graph, &d, NULL, 6, 0), b = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 6, 0);
+  float x[10 * CLASSES], y[10 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(10 * width)), *fy = malloc(sizeof(float) * (size_t)(10 * width));
+  cmkd_step steps[] = {step_of(&d, 0, 6, 0), step_of(&d, 6, 4, 0)};
+  steps[1].seeds = NULL;
+  assert_ok(a.table->upload(a.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(b.table->upload(b.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(a.table->run(a.model, CMKD_LIST_INFER, a.images, steps, 2, x, fx, &err));
+  assert_ok(b.table->run(b.model, CMKD_LIST_INFER, b.images, steps, 2, y, fy, &err));
+  double dl = distance(x, y, 10 * CLASSES, 0), df = distance(fx, fy, 10 * width, 0);
+  if (!(dl < limit && df < limit)) fail_msg("%s: logits off by %g, features by %g", graph->arch, dl, df);
+  free(fx);
+  free(fy);
+  close_side(&a);
+  close_side(&b);
+  cmkd_params_free(&start);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+static void inference_folds(void **state) {
+  NEED_GPU();
+  network *const nets[] = {net_resnet8_pad, net_mixed, net_grouped, net_preact};
+  for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) infer_one(nets[i], NULL, 1e-5);
+  infer_one(net_resnet14_grey, "tf32", 1e-2);
+  infer_one(net_mixed, "fp16", 1e-2);
+  infer_one(net_grouped, "bf16", 5e-2);
+}
+
+/* A run of `steps` at one precision; the end's parameters and losses. */
+typedef struct ran { cmkd_params end; cmkd_step_result result[20]; } ran;
+static ran run_once(const cmkd_graph *graph, data *d, const char *precision, int at_once, int order) {
+  ran r;
+  cmkd_loss *loss = loss_of("cmkd");
+  cmkd_params start = start_params(graph);
+  side s = open_side(cuda, 0, precision, graph, d, loss, 4, 0);
+  assert_ok(cmkd_params_create(graph, &r.end, &err));
+  assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  set_order(order, 7);
+  cmkd_step steps[12];
+  float logits[4 * CLASSES];
+  int k = 12;
+  for (int i = 0; i < 12; i++) steps[i] = step_of(d, i * 4, i == 11 ? 2 : 4, 0.02);
+  for (int i = 0; i < 12; i += at_once) {
+    assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + i, i + at_once > 12 ? 12 - i : at_once, NULL, NULL, &err));
+    if (at_once == 1 && i == 5) assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, steps, 1, logits, NULL, &err));
+  }
+  assert_ok(s.table->read(s.model, r.result, &k, &err));
+  assert_int_equal(k, 12);
+  assert_ok(s.table->download(s.model, CMKD_SLOT_VALUE, r.end.value, &err));
+  close_side(&s);
+  cmkd_params_free(&start);
+  cmkd_loss_free(loss);
+  return r;
+}
+
+static void same_run(const cmkd_graph *graph, ran *a, ran *b) {
+  for (int i = 0; i < graph->params; i++) assert_memory_equal(a->end.value[i], b->end.value[i], sizeof(float) * (size_t)graph->param[i].count);
+  for (int i = 0; i < 12; i++) assert_true(a->result[i].loss.loss == b->result[i].loss.loss && a->result[i].top1 == b->result[i].top1);
+  cmkd_params_free(&b->end);
+}
+
+/* The same run gives the same bytes: in one go or step by step, with inference in between, in any order of threads, with images on the device or
+ * streamed, with and without captured graphs. */
+static void runs_are_the_same_bytes(void **state) {
+  NEED_GPU();
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  ran first = run_once(graph, &d, NULL, 12, 0), again = run_once(graph, &d, NULL, 1, 1);
+  same_run(graph, &first, &again);
+  setenv("CMKD_CUDA_RESIDENT", "0", 1);
+  again = run_once(graph, &d, NULL, 5, 2);
+  unsetenv("CMKD_CUDA_RESIDENT");
+  same_run(graph, &first, &again);
+  setenv("CMKD_CUDA_CHECK", "1", 1);
+  again = run_once(graph, &d, NULL, 12, 0);
+  unsetenv("CMKD_CUDA_CHECK");
+  same_run(graph, &first, &again);
+  cmkd_params_free(&first.end);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+/* A row's logits are the same bits wherever it sits and whoever sits beside it. */
+static void rows_do_not_depend_on_neighbours(void **state) {
+  NEED_GPU();
+  cmkd_graph *graph = net_grouped();
+  data d = make_data(12, 12, 3);
+  cmkd_params start = start_params(graph);
+  float first[8 * CLASSES], second[8 * CLASSES];
+  uint32_t rows[8];
+  uint64_t seeds[8];
+  for (int i = 0; i < 8; i++) { rows[i] = d.rows[(i * 5 + 3) % 8]; seeds[i] = d.seeds[(i * 5 + 3) % 8]; }
+  side s = open_side(cuda, 0, NULL, graph, &d, NULL, 8, 0);
+  cmkd_step a = step_of(&d, 0, 8, 0), b = {.count = 8, .rows = rows, .seeds = seeds};
+  assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, &a, 1, first, NULL, &err));
+  assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, &b, 1, second, NULL, &err));
+  for (int i = 0; i < 8; i++) assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % 8 * CLASSES, sizeof(float) * CLASSES);
+  close_side(&s);
+  cmkd_params_free(&start);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+/* Broken weights or labels stop the run at that step: the row is named, steps queued behind it change nothing, and training may go on. */
+static void bad_values_stop(void **state) {
+  NEED_GPU();
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  cmkd_loss *loss = loss_of("ce");
+  cmkd_params start = start_params(graph), good, end;
+  assert_ok(cmkd_params_create(graph, &good, &err));
+  assert_ok(cmkd_params_create(graph, &end, &err));
+  side s = open_side(cuda, 0, NULL, graph, &d, loss, 8, 0);
+  cmkd_step_result results[8];
+  int k = 8, row = 0;
+  cmkd_step steps[4] = {step_of(&d, 0, 8, 0.1), step_of(&d, 8, 8, 0.1), step_of(&d, 16, 8, 0.1), step_of(&d, 24, 8, 0.1)};
+  for (int i = 0; i < 4; i++) steps[i].teacher = NULL;
+  assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, NULL, &err));
+  assert_ok(s.table->download(s.model, CMKD_SLOT_VALUE, good.value, &err));
+  uint32_t image = IMAGES;
+  for (uint32_t i = 0; i < IMAGES && image == IMAGES; i++) { /* one that the second step has and the first has not */
+    int in0 = 0, in1 = 0;
+    for (int j = 0; j < 8; j++) in0 |= steps[0].rows[j] == i, in1 |= steps[1].rows[j] == i;
+    if (in1 && !in0) image = i;
+  }
+  int32_t label = d.labels[image];
+  d.labels[image] = CLASSES;
+  while (steps[1].rows[row] != image) row++;
+  cmkd_status status = s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 3, NULL, NULL, &err);
+  assert_true(status == CMKD_OK || status == CMKD_ERR_VALUE);
+  assert_int_equal(s.table->read(s.model, results, &k, &err), CMKD_ERR_VALUE);
+  assert_int_equal(k, 2);
+  assert_int_equal(results[0].loss.bad_row, -1);
+  assert_int_equal(results[1].loss.bad_row, row);
+  assert_ok(s.table->download(s.model, CMKD_SLOT_VALUE, end.value, &err));
+  for (int i = 0; i < graph->params; i++) assert_memory_equal(good.value[i], end.value[i], sizeof(float) * (size_t)graph->param[i].count);
+  d.labels[image] = label;
+  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 3, NULL, NULL, &err));
+  k = 8;
+  assert_ok(s.table->read(s.model, results, &k, &err));
+  assert_int_equal(k, 3);
+  int last = graph->params - 1;
+  float logits[8 * CLASSES];
+  start.value[last][3] = INFINITY;
+  assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_int_equal(s.table->run(s.model, CMKD_LIST_INFER, s.images, steps, 1, logits, NULL, &err), CMKD_ERR_VALUE);
+  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, NULL, &err));
+  k = 8;
+  assert_int_equal(s.table->read(s.model, results, &k, &err), CMKD_ERR_VALUE);
+  assert_int_equal(results[0].loss.bad_row, 0);
+  steps[0].count = 9;
+  assert_int_equal(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  close_side(&s);
+  cmkd_params_free(&start);
+  cmkd_params_free(&good);
+  cmkd_params_free(&end);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+static void refusals_are_one_line(void **state) {
+  NEED_GPU();
+  cmkd_backend *backend = NULL;
+  assert_int_equal(cuda->open(&(cmkd_backend_options){.precision = "fp8"}, &backend, &err), CMKD_ERR_USAGE);
+  assert_non_null(strstr(err.message, "bf16"));
+  assert_int_equal(cuda->open(&(cmkd_backend_options){.device = 99}, &backend, &err), CMKD_ERR_UNSUPPORTED);
+  assert_null(backend);
+}
+
+#ifndef ON_DEVICE
+/* Memory that runs out at any allocation: one line with what is needed and what to do, nothing leaks, and with enough memory all is well. */
+static void out_of_memory_says_what_to_do(void **state) {
+  NEED_GPU();
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  cmkd_loss *loss = loss_of("ce");
+  cmkd_model_config config = {.graph = graph, .batch = 4, .train = 1, .mean = {.5f, .5f, .5f}, .std = {.25f, .25f, .25f}, .policy = CMKD_AUGMENT_CROP_FLIP, .loss = loss, .kappa = 2};
+  const size_t before = cmkd_simt_memory_used();
+  int refused = 0, worked = 0;
+  for (size_t limit = 1 << 14; limit < (size_t)1 << 28 && !worked; limit *= 2) {
+    cmkd_backend *backend = NULL;
+    cmkd_be_images *images = NULL;
+    cmkd_be_model *model = NULL;
+    cmkd_step step = step_of(&d, 0, 4, 0.1);
+    cmkd_step_result result;
+    int k = 1;
+    cmkd_simt_memory(limit);
+    cmkd_status status = cuda->open(NULL, &backend, &err);
+    if (status == CMKD_OK) status = cuda->images_create(backend, d.pixels, d.labels, IMAGES, d.h, d.w, d.c, &images, &err);
+    if (status == CMKD_OK) status = cuda->model_create(backend, &config, &model, &err);
+    if (status == CMKD_OK) status = cuda->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, NULL, &err);
+    if (status == CMKD_OK) status = cuda->read(model, &result, &k, &err);
+    if (status == CMKD_OK) worked = 1;
+    else {
+      refused++;
+      assert_int_equal(status, CMKD_ERR_MEMORY);
+      assert_non_null(strstr(err.message, "--batch"));
+    }
+    cuda->model_free(model);
+    cuda->images_free(images);
+    cuda->close(backend);
+    assert_int_equal(cmkd_simt_memory_used(), before);
+  }
+  cmkd_simt_memory(0);
+  assert_true(refused > 1 && worked);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+/* A device that fails in the middle: the failure reaches the caller of run, read or download as CMKD_ERR_DEVICE, and everything can be freed. */
+static void a_failing_device_is_told(void **state) {
+  NEED_GPU();
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  cmkd_loss *loss = loss_of("ce");
+  cmkd_params start = start_params(graph);
+  for (int check = 0; check < 2; check++)
+    for (long launch = 0; launch < 60; launch += 19) {
+      if (check) setenv("CMKD_CUDA_CHECK", "1", 1);
+      side s = open_side(cuda, 0, NULL, graph, &d, loss, 4, 0);
+      cmkd_step step = step_of(&d, 0, 4, 0.1);
+      cmkd_step_result result;
+      int k = 1;
+      step.teacher = NULL;
+      assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+      assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, NULL, &err));
+      assert_ok(s.table->read(s.model, &result, &k, &err));
+      cmkd_simt_fail_launch(launch);
+      cmkd_status status = s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, NULL, &err);
+      if (status == CMKD_OK) status = s.table->read(s.model, &result, &k, &err);
+      assert_int_equal(status, CMKD_ERR_DEVICE);
+      if (check && launch == 19) assert_non_null(strstr(err.message, "of operation"));
+      assert_int_equal(s.table->download(s.model, CMKD_SLOT_VALUE, start.value, &err), CMKD_ERR_DEVICE);
+      close_side(&s);
+      cmkd_simt_reset();
+      (void)cmkd_simt_problem();
+      unsetenv("CMKD_CUDA_CHECK");
+    }
+  cmkd_params_free(&start);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+#endif
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+int main(void) {
+  const struct CMUnitTest tests[] = {
+    TEST(resnet_trains), TEST(every_op_trains), TEST(grouped_trains), TEST(preact_trains), TEST(sixteen_bits_train), TEST(inference_folds), TEST(runs_are_the_same_bytes),
+    TEST(rows_do_not_depend_on_neighbours), TEST(bad_values_stop), TEST(refusals_are_one_line),
+#ifndef ON_DEVICE
+    TEST(out_of_memory_says_what_to_do), TEST(a_failing_device_is_told),
+#endif
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

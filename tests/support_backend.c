@@ -1,0 +1,140 @@
+#include "tests/support_backend.h"
+#include <math.h>
+#include "base/rng.h"
+#include "nets/builder.h"
+
+static cmkd_error err;
+
+data make_data(int h, int w, int c) {
+  data d = {.h = h, .w = w, .c = c};
+  cmkd_rng rng = cmkd_rng_start(7, CMKD_STREAM_TEST, 1);
+  d.pixels = malloc((size_t)IMAGES * (size_t)(h * w * c));
+  d.teacher = malloc(sizeof(float) * 64 * CLASSES);
+  for (int i = 0; i < IMAGES * h * w * c; i++) d.pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
+  for (int i = 0; i < IMAGES; i++) d.labels[i] = (int32_t)cmkd_rng_below(&rng, CLASSES);
+  for (int i = 0; i < 64; i++) { d.rows[i] = cmkd_rng_below(&rng, IMAGES); d.seeds[i] = cmkd_rng_u64(&rng); }
+  for (int i = 0; i < 64 * CLASSES; i++) d.teacher[i] = (float)cmkd_rng_normal(&rng);
+  return d;
+}
+void free_data(data *d) { free(d->pixels); free(d->teacher); }
+
+static cmkd_graph *built(net_builder *b, int x) {
+  cmkd_graph *graph = NULL;
+  net_classifier(b, "fc", net_globalpool(b, x));
+  assert_ok(cmkd_net_finish(b, &graph));
+  return graph;
+}
+static cmkd_graph *resnet(const char *arch, int pixels, int channels) {
+  cmkd_graph *graph = NULL;
+  assert_ok(cmkd_net_build(arch, (cmkd_net_shape){pixels, pixels, channels, CLASSES}, &graph, &err));
+  return graph;
+}
+cmkd_graph *net_resnet8(void) { return resnet("resnet8", 12, 3); }
+cmkd_graph *net_resnet14_grey(void) { return resnet("resnet14", 9, 1); }
+cmkd_graph *net_resnet8_pad(void) { return resnet("resnet8_pad", 10, 3); }
+cmkd_graph *net_resnet8x4(void) { return resnet("resnet8x4", 8, 3); }
+
+cmkd_graph *net_mixed(void) {
+  net_builder b;
+  assert_ok(cmkd_net_start(&b, "mixed", (cmkd_net_shape){13, 11, 3, CLASSES}, &err));
+  int x = cmkd_net_conv_full(&b, "stem", 0, 12, 5, 2, 2, 1, 1), y;
+  x = net_act(&b, net_maxpool(&b, x, 3, 1, 1), CMKD_ACT_RELU);
+  y = net_shuffle(&b, net_norm(&b, "n0", x, -1, CMKD_ACT_RELU6), 3);
+  y = net_concat(&b, net_slice(&b, y, 4, 8), net_slice(&b, y, 0, 4));
+  x = net_add(&b, x, y, CMKD_ACT_RELU);
+  x = net_padshortcut(&b, net_avgpool(&b, x, 2, 1, 1), 18, 2);
+  y = cmkd_net_conv_full(&b, "wide", x, 18, 1, 1, 0, 1, 1);
+  x = net_add(&b, y, x, CMKD_ACT_NONE);
+  int pixels = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU);
+  b.graph->features = net_linear(&b, "hidden", pixels, 10);
+  x = net_act(&b, b.graph->features, CMKD_ACT_RELU6);
+  b.graph->logits = net_linear(&b, "fc", x, CLASSES);
+  cmkd_graph *graph = NULL;
+  assert_ok(cmkd_net_finish(&b, &graph));
+  return graph;
+}
+
+cmkd_graph *net_grouped(void) {
+  net_builder b;
+  assert_ok(cmkd_net_start(&b, "grouped", (cmkd_net_shape){12, 12, 3, CLASSES}, &err));
+  int x = net_norm(&b, "n0", net_conv(&b, "c0", 0, 21, 3, 1, 1), -1, CMKD_ACT_RELU6), y;
+  y = net_norm(&b, "n1", net_conv_groups(&b, "d1", x, 21, 3, 1, 1, 21), x, CMKD_ACT_RELU);
+  y = net_norm(&b, "n2", net_conv_groups(&b, "d2", y, 21, 3, 2, 1, 21), -1, CMKD_ACT_NONE);
+  y = net_norm(&b, "n3", net_conv_groups(&b, "g3", y, 30, 1, 1, 0, 3), -1, CMKD_ACT_RELU);
+  x = net_norm(&b, "n4", net_conv_groups(&b, "g4", y, 30, 3, 2, 1, 3), -1, CMKD_ACT_RELU6);
+  x = net_norm(&b, "n5", net_conv_groups(&b, "g5", x, 60, 3, 1, 1, 30), -1, CMKD_ACT_RELU); /* two outputs a group */
+  return built(&b, x);
+}
+
+cmkd_graph *net_preact(void) {
+  net_builder b;
+  assert_ok(cmkd_net_start(&b, "preact", (cmkd_net_shape){8, 8, 3, CLASSES}, &err));
+  int x = net_conv(&b, "c0", 0, 16, 3, 1, 1);
+  for (int i = 0; i < 2; i++) {
+    net_scope(&b, "b%d.", i);
+    int out = i ? 24 : 16, y = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU), shortcut = i ? net_conv(&b, "s", y, out, 1, 2, 0) : x;
+    y = net_norm(&b, "n2", net_conv(&b, "c1", y, out, 3, i + 1, 1), -1, CMKD_ACT_RELU);
+    x = net_add(&b, net_conv(&b, "c2", y, out, 3, 1, 1), shortcut, CMKD_ACT_NONE);
+  }
+  net_scope(&b, "%s", "");
+  return built(&b, net_norm(&b, "last", x, -1, CMKD_ACT_RELU));
+}
+
+/* ---- the two sides ------------------------------------------------------------------------------------------------------- */
+
+cmkd_loss *loss_of(const char *text) {
+  cmkd_loss *loss = NULL;
+  assert_ok(cmkd_loss_parse(text, CMKD_LOSS_CIFAR, &loss, &err));
+  return loss;
+}
+
+side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph, const data *d, const cmkd_loss *loss, int batch, int nesterov) {
+  side s = {.table = table};
+  cmkd_model_config config = {.graph = graph, .batch = batch, .train = loss != NULL, .mean = {0.5f, 0.45f, 0.4f}, .std = {0.25f, 0.3f, 0.2f}, .policy = CMKD_AUGMENT_CROP_FLIP,
+                              .loss = loss, .momentum = 0.9f, .weight_decay = 5e-4f, .nesterov = nesterov, .kappa = 2};
+  assert_ok(table->open(&(cmkd_backend_options){.threads = threads, .precision = precision}, &s.backend, &err));
+  assert_ok(table->images_create(s.backend, d->pixels, d->labels, IMAGES, d->h, d->w, d->c, &s.images, &err));
+  assert_ok(table->model_create(s.backend, &config, &s.model, &err));
+  return s;
+}
+void close_side(side *s) {
+  s->table->model_free(s->model);
+  s->table->images_free(s->images);
+  s->table->close(s->backend);
+}
+
+cmkd_params start_params(const cmkd_graph *graph) {
+  cmkd_params p;
+  cmkd_rng rng = cmkd_rng_start(3, CMKD_STREAM_TEST, 2);
+  assert_ok(cmkd_params_create(graph, &p, &err));
+  cmkd_params_init(graph, 5, &p);
+  for (int i = 0; i < graph->params; i++)
+    for (int64_t j = 0; j < graph->param[i].count; j++)
+      switch (graph->param[i].kind) {
+      case CMKD_PARAM_SCALE: case CMKD_PARAM_VAR: p.value[i][j] = 0.5f + (float)cmkd_rng_uniform(&rng); break;
+      case CMKD_PARAM_SHIFT: case CMKD_PARAM_BIAS: case CMKD_PARAM_MEAN: p.value[i][j] = 0.3f * (float)cmkd_rng_normal(&rng); break;
+      default: break;
+      }
+  return p;
+}
+
+double distance(const float *a, const float *b, int64_t n, double floor) {
+  double d = 0, norm = 0;
+  for (int64_t i = 0; i < n; i++) { d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]); norm += (double)b[i] * b[i]; }
+  return sqrt(d) / (sqrt(norm) + floor);
+}
+
+void compare_params(const cmkd_graph *graph, const cmkd_params *a, const cmkd_params *b, double floor, double limit, const char *what) {
+  for (int i = 0; i < graph->params; i++) {
+    double d = distance(a->value[i], b->value[i], graph->param[i].count, floor);
+    if (!(d <= limit)) fail_msg("%s: %s of `%s` is off by %g (limit %g)", graph->arch, what, graph->param[i].name, d, limit);
+  }
+}
+
+cmkd_step step_of(const data *d, int first, int count, double lr) {
+  return (cmkd_step){.count = count, .rows = d->rows + first, .seeds = d->seeds + first, .teacher = d->teacher + first * CLASSES, .lr = lr, .epoch = 3};
+}
+
+void close_to(double a, double b, double limit, const char *what, const char *arch) {
+  if (!(fabs(a - b) <= limit * (1 + fabs(b)))) fail_msg("%s: %s is %.9g, not %.9g", arch, what, a, b);
+}
