@@ -80,6 +80,11 @@ typedef struct cmkd_backend_table {
   cmkd_status (*rows_create)(cmkd_backend *backend, const char *codec, uint64_t rows, int classes, cmkd_be_rows **out, cmkd_error *err);
   cmkd_status (*rows_write)(cmkd_be_rows *rows, uint64_t first, uint64_t count, const void *data, const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err);
   void (*rows_free)(cmkd_be_rows *rows);
+  /* Optional (NULL), both or none: what a resumed run needs beside its parameters to go on bit for bit (who computes each convolution, fp16's
+   * loss scale), as one line of JSON; caller frees. load comes before the first run; the text of another device or library is passed over:
+   * *used 0. */
+  cmkd_status (*save)(cmkd_be_model *model, char **text, cmkd_error *err);
+  cmkd_status (*load)(cmkd_be_model *model, const char *text, int *used, cmkd_error *err);
   /* Optional (NULL): gradients of the last TRAIN step, for tests; laid out like the parameters. */
   cmkd_status (*gradients)(cmkd_be_model *model, float *const *params, cmkd_error *err);
 } cmkd_backend_table;

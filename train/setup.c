@@ -110,6 +110,11 @@ cmkd_status cmkd_setup_open(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
   const char *device = s->table->describe(s->backend);
   if (s->resumed && s->folder.device[0] && strcmp(s->folder.device, device))
     snprintf(s->device_note, sizeof s->device_note, "began on `%.80s`: other rounding, so no longer bit-exact", s->folder.device);
+  if (s->resumed && s->state.device && s->table->load) {
+    int used = 0;
+    CMKD_TRY(s->table->load(s->model, s->state.device, &used, err));
+    if (!used && !s->device_note[0]) snprintf(s->device_note, sizeof s->device_note, "its convolution plans are of another device or library: other rounding, so no longer bit-exact");
+  }
   if (!s->resumed) cmkd_params_init(s->graph, s->settings.seed, &s->state.value);
   bind_trainer(s, o);
   return CMKD_OK;

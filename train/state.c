@@ -39,6 +39,7 @@ void cmkd_state_free(cmkd_state *state) {
   cmkd_params_free(&state->value);
   cmkd_params_free(&state->momentum);
   free(state->log);
+  free(state->device);
   memset(state, 0, sizeof *state);
 }
 
@@ -121,8 +122,8 @@ cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, co
         for (int d = 0; d < p->dims; d++) t->shape[d] = p->shape[d];
         count++;
       }
-    const char *keys[] = {"format", "settings"}, *values[] = {STATE_FORMAT, text};
-    status = cmkd_weights_write(path, tensors, count, keys, values, 2, err);
+    const char *keys[] = {"format", "settings", "device"}, *values[] = {STATE_FORMAT, text, state->device};
+    status = cmkd_weights_write(path, tensors, count, keys, values, state->device ? 3 : 2, err);
   }
   free(text);
   free(names);
@@ -181,6 +182,10 @@ cmkd_status cmkd_state_load(const cmkd_graph *graph, const cmkd_weights *file, c
     free(state->log);
     state->log = text;
   }
+  const char *device = cmkd_weights_meta(file, "device");
+  free(state->device);
+  state->device = device ? strdup(device) : NULL;
+  if (device && !state->device) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", file->path);
   CMKD_TRY(load_params(graph, file, 0, &state->value, err));
   return load_params(graph, file, 1, &state->momentum, err);
 }

@@ -32,6 +32,7 @@ typedef struct cmkd_state {
   cmkd_epoch_sums sums;
   cmkd_score last, best;
   char *log;                        /* log.jsonl so far, zero-terminated */
+  char *device;                     /* what the backend wants to find again (its save), or NULL */
   cmkd_params value, momentum;
 } cmkd_state;
 

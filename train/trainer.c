@@ -75,6 +75,11 @@ static int block_limit(const cmkd_trainer *t, int64_t first, int wanted) {
 static cmkd_status download(cmkd_trainer *t, cmkd_error *err) {
   CMKD_TRY(t->table->download(t->model, CMKD_SLOT_VALUE, t->state->value.value, err));
   CMKD_TRY(t->table->download(t->model, CMKD_SLOT_MOMENTUM, t->state->momentum.value, err));
+  if (t->table->save) {
+    free(t->state->device);
+    t->state->device = NULL;
+    CMKD_TRY(t->table->save(t->model, &t->state->device, err));
+  }
   if (cmkd_state_finite(t->graph, t->state)) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_VALUE, "epoch %lld, step %lld: weights are no longer finite; a lower --lr or --warmup may help (%s is the last good state)",
                    (long long)t->state->epoch + 1, (long long)t->state->step, t->folder->state);

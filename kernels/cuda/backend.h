@@ -5,6 +5,7 @@
  *   model.c    a model's memory, parameters in and out
  *   params.c   layouts: PyTorch's <-> the device's; batch norm folded for inference
  *   list.c     a list queued op by op
+ *   state.c    what a resumed run finds again
  *   run.c      steps: input through pinned memory, captured graphs, results
  *
  * One stream does everything in order; a side stream takes what nobody waits for until the step's end. */
@@ -133,6 +134,10 @@ void cmkd_cuda_param_store(const cmkd_be_model *m, int param, const float *from,
 void cmkd_cuda_param_load(const cmkd_be_model *m, int param, const float *wide, float *to);
 /* Weights and biases as inference reads them: batch norm folded in double. value: (values), mean, var: (channels); weight (values), bias (biases). */
 void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mean, const float *var, float *weight, float *bias);
+
+/* state.c */
+cmkd_status cmkd_cuda_save(cmkd_be_model *model, char **text, cmkd_error *err);
+cmkd_status cmkd_cuda_load(cmkd_be_model *model, const char *text, int *used, cmkd_error *err);
 
 /* list.c */
 cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int op, int count);

@@ -122,6 +122,7 @@ const cmkd_backend_table *cmkd_backend_plugin(void) {
     .images_create = cmkd_cuda_images_create, .images_free = cmkd_cuda_images_free, .model_create = cmkd_cuda_model_create, .model_free = cmkd_cuda_model_free,
     .upload = cmkd_cuda_upload, .download = cmkd_cuda_download, .run = cmkd_cuda_run, .read = cmkd_cuda_read, .gradients = cmkd_cuda_gradients,
     .rows_create = cmkd_cuda_rows_create, .rows_write = cmkd_cuda_rows_write, .rows_free = cmkd_cuda_rows_free,
+    .save = cmkd_cuda_save, .load = cmkd_cuda_load,
   };
   return &table;
 }

@@ -2,6 +2,7 @@
  * graphs, partial batches, streamed images; inference with batch norm folded; 16-bit precisions; determinism; bad values; devices that run
  * out of memory or fail. In the emulation work is deferred until somebody waits, so that memory reused too early shows. */
 #include <math.h>
+#include "formats/codec.h"
 #include "tests/simt/gpu.h"
 #include "tests/support_backend.h"
 
@@ -216,6 +217,117 @@ static void runs_are_the_same_bytes(void **state) {
   cmkd_graph_free(graph);
 }
 
+/* A run that is cut after six steps and goes on in another model with what was saved ends in the same bytes, fp16's loss scale included; a text
+ * that nobody wrote is refused. */
+static void a_cut_run_goes_on(void **state) {
+  NEED_GPU();
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  cmkd_loss *loss = loss_of("ce+kd");
+  cmkd_params start = start_params(graph), value[2], momentum[2];
+  cmkd_step steps[12];
+  for (int i = 0; i < 12; i++) steps[i] = step_of(&d, i * 4, 4, 0.02);
+  for (int cut = 0; cut < 2; cut++) {
+    assert_ok(cmkd_params_create(graph, &value[cut], &err));
+    assert_ok(cmkd_params_create(graph, &momentum[cut], &err));
+    side s = open_side(cuda, 0, "fp16", graph, &d, loss, 4, 0);
+    assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+    assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, cut ? 6 : 12, NULL, NULL, &err));
+    if (cut) {
+      char *text;
+      int used = 0;
+      assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, value[1].value, &err));
+      assert_ok(cuda->download(s.model, CMKD_SLOT_MOMENTUM, momentum[1].value, &err));
+      assert_ok(cuda->save(s.model, &text, &err));
+      assert_null(strchr(text, '\n'));
+      close_side(&s);
+      s = open_side(cuda, 0, "fp16", graph, &d, loss, 4, 0);
+      static const char *const bad[] = {"", "{}", "[1]", "{\"plans\": {}, \"scale\": 0.5, \"good\": 1}", "{\"plans\": 3, \"scale\": 2, \"good\": -1}"};
+      for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_int_equal(cuda->load(s.model, bad[i], &used, &err), CMKD_ERR_FORMAT);
+      assert_ok(cuda->load(s.model, text, &used, &err));
+      assert_int_equal(used, 1);
+      assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)value[1].value, &err));
+      assert_ok(cuda->upload(s.model, CMKD_SLOT_MOMENTUM, (const float *const *)momentum[1].value, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 6, 6, NULL, NULL, &err));
+      free(text);
+    }
+    assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, value[cut].value, &err));
+    assert_ok(cuda->download(s.model, CMKD_SLOT_MOMENTUM, momentum[cut].value, &err));
+    close_side(&s);
+  }
+  for (int i = 0; i < graph->params; i++) {
+    assert_memory_equal(value[0].value[i], value[1].value[i], sizeof(float) * (size_t)graph->param[i].count);
+    assert_memory_equal(momentum[0].value[i], momentum[1].value[i], sizeof(float) * (size_t)graph->param[i].count);
+  }
+  for (int cut = 0; cut < 2; cut++) cmkd_params_free(&value[cut]), cmkd_params_free(&momentum[cut]);
+  cmkd_params_free(&start);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+/* Teacher rows that are resident in any codec, picked by index, train as the same rows given as floats do, to the bit. */
+static void resident_teacher_rows_are_the_same_bytes(void **state) {
+  NEED_GPU();
+  enum { ROWS = 40 };
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  cmkd_loss *loss = loss_of("cmkd");
+  cmkd_params start = start_params(graph), end[2];
+  static const char *const codecs[] = {"f32", "f16", "u8sqrt"};
+  for (size_t c = 0; c < sizeof codecs / sizeof *codecs; c++) {
+    const cmkd_codec *codec;
+    uint8_t stored[ROWS * CLASSES * 4], planes[sizeof stored];
+    uint16_t top[ROWS], range[ROWS];
+    float decoded[ROWS * CLASSES], rows[4 * 4 * CLASSES];
+    uint32_t index[16];
+    assert_ok(cmkd_codec_find(codecs[c], &codec, &err));
+    codec->encode(d.teacher, ROWS, CLASSES, stored, top, range);
+    cmkd_shuffle(stored, planes, ROWS * CLASSES, codec->item);
+    cmkd_chunk_view chunk = {planes, ROWS * CLASSES, CLASSES, top, range};
+    codec->decode(&chunk, 0, ROWS, decoded);
+    for (int i = 0; i < 16; i++) {
+      index[i] = (uint32_t)(i * 7 + 3) % ROWS;
+      memcpy(rows + i * CLASSES, decoded + index[i] * CLASSES, sizeof(float) * CLASSES);
+    }
+    for (int resident = 0; resident < 2; resident++) {
+      side s = open_side(cuda, 0, NULL, graph, &d, loss, 4, 0);
+      cmkd_be_rows *store = NULL;
+      cmkd_step steps[4];
+      cmkd_step_result result[4];
+      int k = 4;
+      if (resident) {
+        assert_ok(cuda->rows_create(s.backend, codecs[c], ROWS, CLASSES, &store, &err));
+        for (int first = 0; first < ROWS; first += 8)
+          assert_ok(cuda->rows_write(store, (uint64_t)first, 8, stored + (size_t)first * CLASSES * (size_t)codec->item, top + first, range + first, &err));
+      }
+      assert_ok(cmkd_params_create(graph, &end[resident], &err));
+      for (int i = 0; i < 4; i++) {
+        steps[i] = step_of(&d, i * 4, 4, 0.02);
+        steps[i].teacher = resident ? NULL : rows + i * 4 * CLASSES;
+        if (resident) steps[i].teacher_rows = store, steps[i].teacher_index = index + i * 4;
+      }
+      assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 4, NULL, NULL, &err));
+      assert_ok(cuda->read(s.model, result, &k, &err));
+      assert_int_equal(result[3].agreement.rows, 4);
+      assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, end[resident].value, &err));
+      index[5] = ROWS;
+      if (resident) assert_int_equal(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+      if (resident) assert_int_equal(cuda->rows_write(store, ROWS - 1, 2, stored, top, range, &err), CMKD_ERR_VALUE);
+      index[5] = (5 * 7 + 3) % ROWS;
+      if (resident) cuda->rows_free(store);
+      close_side(&s);
+    }
+    for (int i = 0; i < graph->params; i++) assert_memory_equal(end[0].value[i], end[1].value[i], sizeof(float) * (size_t)graph->param[i].count);
+    for (int i = 0; i < 2; i++) cmkd_params_free(&end[i]);
+  }
+  cmkd_params_free(&start);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
 /* A row's logits are the same bits wherever it sits and whoever sits beside it. */
 static void rows_do_not_depend_on_neighbours(void **state) {
   NEED_GPU();
@@ -386,7 +498,7 @@ static void a_failing_device_is_told(void **state) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void) {
   const struct CMUnitTest tests[] = {
-    TEST(resnet_trains), TEST(every_op_trains), TEST(grouped_trains), TEST(preact_trains), TEST(sixteen_bits_train), TEST(inference_folds), TEST(runs_are_the_same_bytes),
+    TEST(resnet_trains), TEST(every_op_trains), TEST(grouped_trains), TEST(preact_trains), TEST(sixteen_bits_train), TEST(inference_folds), TEST(runs_are_the_same_bytes), TEST(a_cut_run_goes_on), TEST(resident_teacher_rows_are_the_same_bytes),
     TEST(rows_do_not_depend_on_neighbours), TEST(bad_values_stop), TEST(refusals_are_one_line),
 #ifndef ON_DEVICE
     TEST(out_of_memory_says_what_to_do), TEST(a_failing_device_is_told),
