@@ -386,7 +386,8 @@ static cmkd_status try_out(cmkd_conv_chooser *chooser, const cmkd_conv_request *
     if (cmkd_conv_choice_workspace(candidate[i]) > workspace) workspace = cmkd_conv_choice_workspace(candidate[i]);
   cmkd_status status = bench_open(&t, request, workspace, race ? PLUG : 0, chooser->stream, err);
   if (status == CMKD_OK) status = bench_result(&t, candidate[0], t.own, 0, &own_count, err);
-  if (status == CMKD_OK && race && (best = bench_median(&t, candidate[0], 0)) < 0) status = cmkd_fail(err, CMKD_ERR_DEVICE, "timing convolutions: our own failed: %s", cudaGetErrorString(cudaGetLastError()));
+  if (status == CMKD_OK && race && (best = bench_median(&t, candidate[0], 0)) < 0)
+    status = cmkd_fail(err, CMKD_ERR_DEVICE, "timing convolutions: our own failed: %s", cudaGetErrorString(cudaGetLastError()));
   for (int i = 1; i < count && status == CMKD_OK; i++) {
     double ms = -1;
     if (agrees(&t, candidate[i], own_count)) ms = race ? bench_median(&t, candidate[i], best) : 0;

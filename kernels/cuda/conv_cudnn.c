@@ -383,8 +383,26 @@ static cmkd_status plan_make(graph *g, const cmkd_conv_request *request, const r
   return CMKD_OK;
 }
 
-/* What one mode of the heuristics proposes, best first; how many. */
-static int propose(graph *g, cudnnBackendHeurMode_t mode, recipe *proposal) {
+/* An engine's configuration taken apart; 0 after a failure. */
+static int recipe_read(const cmkd_cudnn *lib, descriptor config, recipe *r) {
+  bag b = {.lib = lib};
+  descriptor engine = make(&b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), choice[KNOBS];
+  get(&b, config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &engine);
+  get(&b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &r->engine);
+  for (int k = 0; k < KNOBS; k++) choice[k] = make(&b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+  r->knobs = (int)get(&b, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, KNOBS, choice);
+  for (int k = 0; k < r->knobs; k++) {
+    cudnnBackendKnobType_t type = 0;
+    get(&b, choice[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
+    get(&b, choice[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &r->value[k]);
+    r->knob[k] = type;
+  }
+  empty(&b);
+  return b.status == CUDNN_STATUS_SUCCESS;
+}
+
+/* What one mode of the heuristics proposes, best first; how many. None is no failure: many requests have none. */
+static int propose(const graph *g, cudnnBackendHeurMode_t mode, recipe *proposal) {
   bag b = {.lib = g->b.lib};
   descriptor config[PROPOSALS], heuristics = make(&b, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
   int found = 0;
@@ -396,23 +414,7 @@ static int propose(graph *g, cudnnBackendHeurMode_t mode, recipe *proposal) {
   if (count > PROPOSALS) count = PROPOSALS;
   for (int64_t i = 0; i < count; i++) config[i] = make(&b, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
   if (count) count = get(&b, heuristics, CUDNN_ATTR_ENGINEHEUR_RESULTS, CUDNN_TYPE_BACKEND_DESCRIPTOR, count, config);
-  for (int64_t i = 0; i < count; i++) {
-    bag parts = {.lib = b.lib};
-    descriptor engine = make(&parts, CUDNN_BACKEND_ENGINE_DESCRIPTOR), choice[KNOBS];
-    recipe *r = &proposal[found];
-    get(&parts, config[i], CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &engine);
-    get(&parts, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &r->engine);
-    for (int k = 0; k < KNOBS; k++) choice[k] = make(&parts, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
-    r->knobs = (int)get(&parts, config[i], CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, KNOBS, choice);
-    for (int k = 0; k < r->knobs; k++) {
-      cudnnBackendKnobType_t type = 0;
-      get(&parts, choice[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
-      get(&parts, choice[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &r->value[k]);
-      r->knob[k] = type;
-    }
-    if (parts.status == CUDNN_STATUS_SUCCESS) found++;
-    empty(&parts);
-  }
+  for (int64_t i = 0; i < count; i++) found += recipe_read(b.lib, config[i], &proposal[found]);
   empty(&b);
   return found;
 }
