@@ -14,6 +14,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <mma.h>
 #define CMKD_NOINLINE __noinline__
 #define CMKD_SHARED(type, name, count) __shared__ type name[count]
 #define CMKD_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
