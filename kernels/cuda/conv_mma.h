@@ -25,6 +25,28 @@ template <class TILE, int ROWS, bool ALONG_K> struct conv_mma_buffer {
   }
 };
 
+/* wmma::load_matrix_sync from shared memory. For bfloat16 nvcc 13.0 loses the address space on the way and loads word by word where one LDSM would do (half
+ * is fine), so on a device the instruction is written out, with the registers that mma.h has. */
+template <class FRAGMENT, class T> static __device__ __forceinline__ void load_fragment(FRAGMENT &f, const T *p, unsigned line) { nvcuda::wmma::load_matrix_sync(f, p, line); }
+#ifndef CMKD_SIMT
+#define CONV_LOAD_FRAGMENT(operand, letter, layout, name)                                                                                                                 \
+  static __device__ __forceinline__ void load_fragment(nvcuda::wmma::fragment<nvcuda::wmma::operand, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::layout> &f, const __nv_bfloat16 *p, \
+                                                       unsigned line) {                                                                                                  \
+    unsigned r[4];                                                                                                                                                        \
+    static_assert(sizeof f.x == sizeof r, "four registers");                                                                                                              \
+    asm volatile("wmma.load." letter ".sync.aligned." name ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;"                                                             \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                                                                                         \
+                 : "r"((unsigned)__cvta_generic_to_shared(p)), "r"(line)                                                                                                  \
+                 : "memory");                                                                                                                                             \
+    memcpy(f.x, r, sizeof r);                                                                                                                                             \
+  }
+CONV_LOAD_FRAGMENT(matrix_a, "a", row_major, "row")
+CONV_LOAD_FRAGMENT(matrix_a, "a", col_major, "col")
+CONV_LOAD_FRAGMENT(matrix_b, "b", row_major, "row")
+CONV_LOAD_FRAGMENT(matrix_b, "b", col_major, "col")
+#undef CONV_LOAD_FRAGMENT
+#endif
+
 /* PASS as conv_tile_run's. */
 template <class PASS, class TILE> static __device__ __forceinline__ void conv_mma_run(PASS &pass, int steps) {
   namespace wmma = nvcuda::wmma;
@@ -62,9 +84,9 @@ template <class PASS, class TILE> static __device__ __forceinline__ void conv_mm
         fragment_a fa[FM];
         fragment_b fb[FN];
 #pragma unroll
-        for (int i = 0; i < FM; i++) wmma::load_matrix_sync(fa[i], from_a + buffer_a::place(first_m + i * 16, k), buffer_a::LINE);
+        for (int i = 0; i < FM; i++) load_fragment(fa[i], from_a + buffer_a::place(first_m + i * 16, k), buffer_a::LINE);
 #pragma unroll
-        for (int j = 0; j < FN; j++) wmma::load_matrix_sync(fb[j], from_b + buffer_b::place(first_n + j * 16, k), buffer_b::LINE);
+        for (int j = 0; j < FN; j++) load_fragment(fb[j], from_b + buffer_b::place(first_n + j * 16, k), buffer_b::LINE);
 #pragma unroll
         for (int i = 0; i < FM; i++)
 #pragma unroll

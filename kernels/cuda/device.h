@@ -1,6 +1,6 @@
 /* The CUDA dialect of this folder. Every .cu file here compiles twice: with nvcc for a device, and with g++ -DCMKD_SIMT for the
  * emulation in tests/simt. So kernels launch through CMKD_LAUNCH, declare shared memory through the macros below, give full warp masks,
- * and use no CUB, cooperative groups, inline PTX or printf. */
+ * and use no CUB, cooperative groups, inline PTX (but for one load in conv_mma.h) or printf. */
 #ifndef CMKD_CUDA_DEVICE_H
 #define CMKD_CUDA_DEVICE_H
 #include <stddef.h>
