@@ -30,8 +30,6 @@ template <class T, bool FORWARD> static __device__ __forceinline__ void depthwis
   for (int i = 0; i < 8; i++) v[i] = c + i < a.to_c ? to_float(p[FORWARD ? (c + i) / a.multiplier : (c + i) * a.multiplier + r]) : 0.0f;
 }
 
-static __device__ __forceinline__ int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
 /* FORWARD: x to y, else dy to dx. A thread: channels c .. c+7 of RUN pixels of one row. grid (runs, slices) */
 template <class T, bool FORWARD, int RUN> __global__ void __launch_bounds__(DEPTHWISE_THREADS) depthwise_kernel(const __grid_constant__ depthwise_args a) {
   CMKD_DYNAMIC_SHARED(memory);
@@ -51,7 +49,7 @@ template <class T, bool FORWARD, int RUN> __global__ void __launch_bounds__(DEPT
 #pragma unroll
     for (int j = 0; j < 8; j++) sum[i][j] = 0;
   /* columns of `from` that reach the run */
-  int first = FORWARD ? x0 * a.stride - a.pad : floor_div(x0 + a.pad - a.kw + a.stride, a.stride);
+  int first = FORWARD ? x0 * a.stride - a.pad : (x0 + a.pad - a.kw + a.stride) / a.stride;
   int last = FORWARD ? (x0 + RUN - 1) * a.stride - a.pad + a.kw - 1 : (x0 + RUN - 1 + a.pad) / a.stride;
   if (first < 0) first = 0;
   if (last >= a.from_w) last = a.from_w - 1;

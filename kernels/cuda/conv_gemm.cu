@@ -4,7 +4,8 @@
  *   backward data     dx (n h w, c)       = dy gathered (n h w, taps k8)   times  w (taps k8, c)
  *   backward weights  dw (taps c8, k)     = x gathered (taps c8, n oh ow)  times  dy (n oh ow, k), the pixels split over blocks
  * Backward data with stride s runs s * s classes of input pixels, each with the taps that reach it. A linear layer is made a 1 x 1 convolution
- * of one pixel with h w c8 channels. Won't do: tensor cores, Winograd. */
+ * of one pixel with h w c8 channels. Where both factors are 16 bits wide tensor cores multiply, else float FMA. Won't do: tf32, Winograd. */
+#include "kernels/cuda/conv_mma.h"
 #include "kernels/cuda/conv_tile.h"
 
 typedef struct gemm_args {
@@ -42,9 +43,9 @@ struct gemm_cursor {
 template <class TX, class TY, class TILE> struct forward_pass {
   using A = TX;
   using B = TX;
-  static constexpr bool ALONG_K_A = true, ALONG_K_B = true;
-  using rows_a = conv_buffer<TILE, TILE::M, true>;
-  using rows_b = conv_buffer<TILE, TILE::N, true>;
+  static constexpr bool ALONG_K_A = true, ALONG_K_B = true, COLUMN_RUNS = false;
+  using rows_a = conv_slices<TILE, TILE::M, true>;
+  using rows_b = conv_slices<TILE, TILE::N, true>;
   const gemm_args &g;
   const TX *image[TILE::LOADS_A], *filter[TILE::LOADS_B];
   int y0[TILE::LOADS_A], x0[TILE::LOADS_A], m0, n0, group, rows;
@@ -98,9 +99,9 @@ template <class TX, class TY, class TILE> struct forward_pass {
 template <class TX, class TY, class TILE> struct data_pass {
   using A = TY;
   using B = TX;
-  static constexpr bool ALONG_K_A = true, ALONG_K_B = false;
-  using rows_a = conv_buffer<TILE, TILE::M, true>;
-  using rows_b = conv_buffer<TILE, TILE::N, false>;
+  static constexpr bool ALONG_K_A = true, ALONG_K_B = false, COLUMN_RUNS = false;
+  using rows_a = conv_slices<TILE, TILE::M, true>;
+  using rows_b = conv_slices<TILE, TILE::N, false>;
   const gemm_args &g;
   const TY *image[TILE::LOADS_A];
   int y0[TILE::LOADS_A], x0[TILE::LOADS_A], m0, n0, group, rows;
@@ -178,9 +179,9 @@ template <class TX, class TY, class TILE> struct data_pass {
 template <class TX, class TY, class TILE> struct weights_pass {
   using A = TX;
   using B = TY;
-  static constexpr bool ALONG_K_A = false, ALONG_K_B = false;
-  using rows_a = conv_buffer<TILE, TILE::M, false>;
-  using rows_b = conv_buffer<TILE, TILE::N, false>;
+  static constexpr bool ALONG_K_A = false, ALONG_K_B = false, COLUMN_RUNS = true;
+  using rows_a = conv_slices<TILE, TILE::M, false>;
+  using rows_b = conv_slices<TILE, TILE::N, false>;
   const gemm_args &g;
   int m0, n0, group, split, first, last; /* pixels */
   int tap_y, tap_x, channel;             /* of this thread's slices of x: one row for all */
@@ -228,34 +229,52 @@ template <class TX, class TY, class TILE> struct weights_pass {
 template <class PASS, class TILE> __global__ void __launch_bounds__(TILE::THREADS) conv_gemm_kernel(const __grid_constant__ gemm_args g) {
   PASS pass(g);
   const int steps = pass.start();
-  conv_tile_run<PASS, TILE>(pass, steps);
+  if constexpr (TILE::TENSOR) conv_mma_run<PASS, TILE>(pass, steps);
+  else conv_tile_run<PASS, TILE>(pass, steps);
 }
 
 /* ---- host ---------------------------------------------------------------------------------------------------------------------- */
 
-/* cost: instructions a result beside the largest tile's; estimated from loads from shared memory, not measured. */
+/* The tiles of both kinds, largest first. cost: time a result beside the largest tile's; estimated from loads from shared memory, not measured. */
 typedef struct tile_shape { int m, n, k; double cost; } tile_shape;
-enum { TILE_WIDE, TILE_SQUARE, TILE_NARROW, TILE_SMALL, TILE_TINY, TILES };
-static const tile_shape tiles[TILES] = {{128, 64, 16, 1}, {64, 64, 16, 1.05}, {128, 16, 16, 1.5}, {32, 32, 32, 1.6}, {16, 16, 64, 4}};
+enum { TILE_WIDE, TILE_SQUARE, TILE_NARROW, TILE_SMALL, TILE_TINY, TILES = CMKD_CUDA_CONV_TILES };
+static const tile_shape tiles[2][TILES] = {{{128, 64, 16, 1}, {64, 64, 16, 1.05}, {128, 16, 16, 1.5}, {32, 32, 32, 1.6}, {16, 16, 64, 4}},
+                                           {{128, 64, 32, 1}, {64, 64, 32, 1.2}, {128, 16, 32, 2}, {32, 32, 64, 2.5}, {32, 16, 64, 4}}};
+template <bool TENSOR> struct tile_set {
+  using wide = conv_tile<128, 64, 16, 8, 8>;
+  using square = conv_tile<64, 64, 16, 8, 4>;
+  using narrow = conv_tile<128, 16, 16, 4, 4>;
+  using small = conv_tile<32, 32, 32, 4, 4>;
+  using tiny = conv_tile<16, 16, 64, 2, 2>;
+};
+template <> struct tile_set<true> {
+  using wide = conv_mma_tile<128, 64, 32, 64, 32>;
+  using square = conv_mma_tile<64, 64, 32, 32, 32>;
+  using narrow = conv_mma_tile<128, 16, 32, 32, 16>;
+  using small = conv_mma_tile<32, 32, 64, 16, 16>;
+  using tiny = conv_mma_tile<32, 16, 64, 16, 16>;
+};
 
 /* The problem of a pass: m x n results in `grids` grids, inner products of length `inner` that may be cut into parts of at least `least`. */
 typedef struct gemm_plan { int tile, splits; int64_t inner; } gemm_plan;
-static gemm_plan plan_for(int64_t m, int64_t n, int64_t inner, int64_t grids, int least, int first_tile) {
-  gemm_plan best = {first_tile, 1, inner};
-  double best_cost = 0;
-  for (int i = first_tile; i < TILES; i++) {
-    const int64_t blocks = conv_ceil(m, tiles[i].m) * conv_ceil(n, tiles[i].n) * grids;
+static gemm_plan plan_for(const cmkd_cuda_conv_shape *s, int tensor, int64_t m, int64_t n, int64_t inner, int64_t grids, int least) {
+  const tile_shape *const shapes = tiles[tensor];
+  const int first = s->y_dtype == s->dtype ? TILE_WIDE : TILE_SMALL, asked = s->tile && s->tile - 1 > first ? s->tile - 1 : first;
+  gemm_plan best = {asked, 1, inner};
+  double best_cost = -1;
+  for (int i = asked; i < (s->tile ? asked + 1 : TILES); i++) {
+    const int64_t blocks = conv_ceil(m, shapes[i].m) * conv_ceil(n, shapes[i].n) * grids;
     int64_t splits = 1, inner_part = inner;
     if (least) {
       splits = conv_ceil(CONV_BLOCKS, blocks);
       if (splits > inner / least) splits = inner / least;
       if (splits > CONV_MAX_SPLITS) splits = CONV_MAX_SPLITS;
       if (splits < 1) splits = 1;
-      inner_part = conv_ceil(conv_ceil(inner, splits), tiles[i].k) * tiles[i].k;
+      inner_part = conv_ceil(conv_ceil(inner, splits), shapes[i].k) * shapes[i].k;
       splits = conv_ceil(inner, inner_part);
     }
-    const double cost = (double)conv_ceil(blocks * splits, CONV_BLOCKS / 2) * tiles[i].m * tiles[i].n * tiles[i].cost * (double)inner_part;
-    if (i > first_tile && cost >= best_cost) continue;
+    const double cost = (double)conv_ceil(blocks * splits, CONV_BLOCKS / 2) * shapes[i].m * shapes[i].n * shapes[i].cost * (double)inner_part;
+    if (best_cost >= 0 && cost >= best_cost) continue;
     best_cost = cost;
     best = gemm_plan{i, (int)splits, inner_part};
   }
@@ -294,28 +313,28 @@ template <class PASS, class TILE> static void launch_tile(const gemm_args &g, in
   CMKD_LAUNCH((conv_gemm_kernel<PASS, TILE>), dim3((unsigned)conv_ceil(m, TILE::M), (unsigned)conv_ceil(n, TILE::N), (unsigned)grids), dim3(TILE::THREADS), 0, stream, g);
 }
 /* PASS<element of x and w, element of y and dy, tile>; float y beside 16-bit x are logits: small problems, small tiles. */
+template <template <class, class, class> class PASS, class TX, class TY> static void launch_pass(const gemm_args &g, int tile, int64_t m, int64_t n, int grids, cudaStream_t stream) {
+  using any = PASS<TX, TY, conv_tile<16, 16, 64, 2, 2>>;
+  using set = tile_set<std::is_same_v<typename any::A, typename any::B> && sizeof(typename any::A) == 2>;
+  if constexpr (std::is_same_v<TX, TY>) {
+    if (tile == TILE_WIDE) return launch_tile<PASS<TX, TY, typename set::wide>, typename set::wide>(g, m, n, grids, stream);
+    if (tile == TILE_SQUARE) return launch_tile<PASS<TX, TY, typename set::square>, typename set::square>(g, m, n, grids, stream);
+    if (tile == TILE_NARROW) return launch_tile<PASS<TX, TY, typename set::narrow>, typename set::narrow>(g, m, n, grids, stream);
+  }
+  if (tile == TILE_SMALL) return launch_tile<PASS<TX, TY, typename set::small>, typename set::small>(g, m, n, grids, stream);
+  launch_tile<PASS<TX, TY, typename set::tiny>, typename set::tiny>(g, m, n, grids, stream);
+}
 template <template <class, class, class> class PASS> static void launch(const cmkd_cuda_conv_shape *s, const gemm_args &g, int tile, int64_t m, int64_t n, int grids, cudaStream_t stream) {
-  using wide = conv_tile<128, 64, 16, 8, 8>;
-  using square = conv_tile<64, 64, 16, 8, 4>;
-  using narrow = conv_tile<128, 16, 16, 4, 4>;
-  using small = conv_tile<32, 32, 32, 4, 4>;
-  using tiny = conv_tile<16, 16, 64, 2, 2>;
   by_dtype(s->dtype, [&](auto *of) {
     using T = std::remove_pointer_t<decltype(of)>;
-    if (s->y_dtype != s->dtype) {
-      if (tile == TILE_SMALL) launch_tile<PASS<T, float, small>, small>(g, m, n, grids, stream);
-      else launch_tile<PASS<T, float, tiny>, tiny>(g, m, n, grids, stream);
-    } else if (tile == TILE_WIDE) launch_tile<PASS<T, T, wide>, wide>(g, m, n, grids, stream);
-    else if (tile == TILE_SQUARE) launch_tile<PASS<T, T, square>, square>(g, m, n, grids, stream);
-    else if (tile == TILE_NARROW) launch_tile<PASS<T, T, narrow>, narrow>(g, m, n, grids, stream);
-    else if (tile == TILE_SMALL) launch_tile<PASS<T, T, small>, small>(g, m, n, grids, stream);
-    else launch_tile<PASS<T, T, tiny>, tiny>(g, m, n, grids, stream);
+    if (s->y_dtype == s->dtype) launch_pass<PASS, T, T>(g, tile, m, n, grids, stream);
+    else launch_pass<PASS, T, float>(g, tile, m, n, grids, stream);
   });
 }
-static int first_tile(const cmkd_cuda_conv_shape *s) { return s->y_dtype == s->dtype ? TILE_WIDE : TILE_SMALL; }
+static int two_halves(const cmkd_cuda_conv_shape *s) { return s->dtype != CMKD_F32 && s->y_dtype == s->dtype; } /* both factors of a gradient */
 
 static gemm_plan weights_plan(const cmkd_cuda_conv_shape *s, const gemm_args &g) {
-  return plan_for((int64_t)g.kh * g.kw * g.c8, g.k8, (int64_t)g.n * g.oh * g.ow, g.groups, 64, first_tile(s));
+  return plan_for(s, two_halves(s), (int64_t)g.kh * g.kw * g.c8, g.k8, (int64_t)g.n * g.oh * g.ow, g.groups, 64);
 }
 
 int conv_gemm_splits(const cmkd_cuda_conv_shape *s) { return weights_plan(s, args_of(s)).splits; }
@@ -327,7 +346,7 @@ cmkd_status conv_gemm_forward(const cmkd_cuda_conv_shape *s, const void *x, cons
   g.out = y;
   if (e) { g.bias = e->bias; g.residual = e->residual; g.act = (int)e->act; }
   const int64_t m = (int64_t)g.n * g.oh * g.ow, n = g.kg + g.y_stride - g.k;
-  launch<forward_pass>(s, g, plan_for(m, n, (int64_t)g.kh * g.kw * g.c8, g.groups, 0, first_tile(s)).tile, m, n, g.groups, stream);
+  launch<forward_pass>(s, g, plan_for(s, s->dtype != CMKD_F32, m, n, (int64_t)g.kh * g.kw * g.c8, g.groups, 0).tile, m, n, g.groups, stream);
   return launch_status("convolution", err);
 }
 
@@ -339,7 +358,7 @@ cmkd_status conv_gemm_backward_data(const cmkd_cuda_conv_shape *s, const void *d
   g.accumulate = accumulate;
   const int classes = g.stride * g.stride;
   const int64_t m = (int64_t)g.n * conv_ceil(g.h, g.stride) * conv_ceil(g.w, g.stride), n = g.cg + g.x_stride - g.c; /* of the largest class */
-  launch<data_pass>(s, g, plan_for(m, n, (int64_t)g.kh * g.kw * g.k8, (int64_t)g.groups * classes, 0, first_tile(s)).tile, m, n, g.groups * classes, stream);
+  launch<data_pass>(s, g, plan_for(s, two_halves(s), m, n, (int64_t)g.kh * g.kw * g.k8, (int64_t)g.groups * classes, 0).tile, m, n, g.groups * classes, stream);
   return launch_status("convolution, gradient of the input", err);
 }
 

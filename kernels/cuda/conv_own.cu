@@ -80,7 +80,7 @@ static int out_size(int in, int kernel, int stride, int pad) { return in + 2 * p
 
 static cmkd_status check(const cmkd_cuda_conv_shape *s, const void *a, const void *b, const void *c, cmkd_error *err) {
   if (!s || !a || !b || !c) return cmkd_fail(err, CMKD_ERR_VALUE, "convolution: a pointer is NULL");
-  const int sizes = s->n >= 1 && s->h >= 1 && s->w >= 1 && s->c >= 1 && s->k >= 1 && s->kh >= 1 && s->kw >= 1 && s->stride >= 1 && s->pad >= 0 && s->groups >= 1 && s->pad < 4096 && s->stride < 256;
+  const int sizes = s->n >= 1 && s->h >= 1 && s->w >= 1 && s->c >= 1 && s->k >= 1 && s->kh >= 1 && s->kw >= 1 && s->stride >= 1 && s->pad >= 0 && s->groups >= 1 && s->pad < 4096 && s->stride < 256 && s->tile >= 0 && s->tile <= CMKD_CUDA_CONV_TILES;
   if (!sizes || s->c % s->groups || s->k % s->groups || s->oh < 1 || s->ow < 1 || s->oh != out_size(s->h, s->kh, s->stride, s->pad) || s->ow != out_size(s->w, s->kw, s->stride, s->pad) ||
       (s->y_stride != cmkd_cuda_stride(s->k) && s->y_stride != s->k) || !float_dtype(s->dtype) || (s->y_dtype != s->dtype && s->y_dtype != CMKD_F32) ||
       (int64_t)s->n * s->h * s->w >= 1 << 30 || (int64_t)s->n * s->oh * s->ow >= 1 << 30 || cmkd_cuda_conv_weights(s) >= 1 << 30 || (int64_t)s->groups * s->stride * s->stride > 65535)

@@ -1,4 +1,4 @@
-/* One block's tile of C = A B with float FMA. Who A and B are is a pass's business (conv_gemm.cu): it hands over slices of 8 elements, which come
+/* One block's tile of C = A B with float FMA (conv_mma.h: on tensor cores). Who A and B are is a pass's business (conv_gemm.cu): it hands over slices of 8 elements, which come
  * either along K (8 values of one row of A or column of B) or across it (8 rows or columns at one K). The next slices are loaded into
  * registers while the current ones are multiplied from one of two shared buffers, so that a step has one barrier. */
 #ifndef CMKD_CUDA_CONV_TILE_H
@@ -7,6 +7,7 @@
 
 /* M x N results a block, TM x TN of them a thread (in runs of up to 4), K a step. */
 template <int M_, int N_, int K_, int TM_, int TN_> struct conv_tile {
+  static constexpr bool TENSOR = false;
   static constexpr int M = M_, N = N_, K = K_, TM = TM_, TN = TN_;
   static constexpr int THREADS = (M / TM) * (N / TN), SLICES = K / 8;
   static constexpr int RM = TM < 4 ? TM : 4, RN = TN < 4 ? TN : 4; /* runs */
@@ -14,23 +15,22 @@ template <int M_, int N_, int K_, int TM_, int TN_> struct conv_tile {
   static_assert(THREADS % SLICES == 0 && THREADS % (M / 8) == 0 && THREADS % (N / 8) == 0, "all of a thread's slices have one column");
 };
 
+/* Which slices of an operand's (ROWS, K) a thread loads: slice i starts at row(i), k(i). Neighbours take neighbouring slices in memory. */
+template <class TILE, int ROWS, bool ALONG_K> struct conv_slices {
+  static __device__ __forceinline__ int at(int i) { return (int)threadIdx.x + i * TILE::THREADS; }
+  static __device__ __forceinline__ int row(int i) { return ALONG_K ? at(i) / TILE::SLICES : at(i) % (ROWS / 8) * 8; }
+  static __device__ __forceinline__ int k(int i) { return ALONG_K ? at(i) % TILE::SLICES * 8 : at(i) / (ROWS / 8); }
+  static __device__ __forceinline__ bool inside(int i) { return at(i) < ROWS * TILE::SLICES; }
+};
+
 /* One operand's shared buffer: (K, ROWS) floats. Slices along K are written as columns; the swizzle spreads the slices that a warp writes at once over the banks. */
 template <class TILE, int ROWS, bool ALONG_K> struct conv_buffer {
+  using slices = conv_slices<TILE, ROWS, ALONG_K>;
   static constexpr int MASK = (ROWS < 32 ? ROWS : 32) - 1, STEP = 32 / TILE::SLICES < 4 ? 4 : 32 / TILE::SLICES;
   static __device__ __forceinline__ int place(int k, int row) { return k * ROWS + (ALONG_K ? row ^ ((k / 8 * STEP) & MASK) : row); }
-  /* Slice i of this thread: its row and first k. */
-  static __device__ __forceinline__ int row(int i) {
-    const int at = (int)threadIdx.x + i * TILE::THREADS;
-    return ALONG_K ? at / TILE::SLICES : at % (ROWS / 8) * 8;
-  }
-  static __device__ __forceinline__ int k(int i) {
-    const int at = (int)threadIdx.x + i * TILE::THREADS;
-    return ALONG_K ? at % TILE::SLICES * 8 : at / (ROWS / 8);
-  }
-  static __device__ __forceinline__ bool inside(int i) { return (int)threadIdx.x + i * TILE::THREADS < ROWS * TILE::SLICES; }
   template <class T> static __device__ __forceinline__ void put(float *buffer, int i, const conv_eight<T> &slice) {
-    if (!inside(i)) return;
-    const int r = row(i), k0 = k(i);
+    if (!slices::inside(i)) return;
+    const int r = slices::row(i), k0 = slices::k(i);
     if constexpr (ALONG_K) {
       float *to = buffer + place(k0, r);
 #pragma unroll
@@ -58,7 +58,7 @@ template <class TILE, int ROWS, bool ALONG_K> struct conv_buffer {
 };
 
 /* PASS: types A and B of the elements, ALONG_K_A and ALONG_K_B; start() and load_a/load_b(i, slice) of the current step, advance() to the next;
- * store<TILE>(row, column, run) of RM x RN results. `steps` of K. */
+ * store(row, column, run) of RM x RN results, COLUMN_RUNS where it likes long RM. `steps` of K. */
 template <class PASS, class TILE> static __device__ __forceinline__ void conv_tile_run(PASS &pass, int steps) {
   using buffer_a = conv_buffer<TILE, TILE::M, PASS::ALONG_K_A>;
   using buffer_b = conv_buffer<TILE, TILE::N, PASS::ALONG_K_B>;

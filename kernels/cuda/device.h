@@ -1,6 +1,6 @@
 /* The CUDA dialect of this folder. Every .cu file here compiles twice: with nvcc for a device, and with g++ -DCMKD_SIMT for the
  * emulation in tests/simt. So kernels launch through CMKD_LAUNCH, declare shared memory through the macros below, give full warp masks,
- * and use no CUB, cooperative groups, inline PTX or printf. */
+ * and use no CUB, cooperative groups, inline PTX (but for one load in conv_mma.h) or printf. */
 #ifndef CMKD_CUDA_DEVICE_H
 #define CMKD_CUDA_DEVICE_H
 #include <stddef.h>
@@ -14,6 +14,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <mma.h>
 #define CMKD_NOINLINE __noinline__
 #define CMKD_SHARED(type, name, count) __shared__ type name[count]
 #define CMKD_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]

@@ -86,7 +86,9 @@ typedef struct cmkd_cuda_conv_shape {
   int kh, kw, stride, pad, groups;
   int y_stride;
   cmkd_dtype dtype, y_dtype;
+  int tile;                    /* 0: the block size that the shape suggests; 1 .. CMKD_CUDA_CONV_TILES: that one, or the nearest there is (to time them, and tests) */
 } cmkd_cuda_conv_shape;
+#define CMKD_CUDA_CONV_TILES 5
 static inline int64_t cmkd_cuda_conv_weights(const cmkd_cuda_conv_shape *s) { /* elements of w, dw */
   return s->groups > 1 ? (int64_t)s->k * s->kh * s->kw * (s->c / s->groups) : (int64_t)cmkd_cuda_stride(s->k) * s->kh * s->kw * cmkd_cuda_stride(s->c);
 }

@@ -85,6 +85,10 @@ uint64_t meet(op what, unsigned mask, uint64_t value, int lane, int width, const
   return workers[current].answer;
 }
 
+void require(bool holds, const char *rule) {
+  if (!holds) complain("thread %d: %s", current, rule);
+}
+
 void *shared(const void *key, size_t bytes) {
   for (int i = 0; i < variables; i++)
     if (variable_list[i].key == key) return variable_list[i].memory;

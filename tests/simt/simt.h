@@ -5,8 +5,8 @@
  *   - shared memory is a fresh heap block of the exact size, filled with 0xFF, for every thread block: AddressSanitizer sees overruns,
  *     and reading what was never written gives NaN or -1. Threads run in forward, reverse or random order between barriers, so a missing
  *     barrier changes the result in one of them.
- * What it won't do: cooperative groups, textures, cp.async, tensor cores, several blocks at once, time. No CUDA toolkit is needed; half
- * and bfloat16 come from simt_half.h. Not thread-safe. */
+ * What it won't do: cooperative groups, textures, cp.async, several blocks at once, time. No CUDA toolkit is needed; half and bfloat16
+ * come from simt_half.h, tensor cores (nvcuda::wmma) from simt_mma.h. Not thread-safe. */
 #ifndef CMKD_SIMT_H
 #define CMKD_SIMT_H
 #include <math.h>
@@ -43,6 +43,8 @@ extern place here; /* of the running thread */
 enum op { SYNC_BLOCK, SYNC_BLOCK_OR, SYNC_WARP, BALLOT, SHUFFLE, SHUFFLE_UP, SHUFFLE_DOWN, SHUFFLE_XOR };
 /* Stops the running thread until all that must take part have arrived; gives this thread's result. */
 uint64_t meet(op what, unsigned mask, uint64_t value, int lane, int width, const char *file, int line);
+/* Ends the launch with this line unless `holds`. */
+void require(bool holds, const char *rule);
 /* A variable in shared memory: the same address for all threads of a block, told apart by `key`. */
 void *shared(const void *key, size_t bytes);
 void *dynamic_shared();
@@ -117,4 +119,5 @@ static inline int __clz(int v) { return v ? __builtin_clz((unsigned)v) : 32; }
 #define CMKD_DYNAMIC_SHARED(name) unsigned char *const name = (unsigned char *)simt::dynamic_shared()
 #define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) simt::launch_kernel(stream, #kernel, grid, block, smem, kernel, __VA_ARGS__)
 #define CMKD_SHARED_LIMIT(kernel, bytes) ((bytes) <= 227 * 1024 ? cudaSuccess : cudaErrorInvalidValue)
+#include "tests/simt/simt_mma.h"
 #endif

@@ -12,7 +12,8 @@ static void broken_rules_are_named(void **state) {
   static const struct { const char *kernel; int threads; const char *says; } cases[] = {
     {"divergent_barrier", 64, "divergent barrier"}, {"early_exit", 64, "another thread has ended"}, {"barrier_against_shuffle", 32, "divergent barrier"},
     {"lane_outside", 32, "outside a width of 32"}, {"lane_not_in_mask", 32, "not in the mask"}, {"not_in_own_mask", 32, "not in its own mask"},
-    {"mixed_operations", 32, "different operations"}, {"no_dynamic_memory", 32, "the launch gave none"}, {"good_reversal", 1025, "a block of 1025 threads"}};
+    {"mixed_operations", 32, "different operations"}, {"no_dynamic_memory", 32, "the launch gave none"}, {"good_reversal", 1025, "a block of 1025 threads"},
+    {"matrix_misaligned", 32, "a multiple of 32 bytes"}, {"matrix_lines_misaligned", 32, "leading dimension"}, {"product_of_half_a_warp", 32, "has ended"}};
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
     for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
       int out[64];
@@ -62,6 +63,17 @@ static void warp_operations_mean_what_they_should(void **state) {
     cmkd_simt_order(order, 7);
     assert_true(simt_run("warp_operations", 64, out));
     for (int i = 0; i < 64; i++) assert_int_equal(out[i], 0);
+  }
+}
+
+static void tensor_cores_multiply(void **state) {
+  for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
+    int out[64];
+    cmkd_simt_order(order, 3);
+    assert_true(simt_run("half_products", 32, out));
+    for (int i = 0; i < 32; i++) assert_int_equal(out[i], 0);
+    assert_true(simt_run("bfloat16_products", 32, out));
+    for (int i = 0; i < 32; i++) assert_int_equal(out[i], 0);
   }
 }
 
@@ -130,7 +142,7 @@ static void sorting_is_stable_and_shares_tied_ranks(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(broken_rules_are_named), cmocka_unit_test(a_missing_barrier_shows), cmocka_unit_test(shared_memory_is_poisoned_and_fenced),
-    cmocka_unit_test(warp_operations_mean_what_they_should), cmocka_unit_test(blocks_are_the_reference_s), cmocka_unit_test(sorting_is_stable_and_shares_tied_ranks),
+    cmocka_unit_test(warp_operations_mean_what_they_should), cmocka_unit_test(tensor_cores_multiply), cmocka_unit_test(blocks_are_the_reference_s), cmocka_unit_test(sorting_is_stable_and_shares_tied_ranks),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

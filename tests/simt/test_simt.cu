@@ -2,6 +2,8 @@
 #include "tests/simt/test_simt.h"
 #include "kernels/cuda/hull.h"
 #include "kernels/cuda/sort.h"
+#include "kernels/cuda/vector.h"
+#include <type_traits>
 
 __global__ void divergent_barrier(int *out) {
   if (threadIdx.x < 40) __syncthreads();
@@ -68,11 +70,68 @@ __global__ void warp_operations(int *out) {
   out[threadIdx.x] = bad;
 }
 
+/* Every layout of a 16 x 16 product, beside plain loops. */
+template <class T, class LA, class LB> static __device__ int product_is_wrong(T *a, T *b, float *c) {
+  namespace wmma = nvcuda::wmma;
+  wmma::fragment<wmma::matrix_a, 16, 16, 16, T, LA> fa;
+  wmma::fragment<wmma::matrix_b, 16, 16, 16, T, LB> fb;
+  wmma::fragment<wmma::accumulator, 16, 16, 16, float> sum;
+  constexpr int A = std::is_same_v<LA, wmma::row_major>, B = std::is_same_v<LB, wmma::row_major>, LD = 24;
+  int bad = 0;
+  for (int store = 0; store < 2; store++) {
+    wmma::fill_fragment(sum, 0.5f);
+    wmma::load_matrix_sync(fa, a, LD);
+    wmma::load_matrix_sync(fb, b, LD);
+    wmma::mma_sync(sum, fa, fb, sum);
+    wmma::store_matrix_sync(c, sum, LD, store ? wmma::mem_col_major : wmma::mem_row_major);
+    __syncwarp();
+    for (int i = (int)threadIdx.x; i < 256; i += 32) {
+      const int m = i / 16, n = i % 16;
+      float want = 0.5f;
+      for (int k = 0; k < 16; k++) want += to_float(a[A ? m * LD + k : k * LD + m]) * to_float(b[B ? k * LD + n : n * LD + k]);
+      bad |= c[store ? n * LD + m : m * LD + n] != want;
+    }
+    __syncwarp();
+  }
+  return bad;
+}
+template <class T> static __device__ void tensor_products(int *out) {
+  using nvcuda::wmma::row_major;
+  using nvcuda::wmma::col_major;
+  CMKD_SHARED(T, a, 16 * 24);
+  CMKD_SHARED(T, b, 16 * 24);
+  CMKD_SHARED(float, c, 16 * 24);
+  for (int i = (int)threadIdx.x; i < 16 * 24; i += 32) {
+    from_float(a + i, (float)(i * 7 % 13 - 6)); /* small integers: sums are exact */
+    from_float(b + i, (float)(i * 5 % 11 - 5));
+  }
+  __syncwarp();
+  out[threadIdx.x] = product_is_wrong<T, row_major, row_major>(a, b, c) | product_is_wrong<T, row_major, col_major>(a, b, c) | product_is_wrong<T, col_major, row_major>(a, b, c) |
+                     product_is_wrong<T, col_major, col_major>(a, b, c);
+}
+__global__ void half_products(int *out) { tensor_products<__half>(out); }
+__global__ void bfloat16_products(int *out) { tensor_products<__nv_bfloat16>(out); }
+static __device__ void load_fragment(int offset, unsigned ld) {
+  CMKD_SHARED(__half, tile, 32 * 32);
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major> f;
+  nvcuda::wmma::load_matrix_sync(f, tile + offset, ld);
+}
+__global__ void matrix_misaligned(int *out) { load_fragment(8, 16); }
+__global__ void matrix_lines_misaligned(int *out) { load_fragment(0, 20); }
+__global__ void product_of_half_a_warp(int *out) {
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major> a = {};
+  nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __half, nvcuda::wmma::row_major> b = {};
+  nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum = {};
+  if (threadIdx.x < 16) nvcuda::wmma::mma_sync(sum, a, b, sum);
+}
+
 typedef void kernel(int *);
 static const struct { const char *name; kernel *run; } kernels[] = {
   {"divergent_barrier", divergent_barrier}, {"early_exit", early_exit}, {"barrier_against_shuffle", barrier_against_shuffle}, {"lane_outside", lane_outside},
   {"lane_not_in_mask", lane_not_in_mask}, {"not_in_own_mask", not_in_own_mask}, {"mixed_operations", mixed_operations}, {"no_dynamic_memory", no_dynamic_memory},
-  {"shared_overrun", shared_overrun}, {"unwritten_shared", unwritten_shared}, {"missing_barrier", missing_barrier}, {"good_reversal", good_reversal}, {"warp_operations", warp_operations}};
+  {"shared_overrun", shared_overrun}, {"unwritten_shared", unwritten_shared}, {"missing_barrier", missing_barrier}, {"good_reversal", good_reversal}, {"warp_operations", warp_operations},
+  {"half_products", half_products}, {"bfloat16_products", bfloat16_products}, {"matrix_misaligned", matrix_misaligned}, {"matrix_lines_misaligned", matrix_lines_misaligned},
+  {"product_of_half_a_warp", product_of_half_a_warp}};
 
 int simt_run(const char *name, int threads, int out[64]) {
   for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
