@@ -6,6 +6,7 @@
  *   params.c   layouts: PyTorch's <-> the device's; batch norm folded for inference
  *   list.c     a list queued op by op
  *   state.c    what a resumed run finds again
+ *   profile.c  where a step's time goes, on request
  *   run.c      steps: input through pinned memory, captured graphs, results
  *
  * One stream does everything in order; a side stream takes what nobody waits for until the step's end. */
@@ -59,6 +60,7 @@ typedef struct cuda_choices {
   int count, infer;
   cmkd_conv_choice *(*choice)[CMKD_CONV_BACKWARD_WEIGHTS + 1];
   uint8_t *from16_host, *from16;
+  int loaded;                         /* such a step has run: its kernels are on the device */
 } cuda_choices;
 
 typedef struct cuda_graph {
@@ -67,6 +69,9 @@ typedef struct cuda_graph {
   int list, count, teacher, steps, moves; /* steps in a row; workspace_moves at capture */
   uint64_t used;                      /* for eviction: the last use */
 } cuda_graph;
+
+typedef enum cuda_class { CUDA_INPUT, CUDA_CONV_FORWARD, CUDA_CONV_DATA, CUDA_CONV_WEIGHTS, CUDA_NORM, CUDA_OTHER, CUDA_LOSS, CUDA_UPDATE, CUDA_CLASSES } cuda_class; /* of work, in a profile */
+typedef struct cuda_profile cuda_profile;
 
 enum { CUDA_GRAPHS = 16, CUDA_CHOICES = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2 };
 
@@ -105,6 +110,7 @@ struct cmkd_be_model {
   int trained_count;                  /* rows of the last TRAIN step: whose gradients there are */
   cuda_graph captured[CUDA_GRAPHS];
   uint64_t clock;
+  cuda_profile *profile;              /* NULL: not asked for */
   int pending;                        /* results on the device that nobody has fetched */
   cmkd_step_result *result; int results_count, results_room;
 };
@@ -114,6 +120,10 @@ static inline int cuda_is_conv(const cmkd_op *op) { return op->kind == CMKD_OP_C
 
 /* plugin.c: CMKD_OK or one line: what was done, what the runtime says, and what to do about it */
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err);
+
+/* plugin.c: copies of pageable memory, behind everything that was queued before; both wait */
+cmkd_status cmkd_cuda_put(cmkd_backend *b, void *device, const void *host, size_t bytes, const char *what, cmkd_error *err);
+cmkd_status cmkd_cuda_get(cmkd_backend *b, void *host, const void *device, size_t bytes, const char *what, cmkd_error *err);
 
 /* resident.c */
 cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err);
@@ -138,6 +148,13 @@ void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mea
 /* state.c */
 cmkd_status cmkd_cuda_save(cmkd_be_model *model, char **text, cmkd_error *err);
 cmkd_status cmkd_cuda_load(cmkd_be_model *model, const char *text, int *used, cmkd_error *err);
+
+/* profile.c; mark: what was queued since the last mark is of that class */
+cmkd_status cmkd_cuda_profile_open(cmkd_be_model *m, cmkd_error *err);
+void cmkd_cuda_profile_mark(cmkd_be_model *m, cuda_class class);
+void cmkd_cuda_profile_nodes(cmkd_be_model *m, int nodes);
+cmkd_status cmkd_cuda_profile_step(cmkd_be_model *m, cmkd_error *err);
+void cmkd_cuda_profile_close(cmkd_be_model *m);
 
 /* list.c */
 cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int op, int count);

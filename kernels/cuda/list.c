@@ -107,7 +107,7 @@ static cmkd_status prepare(cmkd_be_model *m, cmkd_list list, cuda_choices *c, cm
   }
   if (m->grad16 && list == CMKD_LIST_TRAIN) {
     CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&c->from16, chunks), "optimizer", err));
-    CMKD_TRY(cmkd_cuda_status(cudaMemcpy(c->from16, c->from16_host, chunks, cudaMemcpyHostToDevice), "optimizer", err));
+    CMKD_TRY(cmkd_cuda_put(m->backend, c->from16, c->from16_host, chunks, "optimizer", err));
   }
   return grow_workspace(m->backend, workspace, err);
 }
@@ -201,6 +201,7 @@ static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd
     const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, step->op, w->count);
     CMKD_TRY(cmkd_cuda_conv_backward_bias(&shape, dy, m->grad + o->bias, workspace, stream, err));
   }
+  cmkd_cuda_profile_mark(m, CUDA_CONV_WEIGHTS);
   if (step->skip[0]) return CMKD_OK;
   const char *value_w = m->copy ? (char *)m->copy : (char *)m->value;
   return cmkd_conv_run(choice_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_DATA), dy, value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
@@ -256,20 +257,30 @@ static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, 
   return CMKD_OK;
 }
 
-/* CMKD_CUDA_CHECK: waits, and names the operation that failed. */
-static cmkd_status checked(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
+static cuda_class class_of(const walk *w, const cmkd_plan_step *step) {
+  if (step->op < 0) return CUDA_INPUT;
+  if (w->m->graph->op[step->op].kind == CMKD_OP_NORM) return CUDA_NORM;
+  if (!cuda_is_conv(&w->m->graph->op[step->op])) return CUDA_OTHER;
+  return step->kind == CMKD_STEP_BACKWARD ? CUDA_CONV_DATA : CUDA_CONV_FORWARD;
+}
+
+/* CMKD_CUDA_CHECK: waits, and names what failed. */
+static cmkd_status checked(const cmkd_be_model *m, const char *what, cmkd_error *err) {
+  return m->backend->check ? cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), what, err) : CMKD_OK;
+}
+static cmkd_status checked_step(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
   static const char *const kinds[] = {"gather", "forward", "forward", "moments", "backward sums", "backward", "backward", "output"};
   char what[160];
-  if (!w->m->backend->check) return CMKD_OK;
   snprintf(what, sizeof what, "%s of operation %d (%s) of `%s`", kinds[step->kind], step->op, step->op < 0 ? "images" : cmkd_op_name(w->m->graph->op[step->op].kind), w->m->graph->arch);
-  return cmkd_cuda_status(cudaStreamSynchronize(w->m->backend->stream), what, err);
+  return checked(w->m, what, err);
 }
 
 static cmkd_status queue_phases(const walk *w, const cmkd_be_images *images, int from, int to, cmkd_error *err) {
   for (int p = from; p < to; p++)
     for (int s = w->plan->phase[p].first; s < w->plan->phase[p].first + w->plan->phase[p].steps; s++) {
       CMKD_TRY(queue_plan_step(w, images, &w->plan->step[s], err));
-      CMKD_TRY(checked(w, &w->plan->step[s], err));
+      cmkd_cuda_profile_mark(w->m, class_of(w, &w->plan->step[s]));
+      CMKD_TRY(checked_step(w, &w->plan->step[s], err));
     }
   return CMKD_OK;
 }
@@ -318,6 +329,7 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be
   if (images->resident) input.pixels = NULL;
   if (!teacher) input.teacher = NULL; /* not from the queue */
   if (!rows) input.index = NULL;
+  cmkd_cuda_profile_mark(m, CUDA_INPUT);
   CMKD_TRY(cmkd_cuda_begin(&m->layout, &input, m->state, count, m->graph->classes, (int64_t)images->h * images->w * images->c, b->stream, err));
   if (list == CMKD_LIST_INFER) {
     CMKD_TRY(queue_phases(&w, images, 0, w.plan->phases, err));
@@ -327,8 +339,12 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be
   teacher = teacher || rows;
   CMKD_TRY(queue_phases(&w, images, 0, m->train.backward, err));
   CMKD_TRY(queue_loss(m, count, teacher, err));
+  cmkd_cuda_profile_mark(m, CUDA_LOSS);
+  CMKD_TRY(checked(m, "the loss", err));
   CMKD_TRY(queue_phases(&w, images, m->train.backward, m->train.phases, err));
   CMKD_TRY(queue_update(m, count, err));
+  cmkd_cuda_profile_mark(m, CUDA_UPDATE);
+  CMKD_TRY(checked(m, "the optimizer", err));
   if (teacher) CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->stream, b->join, 0), "agreement", err));
   return cmkd_cuda_end(m->state, m->results, count, b->dtype == CMKD_F16, b->stream, err);
 }

@@ -15,6 +15,7 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
   if (!m) return;
   (void)cudaStreamSynchronize(m->backend->stream);
   cmkd_cuda_forget_graphs(m);
+  cmkd_cuda_profile_close(m);
   for (int i = 0; i < m->choices_count; i++) cmkd_cuda_choices_free(m, &m->choices[i]);
   for (int h = 0; h < CUDA_HALVES; h++)
     if (m->taken[h]) (void)cudaEventDestroy(m->taken[h]);
@@ -142,10 +143,9 @@ static cmkd_status fill_constants(cmkd_be_model *m, size_t bytes, cmkd_error *er
   float table[4 * 256] = {0};
   cmkd_cuda_pixel_table(m->config.mean, m->config.std, graph->tensor[0].c, table);
   CMKD_TRY(cmkd_cuda_status(cudaMemsetAsync(m->memory, 0, bytes, stream), "clearing memory", err));
-  CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(stream), "clearing memory", err));
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(m->pixel_table, table, sizeof table, cudaMemcpyHostToDevice), "pixel table", err));
+  CMKD_TRY(cmkd_cuda_put(m->backend, m->pixel_table, table, sizeof table, "pixel table", err));
   cmkd_cuda_state state = {.scale = m->backend->dtype == CMKD_F16 ? CMKD_CUDA_SCALE_FIRST : 1};
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(m->state, &state, sizeof state, cudaMemcpyHostToDevice), "state", err));
+  CMKD_TRY(cmkd_cuda_put(m->backend, m->state, &state, sizeof state, "state", err));
   if (!m->config.train) return CMKD_OK;
   CMKD_TRY(cmkd_cuda_loss_init(m->loss_scratch, stream, err));
   CMKD_TRY(cmkd_cuda_loss_init(m->agreement_scratch, stream, err));
@@ -160,8 +160,8 @@ static cmkd_status fill_constants(cmkd_be_model *m, size_t bytes, cmkd_error *er
       plane[m->op[i].channel + (size_t)c] = s.h * s.w;
     }
   }
-  if (status == CMKD_OK && m->channels) status = cmkd_cuda_status(cudaMemcpy(m->rate, rate, m->channels * sizeof *rate, cudaMemcpyHostToDevice), "norms", err);
-  if (status == CMKD_OK && m->channels) status = cmkd_cuda_status(cudaMemcpy(m->plane, plane, m->channels * sizeof *plane, cudaMemcpyHostToDevice), "norms", err);
+  if (status == CMKD_OK) status = cmkd_cuda_put(m->backend, m->rate, rate, m->channels * sizeof *rate, "norms", err);
+  if (status == CMKD_OK) status = cmkd_cuda_put(m->backend, m->plane, plane, m->channels * sizeof *plane, "norms", err);
   free(rate);
   free(plane);
   return status;
@@ -199,6 +199,7 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
   m->graph = config->graph;
   m->fold_stale = 1;
   cmkd_status status = create(m, err);
+  if (status == CMKD_OK) status = cmkd_cuda_profile_open(m, err);
   if (status == CMKD_OK) *out = m;
   else cmkd_cuda_model_free(m);
   return status;
@@ -207,9 +208,8 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
 /* ---- parameters in and out ------------------------------------------------------------------------------------------------------- */
 
 static cmkd_status copy_floats(cmkd_be_model *m, float *host, float *device, size_t count, enum cudaMemcpyKind kind, cmkd_error *err) {
-  if (!count) return CMKD_OK;
-  CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "waiting for the steps before", err));
-  return cmkd_cuda_status(kind == cudaMemcpyHostToDevice ? cudaMemcpy(device, host, count * sizeof(float), kind) : cudaMemcpy(host, device, count * sizeof(float), kind), "parameters", err);
+  if (kind == cudaMemcpyHostToDevice) return cmkd_cuda_put(m->backend, device, host, count * sizeof(float), "parameters", err);
+  return cmkd_cuda_get(m->backend, host, device, count * sizeof(float), "parameters", err);
 }
 
 /* The parameters of one device array, in or out; `into` NULL: out. Arrays are fetched first, so that what is left alone stays. */
@@ -260,12 +260,12 @@ cmkd_status cmkd_cuda_gradients(cmkd_be_model *m, float *const *params, cmkd_err
   if (!m->grad) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no gradients", m->graph->arch);
   cmkd_cuda_state state;
   CMKD_TRY(copy_floats(m, m->host, m->grad, (size_t)m->values, cudaMemcpyDeviceToHost, err));
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(&state, m->state, sizeof state, cudaMemcpyDeviceToHost), "gradients", err));
+  CMKD_TRY(cmkd_cuda_get(m->backend, &state, m->state, sizeof state, "gradients", err));
   const cuda_choices *last = cmkd_cuda_choices_for(m, CMKD_LIST_TRAIN, m->trained_count);
   for (int64_t chunk = 0; last && last->from16 && chunk < m->values / CMKD_CUDA_CHUNK; chunk++) {
     uint16_t narrow[CMKD_CUDA_CHUNK];
     if (!last->from16_host[chunk]) continue;
-    CMKD_TRY(cmkd_cuda_status(cudaMemcpy(narrow, (uint16_t *)m->grad16 + chunk * CMKD_CUDA_CHUNK, sizeof narrow, cudaMemcpyDeviceToHost), "gradients", err));
+    CMKD_TRY(cmkd_cuda_get(m->backend, narrow, (uint16_t *)m->grad16 + chunk * CMKD_CUDA_CHUNK, sizeof narrow, "gradients", err));
     for (int i = 0; i < CMKD_CUDA_CHUNK; i++) m->host[chunk * CMKD_CUDA_CHUNK + i] = m->backend->dtype == CMKD_F16 ? cmkd_half_to_float(narrow[i]) : cmkd_bf16_to_float(narrow[i]);
   }
   for (int64_t i = 0; i < m->values; i++) m->host[i] /= state.scale;

@@ -14,6 +14,15 @@ cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *er
   return cmkd_fail(err, CMKD_ERR_DEVICE, "--device cuda: %s: %s; the run's state is the last saved one (CMKD_CUDA_CHECK=1 names the operation)", what, cudaGetErrorString(error));
 }
 
+/* On the backend's stream: it waits for nobody else's, so a plain cudaMemcpy would not be in order with it. */
+static cmkd_status copy(cmkd_backend *b, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, const char *what, cmkd_error *err) {
+  if (!bytes) return CMKD_OK;
+  CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(to, from, bytes, kind, b->stream), what, err));
+  return cmkd_cuda_status(cudaStreamSynchronize(b->stream), what, err);
+}
+cmkd_status cmkd_cuda_put(cmkd_backend *b, void *device, const void *host, size_t bytes, const char *what, cmkd_error *err) { return copy(b, device, host, bytes, cudaMemcpyHostToDevice, what, err); }
+cmkd_status cmkd_cuda_get(cmkd_backend *b, void *host, const void *device, size_t bytes, const char *what, cmkd_error *err) { return copy(b, host, device, bytes, cudaMemcpyDeviceToHost, what, err); }
+
 static cmkd_status find_device(int device, cmkd_error *err) {
   int driver = 0, devices = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)

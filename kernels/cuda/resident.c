@@ -28,7 +28,7 @@ cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, cons
     return CMKD_OK;
   }
   cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&images->resident, bytes), "images", err);
-  if (status == CMKD_OK) status = cmkd_cuda_status(cudaMemcpy(images->resident, pixels, bytes, cudaMemcpyHostToDevice), "images", err);
+  if (status == CMKD_OK) status = cmkd_cuda_put(b, images->resident, pixels, bytes, "images", err);
   if (status == CMKD_OK) return CMKD_OK;
   cmkd_cuda_images_free(images);
   *out = NULL;
@@ -69,10 +69,10 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
 cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data, const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
   const size_t row = (size_t)r->classes * item_size(r->dtype);
   if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range))) return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(r->data + (size_t)first * row, data, (size_t)count * row, cudaMemcpyHostToDevice), "teacher rows", err));
+  CMKD_TRY(cmkd_cuda_put(r->backend, r->data + (size_t)first * row, data, (size_t)count * row, "teacher rows", err));
   if (r->dtype != CMKD_U8) return CMKD_OK;
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(r->row_max + first, row_max, (size_t)count * 2, cudaMemcpyHostToDevice), "teacher rows", err));
-  return cmkd_cuda_status(cudaMemcpy(r->row_range + first, row_range, (size_t)count * 2, cudaMemcpyHostToDevice), "teacher rows", err);
+  CMKD_TRY(cmkd_cuda_put(r->backend, r->row_max + first, row_max, (size_t)count * 2, "teacher rows", err));
+  return cmkd_cuda_put(r->backend, r->row_range + first, row_range, (size_t)count * 2, "teacher rows", err);
 }
 
 void cmkd_cuda_rows_free(cmkd_be_rows *rows) {

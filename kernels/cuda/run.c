@@ -56,7 +56,7 @@ static cmkd_status make_queue(cmkd_be_model *m, int pixels, cmkd_error *err) {
   CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->slots * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err));
   memset(m->staging, 0, CUDA_HALVES * half);
   q->slots = m->queue;
-  return cmkd_cuda_status(cudaMemset(m->queue, 0, CUDA_HALVES * half), "queue of steps", err);
+  return cmkd_cuda_status(cudaMemsetAsync(m->queue, 0, CUDA_HALVES * half, m->backend->stream), "queue of steps", err);
 }
 
 static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, char *slot) {
@@ -114,6 +114,11 @@ static cuda_graph *find_graph(cmkd_be_model *m, const cuda_graph *key) {
   return NULL;
 }
 
+static cmkd_status queue_steps(cmkd_be_model *m, const cuda_graph *key, cmkd_error *err) {
+  for (int i = 0; i < key->steps; i++) CMKD_TRY(cmkd_cuda_queue_step(m, (cmkd_list)key->list, key->images, key->rows, key->count, key->teacher, err));
+  return CMKD_OK;
+}
+
 static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph **out, cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
   cudaGraph_t graph = NULL;
@@ -124,10 +129,12 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph *
   *slot = *key;
   slot->exec = NULL;
   CMKD_TRY(cmkd_cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step", err));
-  cmkd_status status = CMKD_OK;
-  for (int i = 0; i < key->steps && status == CMKD_OK; i++) status = cmkd_cuda_queue_step(m, (cmkd_list)key->list, key->images, key->rows, key->count, key->teacher, err);
+  cmkd_status status = queue_steps(m, key, err);
   cudaError_t ended = cudaStreamEndCapture(stream, &graph);
+  size_t nodes = 0;
   if (status == CMKD_OK) status = cmkd_cuda_status(ended, "capturing a step", err);
+  if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphGetNodes(graph, NULL, &nodes), "capturing a step", err);
+  if (m->profile && key->list == CMKD_LIST_TRAIN) cmkd_cuda_profile_nodes(m, (int)nodes / key->steps);
   if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphInstantiate(&slot->exec, graph, 0), "preparing a captured step", err);
   if (graph) (void)cudaGraphDestroy(graph);
   if (status != CMKD_OK) *slot = (cuda_graph){0};
@@ -135,12 +142,27 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph *
   return status;
 }
 
-/* `steps` equal steps: one graph launch, or op by op where each operation is to be checked. */
+/* Steps one by one, timed; one is captured too, to count what it launches. */
+static cmkd_status profile(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
+  const int steps = key.steps;
+  cuda_graph *graph = NULL;
+  key.steps = 1;
+  for (int i = 0; i < steps; i++) {
+    CMKD_TRY(queue_steps(m, &key, err));
+    CMKD_TRY(cmkd_cuda_profile_step(m, err));
+  }
+  return find_graph(m, &key) ? CMKD_OK : capture(m, &key, &graph, err);
+}
+
+/* `steps` equal steps: one graph launch. The first of their size are queued op by op, so that every kernel is loaded before it is captured; and so are
+ * all where each operation is to be checked. */
 static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
+  cuda_choices *choices = cmkd_cuda_choices_for(m, (cmkd_list)key.list, key.count);
   cuda_graph *graph = find_graph(m, &key);
-  if (m->backend->check) {
-    for (int i = 0; i < key.steps; i++) CMKD_TRY(cmkd_cuda_queue_step(m, (cmkd_list)key.list, key.images, key.rows, key.count, key.teacher, err));
-    return cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "a step", err);
+  if (m->profile && key.list == CMKD_LIST_TRAIN) return profile(m, key, err);
+  if (m->backend->check || !choices->loaded) {
+    choices->loaded = 1;
+    return queue_steps(m, &key, err);
   }
   if (!graph) CMKD_TRY(capture(m, &key, &graph, err));
   graph->used = ++m->clock;
@@ -206,17 +228,18 @@ static cmkd_status fold(cmkd_be_model *m, cmkd_error *err) {
   const size_t values = (size_t)m->values, channels = m->channels + 1, biases = m->biases + 1;
   float *memory = malloc((values + 2 * channels + biases) * sizeof *memory), *mean = memory + values, *var = mean + channels, *bias = var + channels;
   if (!memory) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  cudaError_t error = cudaStreamSynchronize(m->backend->stream);
-  if (error == cudaSuccess) error = cudaMemcpy(m->host, m->value, values * sizeof(float), cudaMemcpyDeviceToHost);
-  if (error == cudaSuccess && m->channels) error = cudaMemcpy(mean, m->mean, m->channels * sizeof(float), cudaMemcpyDeviceToHost);
-  if (error == cudaSuccess && m->channels) error = cudaMemcpy(var, m->var, m->channels * sizeof(float), cudaMemcpyDeviceToHost);
+  cmkd_backend *b = m->backend;
+  const int wide = b->dtype == CMKD_F32;
   memset(memory, 0, values * sizeof *memory);
-  if (error == cudaSuccess) cmkd_cuda_fold(m, m->host, mean, var, memory, bias);
-  if (m->backend->dtype != CMKD_F32) narrow(m, memory, values, (uint16_t *)m->host);
-  if (error == cudaSuccess) error = cudaMemcpy(m->fold_weight, m->backend->dtype == CMKD_F32 ? (void *)memory : (void *)m->host, values * cuda_dtype_size(m->backend->dtype), cudaMemcpyHostToDevice);
-  if (error == cudaSuccess && m->biases) error = cudaMemcpy(m->fold_bias, bias, m->biases * sizeof(float), cudaMemcpyHostToDevice);
+  cmkd_status status = cmkd_cuda_get(b, m->host, m->value, values * sizeof(float), "folding batch norm", err);
+  if (status == CMKD_OK) status = cmkd_cuda_get(b, mean, m->mean, m->channels * sizeof(float), "folding batch norm", err);
+  if (status == CMKD_OK) status = cmkd_cuda_get(b, var, m->var, m->channels * sizeof(float), "folding batch norm", err);
+  if (status == CMKD_OK) cmkd_cuda_fold(m, m->host, mean, var, memory, bias);
+  if (status == CMKD_OK && !wide) narrow(m, memory, values, (uint16_t *)m->host);
+  if (status == CMKD_OK) status = cmkd_cuda_put(b, m->fold_weight, wide ? (void *)memory : (void *)m->host, values * cuda_dtype_size(b->dtype), "folding batch norm", err);
+  if (status == CMKD_OK) status = cmkd_cuda_put(b, m->fold_bias, bias, m->biases * sizeof(float), "folding batch norm", err);
   free(memory);
-  CMKD_TRY(cmkd_cuda_status(error, "folding batch norm", err));
+  if (status != CMKD_OK) return status;
   m->fold_stale = 0;
   return CMKD_OK;
 }
@@ -278,7 +301,7 @@ cmkd_status cmkd_cuda_fetch(cmkd_be_model *m, cmkd_error *err) {
   const int pending = m->pending;
   m->pending = 0;
   CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "training steps", err));
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpy(m->result + m->results_count, m->results, (size_t)pending * sizeof *m->result, cudaMemcpyDeviceToHost), "results", err));
+  CMKD_TRY(cmkd_cuda_get(m->backend, m->result + m->results_count, m->results, (size_t)pending * sizeof *m->result, "results", err));
   for (int i = 0; i < pending; i++) /* what came after a halt did not happen */
     if (m->result[m->results_count].count >= 0) m->results_count++;
     else return CMKD_OK;
@@ -288,7 +311,7 @@ cmkd_status cmkd_cuda_fetch(cmkd_be_model *m, cmkd_error *err) {
 /* The host has seen the bad step: the device may go on. */
 static cmkd_status release_halt(cmkd_be_model *m, cmkd_error *err) {
   const int none = 0;
-  return cmkd_cuda_status(cudaMemcpy(&m->state->halted, &none, sizeof none, cudaMemcpyHostToDevice), "state", err);
+  return cmkd_cuda_put(m->backend, &m->state->halted, &none, sizeof none, "state", err);
 }
 
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {

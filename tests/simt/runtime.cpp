@@ -168,6 +168,11 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   capturing = nullptr;
   return cudaSuccess;
 }
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, CUgraphNode_st **nodes, size_t *count) {
+  *count = 0;
+  for (node *n = graph->commands.first; n && !nodes; n = n->next) ++*count;
+  return nodes ? cudaErrorInvalidValue : cudaSuccess;
+}
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) { graph->owners++; *exec = graph; return cudaSuccess; }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   if (--graph->owners) return cudaSuccess;

@@ -1,6 +1,7 @@
 /* The CUDA backend as a whole, against the double reference and the CPU: losses, figures, every gradient, several steps through captured
  * graphs, partial batches, streamed images; inference with batch norm folded; 16-bit precisions; determinism; bad values; devices that run
  * out of memory or fail. In the emulation work is deferred until somebody waits, so that memory reused too early shows. */
+#include <jansson.h>
 #include <math.h>
 #include "formats/codec.h"
 #include "tests/simt/gpu.h"
@@ -212,6 +213,17 @@ static void runs_are_the_same_bytes(void **state) {
   again = run_once(graph, &d, NULL, 12, 0);
   unsetenv("CMKD_CUDA_CHECK");
   same_run(graph, &first, &again);
+  char path[4096];
+  snprintf(path, sizeof path, "%s/profile.json", scratch_dir());
+  setenv("CMKD_CUDA_PROFILE", path, 1);
+  again = run_once(graph, &d, NULL, 12, 0);
+  unsetenv("CMKD_CUDA_PROFILE");
+  same_run(graph, &first, &again);
+  json_t *profile = json_load_file(path, 0, NULL);
+  assert_int_equal(json_integer_value(json_object_get(profile, "steps")), 11);
+  assert_true(json_integer_value(json_object_get(profile, "kernels_per_step")) > 40);
+  assert_true(json_number_value(json_object_get(json_object_get(profile, "ms"), "conv backward weights")) > 0);
+  json_decref(profile);
   cmkd_params_free(&first.end);
   free_data(&d);
   cmkd_graph_free(graph);
