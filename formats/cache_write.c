@@ -122,6 +122,7 @@ static cmkd_status writer_create(const char *path, cmkd_cache_writer **out, cmkd
   if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a cache writer");
   w->session = (cmkd_lock)CMKD_LOCK_NONE;
   pthread_mutex_init(&w->mutex, NULL);
+  pthread_mutex_init(&w->room_mutex, NULL);
   pthread_cond_init(&w->work, NULL);
   pthread_cond_init(&w->space, NULL);
   pthread_cond_init(&w->changed, NULL);
@@ -192,7 +193,10 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   cmkd_writer_threads_stop(w);
   if (w->session.fd >= 0 && w->folder) rmdir(w->folder); /* succeeds only when nothing was built */
   cmkd_lock_release(&w->session);
+  cmkd_writer_rooms_free(w);
+  cmkd_image_free(&w->image);
   pthread_mutex_destroy(&w->mutex);
+  pthread_mutex_destroy(&w->room_mutex);
   pthread_cond_destroy(&w->work);
   pthread_cond_destroy(&w->space);
   pthread_cond_destroy(&w->changed);
@@ -306,9 +310,9 @@ static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t fi
 }
 
 /* Edge chunks are stored full: zeros behind the last row. */
-static uint8_t *new_items(const cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
+static uint8_t *new_items(cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
   size_t row = w->head.classes * (size_t)w->codec->item;
-  uint8_t *items = malloc(rows * row);
+  uint8_t *items = cmkd_writer_room_take(w);
   if (items) memset(items + used * row, 0, (rows - used) * row);
   return items;
 }
@@ -350,7 +354,7 @@ cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *w, cmkd_error *err) {
 void cmkd_cache_writer_abandon(cmkd_cache_writer *w) {
   if (!w->filling) return;
   cmkd_writer_drain(w, w->filling);
-  cmkd_shard_work_free(w->filling);
+  cmkd_shard_work_free(w, w->filling);
   w->filling = NULL;
 }
 
