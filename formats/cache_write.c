@@ -44,6 +44,8 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, con
   if (!spec->views || spec->views > CMKD_CACHE_MAX_VIEWS) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u views; a cache has 1 to %d", path, spec->views, CMKD_CACHE_MAX_VIEWS);
   if (!spec->classes || spec->classes > CMKD_CACHE_MAX_CLASSES) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u classes; a cache has 1 to %d", path, spec->classes, CMKD_CACHE_MAX_CLASSES);
   if (strlen(spec->identity.teacher_sha256) != 64) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the teacher's SHA-256 is missing", path);
+  if (codec->thin && cmkd_codec_keep(spec->identity.codec) >= spec->classes)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s keeps all of %u logits; use f16", path, spec->identity.codec, spec->classes);
   choose_geometry(spec, codec, head);
   if (head->shards > CMKD_CACHE_MAX_SHARDS) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, head->shards, CMKD_CACHE_MAX_SHARDS);
   if ((uint64_t)head->chunk_rows * spec->classes * (uint64_t)codec->item > CMKD_CACHE_CHUNK_LIMIT) {
@@ -99,6 +101,9 @@ static cmkd_status share_session(cmkd_cache_writer *w, cmkd_error *err) {
 
 static cmkd_status open_common(cmkd_cache_writer *w, int threads, cmkd_error *err) {
   CMKD_TRY(cmkd_codec_find(w->head.identity.codec, &w->codec, err));
+  w->keep = cmkd_codec_keep(w->head.identity.codec);
+  w->thin = w->codec->thin ? malloc(w->head.classes * sizeof *w->thin) : NULL;
+  if (w->codec->thin && !w->thin) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", w->path);
   w->head_text = cmkd_cache_head_text(&w->head);
   w->entries = calloc(w->head.shards, sizeof *w->entries);
   if (!w->head_text) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: a name (teacher, class) is not UTF-8, or memory is short", w->path);
@@ -203,6 +208,7 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   cmkd_cache_head_free(&w->head);
   free(w->entries);
   free(w->head_text);
+  free(w->thin);
   free(w->path);
   free(w->dir);
   free(w->folder);
@@ -288,8 +294,14 @@ static void fill(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t c
   cmkd_chunk_work *chunk = s->chunks + (size_t)view * s->meta.blocks + first / s->rows;
   uint8_t *target = chunk->items + first % s->rows * row;
   uint16_t *max = s->row_max ? s->row_max + view * n + first : NULL, *range = s->row_max ? s->row_range + view * n + first : NULL;
-  if (stride == C) { w->codec->encode(logits, count, C, target, max, range); return; }
-  for (size_t i = 0; i < count; i++) w->codec->encode(logits + i * stride, 1, C, target + i * row, max ? max + i : NULL, range ? range + i : NULL);
+  if (w->thin)
+    for (size_t i = 0; i < count; i++) {
+      w->codec->thin(logits + i * stride, C, w->keep, w->thin);
+      w->codec->encode(w->thin, 1, C, target + i * row, NULL, NULL);
+    }
+  else if (stride == C) w->codec->encode(logits, count, C, target, max, range);
+  else
+    for (size_t i = 0; i < count; i++) w->codec->encode(logits + i * stride, 1, C, target + i * row, max ? max + i : NULL, range ? range + i : NULL);
 }
 
 static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count, const float *logits, size_t stride, cmkd_error *err) {

@@ -29,6 +29,7 @@ struct cmkd_cache_writer {
   cmkd_cache_head head;
   char *head_text;                      /* the configuration */
   const cmkd_codec *codec;
+  uint32_t keep; float *thin;           /* of codecs that keep K logits: K, one row (classes) */
   cmkd_shard_entry *entries;            /* (shards); block_sha256 is empty until known to be done */
   cmkd_lock session;
   cmkd_shard_work *filling;

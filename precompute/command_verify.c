@@ -40,8 +40,26 @@ static cmkd_status check_agreement(const cmkd_cache_info *info, const cmkd_teach
   return CMKD_OK;
 }
 
+/* Of a top-k row: the kept logits like any, the rest against the tie that the fresh row would have and, one by one, against the least kept. */
+static void compare_kept(const float *stored, const float *fresh, size_t C, uint32_t keep, double *largest) {
+  float rest = stored[0], least = HUGE_VALF;
+  double most = 0, sum = 0;
+  for (size_t c = 1; c < C; c++) if (stored[c] < rest) rest = stored[c];
+  for (size_t c = 0; c < C; c++) if (stored[c] > rest && stored[c] < least) least = stored[c];
+  size_t tied = 0;
+  for (size_t c = 0; c < C; c++) {
+    double difference = stored[c] > rest ? fabs((double)stored[c] - fresh[c]) : fmax(0, (double)fresh[c] - least);
+    if (!(difference <= most)) most = difference;
+    if (stored[c] > rest) continue;
+    sum += exp((double)fresh[c] - rest);
+    tied++;
+  }
+  double drift = tied >= C - keep ? fabs(log(sum / (double)tied)) : HUGE_VAL;
+  *largest = fmax(most, drift);
+}
+
 /* Row by row: |stored - recomputed| against what codec and device may change. */
-static void compare(const float *stored, const float *fresh, size_t C, const cmkd_codec *codec, double *largest, double *allowed) {
+static void compare(const float *stored, const float *fresh, size_t C, const cmkd_codec *codec, uint32_t keep, double *largest, double *allowed) {
   double most = 0, max = -HUGE_VAL, min = HUGE_VAL;
   for (size_t c = 0; c < C; c++) {
     double difference = fabs((double)stored[c] - (double)fresh[c]);
@@ -51,6 +69,7 @@ static void compare(const float *stored, const float *fresh, size_t C, const cmk
   }
   double size = fmax(fabs(max), fabs(min)), scale = fmax(1, size);
   *largest = most;
+  if (keep < C) compare_kept(stored, fresh, C, keep, largest);
   *allowed = DEVICE_TOLERANCE * scale + (codec->row_numbers ? codec->tolerance * (max - min) + size / 1024 : codec->tolerance * scale);
 }
 
@@ -81,7 +100,7 @@ static cmkd_status recompute(cmkd_cache *cache, cmkd_teacher *teacher, const opt
     double largest, allowed;
     status = cmkd_cache_read(cache, views[i], places[i], 1, stored, err);
     if (status != CMKD_OK) break;
-    compare(stored, fresh + i * C, C, codec, &largest, &allowed);
+    compare(stored, fresh + i * C, C, codec, info->kept, &largest, &allowed);
     out->mean += largest / (double)n;
     if (!(largest / allowed <= excess)) { excess = largest / allowed; out->largest = largest; out->allowed = allowed; out->sample = ids[places[i]]; out->view = views[i]; }
   }

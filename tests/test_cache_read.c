@@ -201,7 +201,7 @@ static void portable_equals_vector(void **state) {
 
 static void h5py_reads_it(void **state) {
   (void)state;
-  const char *output, *build = getenv("CMKD_BUILD");
+  const char *output;
   if (run_command(&output, "/usr/bin/python3 -c 'import h5py'") != 0) { print_message("SKIP: python3-h5py is not here\n"); skip(); }
   const char *codecs[] = {"f16", "f32", "u8sqrt"};
   for (int k = 0; k < 3; k++) {
@@ -235,7 +235,7 @@ static void h5py_reads_it(void **state) {
       "  assert s['label'].dtype == 'i4' and s.attrs['first_sample'] == at\n"
       "  at += n\n"
       "assert at == 700\n";
-    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -c \"%s\" '%s' '%s' %s", build ? build : "build", script, path, npy, codecs[k]) != 0) fail_msg("%s", output);
+    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -c \"%s\" '%s' '%s' %s", filter_folder(), script, path, npy, codecs[k]) != 0) fail_msg("%s", output);
     free(rows);
     cmkd_cache_close(cache);
     free(path);

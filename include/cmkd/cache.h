@@ -25,6 +25,7 @@ typedef struct cmkd_cache_identity {
 typedef struct cmkd_cache_info {
   cmkd_cache_identity identity;
   uint64_t samples; uint32_t views, classes; /* logits (samples, views, classes); views includes a clean view */
+  uint32_t kept;                             /* logits of a row that are the teacher's: classes, or K of codec topk:K, where the rest is one tie */
   const char *const *class_names;            /* (classes) or NULL; owned by the cache */
   uint32_t shards;
   uint64_t bytes, logit_bytes;               /* on disk, all files; compressed logits alone */
