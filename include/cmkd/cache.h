@@ -51,8 +51,8 @@ cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, ui
 /* Streams rows of one view in the given order, prefetching ahead on its own threads. */
 typedef struct cmkd_stream cmkd_stream;
 typedef struct cmkd_stream_options {
-  int threads;             /* 0: all cores */
-  uint64_t memory;         /* cap in bytes for decoded chunks; 0: 1 GiB. Too small for the order: fails and says which option helps */
+  int threads;             /* 0: all cores. With two and more, a caller whose rows are not there yet is one of them */
+  uint64_t memory;         /* cap in bytes for decoded rows kept at one time; 0: 1 GiB. Too small for the order: fails and says which option helps */
 } cmkd_stream_options;
 /* `order`: n sample positions (0 .. samples-1), borrowed until the stream is freed. */
 cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n, const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);
