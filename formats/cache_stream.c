@@ -22,7 +22,7 @@
 #define TOGETHER 32       /* rows that are scattered together */
 #define SLACK 64          /* bytes that copies may run over */
 
-typedef struct stream_slot { int32_t index; atomic_int ready; } stream_slot; /* of a chunk */
+typedef struct stream_slot { int32_t index; atomic_uint ready; } stream_slot; /* of a chunk */
 
 /* One piece of the order: item byte p of row r, class c at bytes[p * plane + r * C + c]. */
 typedef struct stream_piece { uint8_t *bytes; uint16_t *row_max, *row_range; atomic_uint holds; } stream_piece; /* holds: piece + 1 */
@@ -331,19 +331,17 @@ void cmkd_stream_free(cmkd_stream *s) {
 
 /* ---- delivering ---- */
 
-/* Until *word is `value`: a chunk's ready or a piece's holds. */
-static cmkd_status wait_for(cmkd_stream *s, const atomic_uint *holds, uint32_t value, const atomic_int *ready, cmkd_error *err) {
-  #define THERE(order) (holds ? atomic_load_explicit(holds, order) == value : atomic_load_explicit(ready, order) != 0)
-  if (THERE(memory_order_acquire)) return CMKD_OK;
+/* Until *word is `value`: the ready of a chunk's slot (1) or what a piece of the ring holds. */
+static cmkd_status wait_for(cmkd_stream *s, const atomic_uint *word, uint32_t value, cmkd_error *err) {
+  if (atomic_load_explicit(word, memory_order_acquire) == value) return CMKD_OK;
+  cmkd_status status = CMKD_OK;
   pthread_mutex_lock(&s->mutex);
-  while (!THERE(memory_order_relaxed) && s->failure.status == CMKD_OK) {
+  while (atomic_load_explicit(word, memory_order_relaxed) != value && (status = s->failure.status) == CMKD_OK) {
     if (s->helps && work_once(s, &s->caller)) continue;
     s->waiting = 1;
     pthread_cond_wait(&s->progress, &s->mutex);
     s->waiting = 0;
   }
-  cmkd_status status = THERE(memory_order_relaxed) ? CMKD_OK : s->failure.status;
-  #undef THERE
   if (status != CMKD_OK && err) *err = s->failure;
   pthread_mutex_unlock(&s->mutex);
   return status;
@@ -356,7 +354,7 @@ static cmkd_status deliver_straight(cmkd_stream *s, uint32_t count, float *logit
     const uint32_t *order = plan->order + s->at;
     cmkd_place at = cmkd_order_locate(plan, *order);
     run = cmkd_order_run(plan, order, count - i, at);
-    CMKD_TRY(wait_for(s, NULL, 0, &s->slots[at.chunk].ready, err));
+    CMKD_TRY(wait_for(s, &s->slots[at.chunk].ready, 1, err));
     decode_rows(s, at, run, logits + i * C);
     s->at += run;
     if (plan->chunks[at.chunk].last >= s->at) continue;
@@ -374,7 +372,7 @@ static cmkd_status deliver_pieces(cmkd_stream *s, uint32_t count, float *logits,
     uint32_t piece = s->at / s->plan.piece_rows, first = s->at % s->plan.piece_rows, left = s->plan.piece_rows - first;
     const stream_piece *from = s->ring + piece % s->ring_size;
     rows = count - i < left ? count - i : left;
-    CMKD_TRY(wait_for(s, &from->holds, piece + 1, NULL, err));
+    CMKD_TRY(wait_for(s, &from->holds, piece + 1, err));
     cmkd_chunk_view view = {from->bytes, s->plane, C, s->row_max ? from->row_max : NULL, s->row_max ? from->row_range : NULL};
     s->cache->codec->decode(&view, first, rows, logits + i * C);
     s->at += rows;
