@@ -254,7 +254,8 @@ static cmkd_status make_room(cmkd_stream *s, uint64_t memory, int threads, cmkd_
   s->stride = row < 128 ? row : round_up(row);
   CMKD_TRY(cmkd_order_plan_make(&s->plan, s->cache, s->plan.order, s->plan.n, piece_rows, most, memory / s->stride, err));
   if (most < s->plan.live) {
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use --shuffle-block (for example %u) or raise the limit (--stream-memory MB)", s->cache->path,
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use --shuffle-block (for example %u) "
+                     "or raise the limit (--stream-memory MB)", s->cache->path,
                      (double)s->plan.live * (double)raw / 1e9, (double)memory / 1e9, head->chunk_rows);
   }
   wanted = (uint64_t)s->plan.live + 8 + 8 * (uint64_t)threads; /* rides out a busy scheduler; more would only leave the cache */

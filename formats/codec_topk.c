@@ -42,7 +42,9 @@ static void thin(const float *row, size_t classes, uint32_t keep, float *out) {
   for (size_t c = 0; c < classes; c++) out[c] = row[c] > cut || (row[c] == cut && left && left--) ? row[c] : rest;
 }
 
-static void encode(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max, uint16_t *row_range) { cmkd_codec_f16.encode(logits, rows, classes, items, row_max, row_range); }
+static void encode(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max, uint16_t *row_range) {
+  cmkd_codec_f16.encode(logits, rows, classes, items, row_max, row_range);
+}
 static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, float *out) { cmkd_codec_f16.decode(chunk, first, rows, out); }
 
 const cmkd_codec cmkd_codec_topk = {"topk", "the K largest of a row, the rest one tie; not for rank-based losses", 2, 0, 65504, 0x1p-11, encode, decode, thin};
