@@ -107,6 +107,7 @@ static void fill_info(cmkd_cache *cache) {
   info->samples = head->samples;
   info->views = head->views;
   info->classes = head->classes;
+  info->kept = cache->codec->thin ? cmkd_codec_keep(head->identity.codec) : head->classes;
   info->class_names = (const char *const *)head->class_names;
   info->shards = head->shards;
   info->bytes = cache->master_size;

@@ -11,6 +11,7 @@
 #include "formats/codec.h"
 #include "precompute/build.h"
 #include "precompute/commands.h"
+#include "precompute/reshape.h"
 
 #define DEFAULT_VIEWS 4
 
@@ -19,7 +20,7 @@ typedef struct options {
   int64_t samples, shard_rows, teacher_batch, threads;
   uint64_t seed;
   float mean[3], std[3];
-  int clean_view, no_test, with_test, quiet, json, mean_seen, std_seen, seed_seen, cache_seed_seen;
+  int clean_view, no_test, with_test, quiet, json, mean_seen, std_seen, seed_seen, cache_seed_seen, allow_top_k;
 } options;
 
 static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_error *err) {
@@ -34,7 +35,8 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
     {.name = "--augment", .argument = "POLICY", .kind = CMKD_OPT_STRING, .target = &o->augment, .help = "none, flip, crop or crop+flip [crop+flip; none for --split test]"},
     {.name = "--seed", .argument = "S", .kind = CMKD_OPT_UINT64, .target = &o->seed, .help = "of the views; the training seed is independent of it [0]", .seen = &o->seed_seen},
     {.name = "--cache-seed", .argument = "S", .kind = CMKD_OPT_UINT64, .target = &other_seed, .help = "the same, by the trainer's name for it", .seen = &o->cache_seed_seen},
-    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->codec, .help = "f16, f32 (exact) or u8sqrt (half the size) [f16]"},
+    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->codec, .help = "f16, f32 (exact), u8sqrt (half the size) or topk:K [f16]"},
+    {.name = "--allow-top-k", .kind = CMKD_OPT_FLAG, .target = &o->allow_top_k, .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
     {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->shard_rows, .help = "samples a shard [about 4 MB of raw logits]", .min = 1, .max = 2147483647},
     {.name = "--teacher-batch", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->teacher_batch, .help = "images a teacher batch; recorded in the cache [128]", .min = 1, .max = 65536},
     {.name = "--threads", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->threads, .help = "[all cores]", .min = 1, .max = 1024},
@@ -191,6 +193,7 @@ cmkd_status cmkd_command_build(int argc, char **argv, cmkd_error *err) {
                         .threads = (int)o.threads, .quiet = o.quiet, .label = "teacher", .interrupted = cmkd_interrupted};
   CMKD_TRY(settle_views(&o, &job, err));
   CMKD_TRY(cmkd_codec_find(o.codec, &codec, err));
+  CMKD_TRY(cmkd_codec_allowed(o.codec, o.allow_top_k, err));
   CMKD_TRY(cmkd_part_find(o.part, &job.part, err));
   if (job.part.count > 1 && !o.quiet) fprintf(stderr, "cmkd-cache: building part %u of %u (%s)\n", job.part.index, job.part.count, job.part.from);
   json_t *json = o.json ? json_object() : NULL;

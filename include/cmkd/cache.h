@@ -25,6 +25,7 @@ typedef struct cmkd_cache_identity {
 typedef struct cmkd_cache_info {
   cmkd_cache_identity identity;
   uint64_t samples; uint32_t views, classes; /* logits (samples, views, classes); views includes a clean view */
+  uint32_t kept;                             /* logits of a row that are the teacher's: classes, or K of codec topk:K, where the rest is one tie */
   const char *const *class_names;            /* (classes) or NULL; owned by the cache */
   uint32_t shards;
   uint64_t bytes, logit_bytes;               /* on disk, all files; compressed logits alone */
@@ -50,8 +51,8 @@ cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, ui
 /* Streams rows of one view in the given order, prefetching ahead on its own threads. */
 typedef struct cmkd_stream cmkd_stream;
 typedef struct cmkd_stream_options {
-  int threads;             /* 0: all cores */
-  uint64_t memory;         /* cap in bytes for decoded chunks; 0: 1 GiB. Too small for the order: fails and says which option helps */
+  int threads;             /* 0: all cores. With two and more, a caller whose rows are not there yet is one of them */
+  uint64_t memory;         /* cap in bytes for decoded rows kept at one time; 0: 1 GiB. Too small for the order: fails and says which option helps */
 } cmkd_stream_options;
 /* `order`: n sample positions (0 .. samples-1), borrowed until the stream is freed. */
 cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n, const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);
