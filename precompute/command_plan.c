@@ -21,6 +21,7 @@ static double bytes_a_row(const char *codec, double C) {
 typedef struct wish { const char *data, *codec, *views; int64_t samples, classes, epochs, experiments; double rate; } wish;
 
 static cmkd_status complete(wish *w, int64_t *views, cmkd_error *err) {
+  cmkd_policy policy = CMKD_AUGMENT_CROP_FLIP;
   cmkd_dataset *set;
   char *end;
   if (w->data) {
@@ -28,10 +29,11 @@ static cmkd_status complete(wish *w, int64_t *views, cmkd_error *err) {
     if (!w->samples) w->samples = set->n;
     if (!w->classes) w->classes = set->classes;
     cmkd_dataset_close(set);
+    CMKD_TRY(cmkd_dataset_policy(w->data, &policy, err));
   }
   if (!w->samples || !w->classes) return cmkd_fail(err, CMKD_ERR_USAGE, "plan needs --data SPEC, or --samples N and --classes C");
   if (!(w->rate > 0)) return cmkd_fail(err, CMKD_ERR_USAGE, "plan needs the teacher's speed: --teacher-rate IMAGES_PER_SECOND (cmkd-train eval prints it)");
-  *views = strcmp(w->views, "all") ? strtoll(w->views, &end, 10) : cmkd_policy_variants(CMKD_AUGMENT_CROP_FLIP);
+  *views = strcmp(w->views, "all") ? strtoll(w->views, &end, 10) : cmkd_policy_variants(policy);
   if (strcmp(w->views, "all") && (*end || *views < 1 || *views > UINT16_MAX)) return cmkd_fail(err, CMKD_ERR_USAGE, "--views %.40s: wants a number from 1 to %d, or all", w->views, UINT16_MAX);
   return CMKD_OK;
 }

@@ -126,7 +126,7 @@ static cmkd_status resolve_cached_views(const cmkd_train_options *o, const cmkd_
 }
 
 static cmkd_status resolve_live_views(const cmkd_train_options *o, const cmkd_dataset *data, cmkd_settings *s, cmkd_error *err) {
-  s->policy = strcmp(data->name, "mnist") ? CMKD_AUGMENT_CROP_FLIP : CMKD_AUGMENT_CROP;
+  CMKD_TRY(cmkd_dataset_policy(data->name, &s->policy, err));
   if (o->augment) CMKD_TRY(cmkd_policy_parse(o->augment, &s->policy, err));
   if (!o->teacher) return CMKD_OK;
   s->cache_seed = o->cache_seed;
