@@ -44,7 +44,7 @@ static void world_close(world *w) {
   cmkd_graph_free(w->graph);
 }
 
-/* Norms that put pre-activations at 3 +- 0.75, or -3 +- 0.75 in every fourth channel, all far from ReLU's and ReLU6's kinks; those that meet an
+/* Norms that put pre-activations at 2.2 +- 0.5, or -2.2 +- 0.5 in every fourth channel, all far from ReLU's and ReLU6's kinks; those that meet an
  * addition are on throughout, since a sum could come to lie anywhere. */
 static void leave_kinks(world *w) {
   const cmkd_graph *g = w->graph;
@@ -54,8 +54,8 @@ static void leave_kinks(world *w) {
     if (op->kind != CMKD_OP_NORM) continue;
     for (int j = i + 1; j < g->ops; j++) added |= g->op[j].kind == CMKD_OP_ADD && (g->op[j].in[0] == op->out || g->op[j].in[1] == op->out);
     for (int64_t c = 0; c < g->param[op->param[0]].count; c++) {
-      w->params.value[op->param[0]][c] = 0.75f;
-      w->params.value[op->param[1]][c] = added || c % 4 != 2 ? 3.0f : -3.0f;
+      w->params.value[op->param[0]][c] = 0.5f;
+      w->params.value[op->param[1]][c] = added || c % 4 != 2 ? 2.2f : -2.2f;
     }
   }
 }

@@ -13,5 +13,5 @@ gpu-kit: all $(GPU_PROGRAMS)
 	@rm -rf $(BUILD)/gpu-kit; mkdir -p $(BUILD)/gpu-kit/bench/gpu $(BUILD)/gpu-kit/lib
 	@cp $(PROGRAMS) $(CUDA_LIB) $(BUILD)/gpu-kit/; cp $(GPU_PROGRAMS) $(BUILD)/gpu-kit/bench/gpu/
 	@strip --strip-unneeded $(BUILD)/gpu-kit/cmkd-* $(BUILD)/gpu-kit/bench/gpu/* $(if $(CUDA_LIB),$(BUILD)/gpu-kit/$(notdir $(CUDA_LIB)))
-	@ldd $(PROGRAMS) $(CUDA_LIB) $(GPU_PROGRAMS) | awk '$$2 == "=>" && $$3 ~ /^\// && $$1 !~ /^(libc|libm|libdl|librt|libpthread|libcuda|libcudart|libcudnn.*|libcublas.*)\.so/ { print $$3 }' | sort -u | xargs -I{} cp -L {} $(BUILD)/gpu-kit/lib/
+	@ldd $(PROGRAMS) $(CUDA_LIB) $(GPU_PROGRAMS) | awk '$$2 == "=>" && $$3 ~ /^\// && $$1 !~ /^(libc|libm|libdl|librt|libresolv|libpthread|libcuda|libcudart|libcudnn.*|libcublas.*)\.so/ { print $$3 }' | sort -u | xargs -I{} cp -L {} $(BUILD)/gpu-kit/lib/
 	@du -sh $(BUILD)/gpu-kit
