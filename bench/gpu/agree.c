@@ -44,18 +44,22 @@ static void world_close(world *w) {
   cmkd_graph_free(w->graph);
 }
 
-/* Norms that put pre-activations at 2.2 +- 0.5, or -2.2 +- 0.5 in every fourth channel, all far from ReLU's and ReLU6's kinks; those that meet an
- * addition are on throughout, since a sum could come to lie anywhere. */
+/* Norms that put pre-activations at 2.5 +- 0.5, far from ReLU's and ReLU6's kinks, or at -2.5 +- 0.5 in every fourth channel: there only where
+ * dense convolutions read the result. A sum could come to lie anywhere, and a depthwise convolution of an idle channel has no variance,
+ * which the next norm turns into a factor of 1 / sqrt(eps). */
 static void leave_kinks(world *w) {
   const cmkd_graph *g = w->graph;
   for (int i = 0; i < g->ops; i++) {
     const cmkd_op *op = &g->op[i];
-    int added = op->in[1] >= 0;
+    int on = op->in[1] >= 0;
     if (op->kind != CMKD_OP_NORM) continue;
-    for (int j = i + 1; j < g->ops; j++) added |= g->op[j].kind == CMKD_OP_ADD && (g->op[j].in[0] == op->out || g->op[j].in[1] == op->out);
+    for (int j = i + 1; j < g->ops; j++) {
+      const cmkd_op *reader = &g->op[j];
+      on |= (reader->in[0] == op->out || reader->in[1] == op->out) && !(reader->kind == CMKD_OP_CONV && reader->groups == 1);
+    }
     for (int64_t c = 0; c < g->param[op->param[0]].count; c++) {
       w->params.value[op->param[0]][c] = 0.5f;
-      w->params.value[op->param[1]][c] = added || c % 4 != 2 ? 2.2f : -2.2f;
+      w->params.value[op->param[1]][c] = on || c % 4 != 2 ? 2.5f : -2.5f;
     }
   }
 }
