@@ -244,3 +244,4 @@ clean:
 -include $(LIB_OBJ:.o=.d) $(TESTS:=.d) $(FUZZ:=.d) $(TEST_SUPPORT:.o=.d) $(BENCH:%=$(BUILD)/bench/%.d) $(BUILD)/tests/check_vectors.d
 -include $(BUILD)/precompute/main.d $(BUILD)/train/main.d $(BUILD)/formats/h5zstd.d $(CU_OBJ:.o=.d)
 -include tests/simt/rules.mk
+-include bench/gpu/rules.mk
