@@ -51,6 +51,7 @@ static int plan_forward(cmkd_conv *conv) {
   conv->fwd.groups = g->groups, conv->fwd.outs = g->oc / g->groups, conv->fwd.classes = 1;
   conv->fwd.src_row = row * g->stride, conv->fwd.src_col = (int64_t)g->ic * g->stride, conv->fwd.src_group = gi;
   conv->fwd.dst_row = conv->fwd.dst_y = (int64_t)g->ow * g->oc, conv->fwd.dst_col = conv->fwd.dst_x = g->oc;
+  conv->fwd.src_image = conv->fwd_ph * row, conv->fwd.dst_image = g->oh * conv->fwd.dst_row;
   conv->forward_floats = conv->depthwise ? (size_t)taps * (size_t)g->ic
                        : (size_t)g->groups * (size_t)blocks_of(conv, conv->fwd.outs) * (size_t)taps * (size_t)gi * (size_t)conv->kernels->block;
   return 1;
@@ -93,6 +94,7 @@ static int plan_backward(cmkd_conv *conv) {
   conv->bwd.src_row = row, conv->bwd.src_col = g->oc, conv->bwd.src_group = go;
   conv->bwd.dst_y = (int64_t)g->iw * g->ic, conv->bwd.dst_x = g->ic;
   conv->bwd.dst_row = conv->bwd.dst_y * g->stride, conv->bwd.dst_col = conv->bwd.dst_x * g->stride;
+  conv->bwd.src_image = conv->bwd_ph * row, conv->bwd.dst_image = g->ih * conv->bwd.dst_y;
   const int64_t per_k = conv->depthwise ? g->ic : (int64_t)g->groups * blocks_of(conv, conv->bwd.outs) * conv->kernels->block;
   int count = 0, segs = 0;
   int64_t weights = 0;
@@ -115,12 +117,15 @@ static int plan_backward(cmkd_conv *conv) {
   return 1;
 }
 
+#define SCRATCH_FLOATS (256 << 10) /* padded images that are convolved at once: a megabyte */
+
 cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv_options *options, cmkd_conv **out, cmkd_error *err) {
   cmkd_conv *conv = calloc(1, sizeof *conv);
   if (!conv) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning a convolution");
   const cmkd_conv_geometry *g = geometry;
   conv->g = *g;
   conv->kernels = options->kernels;
+  conv->in_floats = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, conv->out_floats = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
   conv->depthwise = g->groups > 1 && g->groups == g->ic && g->groups == g->oc;
   if (!plan_forward(conv) || (options->train && !plan_backward(conv))) {
     cmkd_conv_free(conv);
@@ -128,7 +133,9 @@ cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv
   }
   conv->grad_floats = conv->forward_floats;
   size_t source = (size_t)conv->fwd_ph * (size_t)conv->fwd_pw * (size_t)g->ic, gradient = (size_t)conv->bwd_ph * (size_t)conv->bwd_pw * (size_t)g->oc;
-  conv->scratch_floats = (source > gradient ? source : gradient) + 64;
+  size_t larger = source > gradient ? source : gradient, images = larger ? SCRATCH_FLOATS / larger : 1;
+  conv->images = images < 1 ? 1 : images > 64 ? 64 : (int)images;
+  conv->scratch_floats = (size_t)conv->images * larger + 64;
   if (options->dnnl) {
     cmkd_status status = cmkd_conv_dnnl_create(conv, options, &conv->dnnl, err);
     if (status != CMKD_OK) { cmkd_conv_free(conv); return status; }
@@ -206,70 +213,45 @@ static void pad_image(const float *src, int h, int w, int c, int top, int left, 
   }
 }
 
-static const float *padded_source(const cmkd_conv *conv, const float *src, float *scratch) {
+static const float *padded_source(const cmkd_conv *conv, int n, const float *src, float *scratch) {
   const cmkd_conv_geometry *g = &conv->g;
   if (!g->pad) return src;
-  pad_image(src, g->ih, g->iw, g->ic, g->pad, g->pad, conv->fwd_ph, conv->fwd_pw, scratch);
+  for (int i = 0; i < n; i++) pad_image(src + (size_t)i * conv->in_floats, g->ih, g->iw, g->ic, g->pad, g->pad, conv->fwd_ph, conv->fwd_pw, scratch + (size_t)i * (size_t)conv->fwd.src_image);
   return scratch;
 }
 
-/* Vectors in, vectors out: the images of a chunk become the pixels of one. */
-static int is_flat(const cmkd_conv_geometry *g) { return g->ih == 1 && g->iw == 1 && g->oh == 1 && g->ow == 1 && !g->pad; }
-
-static cmkd_conv_pass flat_pass(const cmkd_conv_pass *pass, cmkd_conv_class *cls, int n, int src_c, int dst_c) {
-  cmkd_conv_pass flat = *pass;
-  *cls = pass->cls[0];
-  cls->nx = n;
-  flat.src_col = src_c, flat.dst_col = dst_c, flat.cls = cls;
-  return flat;
+static const float *padded_gradient(const cmkd_conv *conv, int n, const float *ddst, float *scratch) {
+  const cmkd_conv_geometry *g = &conv->g;
+  if (!conv->bwd_top && !conv->bwd_left && conv->bwd_ph == g->oh && conv->bwd_pw == g->ow) return ddst;
+  for (int i = 0; i < n; i++) pad_image(ddst + (size_t)i * conv->out_floats, g->oh, g->ow, g->oc, conv->bwd_top, conv->bwd_left, conv->bwd_ph, conv->bwd_pw, scratch + (size_t)i * (size_t)conv->bwd.src_image);
+  return scratch;
 }
 
 void cmkd_conv_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst, float *scratch) {
-  const cmkd_conv_geometry *g = &conv->g;
   const cmkd_cpu_kernels *k = conv->kernels;
   if (conv->dnnl) { cmkd_conv_dnnl_forward(conv, thread, n, src, weights, epilogue, dst); return; }
-  if (is_flat(g) && !conv->depthwise) {
-    cmkd_conv_class cls;
-    cmkd_conv_pass flat = flat_pass(&conv->fwd, &cls, n, g->ic, g->oc);
-    k->conv_run(&flat, src, weights, epilogue, dst);
-    return;
-  }
-  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
-  for (int i = 0; i < n; i++) {
-    cmkd_epilogue e = *epilogue;
-    if (e.add) e.add += (size_t)i * out;
-    (conv->depthwise ? k->depth_run : k->conv_run)(&conv->fwd, padded_source(conv, src + (size_t)i * in, scratch), weights, &e, dst + (size_t)i * out);
+  cmkd_epilogue e = *epilogue;
+  for (int i = 0, many; i < n; i += many, src += (size_t)many * conv->in_floats, dst += (size_t)many * conv->out_floats) {
+    many = n - i < conv->images ? n - i : conv->images;
+    (conv->depthwise ? k->depth_run : k->conv_run)(&conv->fwd, many, padded_source(conv, many, src, scratch), weights, &e, dst);
+    if (e.add) e.add += (size_t)many * conv->out_floats;
   }
 }
 
 void cmkd_conv_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc, float *scratch) {
-  const cmkd_conv_geometry *g = &conv->g;
   const cmkd_cpu_kernels *k = conv->kernels;
   if (conv->dnnl) { cmkd_conv_dnnl_backward_data(conv, thread, n, ddst, weights, accumulate, dsrc); return; }
-  if (is_flat(g) && !conv->depthwise) {
-    cmkd_conv_class cls;
-    cmkd_conv_pass flat = flat_pass(&conv->bwd, &cls, n, g->oc, g->ic);
-    k->conv_run(&flat, ddst, weights, &(cmkd_epilogue){NULL, accumulate ? dsrc : NULL, CMKD_ACT_NONE}, dsrc);
-    return;
-  }
-  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
-  const int copies = conv->bwd_top || conv->bwd_left || conv->bwd_ph != g->oh || conv->bwd_pw != g->ow;
-  for (int i = 0; i < n; i++, ddst += out, dsrc += in) {
-    if (copies) pad_image(ddst, g->oh, g->ow, g->oc, conv->bwd_top, conv->bwd_left, conv->bwd_ph, conv->bwd_pw, scratch);
-    (conv->depthwise ? k->depth_run : k->conv_run)(&conv->bwd, copies ? scratch : ddst, weights, &(cmkd_epilogue){NULL, accumulate ? dsrc : NULL, CMKD_ACT_NONE}, dsrc);
+  for (int i = 0, many; i < n; i += many, ddst += (size_t)many * conv->out_floats, dsrc += (size_t)many * conv->in_floats) {
+    many = n - i < conv->images ? n - i : conv->images;
+    (conv->depthwise ? k->depth_run : k->conv_run)(&conv->bwd, many, padded_gradient(conv, many, ddst, scratch), weights, &(cmkd_epilogue){NULL, accumulate ? dsrc : NULL, CMKD_ACT_NONE}, dsrc);
   }
 }
 
 void cmkd_conv_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad, float *scratch) {
-  const cmkd_conv_geometry *g = &conv->g;
   const cmkd_cpu_kernels *k = conv->kernels;
   if (conv->dnnl) { cmkd_conv_dnnl_backward_weights(conv, thread, n, src, ddst, grad); return; }
-  if (is_flat(g) && !conv->depthwise) {
-    cmkd_conv_class cls;
-    cmkd_conv_pass flat = flat_pass(&conv->fwd, &cls, n, g->ic, g->oc);
-    k->conv_wgrad(&flat, src, ddst, grad);
-    return;
+  for (int i = 0, many; i < n; i += many, src += (size_t)many * conv->in_floats, ddst += (size_t)many * conv->out_floats) {
+    many = n - i < conv->images ? n - i : conv->images;
+    (conv->depthwise ? k->depth_wgrad : k->conv_wgrad)(&conv->fwd, many, padded_source(conv, many, src, scratch), ddst, grad);
   }
-  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
-  for (int i = 0; i < n; i++, src += in, ddst += out) (conv->depthwise ? k->depth_wgrad : k->conv_wgrad)(&conv->fwd, padded_source(conv, src, scratch), ddst, grad);
 }

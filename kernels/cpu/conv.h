@@ -1,5 +1,5 @@
 /* One convolution (or linear layer) of a network, planned once: shapes, padding, packed weight layouts and who computes it: the direct
- * kernels of kernels.h or oneDNN (conv_dnnl.h). Runs images one after the other on the calling thread; many threads may run the same plan,
+ * kernels of kernels.h or oneDNN (conv_dnnl.h). Runs on the calling thread; many threads may run the same plan,
  * each with its own scratch. Knows nothing of graphs, gradients of other ops, or the optimizer. */
 #ifndef CMKD_CPU_CONV_H
 #define CMKD_CPU_CONV_H
@@ -27,7 +27,9 @@ typedef struct cmkd_conv {
   cmkd_conv_pass fwd, bwd;
   int *fwd_tap, *bwd_tap;            /* kh * kw_count + kw of each segment's taps, in packed order */
   size_t forward_floats, backward_floats, grad_floats; /* packed weights and weight gradient */
+  size_t in_floats, out_floats;      /* of an image */
   size_t scratch_floats;             /* per thread */
+  int images;                        /* how many the direct kernels take at once: what scratch holds */
   int fwd_ph, fwd_pw;                /* padded source; equal to the image where there is nothing to pad */
   int bwd_ph, bwd_pw, bwd_top, bwd_left;
   cmkd_conv_dnnl *dnnl;              /* NULL: the direct kernels */
@@ -47,6 +49,6 @@ void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, in
 void cmkd_conv_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst, float *scratch);
 /* dsrc (+)= transposed convolution of ddst. */
 void cmkd_conv_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc, float *scratch);
-/* grad (packed) += . 64 bytes past ddst's end must be readable. */
+/* grad (packed) += . kernels->block floats past ddst's end must be readable. */
 void cmkd_conv_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad, float *scratch);
 #endif

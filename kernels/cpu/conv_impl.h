@@ -1,7 +1,9 @@
-/* Direct convolution on NHWC images, in GCC vector extensions: included by kernels_base.c and kernels_avx2.c with V = floats per vector.
+/* Direct convolution on NHWC images, in GCC vector extensions: included by kernels_base.c, kernels_avx2.c and kernels_avx512.c with
+ * V = floats per vector and load_part, store_part for the last n < V floats of a row.
  * One register tile: PX output pixels x NV vectors of output channels; a source float is broadcast against NV weight vectors.
  * With V = 8 the 6 x 2 tile keeps twelve accumulators, two weight vectors and one broadcast in AVX2's sixteen registers.
  * A pixel's sum is formed in the same order whatever tile it falls into, so its bits do not depend on its neighbours.
+ * The images of a call are taken as one run of pixels, so that a block of weights is read once for all of them.
  * Will not do: padding (the caller hands in padded sources), threads. */
 #include <string.h>
 
@@ -27,13 +29,19 @@ INLINE float act_float(float x, cmkd_act act) {
   return x;
 }
 
-/* src[i]: pixel bases; dst[i]: where pixel i's channels go; add_offset: from dst to the tensor that is added, 0 for none. */
+#define LOAD_LANES(p, n) ((n) ? (vf)load_part(p, n) : LOAD(p))
+#define STORE_LANES(p, v, n) do { if (n) store_part(p, v, n); else STORE(p, v); } while (0)
+
+/* src[i]: pixel bases; dst[i]: where pixel i's channels go; add: likewise, of the tensor that is added, or NULL; part: lanes of the last
+ * vector, 0 for all. */
 #define DEFINE_TILE(NAME, PX, NV)                                                                                                       \
   static __attribute__((noinline)) void NAME(const float *const *src, const cmkd_seg *seg, int segs, const float *w, const float *bias, \
-                                             const float *const *add, cmkd_act act, float *const *dst) {                                \
+                                             const float *const *add, cmkd_act act, float *const *dst, int part) {                      \
     vf acc[PX][NV];                                                                                                                     \
-    UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) {                                                           \
-      if (bias) acc[i][j] = LOAD(bias + j * V); else acc[i][j] = (vf){0};                                                               \
+    UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = (vf){0};                                        \
+    if (bias) UNROLL for (int j = 0; j < NV; j++) {                                                                                     \
+      vf b = LOAD_LANES(bias + j * V, j == NV - 1 ? part : 0);                                                                          \
+      UNROLL for (int i = 0; i < PX; i++) acc[i][j] = b;                                                                                \
     }                                                                                                                                   \
     for (int s = 0; s < segs; s++) {                                                                                                    \
       const float *p[PX];                                                                                                               \
@@ -48,9 +56,12 @@ INLINE float act_float(float x, cmkd_act act) {
         }                                                                                                                               \
       }                                                                                                                                 \
     }                                                                                                                                   \
-    if (add) UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] += LOAD(add[i] + j * V);                 \
-    if (act != CMKD_ACT_NONE) UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = act_vf(acc[i][j], act); \
-    UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) STORE(dst[i] + j * V, acc[i][j]);                           \
+    UNROLL for (int j = 0; j < NV; j++) {                                                                                               \
+      const int lanes = j == NV - 1 ? part : 0;                                                                                         \
+      if (add) UNROLL for (int i = 0; i < PX; i++) acc[i][j] += LOAD_LANES(add[i] + j * V, lanes);                                      \
+      if (act != CMKD_ACT_NONE) UNROLL for (int i = 0; i < PX; i++) acc[i][j] = act_vf(acc[i][j], act);                                 \
+      UNROLL for (int i = 0; i < PX; i++) STORE_LANES(dst[i] + j * V, acc[i][j], lanes);                                                \
+    }                                                                                                                                   \
   }
 DEFINE_TILE(tile_6x2, 6, 2)
 DEFINE_TILE(tile_4x2, 4, 2)
@@ -61,21 +72,22 @@ DEFINE_TILE(tile_4x1, 4, 1)
 DEFINE_TILE(tile_2x1, 2, 1)
 DEFINE_TILE(tile_1x1, 1, 1)
 
-typedef void tile_function(const float *const *src, const cmkd_seg *seg, int segs, const float *w, const float *bias, const float *const *add, cmkd_act act, float *const *dst);
+typedef void tile_function(const float *const *src, const cmkd_seg *seg, int segs, const float *w, const float *bias, const float *const *add, cmkd_act act, float *const *dst, int part);
 static tile_function *const tile_table[2][4] = {{tile_6x1, tile_4x1, tile_2x1, tile_1x1}, {tile_6x2, tile_4x2, tile_2x2, tile_1x2}};
 static const int tile_width[4] = {6, 4, 2, 1};
 
-/* All pixels of one class, one group, one block of `lanes` (<= 2V) output channels. src, dst, add: already at the group and block. */
-static void run_block(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, const float *src, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, int lanes) {
+/* All pixels of one class in n images, one group, one block of `lanes` (<= 2V) output channels, over some of the class's segments.
+ * src, dst, add: already at the group and block. */
+static void run_block(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, int n, const float *src, const cmkd_seg *seg, int segs, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, int lanes) {
   tile_function *const *tiles = tile_table[lanes > V];
-  const int whole = lanes % V == 0, pixels = cls->ny * cls->nx;
-  float spill[6][2 * V];
+  const int pixels = n * cls->ny * cls->nx, part = lanes % V;
   const int64_t src_wrap = pass->src_row - (int64_t)cls->nx * pass->src_col, dst_wrap = pass->dst_row - (int64_t)cls->nx * pass->dst_col;
-  const int64_t extra_at = add ? add - dst : 0; /* as an offset: one pointer walks for both */
-  int x = 0, width = 0;
+  const int64_t src_turn = pass->src_image - cls->ny * pass->src_row, dst_turn = pass->dst_image - cls->ny * pass->dst_row;
+  const int64_t added_at = add ? add - dst : 0; /* as an offset: one pointer walks for both */
+  int x = 0, y = 0, width = 0;
   for (int done = 0; done < pixels; done += tile_width[width]) {
-    const float *from[6], *extra[6];
-    float *to[6], *out[6];
+    const float *from[6], *added[6];
+    float *to[6];
     while (pixels - done < tile_width[width]) width++;
     for (int i = 0; i < tile_width[width]; i++) {
       from[i] = src;
@@ -86,40 +98,48 @@ static void run_block(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, co
       x = 0;
       src += src_wrap;
       dst += dst_wrap;
+      if (++y < cls->ny) continue;
+      y = 0;
+      src += src_turn;
+      dst += dst_turn;
     }
-    if (add) for (int i = 0; i < tile_width[width]; i++) extra[i] = to[i] + extra_at;
-    if (!whole) for (int i = 0; i < tile_width[width]; i++) out[i] = spill[i];
-    if (whole) { tiles[width](from, cls->seg, cls->segs, w, bias, add ? extra : NULL, act, to); continue; }
-    tiles[width](from, cls->seg, cls->segs, w, NULL, NULL, CMKD_ACT_NONE, out);
-    for (int i = 0; i < tile_width[width]; i++)
-      for (int l = 0; l < lanes; l++) to[i][l] = act_float(spill[i][l] + (bias ? bias[l] : 0.0f) + (add ? extra[i][l] : 0.0f), act);
+    if (add) for (int i = 0; i < tile_width[width]; i++) added[i] = to[i] + added_at;
+    tiles[width](from, seg, segs, w, bias, add ? added : NULL, act, to, part);
   }
 }
 
-static void conv_run(const cmkd_conv_pass *pass, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
+#define MAX_K 2048 /* source floats a pass over the pixels: their weights stay in the second-level cache. Longer sums go on from what dst holds */
+
+static void conv_run(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
   const int blocks = (pass->outs + 2 * V - 1) / (2 * V);
   for (int c = 0; c < pass->classes; c++) {
     const cmkd_conv_class *cls = &pass->cls[c];
     const int64_t start = cls->y0 * pass->dst_y + cls->x0 * pass->dst_x;
     for (int g = 0; g < pass->groups; g++)
       for (int b = 0; b < blocks; b++) {
-        int channel = g * pass->outs + b * 2 * V, lanes = pass->outs - b * 2 * V;
-        run_block(pass, cls, src + cls->base + g * pass->src_group, weights + cls->weights + (int64_t)(g * blocks + b) * cls->k * 2 * V,
-                  epilogue->bias ? epilogue->bias + channel : NULL, epilogue->add ? epilogue->add + start + channel : NULL, epilogue->act,
-                  dst + start + channel, lanes < 2 * V ? lanes : 2 * V);
+        const int channel = g * pass->outs + b * 2 * V, lanes = pass->outs - b * 2 * V;
+        const float *from = src + cls->base + g * pass->src_group, *w = weights + cls->weights + (int64_t)(g * blocks + b) * cls->k * 2 * V;
+        const float *bias = epilogue->bias ? epilogue->bias + channel : NULL, *add = epilogue->add ? epilogue->add + start + channel : NULL;
+        float *to = dst + start + channel;
+        for (int first = 0, end, k; first < cls->segs || !first; first = end, w += (int64_t)k * 2 * V, bias = NULL, add = to) {
+          for (end = first, k = 0; end < cls->segs && (end == first || k + cls->seg[end].length <= MAX_K); end++) k += cls->seg[end].length;
+          run_block(pass, cls, n, from, cls->seg + first, end - first, w, bias, add, end == cls->segs ? epilogue->act : CMKD_ACT_NONE, to, lanes < 2 * V ? lanes : 2 * V);
+          if (end == cls->segs) break;
+        }
       }
   }
 }
 
-/* grad[PX][2V] += x[0..PX-1] (x) dy[0..NV*V-1], summed over rows x cols pixels. */
+/* grad[PX][2V] += x[0..PX-1] (x) dy[0..NV*V-1], summed over `rows` rows of pixels, the first of them row y of its image. */
+typedef struct wgrad_walk { int y, ny, rows, cols; int64_t xcol, xrow, xturn, dcol, drow, dturn; } wgrad_walk;
 #define DEFINE_WGRAD(NAME, PX, NV)                                                                                                      \
-  static __attribute__((noinline)) void NAME(const float *x, int64_t xrow, int64_t xcol, const float *dy, int64_t drow, int64_t dcol,   \
-                                             int rows, int cols, float *grad) {                                                         \
+  static __attribute__((noinline)) void NAME(const float *x, const float *dy, const wgrad_walk *walk, float *grad) {                    \
     vf acc[PX][NV];                                                                                                                     \
+    const int64_t xcol = walk->xcol, dcol = walk->dcol;                                                                                 \
     UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) acc[i][j] = LOAD(grad + (i * 2 + j) * V);                   \
-    for (int r = 0; r < rows; r++) {                                                                                                    \
-      const float *xp = x + r * xrow, *dp = dy + r * drow;                                                                              \
-      for (int c = 0; c < cols; c++, xp += xcol, dp += dcol) {                                                                          \
+    for (int r = 0, y = walk->y; r < walk->rows; r++, x += walk->xrow, dy += walk->drow) {                                              \
+      const float *xp = x, *dp = dy;                                                                                                    \
+      for (int c = 0; c < walk->cols; c++, xp += xcol, dp += dcol) {                                                                    \
         vf d[NV];                                                                                                                       \
         UNROLL for (int j = 0; j < NV; j++) d[j] = LOAD(dp + j * V);                                                                    \
         UNROLL for (int i = 0; i < PX; i++) {                                                                                           \
@@ -127,43 +147,58 @@ static void conv_run(const cmkd_conv_pass *pass, const float *src, const float *
           UNROLL for (int j = 0; j < NV; j++) acc[i][j] += b * d[j];                                                                    \
         }                                                                                                                               \
       }                                                                                                                                 \
+      if (++y == walk->ny) y = 0, x += walk->xturn, dy += walk->dturn;                                                                  \
     }                                                                                                                                   \
     UNROLL for (int i = 0; i < PX; i++) UNROLL for (int j = 0; j < NV; j++) STORE(grad + (i * 2 + j) * V, acc[i][j]);                   \
   }
+#if V == 16 /* 32 registers */
+DEFINE_WGRAD(wgrad_12x2, 12, 2)
+DEFINE_WGRAD(wgrad_12x1, 12, 1)
+#define WGRAD_WIDEST(NV) wgrad_12x##NV
+static const int wgrad_width[4] = {12, 4, 2, 1};
+#else
 DEFINE_WGRAD(wgrad_6x2, 6, 2)
+DEFINE_WGRAD(wgrad_6x1, 6, 1)
+#define WGRAD_WIDEST(NV) wgrad_6x##NV
+static const int wgrad_width[4] = {6, 4, 2, 1};
+#endif
 DEFINE_WGRAD(wgrad_4x2, 4, 2)
 DEFINE_WGRAD(wgrad_2x2, 2, 2)
 DEFINE_WGRAD(wgrad_1x2, 1, 2)
-DEFINE_WGRAD(wgrad_6x1, 6, 1)
 DEFINE_WGRAD(wgrad_4x1, 4, 1)
 DEFINE_WGRAD(wgrad_2x1, 2, 1)
 DEFINE_WGRAD(wgrad_1x1, 1, 1)
 
-typedef void wgrad_function(const float *x, int64_t xrow, int64_t xcol, const float *dy, int64_t drow, int64_t dcol, int rows, int cols, float *grad);
-static wgrad_function *const wgrad_table[2][4] = {{wgrad_6x1, wgrad_4x1, wgrad_2x1, wgrad_1x1}, {wgrad_6x2, wgrad_4x2, wgrad_2x2, wgrad_1x2}};
+typedef void wgrad_function(const float *x, const float *dy, const wgrad_walk *walk, float *grad);
+static wgrad_function *const wgrad_table[2][4] = {{WGRAD_WIDEST(1), wgrad_4x1, wgrad_2x1, wgrad_1x1}, {WGRAD_WIDEST(2), wgrad_4x2, wgrad_2x2, wgrad_1x2}};
 
-/* Rows of output pixels are taken in bands whose sources and gradients stay in the first-level cache while all tiles pass over them.
- * Lanes past the last output channel collect neighbouring floats; the caller drops them and keeps 2V floats readable past the end. */
-static void conv_wgrad(const cmkd_conv_pass *pass, const float *src, const float *ddst, float *grad) {
+/* Rows of a band: its sources and output gradients should stay in the first-level cache while all tiles pass over them, but gradients that
+ * leave the second level are worth more pixels a visit. */
+static int band_rows(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, int blocks) {
+  const int64_t row_floats = pass->src_row + (int64_t)cls->nx * 2 * V, grad_floats = (int64_t)pass->groups * blocks * cls->k * 2 * V;
+  const int64_t fits = 6144 / (row_floats > 0 ? row_floats : 1), pays = (grad_floats > 65536 ? 128 : 48) / cls->nx;
+  return (int)(fits > pays ? fits : pays > 1 ? pays : 1);
+}
+
+/* Lanes past the last output channel collect neighbouring floats; the caller drops them and keeps 2V floats readable past the end. */
+static void conv_wgrad(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad) {
   const cmkd_conv_class *cls = &pass->cls[0];
-  const int blocks = (pass->outs + 2 * V - 1) / (2 * V);
-  int64_t row_floats = pass->src_row + (int64_t)cls->nx * 2 * V;
-  int band = (int)(6144 / (row_floats > 0 ? row_floats : 1));
-  band = band < 1 ? 1 : band > cls->ny ? cls->ny : band;
-  for (int y = 0; y < cls->ny; y += band) {
-    int rows = cls->ny - y < band ? cls->ny - y : band;
+  const int blocks = (pass->outs + 2 * V - 1) / (2 * V), rows = n * cls->ny, band = band_rows(pass, cls, blocks);
+  wgrad_walk walk = {.ny = cls->ny, .cols = cls->nx, .xcol = pass->src_col, .xrow = pass->src_row, .xturn = pass->src_image - cls->ny * pass->src_row,
+                     .dcol = pass->dst_col, .drow = pass->dst_row, .dturn = pass->dst_image - cls->ny * pass->dst_row};
+  for (int row = 0; row < rows; row += band) {
+    walk.y = row % cls->ny, walk.rows = rows - row < band ? rows - row : band;
+    const float *x0 = src + cls->base + row / cls->ny * pass->src_image + walk.y * pass->src_row, *dy0 = ddst + row / cls->ny * pass->dst_image + walk.y * pass->dst_row;
     for (int g = 0; g < pass->groups; g++)
       for (int b = 0; b < blocks; b++) {
-        int lanes = pass->outs - b * 2 * V;
-        wgrad_function *const *tiles = wgrad_table[lanes > V];
-        const float *dy = ddst + y * pass->dst_row + g * pass->outs + b * 2 * V;
-        const float *x = src + cls->base + g * pass->src_group + y * pass->src_row;
+        wgrad_function *const *tiles = wgrad_table[pass->outs - b * 2 * V > V];
+        const float *dy = dy0 + g * pass->outs + b * 2 * V, *x = x0 + g * pass->src_group;
         float *to = grad + (int64_t)(g * blocks + b) * cls->k * 2 * V;
         for (int s = 0; s < cls->segs; s++) {
           int length = cls->seg[s].length, width = 0;
-          for (int j = 0; j < length; j += tile_width[width]) {
-            while (length - j < tile_width[width]) width++;
-            tiles[width](x + cls->seg[s].offset + j, pass->src_row, pass->src_col, dy, pass->dst_row, pass->dst_col, rows, cls->nx, to + (int64_t)j * 2 * V);
+          for (int j = 0; j < length; j += wgrad_width[width]) {
+            while (length - j < wgrad_width[width]) width++;
+            tiles[width](x + cls->seg[s].offset + j, dy, &walk, to + (int64_t)j * 2 * V);
           }
           to += (int64_t)length * 2 * V;
         }
@@ -171,49 +206,73 @@ static void conv_wgrad(const cmkd_conv_pass *pass, const float *src, const float
   }
 }
 
-/* Depthwise: vectors run along the channels, every segment is one pixel of the window. */
-static void depth_run(const cmkd_conv_pass *pass, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
-  const int channels = pass->groups, whole = channels / V * V;
-  for (int n = 0; n < pass->classes; n++) {
-    const cmkd_conv_class *cls = &pass->cls[n];
-    const float *w = weights + cls->weights;
-    for (int y = 0; y < cls->ny; y++)
-      for (int x = 0; x < cls->nx; x++) {
-        const float *from = src + cls->base + y * pass->src_row + x * pass->src_col;
-        const int64_t at = cls->y0 * pass->dst_y + cls->x0 * pass->dst_x + y * pass->dst_row + x * pass->dst_col;
-        for (int c = 0; c < whole; c += V) {
-          vf sum = {0};
-          if (epilogue->bias) sum = LOAD(epilogue->bias + c);
-          for (int s = 0; s < cls->segs; s++) sum += LOAD(from + cls->seg[s].offset + c) * LOAD(w + (int64_t)s * channels + c);
-          if (epilogue->add) sum += LOAD(epilogue->add + at + c);
-          STORE(dst + at + c, act_vf(sum, epilogue->act));
-        }
-        for (int c = whole; c < channels; c++) {
-          float sum = epilogue->bias ? epilogue->bias[c] : 0.0f;
-          for (int s = 0; s < cls->segs; s++) sum += from[cls->seg[s].offset + c] * w[(int64_t)s * channels + c];
-          if (epilogue->add) sum += epilogue->add[at + c];
-          dst[at + c] = act_float(sum, epilogue->act);
-        }
-      }
-  }
+/* ---- depthwise: vectors run along the channels, every segment is one pixel of the window ------------------------------------ */
+
+#define MAX_SEGS 9 /* windows up to 3x3 keep their weights in registers (AVX2: 9 of 16) */
+
+/* One vector of channels of one class in one image. segs is a constant, or 0: then cls->segs and weights from memory. */
+INLINE void depth_vector(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, const int segs, const float *src, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, const int part) {
+  vf wv[MAX_SEGS], start = {0};
+  if (bias) start = LOAD_LANES(bias, part);
+  UNROLL for (int s = 0; s < segs; s++) wv[s] = LOAD_LANES(w + (int64_t)s * pass->groups, part);
+  for (int y = 0; y < cls->ny; y++)
+    for (int x = 0; x < cls->nx; x++) {
+      const float *from = src + y * pass->src_row + x * pass->src_col;
+      const int64_t at = y * pass->dst_row + x * pass->dst_col;
+      vf sum = start;
+      UNROLL for (int s = 0; s < segs; s++) sum += LOAD_LANES(from + cls->seg[s].offset, part) * wv[s];
+      if (!segs)
+        for (int s = 0; s < cls->segs; s++) sum += LOAD_LANES(from + cls->seg[s].offset, part) * LOAD_LANES(w + (int64_t)s * pass->groups, part);
+      if (add) sum += LOAD_LANES(add + at, part);
+      STORE_LANES(dst + at, act_vf(sum, act), part);
+    }
 }
 
-static void depth_wgrad(const cmkd_conv_pass *pass, const float *src, const float *ddst, float *grad) {
-  const int channels = pass->groups, whole = channels / V * V;
-  const cmkd_conv_class *cls = &pass->cls[0];
-  for (int y = 0; y < cls->ny; y++)
-    for (int s = 0; s < cls->segs; s++) {
-      const float *from = src + cls->base + cls->seg[s].offset + y * pass->src_row, *dy = ddst + y * pass->dst_row;
-      float *to = grad + (int64_t)s * channels;
-      for (int c = 0; c < whole; c += V) {
-        vf sum = LOAD(to + c);
-        for (int x = 0; x < cls->nx; x++) sum += LOAD(from + x * pass->src_col + c) * LOAD(dy + x * pass->dst_col + c);
-        STORE(to + c, sum);
-      }
-      for (int c = whole; c < channels; c++) {
-        float sum = to[c];
-        for (int x = 0; x < cls->nx; x++) sum += from[x * pass->src_col + c] * dy[x * pass->dst_col + c];
-        to[c] = sum;
+static void depth_run(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
+  const int channels = pass->groups;
+  for (int i = 0; i < n; i++)
+    for (int m = 0; m < pass->classes; m++) {
+      const cmkd_conv_class *cls = &pass->cls[m];
+      const int64_t at = i * pass->dst_image + cls->y0 * pass->dst_y + cls->x0 * pass->dst_x;
+      for (int c = 0; c < channels; c += V) {
+        const int part = channels - c < V ? channels - c : 0;
+        const float *from = src + i * pass->src_image + cls->base + c, *bias = epilogue->bias ? epilogue->bias + c : NULL, *add = epilogue->add ? epilogue->add + at + c : NULL;
+#define DEPTH(SEGS, PART) depth_vector(pass, cls, SEGS, from, weights + cls->weights + c, bias, add, epilogue->act, dst + at + c, PART)
+        if (part) DEPTH(0, part);
+        else if (cls->segs == 9) DEPTH(9, 0);
+        else if (cls->segs == 4) DEPTH(4, 0);
+        else if (cls->segs == 2) DEPTH(2, 0);
+        else if (cls->segs == 1) DEPTH(1, 0);
+        else DEPTH(0, 0);
+#undef DEPTH
       }
     }
+}
+
+/* Gradients of `segs` taps from tap `first` on, one vector of channels, all images. */
+INLINE void depth_wgrad_vector(const cmkd_conv_pass *pass, int n, const int segs, int first, const float *src, const float *ddst, float *grad, const int part) {
+  const cmkd_conv_class *cls = &pass->cls[0];
+  vf sum[3];
+  UNROLL for (int s = 0; s < segs; s++) sum[s] = LOAD_LANES(grad + (int64_t)(first + s) * pass->groups, part);
+  for (int i = 0; i < n; i++)
+    for (int y = 0; y < cls->ny; y++) {
+      const float *from = src + i * pass->src_image + cls->base + y * pass->src_row, *dy = ddst + i * pass->dst_image + y * pass->dst_row;
+      for (int x = 0; x < cls->nx; x++, from += pass->src_col, dy += pass->dst_col) {
+        vf d = LOAD_LANES(dy, part);
+        UNROLL for (int s = 0; s < segs; s++) sum[s] += LOAD_LANES(from + cls->seg[first + s].offset, part) * d;
+      }
+    }
+  UNROLL for (int s = 0; s < segs; s++) STORE_LANES(grad + (int64_t)(first + s) * pass->groups, sum[s], part);
+}
+
+static void depth_wgrad(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad) {
+  const int channels = pass->groups, segs = pass->cls[0].segs;
+  for (int c = 0; c < channels; c += V) {
+    const int part = channels - c < V ? channels - c : 0;
+    for (int s = 0, many; s < segs; s += many) {
+      many = segs - s < 3 ? 1 : 3;
+      if (part) many == 3 ? depth_wgrad_vector(pass, n, 3, s, src + c, ddst + c, grad + c, part) : depth_wgrad_vector(pass, n, 1, s, src + c, ddst + c, grad + c, part);
+      else many == 3 ? depth_wgrad_vector(pass, n, 3, s, src + c, ddst + c, grad + c, 0) : depth_wgrad_vector(pass, n, 1, s, src + c, ddst + c, grad + c, 0);
+    }
+  }
 }

@@ -1,5 +1,5 @@
 /* The inner loops of the CPU backend, one table per instruction set. The same source (conv_impl.h, norm_impl.h) is compiled for baseline
- * x86-64 and for AVX2; cmkd_cpu_kernels_get() picks at run time. Single-threaded, no allocation, no knowledge of graphs or models.
+ * x86-64, AVX2 and AVX-512; cmkd_cpu_kernels_get() picks at run time. Single-threaded, no allocation, no knowledge of graphs or models.
  * Activations are NHWC float32. */
 #ifndef CMKD_CPU_KERNELS_H
 #define CMKD_CPU_KERNELS_H
@@ -18,13 +18,14 @@ typedef struct cmkd_conv_class {
   const cmkd_seg *seg;         /* (segs) */
 } cmkd_conv_class;
 
-/* One convolution-like pass over one image: destination pixel = sum over segments of source * weights.
+/* One convolution-like pass over images: destination pixel = sum over segments of source * weights.
  * Packed weights of a class: [group][block][k][B], B = table.block output channels, zero-padded. Depthwise: [segs][channels]. */
 typedef struct cmkd_conv_pass {
   int groups, outs;                    /* outs: output channels per group */
   int64_t src_row, src_col, src_group; /* source floats between output pixels one down, one right; between groups */
   int64_t dst_row, dst_col;            /* destination floats between neighbouring pixels of the same class: already times step */
   int64_t dst_y, dst_x;                /* destination floats per y0, per x0 */
+  int64_t src_image, dst_image;        /* floats between images */
   int classes;
   const cmkd_conv_class *cls;          /* (classes) */
 } cmkd_conv_pass;
@@ -35,11 +36,13 @@ typedef struct cmkd_epilogue { const float *bias, *add; cmkd_act act; } cmkd_epi
 typedef struct cmkd_cpu_kernels {
   const char *name; /* "avx2" */
   int block;        /* output channels per packed block */
-  void (*conv_run)(const cmkd_conv_pass *pass, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
-  /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass (one class). */
-  void (*conv_wgrad)(const cmkd_conv_pass *pass, const float *src, const float *ddst, float *grad);
-  void (*depth_run)(const cmkd_conv_pass *pass, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
-  void (*depth_wgrad)(const cmkd_conv_pass *pass, const float *src, const float *ddst, float *grad);
+  /* n images. */
+  void (*conv_run)(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
+  /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass (one class). block floats past
+   * the end of ddst must be readable. */
+  void (*conv_wgrad)(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad);
+  void (*depth_run)(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
+  void (*depth_wgrad)(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad);
 
   /* Per-channel mean and sum of squared deviations from that mean of x (px, c). Two passes: exact also where |mean| >> deviation. */
   void (*moments)(const float *x, int64_t px, int c, float *mean, float *m2);
@@ -59,5 +62,5 @@ typedef struct cmkd_cpu_kernels {
 } cmkd_cpu_kernels;
 
 const cmkd_cpu_kernels *cmkd_cpu_kernels_get(void);
-extern const cmkd_cpu_kernels cmkd_cpu_kernels_base, cmkd_cpu_kernels_avx2;
+extern const cmkd_cpu_kernels cmkd_cpu_kernels_base, cmkd_cpu_kernels_avx2, cmkd_cpu_kernels_avx512;
 #endif
