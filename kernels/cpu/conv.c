@@ -146,56 +146,80 @@ cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv
 
 /* ---- weights ------------------------------------------------------------------------------------------------------------- */
 
-/* Where weight (o, i, tap) lies in the plain array. */
-static int64_t plain_index(const cmkd_conv_geometry *g, int o, int i, int tap) {
-  const int gi = g->ic / g->groups, planes = g->plane > 1 ? gi / g->plane : gi;
-  if (g->plane > 1) i = i % planes * g->plane + i / planes; /* (h, w, c) here, (c, h, w) there */
-  return ((int64_t)o * gi + i) * g->kh * g->kw + tap;
+/* Where input channel i of a group lies in a plain row of weights, in taps. */
+static int64_t plain_input(const cmkd_conv_geometry *g, int i) {
+  if (g->plane <= 1) return i;
+  const int planes = g->ic / g->groups / g->plane; /* (h, w, c) here, (c, h, w) there */
+  return (int64_t)(i % planes) * g->plane + i / planes;
 }
 
-static void pack_pass(const cmkd_conv *conv, const cmkd_conv_pass *pass, const int *tap, int transposed, const float *plain, float *packed) {
+/* Where output channel o's weights of (tap t, input 0) lie in the forward order, a multiple of the block apart from input to input. */
+static int64_t forward_place(const cmkd_conv *conv, int o, int t) {
   const cmkd_conv_geometry *g = &conv->g;
-  const int gi = g->ic / g->groups, go = g->oc / g->groups, inner = transposed ? go : gi, B = conv->kernels->block, blocks = blocks_of(conv, pass->outs);
-  for (int n = 0; n < pass->classes; n++) {
-    const cmkd_conv_class *cls = &pass->cls[n];
-    const int taps = conv->depthwise ? cls->segs : cls->k / inner;
-    float *to = packed + cls->weights;
-    if (conv->depthwise) {
-      for (int t = 0; t < taps; t++)
-        for (int c = 0; c < g->ic; c++) *to++ = plain[(int64_t)c * g->kh * g->kw + tap[t]];
-    } else {
-      for (int group = 0; group < g->groups; group++)
-        for (int b = 0; b < blocks; b++)
-          for (int t = 0; t < taps; t++)
-            for (int k = 0; k < inner; k++)
-              for (int l = 0; l < B; l++) {
-                int lane = b * B + l;
-                *to++ = lane >= pass->outs ? 0.0f : plain[transposed ? plain_index(g, group * go + k, lane, tap[t]) : plain_index(g, group * go + lane, k, tap[t])];
-              }
+  const int gi = g->ic / g->groups, go = g->oc / g->groups, B = conv->kernels->block;
+  return ((((int64_t)(o / go) * blocks_of(conv, go) + o % go / B) * g->kh * g->kw + t) * gi) * B + o % go % B;
+}
+
+static void pack_forward(const cmkd_conv *conv, int first, int count, const float *plain, float *packed) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const int gi = g->ic / g->groups, taps = g->kh * g->kw, B = conv->kernels->block;
+  const int64_t each = (int64_t)gi * taps, step = (int64_t)gi * B;
+  for (int i = 0; i < gi; i++) /* outermost, so that neighbouring output channels fill a cache line one after the other */
+    for (int o = first; o < first + count; o++) {
+      const float *from = plain + o * each + plain_input(g, i) * taps;
+      float *to = packed + forward_place(conv, o, 0) + (int64_t)i * B;
+      for (int t = 0; t < taps; t++) to[t * step] = from[conv->fwd_tap[t]];
     }
-    tap += taps;
+}
+
+static void pack_backward(const cmkd_conv *conv, int first, int count, const float *plain, float *packed) {
+  const cmkd_conv_geometry *g = &conv->g;
+  const int gi = g->ic / g->groups, go = g->oc / g->groups, taps = g->kh * g->kw, B = conv->kernels->block, blocks = blocks_of(conv, gi);
+  for (int o = first; o < first + count; o++) {
+    const int *tap = conv->bwd_tap;
+    for (int n = 0; n < conv->bwd.classes; n++) {
+      const cmkd_conv_class *cls = &conv->bwd.cls[n];
+      const int own = cls->k / go;
+      for (int i = 0; i < gi; i++) {
+        const float *from = plain + ((int64_t)o * gi + plain_input(g, i)) * taps;
+        float *to = packed + cls->weights + (((int64_t)(o / go) * blocks + i / B) * own * go + o % go) * B + i % B;
+        for (int t = 0; t < own; t++) to[(int64_t)t * go * B] = from[tap[t]];
+      }
+      tap += own;
+    }
   }
 }
 
-void cmkd_conv_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward) {
+static void pack_depthwise(const cmkd_conv *conv, const cmkd_conv_pass *pass, const int *tap, int first, int count, const float *plain, float *packed) {
+  const int channels = conv->g.ic, taps = conv->g.kh * conv->g.kw;
+  for (int n = 0; n < pass->classes; n++)
+    for (int s = 0; s < pass->cls[n].segs; s++, tap++)
+      for (int c = first; c < first + count; c++) packed[pass->cls[n].weights + (int64_t)s * channels + c] = plain[(int64_t)c * taps + *tap];
+}
+
+void cmkd_conv_pack(const cmkd_conv *conv, int first, int count, const float *plain, float *forward, float *backward) {
   if (conv->dnnl) { cmkd_conv_dnnl_pack(conv, plain, forward, backward); return; }
-  if (forward) pack_pass(conv, &conv->fwd, conv->fwd_tap, 0, plain, forward);
-  if (backward) pack_pass(conv, &conv->bwd, conv->bwd_tap, 1, plain, backward);
+  if (forward && conv->depthwise) pack_depthwise(conv, &conv->fwd, conv->fwd_tap, first, count, plain, forward);
+  else if (forward) pack_forward(conv, first, count, plain, forward);
+  if (backward && conv->depthwise) pack_depthwise(conv, &conv->bwd, conv->bwd_tap, first, count, plain, backward);
+  else if (backward) pack_backward(conv, first, count, plain, backward);
 }
 
 void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count, float *plain) {
   if (conv->dnnl) { cmkd_conv_dnnl_unpack_grad(conv, packed, lanes, plain); return; }
   const cmkd_conv_geometry *g = &conv->g;
-  const int gi = g->ic / g->groups, go = g->oc / g->groups, taps = g->kh * g->kw, B = conv->kernels->block, blocks = blocks_of(conv, go);
-  for (int o = first; o < first + count; o++)
-    for (int t = 0; t < taps; t++)
-      for (int i = 0; i < gi; i++) {
-        int64_t at = conv->depthwise ? (int64_t)t * g->ic + o
-                   : ((((int64_t)(o / go) * blocks + o % go / B) * taps + t) * gi + i) * B + o % go % B;
-        float sum = packed[0][at];
-        for (int lane = 1; lane < lanes; lane++) sum += packed[lane][at];
-        plain[plain_index(g, o, i, conv->fwd_tap[t])] = sum;
+  const int gi = g->ic / g->groups, taps = g->kh * g->kw, B = conv->depthwise ? g->ic : conv->kernels->block;
+  const int64_t step = (int64_t)gi * B;
+  for (int i = 0; i < gi; i++)
+    for (int o = first; o < first + count; o++) {
+      const int64_t from = conv->depthwise ? o : forward_place(conv, o, 0) + (int64_t)i * B;
+      float *to = plain + ((int64_t)o * gi + plain_input(g, i)) * taps;
+      for (int t = 0; t < taps; t++) {
+        float sum = packed[0][from + t * step];
+        for (int lane = 1; lane < lanes; lane++) sum += packed[lane][from + t * step];
+        to[conv->fwd_tap[t]] = sum;
       }
+    }
 }
 
 /* ---- runs ---------------------------------------------------------------------------------------------------------------- */

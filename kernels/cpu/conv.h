@@ -39,10 +39,10 @@ cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv
 void cmkd_conv_free(cmkd_conv *conv);
 double cmkd_conv_flops(const cmkd_conv *conv); /* of one pass over one image */
 
-/* plain: (oc, ic / groups, kh, kw) as in state dicts. Either target may be NULL. */
-void cmkd_conv_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward);
-/* plain = sum of `lanes` packed gradients in that order; output channels [first, first + count) only
- * (all of them at once where oneDNN computes). */
+/* plain: (oc, ic / groups, kh, kw) as in state dicts. Either target may be NULL; padding in it is left alone and must be zeros. Output
+ * channels [first, first + count) only (all of them at once where oneDNN computes). */
+void cmkd_conv_pack(const cmkd_conv *conv, int first, int count, const float *plain, float *forward, float *backward);
+/* plain = sum of `lanes` packed gradients in that order; output channels as above. */
 void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count, float *plain);
 
 /* src (n, ih, iw, ic) -> dst (n, oh, ow, oc). epilogue->add, where given, is laid out like dst. thread: 0 .. threads - 1. */

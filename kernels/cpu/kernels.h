@@ -1,4 +1,4 @@
-/* The inner loops of the CPU backend, one table per instruction set. The same source (conv_impl.h, norm_impl.h) is compiled for baseline
+/* The inner loops of the CPU backend, one table per instruction set. The same source (conv_impl.h, norm_impl.h, pool_impl.h) is compiled for baseline
  * x86-64, AVX2 and AVX-512; cmkd_cpu_kernels_get() picks at run time. Single-threaded, no allocation, no knowledge of graphs or models.
  * Activations are NHWC float32. */
 #ifndef CMKD_CPU_KERNELS_H
@@ -59,6 +59,11 @@ typedef struct cmkd_cpu_kernels {
   void (*act_backward)(const float *dy, const float *y, cmkd_act act, int accumulate, float *dx, int64_t n); /* dx (+)= masked dy */
   /* PyTorch's SGD: g += decay * w; m = momentum * m + g; g = nesterov ? g + momentum * m : m; w -= lr * g. */
   void (*sgd)(float *w, float *m, const float *g, int64_t n, float lr, float momentum, float decay, int nesterov);
+
+  /* A pooling window of h x w pixels, `row` and `col` floats apart. out = largest (NaN wins); din += dout at the first of the largest. */
+  void (*max_window)(const float *in, int h, int w, int64_t row, int64_t col, float *out, int c);
+  void (*max_window_backward)(const float *in, int h, int w, int64_t row, int64_t col, const float *out, const float *dout, float *din, int c);
+  void (*add_scaled)(float *y, const float *x, float a, int64_t n); /* y += a * x */
 } cmkd_cpu_kernels;
 
 const cmkd_cpu_kernels *cmkd_cpu_kernels_get(void);

@@ -9,5 +9,6 @@ static inline __m256 load_part(const float *p, int n) { return _mm256_maskload_p
 static inline void store_part(float *p, __m256 v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
 #include "kernels/cpu/conv_impl.h"
 #include "kernels/cpu/norm_impl.h"
+#include "kernels/cpu/pool_impl.h"
 
-const cmkd_cpu_kernels cmkd_cpu_kernels_avx2 = {"avx2", 2 * V, conv_run, conv_wgrad, depth_run, depth_wgrad, moments, affine, norm_reduce, norm_apply, channel_sums, add, add_act, act_backward, sgd};
+const cmkd_cpu_kernels cmkd_cpu_kernels_avx2 = {"avx2", 2 * V, conv_run, conv_wgrad, depth_run, depth_wgrad, moments, affine, norm_reduce, norm_apply, channel_sums, add, add_act, act_backward, sgd, max_window, max_window_backward, add_scaled};

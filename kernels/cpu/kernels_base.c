@@ -10,8 +10,9 @@ static inline void store_part(float *p, __m128 v, int n) {
 }
 #include "kernels/cpu/conv_impl.h"
 #include "kernels/cpu/norm_impl.h"
+#include "kernels/cpu/pool_impl.h"
 
-const cmkd_cpu_kernels cmkd_cpu_kernels_base = {"baseline", 2 * V, conv_run, conv_wgrad, depth_run, depth_wgrad, moments, affine, norm_reduce, norm_apply, channel_sums, add, add_act, act_backward, sgd};
+const cmkd_cpu_kernels cmkd_cpu_kernels_base = {"baseline", 2 * V, conv_run, conv_wgrad, depth_run, depth_wgrad, moments, affine, norm_reduce, norm_apply, channel_sums, add, add_act, act_backward, sgd, max_window, max_window_backward, add_scaled};
 
 const cmkd_cpu_kernels *cmkd_cpu_kernels_get(void) {
   const cmkd_isa isa = cmkd_cpu_isa();
