@@ -89,7 +89,7 @@ static cmkd_status run_backend(const cmkd_graph *graph, int train, cmkd_error *e
 /* ---- convolutions alone -------------------------------------------------------------------------------------------------- */
 
 /* One convolution, and what each thread needs for it: made once, so that only arithmetic is timed. */
-typedef struct share { float *src, *dst, *dsrc, *scratch, *fw, *bw, *grad; } share;
+typedef struct share { float *src, *dst, *dsrc, *fw, *bw, *grad; } share;
 typedef struct layer { cmkd_conv *conv; int most, data; double pass[3]; share *share; } layer;
 
 static float *floats(size_t count) {
@@ -101,12 +101,12 @@ static float *floats(size_t count) {
 static int make_share(const layer *l, share *s) {
   const cmkd_conv *c = l->conv;
   const size_t in = c->in_floats * (size_t)l->most, out = c->out_floats * (size_t)l->most;
-  *s = (share){floats(in), floats(out), floats(in), floats(c->scratch_floats), floats(c->forward_floats), floats(c->backward_floats), floats(c->grad_floats)};
-  return s->src && s->dst && s->dsrc && s->scratch && s->fw && s->bw && s->grad;
+  *s = (share){floats(in), floats(out), floats(in), floats(c->forward_floats), floats(c->backward_floats), floats(c->grad_floats)};
+  return s->src && s->dst && s->dsrc && s->fw && s->bw && s->grad;
 }
 
 static void free_share(share *s) {
-  void *const owned[] = {s->src, s->dst, s->dsrc, s->scratch, s->fw, s->bw, s->grad};
+  void *const owned[] = {s->src, s->dst, s->dsrc, s->fw, s->bw, s->grad};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
 }
 
@@ -118,11 +118,11 @@ static void convs_slice(layer *layers, int count, int images, int thread) {
     const share *s = &layers[l].share[thread];
     const int most = layers[l].most;
     double t[4] = {now()};
-    for (int i = 0; i < images; i += most) cmkd_conv_forward(c, thread, images - i < most ? images - i : most, s->src, s->fw, &none, s->dst, s->scratch);
+    for (int i = 0; i < images; i += most) cmkd_conv_forward(c, thread, images - i < most ? images - i : most, s->src, s->fw, &none, s->dst);
     t[1] = now();
-    for (int i = 0; layers[l].data && i < images; i += most) cmkd_conv_backward_data(c, thread, images - i < most ? images - i : most, s->dst, s->bw, 0, s->dsrc, s->scratch);
+    for (int i = 0; layers[l].data && i < images; i += most) cmkd_conv_backward_data(c, thread, images - i < most ? images - i : most, s->dst, s->bw, 0, s->dsrc);
     t[2] = now();
-    for (int i = 0; i < images; i += most) cmkd_conv_backward_weights(c, thread, images - i < most ? images - i : most, s->src, s->dst, s->grad, s->scratch);
+    for (int i = 0; i < images; i += most) cmkd_conv_backward_weights(c, thread, images - i < most ? images - i : most, s->src, s->dst, s->grad);
     t[3] = now();
     for (int p = 0; p < 3 && !thread; p++) layers[l].pass[p] = t[p + 1] - t[p];
   }
@@ -182,7 +182,7 @@ static void run_peak(void) {
     {
       static const float source[K + 64], weights[K * 32 + 64];
       float out[N * 32];
-      const cmkd_seg seg = {0, K};
+      const cmkd_seg seg = {0, K, 0};
       const cmkd_conv_class cls = {1, N, 0, 0, 1, K, 0, 0, &seg};
       const cmkd_conv_pass pass = {.groups = 1, .outs = k->block, .dst_col = k->block, .classes = 1, .cls = &cls};
       for (int i = 0; i < 500; i++) k->conv_run(&pass, 1, source, weights, &(cmkd_epilogue){0}, out);

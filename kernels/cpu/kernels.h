@@ -6,28 +6,32 @@
 #include <stdint.h>
 #include "kernels/graph.h"
 
-/* A run of consecutive source floats that an output pixel reads, relative to the pixel's base. */
-typedef struct cmkd_seg { int64_t offset; int length; } cmkd_seg;
+/* A run of consecutive source floats that an output pixel reads, relative to the pixel's base, and where their weights begin (in k). */
+typedef struct cmkd_seg { int64_t offset; int length, weights; } cmkd_seg;
 
-/* Output pixels (y0 + i * step, x0 + j * step), i < ny, j < nx: they share one list of segments and one block of packed weights.
- * A stride-2 backward-data pass has four such classes, everything else has one. */
+/* Output pixels (y0 + i * step, x0 + j * step), i < ny, j < nx: they share one list of segments. */
 typedef struct cmkd_conv_class {
-  int ny, nx, y0, x0, segs, k; /* k: floats read per group and output pixel, = the sum of the segments' lengths */
+  int ny, nx, y0, x0, segs, k; /* k: source floats whose weights are packed together, >= the sum of the segments' lengths */
   int64_t base;                /* source offset of pixel (0, 0) */
-  int64_t weights;             /* offset of this class in the packed weights */
+  int64_t weights;             /* offset of these k in the packed weights */
   const cmkd_seg *seg;         /* (segs) */
 } cmkd_conv_class;
 
+/* Weight gradients: output rows [y, y + ny), nx pixels each, that all read `length` source floats. Offsets in a row: src, dst. */
+typedef struct cmkd_wgrad_piece { int y, ny, nx, length, weights; int64_t src, dst; } cmkd_wgrad_piece;
+
 /* One convolution-like pass over images: destination pixel = sum over segments of source * weights.
- * Packed weights of a class: [group][block][k][B], B = table.block output channels, zero-padded. Depthwise: [segs][channels]. */
+ * Packed weights: [group][block][k][B], B = table.block output channels, zero-padded. Depthwise: [k][channels]. */
 typedef struct cmkd_conv_pass {
   int groups, outs;                    /* outs: output channels per group */
   int64_t src_row, src_col, src_group; /* source floats between output pixels one down, one right; between groups */
   int64_t dst_row, dst_col;            /* destination floats between neighbouring pixels of the same class: already times step */
   int64_t dst_y, dst_x;                /* destination floats per y0, per x0 */
   int64_t src_image, dst_image;        /* floats between images */
-  int classes;
+  int classes, pieces;
   const cmkd_conv_class *cls;          /* (classes) */
+  const cmkd_seg *seg;                 /* the memory behind the classes' */
+  const cmkd_wgrad_piece *piece;       /* (pieces) forward passes only */
 } cmkd_conv_pass;
 
 /* What happens to a finished sum before it is stored: out = act(sum + bias[channel] + add[same place]). */
@@ -38,7 +42,7 @@ typedef struct cmkd_cpu_kernels {
   int block;        /* output channels per packed block */
   /* n images. */
   void (*conv_run)(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
-  /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass (one class). block floats past
+  /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass. block floats past
    * the end of ddst must be readable. */
   void (*conv_wgrad)(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad);
   void (*depth_run)(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
