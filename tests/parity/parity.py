@@ -85,7 +85,7 @@ class Sides:
         own = (x > 0) & (x < high)
         scale = x.detach().std().item() or 1.0
         distance = torch.minimum(x.detach().abs(), (x.detach() - high).abs()) / scale
-        self.margin = min(self.margin, distance.min().item())
+        self.margin = min(self.margin, distance[x != 0].min().item())  # pooled zeros of another ReLU are zeros in any precision
         through = own if self.given is None else self.given[len(self.taken)]
         assert through.shape == x.shape, 'activations in another order'
         flipped = own != through
