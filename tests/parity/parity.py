@@ -21,10 +21,10 @@ import models
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROWS = {'vgg16_bn': 1}  # 4 elsewhere
-DRAWS, ENOUGH = {'vgg16_bn': 1}, 1.5e-5  # 40 draws elsewhere, or until the margin is enough
+DRAWS, ENOUGH = {'vgg16_bn': 1, 'resnet50': 6, 'mobilenetv1': 6, 'mobilenetv2': 6, 'resnet18_cifar': 6, 'vgg13': 6}, 1.5e-5  # 40 draws elsewhere, or until the margin is enough
 # side and classes of the comparison; members that the suite replays have a case file
 SIZES = {'resnet18': 64, 'resnet34': 64, 'resnet50': 64, 'resnet101': 64, 'resnet152': 64, 'mobilenetv1': 64, 'mobilenetv2': 64, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}
-SMALL = {'resnet18': 32, 'resnet50': 32, 'mobilenetv1': 32, 'mobilenetv2': 32, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}  # of the cases; 16 elsewhere
+SMALL = {'resnet18': 32, 'resnet50': 64, 'mobilenetv1': 64, 'mobilenetv2': 64, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}  # of the cases; 16 elsewhere
 CASES = ('resnet8', 'resnet20', 'resnet14_pad', 'resnet8x4', 'resnet18_cifar', 'wrn-16-1', 'wrn-16-2', 'vgg8', 'vgg13', 'mobilenetv2_cifar', 'shufflenetv1_cifar',
          'shufflenetv2_cifar', 'resnet18', 'resnet50', 'mobilenetv1', 'mobilenetv2', 'vgg16_bn')
 
@@ -183,8 +183,8 @@ def off(a, b, least=1e-30):
 
 
 # Room for logits, loss, gradients, statistics: in double, and in float32. There gradients on the same sides, and statistics, may be TIMES as
-# far from float64 as PyTorch's own float32 where that is more, and sides may differ for activations within NEAR of 0, in deviations of their tensor.
-ROOM, FLOAT, TIMES, NEAR = (1e-6, 1e-6, 1e-6, 1e-6), (1e-5, 1e-4, 2e-5, 1e-5), 3, 1e-3
+# far from float64 as PyTorch's own float32 where that is more; likewise sides may differ for activations within NEAR of 0, in deviations of their tensor.
+ROOM, FLOAT, TIMES, NEAR = (1e-6, 1e-6, 1e-6, 1e-6), (1e-5, 1e-4, 2e-5, 1e-5), 3, 2e-4
 
 
 def farthest(got, want, prefix=''):
@@ -211,7 +211,7 @@ def check(arch, program, device):
         rooms[2], rooms[3] = max(rooms[2], TIMES * own), max(rooms[3], TIMES * statistics(single[4]))
         if any(k.startswith('active.') for k in got):
             here = reference(arch, side, channels, classes, sides=sides_of(got, used))
-            grads, good = here[3], here[5].worst <= NEAR
+            grads, good = here[3], here[5].worst <= max(NEAR, TIMES * there[5].worst)
             note = f'  all sides {plain:.1e}, {here[5].flips} on others than in float64 (within {here[5].worst:.0e});' + note
     worst, where = farthest(got, grads, 'grad.')
     row = off(got['logits'], logits), abs(float(got['loss'][0]) - loss) / loss, worst, statistics(got, 'stat.')
