@@ -129,9 +129,12 @@ static void check_digest(bench *b, const char *kind, const char *name, const dou
 }
 
 /* Room for rounding, relative. The images of a case are drawn so that no activation comes near 0 (its `margin`, in deviations of its tensor, is in
- * the first line): then float32 puts all of them on the side that float64 does, and gradients differ by rounding alone. */
+ * the first line): then float32 puts all of them on the side that float64 does, and gradients differ by rounding alone. Where no draw of a
+ * network with so many activations was found to keep away by SAFE, one of them may change sides, which moves gradients by FLIP. */
+#define SAFE 4e-6
+#define FLIP 5e-3
 typedef struct room { double logits, loss, grad, stat; } room;
-static const room in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 1e-5, 1e-4, 1e-4};
+static const room in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 5e-5, 1e-4, 1e-4};
 
 /* The largest sum of magnitudes among a case's gradients: a bias in front of a batch norm has gradient 0, of which rounding leaves something
  * that is measured against this. */
@@ -147,12 +150,13 @@ static double largest_gradient(FILE *f) {
 static void replay(const char *device, const char *arch, const room *allowed) {
   char path[256], word[16], name[128];
   int side, channels, classes, rows, draw;
+  double margin;
   snprintf(path, sizeof path, "tests/parity/%s.case", arch);
   FILE *f = fopen(path, "r");
   if (!f) fail_msg("%s is missing: run tests in the repository's root", path);
   bench b;
   const double largest = largest_gradient(f);
-  assert_int_equal(fscanf(f, "cmkd-parity-2 %63s %d %d %d %d draw %d margin %*f", name, &side, &channels, &classes, &rows, &draw), 6);
+  assert_int_equal(fscanf(f, "cmkd-parity-2 %63s %d %d %d %d draw %d margin %lf", name, &side, &channels, &classes, &rows, &draw, &margin), 7);
   run(&b, device, name, side, channels, classes, rows, draw, 0);
   int seen = 0, row = 0;
   double want[3], most = 0;
@@ -170,7 +174,7 @@ static void replay(const char *device, const char *arch, const room *allowed) {
     } else {
       assert_int_equal(fscanf(f, "%127s %lf %lf %lf", name, want, want + 1, want + 2), 4);
       const int grad = !strcmp(word, "grad");
-      const double tolerance = grad ? allowed->grad : allowed->stat;
+      const double tolerance = !grad ? allowed->stat : allowed == &in_float && margin < SAFE ? FLIP : allowed->grad;
       check_digest(&b, word, name, want, tolerance, tolerance * (grad ? 1e-3 * largest : 1e-1));
       seen++;
     }

@@ -21,10 +21,10 @@ import models
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROWS = {'vgg16_bn': 1}  # 4 elsewhere
-DRAWS, ENOUGH = {'vgg16_bn': 1, 'resnet50': 6, 'mobilenetv1': 6, 'mobilenetv2': 6, 'resnet18_cifar': 6, 'vgg13': 6}, 1.5e-5  # 40 draws elsewhere, or until the margin is enough
+DRAWS, ENOUGH = {'vgg16_bn': 0, 'resnet50': 16, 'resnet18_cifar': 6, 'vgg13': 6}, 1.5e-5  # 40 draws elsewhere, or until the margin is enough
 # side and classes of the comparison; members that the suite replays have a case file
 SIZES = {'resnet18': 64, 'resnet34': 64, 'resnet50': 64, 'resnet101': 64, 'resnet152': 64, 'mobilenetv1': 64, 'mobilenetv2': 64, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}
-SMALL = {'resnet18': 32, 'resnet50': 64, 'mobilenetv1': 64, 'mobilenetv2': 64, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}  # of the cases; 16 elsewhere
+SMALL = {'resnet18': 32, 'resnet50': 33, 'mobilenetv1': 33, 'mobilenetv2': 33, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}  # of the cases; 16 elsewhere
 CASES = ('resnet8', 'resnet20', 'resnet14_pad', 'resnet8x4', 'resnet18_cifar', 'wrn-16-1', 'wrn-16-2', 'vgg8', 'vgg13', 'mobilenetv2_cifar', 'shufflenetv1_cifar',
          'shufflenetv2_cifar', 'resnet18', 'resnet50', 'mobilenetv1', 'mobilenetv2', 'vgg16_bn')
 
@@ -96,7 +96,7 @@ class Sides:
         self.limits.append(high)
         return torch.where(through, x, x.detach().clamp(0, high))
 
-    def pool(self, x, kernel, stride=None, padding=0, **_):
+    def pool(self, x, kernel, stride=None, padding=0, dilation=1, **_):
         stride = kernel if stride is None else stride
         own = self.kept[2](x.detach(), kernel, stride, padding, return_indices=True)[1]
         through = own if self.given is None else self.given[len(self.taken)]
