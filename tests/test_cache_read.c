@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/rng.h"
+#include "formats/codec.h"
 #include "tests/support_cache.h"
 
 static cmkd_error err;
@@ -30,6 +31,28 @@ static void check_row(const synthetic *s, const float *original, const float *fo
   if (!strcmp(s->codec, "u8sqrt")) assert_int_equal(top, top_found);
 }
 
+/* Rows as stored, decoded here by the codec, are the rows that the reader decodes. */
+static void check_items(const synthetic *s, cmkd_cache *cache, uint32_t view) {
+  const uint32_t first = s->samples / 5, count = s->samples - first;
+  const size_t C = s->classes, numbers = count * C;
+  const cmkd_codec *codec;
+  assert_ok(cmkd_codec_find(s->codec, &codec, &err));
+  assert_int_equal(cmkd_cache_item(cache), codec->item);
+  uint8_t *items = malloc(numbers * 4), *planes = malloc(numbers * 4);
+  uint16_t *max = malloc(count * 2), *range = malloc(count * 2);
+  float *want = malloc(numbers * 4), *got = malloc(numbers * 4);
+  assert_ok(cmkd_cache_read(cache, view, first, count, want, &err));
+  assert_ok(cmkd_cache_read_items(cache, view, first, count, items, max, range, &err));
+  cmkd_shuffle(items, planes, numbers, codec->item);
+  codec->decode(&(cmkd_chunk_view){planes, numbers, C, max, range}, 0, count, got);
+  assert_memory_equal(got, want, numbers * 4);
+  if (codec->row_numbers) assert_int_equal(cmkd_cache_read_items(cache, view, first, count, items, NULL, NULL, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_cache_read_items(cache, view, s->samples, 1, items, max, range, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_cache_read_items(cache, s->views, 0, 1, items, max, range, &err), CMKD_ERR_USAGE);
+  void *const owned[] = {items, planes, max, range, want, got};
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+}
+
 static void check_all(const synthetic *s, cmkd_cache *cache) {
   size_t C = s->classes;
   float *all = malloc(s->samples * C * sizeof *all), *part = malloc(s->samples * C * sizeof *all), row[2048];
@@ -49,6 +72,7 @@ static void check_all(const synthetic *s, cmkd_cache *cache) {
     uint32_t first = s->samples / 3, count = s->samples / 2;
     assert_ok(cmkd_cache_read(cache, v, first, count, part, &err));
     assert_memory_equal(part, all + first * C, count * C * sizeof *part);
+    check_items(s, cache, v);
   }
   free(all);
   free(part);

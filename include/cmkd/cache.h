@@ -48,6 +48,12 @@ cmkd_status cmkd_cache_seeds(cmkd_cache *cache, uint32_t view, uint64_t *seeds, 
 /* Decoded logits of samples [first, first+count) of one view, float32, into the caller's (count, classes). All cores. */
 cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits, cmkd_error *err);
 
+/* The same rows as the cache stores them, for programs that decode on a device: items (count, classes) in cmkd_cache_item bytes each, little endian
+ * (docs/cache-format.md); row_max, row_range (count) halves of codec u8sqrt, else NULL. Codecs that a device does not know (topk) fail with
+ * CMKD_ERR_UNSUPPORTED. */
+int cmkd_cache_item(const cmkd_cache *cache);
+cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
+
 /* Streams rows of one view in the given order, prefetching ahead on its own threads. */
 typedef struct cmkd_stream cmkd_stream;
 typedef struct cmkd_stream_options {
