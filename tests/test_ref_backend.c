@@ -76,7 +76,7 @@ static void close_world(world *w) {
 static cmkd_step_result step(world *w, int count, double lr) {
   cmkd_step_result result;
   int k = 1;
-  cmkd_step s = {count, w->rows, w->seeds, w->teacher, lr, CMKD_LOSS_NO_WARMUP};
+  cmkd_step s = {.count = count, .rows = w->rows, .seeds = w->seeds, .teacher = w->teacher, .lr = lr, .epoch = CMKD_LOSS_NO_WARMUP};
   assert_ok(be->run(w->model, CMKD_LIST_TRAIN, w->images, &s, 1, NULL, NULL, &err));
   assert_ok(be->read(w->model, &result, &k, &err));
   assert_int_equal(k, 1);
