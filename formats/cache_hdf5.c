@@ -110,6 +110,7 @@ static void identity(image *im, const cmkd_cache_head *head, const char *format)
   if (id->channels) attribute(im, "mean", H5T_NATIVE_FLOAT, H5T_IEEE_F32LE, (hsize_t)id->channels, id->mean);
   if (id->channels) attribute(im, "std", H5T_NATIVE_FLOAT, H5T_IEEE_F32LE, (hsize_t)id->channels, id->std);
   text(im, "precision", id->precision);
+  if (id->precision_error > 0) attribute(im, "precision_error", H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE, 0, &id->precision_error);
   number(im, "teacher_batch", id->teacher_batch);
   text(im, "dataset", id->dataset);
   text(im, "split", id->split);

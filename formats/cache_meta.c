@@ -50,6 +50,7 @@ static json_t *identity_json(const cmkd_cache_identity *id) {
   set(o, "mean", mean, &bad);
   set(o, "std", std, &bad);
   set(o, "precision", json_string(id->precision), &bad);
+  if (id->precision_error > 0) set(o, "precision_error", json_real(id->precision_error), &bad);
   set(o, "teacher_batch", json_integer(id->teacher_batch), &bad);
   set(o, "dataset", json_string(id->dataset), &bad);
   set(o, "split", json_string(id->split), &bad);

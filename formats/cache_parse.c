@@ -62,6 +62,8 @@ static void parse_identity(parser *p, const json_t *o, cmkd_cache_identity *id) 
   get_floats(p, o, "std", id->std, &stds);
   if (stds != id->channels) wrong(p, "std");
   get_text(p, o, "precision", id->precision, sizeof id->precision);
+  id->precision_error = json_number_value(json_object_get(o, "precision_error")); /* not there: 0 */
+  if (!(id->precision_error >= 0 && id->precision_error < 1e30)) wrong(p, "precision_error");
   id->teacher_batch = (int)get_number(p, o, "teacher_batch", 0, 1 << 24);
   get_text(p, o, "dataset", id->dataset, sizeof id->dataset);
   get_text(p, o, "split", id->split, sizeof id->split);

@@ -81,13 +81,17 @@ static cmkd_status find_cuda(const cmkd_backend_table **out, cmkd_error *err) {
   return status;
 }
 
+int cmkd_backend_index(const char *device) {
+  return strncmp(device, "cuda:", 5) ? 0 : atoi(device + 5);
+}
+
 cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err) {
   *out = NULL;
   if (!strcmp(device, "cpu") || !strcmp(device, "ref")) {
     *out = device[0] == 'c' ? &cmkd_backend_cpu : &cmkd_backend_ref;
     return CMKD_OK;
   }
-  if (!strcmp(device, "cuda")) return find_cuda(out, err);
+  if (!strcmp(device, "cuda") || (!strncmp(device, "cuda:", 5) && device[5] && strspn(device + 5, "0123456789") == strlen(device + 5))) return find_cuda(out, err);
   if (strcmp(device, "auto")) {
     const char *nearest = cmkd_nearest(device, names);
     return cmkd_fail(err, CMKD_ERR_USAGE, "--device %.100s: unknown; %s%s%s", device, nearest ? "did you mean " : "there are auto, cpu, cuda, ref", nearest ? nearest : "", nearest ? "?" : "");

@@ -90,9 +90,12 @@ typedef struct cmkd_backend_table {
   cmkd_status (*gradients)(cmkd_be_model *model, float *const *params, cmkd_error *err);
 } cmkd_backend_table;
 
-/* "auto" (cuda where a device is found, else cpu), "cpu", "cuda", "ref". An unknown name suggests the nearest; "cuda" without a plugin,
+/* "auto" (cuda where a device is found, else cpu), "cpu", "cuda", "cuda:N", "ref". An unknown name suggests the nearest; "cuda" without a plugin,
  * driver or device fails with one line that says what is missing. The table is static. */
 cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err);
+
+/* N of "cuda:N", else 0: for cmkd_backend_options.device. */
+int cmkd_backend_index(const char *device);
 
 extern const cmkd_backend_table cmkd_backend_cpu, cmkd_backend_ref;
 

@@ -35,7 +35,8 @@ static void fill_spec(const cmkd_build_job *job, cmkd_cache_spec *spec) {
   set_text(id->teacher_name, sizeof id->teacher_name, slash ? slash + 1 : job->teacher_path);
   id->channels = model->channels < 3 ? model->channels : 3;
   for (int c = 0; c < id->channels; c++) { id->mean[c] = model->mean[c]; id->std[c] = model->std[c]; }
-  set_text(id->precision, sizeof id->precision, "fp32");
+  set_text(id->precision, sizeof id->precision, job->precision);
+  id->precision_error = job->precision_error;
   id->teacher_batch = cmkd_teacher_batch(job->teacher);
   set_text(id->dataset, sizeof id->dataset, job->data->name);
   set_text(id->split, sizeof id->split, job->data->split);

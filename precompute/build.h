@@ -16,6 +16,7 @@ typedef struct cmkd_build_job {
   int all_variants, clean_view;
   uint64_t cache_seed;
   const char *codec;
+  const char *precision; double precision_error; /* of the teacher's arithmetic (precision.h) */
   uint32_t shard_rows;            /* 0: chosen */
   int threads;
   cmkd_part part;

@@ -10,13 +10,14 @@
 #include "cmkd/weights.h"
 #include "formats/codec.h"
 #include "precompute/build.h"
+#include "precompute/precision.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
 
 #define DEFAULT_VIEWS 4
 
 typedef struct options {
-  const char *teacher, *data, *split, *views, *augment, *codec, *device, *arch, *out, *part;
+  const char *teacher, *data, *split, *views, *augment, *codec, *device, *precision, *arch, *out, *part;
   int64_t samples, shard_rows, teacher_batch, threads;
   uint64_t seed;
   float mean[3], std[3];
@@ -40,7 +41,8 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
     {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->shard_rows, .help = "samples a shard [about 4 MB of raw logits]", .min = 1, .max = 2147483647},
     {.name = "--teacher-batch", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->teacher_batch, .help = "images a teacher batch; recorded in the cache [128]", .min = 1, .max = 65536},
     {.name = "--threads", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->threads, .help = "[all cores]", .min = 1, .max = 1024},
-    {.name = "--device", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->device, .help = "auto, cpu or cuda [auto]"},
+    {.name = "--device", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->device, .help = "auto, cpu, cuda or cuda:N [auto]"},
+    {.name = "--precision", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->precision, .help = "cuda: fp32, tf32, bf16, fp16 [the fastest whose error the codec hides]"},
     {.name = "--arch", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->arch, .help = "architecture, for weights whose metadata does not say"},
     {.name = "--mean", .argument = "R,G,B", .kind = CMKD_OPT_FLOATS3, .target = o->mean, .help = "the teacher's normalisation, likewise", .seen = &o->mean_seen},
     {.name = "--std", .argument = "R,G,B", .kind = CMKD_OPT_FLOATS3, .target = o->std, .help = "", .seen = &o->std_seen},
@@ -124,17 +126,39 @@ static void summary(const cmkd_build_job *job, const cmkd_build_result *r, const
   printf("\n");
   if (w->rows) {
     printf("  built    %llu rows in %s: %s, %.1f bytes a row (%s)\n", (unsigned long long)w->rows, cmkd_duration(r->seconds, time), cmkd_bytes(w->file_bytes, bytes), per_row, job->codec);
+    if (job->precision_error > 0) printf("  teacher  in %s, off fp32 by %.2g (root mean square), recorded in the cache\n", job->precision, job->precision_error);
     printf("  teacher  %.0f images/s, %.0f%% of the time; writer %.0f MB/s behind it\n", rate, r->seconds > 0 ? 100 * r->teacher_seconds / r->seconds : 0, bandwidth);
   }
   if (w->reused_rows) printf("  found    %llu rows already done%s\n", (unsigned long long)w->reused_rows, w->rows ? "" : "; nothing to do");
   if (!r->finished) printf("  when all parts are built: cmkd-cache finish --out %s\n", out);
 }
 
+static cmkd_teacher_options teacher_options(const options *o, cmkd_policy policy) {
+  return (cmkd_teacher_options){.weights = o->teacher, .arch = o->arch, .mean = o->mean_seen ? o->mean : NULL, .std = o->std_seen ? o->std : NULL, .batch = (int)o->teacher_batch, .policy = policy};
+}
+
+/* The arithmetic of the teacher, measured on the split that is to be cached. */
+static cmkd_status settle_precision(const options *o, const cmkd_backend_table *table, const cmkd_backend_options *device, const char *data_spec, cmkd_build_job *job, cmkd_error *err) {
+  const cmkd_teacher_options teacher = teacher_options(o, job->policy);
+  cmkd_precision_wish wish = {.asked = o->precision, .table = table, .device = *device, .teacher = &teacher, .cache_seed = job->cache_seed, .all_variants = job->all_variants};
+  cmkd_precision precision;
+  cmkd_dataset *data = NULL;
+  CMKD_TRY(cmkd_codec_find(job->codec, &wish.codec, err));
+  CMKD_TRY(cmkd_dataset_open(data_spec, o->split, &data, err));
+  wish.data = data;
+  cmkd_status status = cmkd_precision_choose(&wish, &precision, err);
+  cmkd_dataset_close(data);
+  if (status != CMKD_OK) return status;
+  job->precision = precision.name;
+  job->precision_error = precision.error;
+  return CMKD_OK;
+}
+
 static cmkd_status build_one(const options *o, const cmkd_backend_table *table, cmkd_backend *backend, const char *data_spec, const char *split, cmkd_build_job *job, json_t *json, cmkd_error *err) {
   cmkd_dataset *data = NULL;
   cmkd_build_result result;
   CMKD_TRY(cmkd_dataset_open(data_spec, split, &data, err));
-  const cmkd_teacher_options teacher = {.weights = o->teacher, .arch = o->arch, .mean = o->mean_seen ? o->mean : NULL, .std = o->std_seen ? o->std : NULL, .batch = (int)o->teacher_batch, .policy = job->policy};
+  const cmkd_teacher_options teacher = teacher_options(o, job->policy);
   cmkd_status status = cmkd_teacher_open(&teacher, table, backend, data, &job->teacher, err);
   job->data = data;
   if (!job->samples) job->samples = data->n;
@@ -159,7 +183,9 @@ static cmkd_status build_all(const options *o, const char *data, cmkd_build_job 
   const cmkd_backend_table *table;
   cmkd_backend *backend;
   CMKD_TRY(cmkd_backend_find(o->device, &table, err));
-  const cmkd_backend_options backend_options = {.threads = (int)o->threads};
+  cmkd_backend_options backend_options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device)};
+  CMKD_TRY(settle_precision(o, table, &backend_options, data, job, err));
+  backend_options.precision = job->precision;
   CMKD_TRY(table->open(&backend_options, &backend, err));
   int whole = !job->samples;
   cmkd_status status = build_one(o, table, backend, data, o->split, job, json, err);

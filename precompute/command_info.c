@@ -24,6 +24,7 @@ static void print_json(const char *path, const cmkd_cache_info *info, int names)
   json_t *teacher = json_pack("{s:s,s:s,s:s,s:o,s:o,s:s,s:i}", "name", id->teacher_name, "sha256", id->teacher_sha256, "arch", id->teacher_arch, "mean", floats(id->mean, id->channels), "std", floats(id->std, id->channels),
                               "precision", id->precision, "batch", id->teacher_batch);
   json_t *data = json_pack("{s:s,s:s,s:s,s:I}", "name", id->dataset, "split", id->split, "fingerprint", id->fingerprint, "n", (json_int_t)id->dataset_n);
+  if (id->precision_error > 0) json_object_set_new(teacher, "precision_error", json_real(id->precision_error));
   json_object_set_new(o, "kept_logits", json_integer(info->kept));
   json_object_set_new(o, "teacher", teacher);
   json_object_set_new(o, "data", data);
@@ -55,6 +56,7 @@ static void print_human(const char *path, const cmkd_cache_info *info, int names
   printf("  data      %s %s, %u images%s, fingerprint %.16s\n", id->dataset, id->split, id->dataset_n, info->samples < id->dataset_n ? " (some of them cached)" : "", id->fingerprint);
   printf("  views     %s%s%s, seed %" PRIu64 ", rng %s\n", cmkd_policy_name(id->policy), id->all_variants ? ", all variants" : "", id->clean_view ? ", the last one clean" : "", id->cache_seed, id->rng_version);
   printf("  teacher   %s (%s), sha256 %.16s, %s, batch %d\n", id->teacher_name, id->teacher_arch, id->teacher_sha256, id->precision, id->teacher_batch);
+  if (id->precision_error > 0) printf("            its arithmetic is off fp32 by %.2g, root mean square over the logits\n", id->precision_error);
   if (id->channels) printf("  mean/std  ");
   for (int c = 0; c < 2 * id->channels; c++) printf("%s%.4f", c == id->channels ? " / " : c ? "," : "", (double)(c < id->channels ? id->mean[c] : id->std[c - id->channels]));
   if (id->channels) printf("\n");

@@ -17,6 +17,7 @@
 
 /* Another device or thread count sums in another order; a ResNet-110's logits then differ by less than this. */
 #define DEVICE_TOLERANCE 2e-3
+#define PRECISION_DEVIATIONS 8 /* of what a lower precision was measured to change: the largest of many differences */
 
 typedef struct options { const char *cache, *teacher, *data, *device, *arch; int64_t rows, threads; uint64_t seed; float mean[3], std[3]; int deep, json, quiet, mean_seen, std_seen; } options;
 typedef struct listener { cmkd_progress progress; uint64_t done; } listener;
@@ -66,7 +67,7 @@ static void compare_kept(const float *stored, const float *fresh, size_t C, uint
 }
 
 /* Row by row: |stored - recomputed| against what codec and device may change. */
-static void compare(const float *stored, const float *fresh, size_t C, const cmkd_codec *codec, uint32_t keep, double *largest, double *allowed) {
+static void compare(const float *stored, const float *fresh, size_t C, const cmkd_codec *codec, uint32_t keep, double precision_error, double *largest, double *allowed) {
   double most = 0, max = -HUGE_VAL, min = HUGE_VAL;
   for (size_t c = 0; c < C; c++) {
     double difference = fabs((double)stored[c] - (double)fresh[c]);
@@ -77,7 +78,7 @@ static void compare(const float *stored, const float *fresh, size_t C, const cmk
   double size = fmax(fabs(max), fabs(min)), scale = fmax(1, size);
   *largest = most;
   if (keep < C) compare_kept(stored, fresh, C, keep, largest);
-  *allowed = DEVICE_TOLERANCE * scale + (codec->row_numbers ? codec->tolerance * (max - min) + size / 1024 : codec->tolerance * scale);
+  *allowed = DEVICE_TOLERANCE * scale + PRECISION_DEVIATIONS * precision_error + (codec->row_numbers ? codec->tolerance * (max - min) + size / 1024 : codec->tolerance * scale);
 }
 
 static cmkd_status recompute(cmkd_cache *cache, cmkd_teacher *teacher, const options *o, recomputed *out, cmkd_error *err) {
@@ -107,7 +108,7 @@ static cmkd_status recompute(cmkd_cache *cache, cmkd_teacher *teacher, const opt
     double largest, allowed;
     status = cmkd_cache_read(cache, views[i], places[i], 1, stored, err);
     if (status != CMKD_OK) break;
-    compare(stored, fresh + i * C, C, codec, info->kept, &largest, &allowed);
+    compare(stored, fresh + i * C, C, codec, info->kept, info->identity.precision_error, &largest, &allowed);
     out->mean += largest / (double)n;
     if (!(largest / allowed <= excess)) { excess = largest / allowed; out->largest = largest; out->allowed = allowed; out->sample = ids[places[i]]; out->view = views[i]; }
   }
@@ -131,7 +132,7 @@ static cmkd_status with_teacher(cmkd_cache *cache, const options *o, recomputed 
   cmkd_teacher *teacher = NULL;
   CMKD_TRY(check_weights(info, o, err));
   CMKD_TRY(cmkd_backend_find(o->device, &table, err));
-  const cmkd_backend_options backend_options = {.threads = (int)o->threads};
+  const cmkd_backend_options backend_options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device)};
   CMKD_TRY(table->open(&backend_options, &backend, err));
   cmkd_status status = cmkd_dataset_open(o->data ? o->data : id->dataset, id->split, &data, err);
   if (status == CMKD_OK) { /* the cache knows the normalisation and the architecture that weights without metadata need */
@@ -174,7 +175,7 @@ cmkd_status cmkd_command_verify(int argc, char **argv, cmkd_error *err) {
     {.name = "--data", .argument = "SPEC", .kind = CMKD_OPT_STRING, .target = &o.data, .help = "where the images are [the cache's data set, in the usual places]"},
     {.name = "--rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &o.rows, .help = "how many rows, drawn at random [256]", .min = 1, .max = 10000000},
     {.name = "--seed", .argument = "N", .kind = CMKD_OPT_UINT64, .target = &o.seed, .help = "of that draw [1]"},
-    {.name = "--device", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o.device, .help = "auto, cpu or cuda [auto]"},
+    {.name = "--device", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o.device, .help = "auto, cpu, cuda or cuda:N [auto]"},
     {.name = "--threads", .argument = "N", .kind = CMKD_OPT_INT, .target = &o.threads, .help = "[all cores]", .min = 1, .max = 1024},
     {.name = "--arch", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o.arch, .help = "of the teacher [the cache's]"},
     {.name = "--mean", .argument = "R,G,B", .kind = CMKD_OPT_FLOATS3, .target = o.mean, .help = "of the teacher [the cache's]", .seen = &o.mean_seen},

@@ -46,6 +46,15 @@ static void unknown_names(void **state) {
   assert_non_null(strstr(err.message, "auto, cpu, cuda, ref"));
 }
 
+static void device_numbers(void **state) {
+  (void)state;
+  assert_int_equal(cmkd_backend_index("cuda:3"), 3);
+  assert_int_equal(cmkd_backend_index("cuda"), 0);
+  assert_int_equal(cmkd_backend_index("auto"), 0);
+  static const char *const wrong[] = {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cpu:1"};
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) assert_int_equal(cmkd_backend_find(wrong[i], &table, &err), CMKD_ERR_USAGE);
+}
+
 static void bad_plugins(void **state) {
   (void)state;
   char *junk = cmkd_path_join(scratch_dir(), "junk.so"), *foreign = plugin("int x;"), *old = plugin(
@@ -91,7 +100,7 @@ static void device_that_opens(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(linked_in_by_name), cmocka_unit_test(unknown_names), cmocka_unit_test(bad_plugins),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(linked_in_by_name), cmocka_unit_test(unknown_names), cmocka_unit_test(device_numbers), cmocka_unit_test(bad_plugins),
     cmocka_unit_test(device_that_does_not_open), cmocka_unit_test(device_that_opens)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -45,7 +45,7 @@ static void build_info_verify_export(void **state) {
   SAYS(say("t.test.h5: %d samples x %d views", TINY_TEST, 1)); /* the companion that the trainer tests with */
   RUN(1, "find '%s' -name '*.tmp' -o -name '*.lock' | grep .", dir);
   RUN(0, "'%s' info '%s/t.h5'", cache_program, dir);
-  SAYS("crop+flip, the last one clean, seed 7");
+  SAYS("crop, the last one clean, seed 7");
   RUN(0, "'%s' info --json '%s/t.h5' | python3 -c \"import json,sys; j=json.load(sys.stdin); assert j['samples']==%d and j['views']==4 and j['cache_seed']=='7' and j['teacher']['arch']=='resnet8' and j['data']['split']=='train'\"", cache_program, dir, TINY_TRAIN);
   RUN(0, "'%s' verify --deep '%s/t.h5'", cache_program, dir);
   SAYS(say("%d rows decoded", TINY_TRAIN * 4, 0));

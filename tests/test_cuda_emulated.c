@@ -65,6 +65,28 @@ static void resident_or_not(void **state) {
   same_weights("resident", "streamed");
 }
 
+/* A teacher in 16 bits where the codec hides what that changes: measured, recorded, told by info, and forgiven by verify. */
+static void the_teachers_precision(void **state) {
+  const char *out;
+  if (!train || !cache) skip();
+#define TEACHER "--quiet --device cuda --teacher %s --data %s --views 1 --samples 20 --teacher-batch 10"
+  RUN("%s build " TEACHER " --codec u8sqrt --precision fp16 --out %s/sixteen.h5", cache, teacher, tiny_data(), dir);
+  assert_int_equal(run_command(&out, "%s info --json %s/sixteen.h5", cache, dir), 0);
+  const char *error = strstr(out, "\"precision_error\":");
+  assert_non_null(strstr(out, "\"precision\":\"fp16\""));
+  assert_non_null(error);
+  double rms = atof(error + strlen("\"precision_error\":"));
+  assert_true(rms > 1e-6 && rms < 1e-2);
+  RUN("%s verify --device cpu --teacher %s --data %s --rows 20 %s/sixteen.h5", cache, teacher, tiny_data(), dir);
+  RUN("%s build " TEACHER " --codec u8sqrt --out %s/chosen.h5", cache, teacher, tiny_data(), dir); /* rougher than 11 bits are */
+  assert_int_equal(run_command(&out, "%s info %s/chosen.h5 | grep -c 'fp16, batch'", cache, dir), 0);
+  RUN("%s build " TEACHER " --codec f32 --out %s/exact.h5", cache, teacher, tiny_data(), dir); /* hides nothing */
+  assert_int_equal(run_command(&out, "%s info %s/exact.h5 | grep -c 'fp32, batch'", cache, dir), 0);
+  assert_int_equal(run_command(&out, "%s build " TEACHER " --precision fp8 --out %s/none.h5", cache, teacher, tiny_data(), dir), 2);
+  assert_int_equal(run_command(&out, "%s build --quiet --device cpu --precision bf16 --teacher %s --data %s --views 1 --samples 20 --out %s/none.h5", cache, teacher, tiny_data(), dir), 1);
+  assert_non_null(strstr(out, "bf16"));
+}
+
 /* Cut after four of six steps, gone on with: the same weights. In fp16 the loss scale goes on too. */
 static void a_cut_run_goes_on(void **state) {
   if (!train) skip();
@@ -85,11 +107,13 @@ static void auto_and_eval(void **state) {
   assert_int_equal(run_command(&out, "%s eval --json --weights %s --data %s | %s", train, teacher, tiny_data(), top1), 0);
   assert_string_equal(out, cpu);
   assert_int_equal(run_command(&out, "%s eval --weights %s --data %s 2>&1 | grep -c emulated", train, teacher, tiny_data()), 0);
+  assert_int_equal(run_command(&out, "%s eval --device cuda:4 --weights %s --data %s", train, teacher, tiny_data()), 1);
+  assert_non_null(strstr(out, "there is no GPU 4"));
   assert_int_equal(run_command(&out, "%s eval --device cuda --precision fp8 --weights %s --data %s", train, teacher, tiny_data()), 2);
   assert_non_null(strstr(out, "bf16"));
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(offline_is_online), cmocka_unit_test(resident_or_not), cmocka_unit_test(a_cut_run_goes_on), cmocka_unit_test(auto_and_eval)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(offline_is_online), cmocka_unit_test(resident_or_not), cmocka_unit_test(the_teachers_precision), cmocka_unit_test(a_cut_run_goes_on), cmocka_unit_test(auto_and_eval)};
   return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -43,7 +43,7 @@ static cmkd_status open_all(eval_session *s, const eval_options *o, cmkd_error *
   }
   CMKD_TRY(cmkd_dataset_open(spec, o->split, &s->data, err));
   CMKD_TRY(cmkd_backend_find(o->device, &s->table, err));
-  cmkd_backend_options backend = {.threads = (int)o->threads, .precision = o->precision};
+  cmkd_backend_options backend = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = o->precision};
   CMKD_TRY(s->table->open(&backend, &s->backend, err));
   cmkd_teacher_options teacher = {.weights = o->weights, .arch = o->arch, .mean = o->mean_seen ? o->mean : NULL, .std = o->std_seen ? o->std : NULL, .batch = (int)o->batch,
                                   .policy = CMKD_AUGMENT_NONE};
@@ -138,7 +138,7 @@ int cmkd_command_eval(int argc, char **argv) {
                                {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o.mean, "for weights without metadata", 0, 0, &o.mean_seen},
                                {"--std", "R,G,B", CMKD_OPT_FLOATS3, o.std, "for weights without metadata", 0, 0, &o.std_seen},
                                {"--batch", "N", CMKD_OPT_INT, &o.batch, "rows of one pass [128]", 1, 65536, NULL},
-                               {"--device", "NAME", CMKD_OPT_STRING, &o.device, "auto, cpu, cuda [auto]", 0, 0, NULL},
+                               {"--device", "NAME", CMKD_OPT_STRING, &o.device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
                                {"--precision", "NAME", CMKD_OPT_STRING, &o.precision, "of the arithmetic [fp32]", 0, 0, NULL},
                                {"--threads", "N", CMKD_OPT_INT, &o.threads, "[all cores]", 1, 4096, NULL},
                                {"--json", NULL, CMKD_OPT_FLAG, &o.json, "print one JSON object: top1 and top5 in percent, ...", 0, 0, NULL},

@@ -59,7 +59,7 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--save-every", "STEPS", CMKD_OPT_INT, &o->save_every, "save the state this often, too [each epoch]", 1, 1e15, NULL},
     {"--max-steps", "N", CMKD_OPT_INT, &o->max_steps, NULL, 1, 1e15, NULL},
     {"--log-steps", NULL, CMKD_OPT_FLAG, &o->log_steps, NULL, 0, 0, NULL},
-    {"--device", "NAME", CMKD_OPT_STRING, &o->device, "auto, cpu, cuda [auto]", 0, 0, NULL},
+    {"--device", "NAME", CMKD_OPT_STRING, &o->device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
     {"--precision", "NAME", CMKD_OPT_STRING, &o->precision, NULL, 0, 0, NULL},
     {"--threads", "N", CMKD_OPT_INT, &o->threads, "[all cores]", 1, 4096, NULL},
     {"--json", NULL, CMKD_OPT_FLAG, &o->json, "print one JSON object at the end", 0, 0, NULL},

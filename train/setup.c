@@ -39,7 +39,7 @@ static cmkd_status open_model(cmkd_setup *s, const cmkd_train_options *o, cmkd_e
   const cmkd_dataset *d = s->train;
   CMKD_TRY(cmkd_net_build(set->arch, (cmkd_net_shape){d->height, d->width, d->channels, d->classes}, &s->graph, err));
   CMKD_TRY(cmkd_backend_find(o->device, &s->table, err));
-  cmkd_backend_options options = {.threads = (int)o->threads, .precision = set->precision};
+  cmkd_backend_options options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = set->precision};
   CMKD_TRY(s->table->open(&options, &s->backend, err));
   CMKD_TRY(s->table->images_create(s->backend, d->pixels, d->labels, d->n, d->height, d->width, d->channels, &s->train_images, err));
   CMKD_TRY(s->table->images_create(s->backend, s->test->pixels, s->test->labels, s->test->n, d->height, d->width, d->channels, &s->test_images, err));

@@ -14,6 +14,7 @@ typedef struct cmkd_cache_identity {
   char teacher_sha256[65], teacher_arch[64], teacher_name[128];
   float mean[3], std[3]; int channels;       /* the teacher's normalisation */
   char precision[16]; int teacher_batch;     /* of inference: "fp32", the fixed padded batch */
+  double precision_error;                    /* root mean square difference of its logits from fp32's, measured on a sample; 0: fp32, or not measured */
   char dataset[32], split[8], fingerprint[65];
   uint32_t dataset_n;                        /* of the whole split */
   cmkd_policy policy; char rng_version[32];
