@@ -109,7 +109,7 @@ void cmkd_cuda_forget_graphs(cmkd_be_model *m) {
 static cuda_graph *find_graph(cmkd_be_model *m, const cuda_graph *key) {
   for (int i = 0; i < CUDA_GRAPHS; i++) {
     cuda_graph *g = &m->captured[i];
-    if (g->exec && g->images == key->images && g->rows == key->rows && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->moves == key->moves) return g;
+    if (g->exec && g->images_serial == key->images_serial && g->rows_serial == key->rows_serial && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->moves == key->moves) return g;
   }
   return NULL;
 }
@@ -137,7 +137,10 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph *
   if (m->profile && key->list == CMKD_LIST_TRAIN) cmkd_cuda_profile_nodes(m, (int)nodes / key->steps);
   if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphInstantiate(&slot->exec, graph, 0), "preparing a captured step", err);
   if (graph) (void)cudaGraphDestroy(graph);
-  if (status != CMKD_OK) *slot = (cuda_graph){0};
+  if (status != CMKD_OK) {
+    *slot = (cuda_graph){0};
+    (void)cudaGetLastError(); /* what ending a failed capture leaves behind */
+  }
   else *out = slot;
   return status;
 }
@@ -154,14 +157,22 @@ static cmkd_status profile(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
   return find_graph(m, &key) ? CMKD_OK : capture(m, &key, &graph, err);
 }
 
-/* `steps` equal steps: one graph launch. The first of their size are queued op by op, so that every kernel is loaded before it is captured; and so are
+/* Steps of one kind. */
+static cuda_graph key_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, int steps) {
+  const cmkd_be_rows *rows = list == CMKD_LIST_TRAIN ? step->teacher_rows : NULL;
+  return (cuda_graph){.images = images, .images_serial = images->serial, .rows = rows, .rows_serial = rows ? rows->serial : 0, .list = list, .count = step->count,
+                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows, .steps = steps, .moves = m->backend->workspace_moves};
+}
+
+/* `steps` equal steps: one graph launch. The first of their kind are queued op by op, so that every kernel is loaded before it is captured; and so are
  * all where each operation is to be checked. */
 static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
   cuda_choices *choices = cmkd_cuda_choices_for(m, (cmkd_list)key.list, key.count);
   cuda_graph *graph = find_graph(m, &key);
   if (m->profile && key.list == CMKD_LIST_TRAIN) return profile(m, key, err);
-  if (m->backend->check || !choices->loaded) {
-    choices->loaded = 1;
+  const unsigned kind = 1u << (key.rows ? 2 + (int)key.rows->dtype : key.teacher);
+  if (m->backend->check || !(choices->loaded & kind)) {
+    choices->loaded |= kind;
     return queue_steps(m, &key, err);
   }
   if (!graph) CMKD_TRY(capture(m, &key, &graph, err));
@@ -195,7 +206,7 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
     int same = 1;
     while (i + same < k && same_kind(&steps[i], &steps[i + same])) same++;
     const int together = same >= STEPS_A_GRAPH ? STEPS_A_GRAPH : 1;
-    CMKD_TRY(launch(m, (cuda_graph){.images = images, .list = CMKD_LIST_TRAIN, .count = steps[i].count, .rows = steps[i].teacher_rows, .teacher = steps[i].teacher && !steps[i].teacher_rows, .steps = together, .moves = m->backend->workspace_moves}, err));
+    CMKD_TRY(launch(m, key_of(m, CMKD_LIST_TRAIN, images, &steps[i], together), err));
     i += together;
   }
   return CMKD_OK;
@@ -269,7 +280,7 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
     for (int j = 0; j < n; j++) {
       const size_t count = (size_t)steps[i + j].count;
       float *out = m->out + (size_t)j * m->out_floats;
-      CMKD_TRY(launch(m, (cuda_graph){.images = images, .list = CMKD_LIST_INFER, .count = steps[i + j].count, .steps = 1, .moves = m->backend->workspace_moves}, err));
+      CMKD_TRY(launch(m, key_of(m, CMKD_LIST_INFER, images, &steps[i + j], 1), err));
       CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out, m->logits, count * classes * sizeof(float), cudaMemcpyDeviceToHost, stream), "logits", err));
       if (features) CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out + (size_t)m->config.batch * classes, m->features, count * width * sizeof(float), cudaMemcpyDeviceToHost, stream), "features", err));
     }
@@ -283,6 +294,7 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
 
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
   for (int i = 0; i < k; i++) CMKD_TRY(check_step(m, list, images, &steps[i], err));
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(make_queue(m, !images->resident, err));
   return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err) : run_infer(m, images, steps, k, logits, features, err);
 }
@@ -317,6 +329,7 @@ static cmkd_status release_halt(cmkd_be_model *m, cmkd_error *err) {
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
   const int room = *k;
   *k = 0;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(cmkd_cuda_fetch(m, err));
   const int count = m->results_count < room ? m->results_count : room;
   if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
