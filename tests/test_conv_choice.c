@@ -9,7 +9,7 @@ static const made_plan plans[] = {
   {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 300},     {"cudnn:eng2{}", CMKD_CONV_FORWARD, 1, WRONG, 0},         {"cudnn:eng3{}", CMKD_CONV_FORWARD, 1, UNWRITTEN, 0},
   {"cudnn:eng4{}", CMKD_CONV_FORWARD, 1, FAILING, 0},        {"cudnn:eng5{}", CMKD_CONV_FORWARD, 1, CHANGING, 0},      {"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, GOOD, 5000},
   {"cudnn:eng7{}", CMKD_CONV_FORWARD, 100, GOOD, 0},         {"cudnn:eng8{}", CMKD_CONV_FORWARD_FUSED, 3, GOOD, 0},    {"cudnn:eng9{}", CMKD_CONV_BACKWARD_DATA, 1, NO_ADDING, 0},
-  {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
+  {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},    {"cudnn:eng13{}", CMKD_CONV_BACKWARD_WEIGHTS, 0.5, WAITING, 0},    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
 };
 static cmkd_cudnn with_plans = {91900, sizeof plans / sizeof *plans, 0, plans};
 static cmkd_error err;
