@@ -77,7 +77,7 @@ typedef struct cuda_graph {
 typedef enum cuda_class { CUDA_INPUT, CUDA_CONV_FORWARD, CUDA_CONV_DATA, CUDA_CONV_WEIGHTS, CUDA_NORM, CUDA_OTHER, CUDA_LOSS, CUDA_UPDATE, CUDA_CLASSES } cuda_class; /* of work, in a profile */
 typedef struct cuda_profile cuda_profile;
 
-enum { CUDA_GRAPHS = 16, CUDA_CHOICES = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2 };
+enum { CUDA_GRAPHS = 16, CUDA_CHOICES = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2, CUDA_PIXELS = 1, CUDA_TEACHER = 2 };
 
 struct cmkd_be_model {
   cmkd_backend *backend;
@@ -104,9 +104,10 @@ struct cmkd_be_model {
    * stand, then `slots` steps */
   char *queue, *staging;              /* device, pinned host: (halves, 1 + slots, stride) */
   cmkd_cuda_queue layout;
-  int slots, with_pixels;
+  int slots;
+  unsigned carries;                   /* CUDA_PIXELS, CUDA_TEACHER: what a slot has room for */
   cudaEvent_t taken[CUDA_HALVES]; int in_flight[CUDA_HALVES], half;
-  float *out; size_t out_floats;      /* pinned: logits and features of inference steps */
+  float *out; size_t out_floats; int out_steps; /* pinned: logits and features of so many inference steps; made by the first */
   /* host */
   float *host;                        /* (values): uploads, downloads */
   int fold_stale;

@@ -9,6 +9,7 @@
 
 enum { MOST_SLOTS = 64, STEPS_A_GRAPH = 8 };
 #define HALF_BYTES ((size_t)16 << 20)
+#define OUT_BYTES ((size_t)16 << 20)
 
 /* ---- the queue ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -24,18 +25,18 @@ static size_t part(size_t *at, size_t bytes) {
 static void free_queue(cmkd_be_model *m) {
   if (m->queue) (void)cudaFree(m->queue);
   if (m->staging) (void)cudaFreeHost(m->staging);
-  if (m->out) (void)cudaFreeHost(m->out);
   m->queue = m->staging = NULL;
-  m->out = NULL;
 }
 
-static cmkd_status make_queue(cmkd_be_model *m, int pixels, cmkd_error *err) {
-  const size_t batch = (size_t)m->config.batch, classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+/* Slots have room for what steps so far brought along; what is resident takes none. */
+static cmkd_status make_queue(cmkd_be_model *m, unsigned carries, cmkd_error *err) {
+  const size_t batch = (size_t)m->config.batch, classes = (size_t)m->graph->classes;
   const size_t image = (size_t)m->graph->tensor[0].h * (size_t)m->graph->tensor[0].w * (size_t)m->graph->tensor[0].c;
-  if (m->queue && (m->with_pixels || !pixels)) return CMKD_OK;
+  if (m->staging && !(carries & ~m->carries)) return CMKD_OK;
   CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "queue", err));
   cmkd_cuda_forget_graphs(m);
   free_queue(m);
+  carries |= m->carries;
   cmkd_cuda_queue *q = &m->layout;
   size_t stride = 0;
   memset(q, 0, sizeof *q);
@@ -44,16 +45,14 @@ static cmkd_status make_queue(cmkd_be_model *m, int pixels, cmkd_error *err) {
   q->rows = part(&stride, batch * sizeof(uint32_t));
   q->labels = part(&stride, batch * sizeof(int32_t));
   if (m->config.train) q->index = part(&stride, batch * sizeof(uint32_t));
-  if (m->config.train) q->teacher = part(&stride, batch * classes * sizeof(float));
-  if (pixels) q->pixels = part(&stride, batch * image);
+  if (carries & CUDA_TEACHER) q->teacher = part(&stride, batch * classes * sizeof(float));
+  if (carries & CUDA_PIXELS) q->pixels = part(&stride, batch * image);
   q->stride = stride;
-  m->with_pixels = pixels;
+  m->carries = carries;
   m->slots = HALF_BYTES / stride < 1 ? 1 : HALF_BYTES / stride > MOST_SLOTS ? MOST_SLOTS : (int)(HALF_BYTES / stride);
   const size_t half = (size_t)(m->slots + 1) * stride;
-  m->out_floats = batch * (classes + width);
   CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&m->queue, CUDA_HALVES * half), "queue of steps", err));
   CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->staging, CUDA_HALVES * half, cudaHostAllocDefault), "pinned memory", err));
-  CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->slots * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err));
   memset(m->staging, 0, CUDA_HALVES * half);
   q->slots = m->queue;
   return cmkd_cuda_status(cudaMemsetAsync(m->queue, 0, CUDA_HALVES * half, m->backend->stream), "queue of steps", err);
@@ -215,7 +214,7 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
 static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
   for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_TRAIN, steps[i].count, err));
   for (int i = 0; i < k;) {
-    const int n = k - i < m->slots ? k - i : m->slots;
+    const int most = i || k < 2 * STEPS_A_GRAPH || m->slots < STEPS_A_GRAPH ? m->slots : STEPS_A_GRAPH, n = k - i < most ? k - i : most; /* few at first: the device waits for them */
     if (m->pending + n > CUDA_RESULTS) CMKD_TRY(cmkd_cuda_fetch(m, err));
     CMKD_TRY(send_steps(m, images, steps + i, n, err));
     m->pending += n;
@@ -269,13 +268,22 @@ static cmkd_status hand_over(const cmkd_be_model *m, const cmkd_step *steps, int
   return CMKD_OK;
 }
 
+static cmkd_status make_out(cmkd_be_model *m, cmkd_error *err) {
+  if (m->out) return CMKD_OK;
+  m->out_floats = (size_t)m->config.batch * ((size_t)m->graph->classes + (size_t)m->graph->tensor[m->graph->features].c);
+  const size_t steps = OUT_BYTES / (m->out_floats * sizeof(float));
+  m->out_steps = steps < 1 ? 1 : steps > MOST_SLOTS ? MOST_SLOTS : (int)steps;
+  return cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->out_steps * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err);
+}
+
 static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
   const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
   for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_INFER, steps[i].count, err));
+  CMKD_TRY(make_out(m, err));
   if (m->fold_stale) CMKD_TRY(fold(m, err));
   for (int i = 0; i < k;) {
-    const int n = k - i < m->slots ? k - i : m->slots;
+    const int most = m->slots < m->out_steps ? m->slots : m->out_steps, n = k - i < most ? k - i : most;
     CMKD_TRY(send_steps(m, images, steps + i, n, err));
     for (int j = 0; j < n; j++) {
       const size_t count = (size_t)steps[i + j].count;
@@ -293,9 +301,13 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
 }
 
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
-  for (int i = 0; i < k; i++) CMKD_TRY(check_step(m, list, images, &steps[i], err));
+  unsigned carries = images->resident ? 0 : CUDA_PIXELS;
+  for (int i = 0; i < k; i++) {
+    CMKD_TRY(check_step(m, list, images, &steps[i], err));
+    if (list == CMKD_LIST_TRAIN && steps[i].teacher && !steps[i].teacher_rows) carries |= CUDA_TEACHER;
+  }
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
-  CMKD_TRY(make_queue(m, !images->resident, err));
+  CMKD_TRY(make_queue(m, carries, err));
   return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err) : run_infer(m, images, steps, k, logits, features, err);
 }
 

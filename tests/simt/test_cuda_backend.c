@@ -430,6 +430,45 @@ static void refusals_are_one_line(void **state) {
   assert_null(backend);
 }
 
+/* More steps than the queue has slots for, in one go or in several, with a teacher that comes along later: the same bytes. */
+static void long_runs_go_in_parts(void **state) {
+  NEED_GPU();
+  enum { STEPS = 75 };
+  cmkd_graph *graph = net_preact();
+  data d = make_data(8, 8, 3);
+  cmkd_loss *loss = loss_of("ce");
+  cmkd_params start = start_params(graph), end[2];
+  cmkd_step steps[STEPS];
+  static cmkd_step_result result[2][STEPS];
+  static float logits[2][STEPS * CLASSES];
+  for (int i = 0; i < STEPS; i++) {
+    steps[i] = step_of(&d, i % 40, 1, 0.001);
+    if (i < 20) steps[i].teacher = NULL;
+  }
+  for (int parts = 0; parts < 2; parts++) {
+    side s = open_side(cuda, 0, NULL, graph, &d, loss, 1, 0);
+    int k = STEPS;
+    assert_ok(cmkd_params_create(graph, &end[parts], &err));
+    assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+    if (!parts) assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, STEPS, NULL, NULL, &err));
+    for (int i = 0; parts && i < STEPS; i += 15) assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + i, 15, NULL, NULL, &err));
+    assert_ok(cuda->read(s.model, result[parts], &k, &err));
+    assert_int_equal(k, STEPS);
+    assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, end[parts].value, &err));
+    if (!parts) assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, steps, STEPS, logits[0], NULL, &err));
+    for (int i = 0; parts && i < STEPS; i += 15) assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, steps + i, 15, logits[1] + i * CLASSES, NULL, &err));
+    close_side(&s);
+  }
+  for (int i = 0; i < STEPS; i++) assert_true(result[0][i].loss.loss == result[1][i].loss.loss && result[0][i].agreement.rows == (i >= 20) && result[1][i].agreement.rows == (i >= 20));
+  for (int i = 0; i < graph->params; i++) assert_memory_equal(end[0].value[i], end[1].value[i], sizeof(float) * (size_t)graph->param[i].count);
+  assert_memory_equal(logits[0], logits[1], sizeof logits[0]);
+  for (int i = 0; i < 2; i++) cmkd_params_free(&end[i]);
+  cmkd_params_free(&start);
+  cmkd_loss_free(loss);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
 #ifndef ON_DEVICE
 /* Memory that runs out at any allocation: one line with what is needed and what to do, nothing leaks, and with enough memory all is well. */
 static void out_of_memory_says_what_to_do(void **state) {
@@ -579,6 +618,7 @@ static void two_devices_take_turns(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
     TEST(resnet_trains), TEST(every_op_trains), TEST(grouped_trains), TEST(preact_trains), TEST(sixteen_bits_train), TEST(inference_folds), TEST(runs_are_the_same_bytes), TEST(a_cut_run_goes_on), TEST(resident_teacher_rows_are_the_same_bytes),
+    TEST(long_runs_go_in_parts),
     TEST(rows_do_not_depend_on_neighbours), TEST(bad_values_stop), TEST(refusals_are_one_line),
 #ifndef ON_DEVICE
     TEST(out_of_memory_says_what_to_do), TEST(a_failing_device_is_told), TEST(kernels_are_loaded_before_they_are_captured), TEST(two_devices_take_turns),
