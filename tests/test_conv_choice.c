@@ -95,6 +95,30 @@ static void the_fastest_that_agrees_wins(void **state) {
   cmkd_conv_chooser_close(chooser);
 }
 
+/* A network's layers of equal shape: one plan, made and tried once, gone with the last of them. */
+static void equal_requests_share_a_choice(void **state) {
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+  cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), other = r;
+  cmkd_conv_choice *choice[3], *third;
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice[0], &err));
+  const long runs = made.runs_own + made.runs_plan;
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice[1], &err));
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice[2], &err));
+  assert_int_equal(made.runs_own + made.runs_plan, runs);
+  assert_int_equal(plans_live, 1);
+  other.shape.n = 5;
+  assert_ok(cmkd_conv_choose(chooser, &other, &third, &err));
+  assert_ptr_not_equal(third, choice[0]);
+  cmkd_conv_choice_free(choice[1]);
+  cmkd_conv_choice_free(choice[0]);
+  assert_int_equal(plans_live, 2);
+  assert_string_equal(cmkd_conv_choice_name(choice[2]), "cudnn:eng6{k1=2,k3=4}");
+  cmkd_conv_choice_free(choice[2]);
+  assert_int_equal(plans_live, 1);
+  cmkd_conv_choice_free(third);
+  cmkd_conv_chooser_close(chooser);
+}
+
 static void an_epilogue_may_come_after_a_faster_plan(void **state) {
   cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
   for (int residual = 0; residual < 2; residual++)
@@ -331,7 +355,7 @@ static void corrupt_texts_do_no_harm(void **state) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, fresh, nothing_left)
 int main(void) {
   const struct CMUnitTest tests[] = {
-    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins),          TEST(an_epilogue_may_come_after_a_faster_plan),
+    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(equal_requests_share_a_choice), TEST(an_epilogue_may_come_after_a_faster_plan),
     TEST(gradients_of_padding_are_zero),               TEST(choices_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
     TEST(a_resumed_run_keeps_its_choices),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
     TEST(corrupt_texts_do_no_harm),

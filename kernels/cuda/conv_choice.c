@@ -25,6 +25,7 @@ struct cmkd_conv_chooser {
   void *stream;
   char *device, *memory;             /* device: GPU and cuDNN in one text; memory: NULL when nothing is remembered */
   json_t *brought, *decided, *known; /* request -> name: of a resumed run, of this one, of the file */
+  cmkd_conv_choice *live;            /* handed out: layers of equal shape share one, for a plan may take a second to make */
 };
 
 struct cmkd_conv_choice {
@@ -32,7 +33,9 @@ struct cmkd_conv_choice {
   cmkd_conv_request request;
   cmkd_cudnn_plan *plan; /* NULL: own */
   int apart;             /* FORWARD_FUSED: the plan is FORWARD, the epilogue is ours */
-  char name[NAME_MAX_BYTES];
+  char name[NAME_MAX_BYTES], key[KEY];
+  int users;             /* 0: not handed out */
+  cmkd_conv_choice *next;
 };
 
 static size_t align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -147,7 +150,12 @@ cmkd_status cmkd_conv_chooser_load(cmkd_conv_chooser *chooser, const char *json,
 /* ---- a choice ------------------------------------------------------------------------------------------------------------------------- */
 
 void cmkd_conv_choice_free(cmkd_conv_choice *choice) {
-  if (!choice) return;
+  if (!choice || (choice->users && --choice->users)) return;
+  for (cmkd_conv_choice **at = &choice->chooser->live; *at; at = &(*at)->next)
+    if (*at == choice) {
+      *at = choice->next;
+      break;
+    }
   cmkd_cudnn_plan_free(choice->plan);
   free(choice);
 }
@@ -492,6 +500,12 @@ cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request
   int measured = 0;
   *out = NULL;
   request_key(request, key);
+  for (cmkd_conv_choice *c = chooser->live; c; c = c->next)
+    if (!strcmp(c->key, key)) {
+      c->users++;
+      *out = c;
+      return CMKD_OK;
+    }
   for (int i = 0; i < 3 && !*out; i++) {
     const char *name = json_string_value(json_object_get(sources[i], key));
     if (name) CMKD_TRY(remembered(chooser, request, name, out, err));
@@ -503,5 +517,7 @@ cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request
     return no_memory(err);
   }
   if (measured && chooser->memory) write_memory(chooser);
+  memcpy((*out)->key, key, sizeof key);
+  (*out)->users = 1, (*out)->next = chooser->live, chooser->live = *out;
   return CMKD_OK;
 }
