@@ -223,7 +223,12 @@ static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, con
     m->pending += n;
     m->fold_stale = 1;
     m->trained_count = steps[i + n - 1].count;
-    CMKD_TRY(launch_train(m, images, steps + i, n, err));
+    const cmkd_status status = launch_train(m, images, steps + i, n, err);
+    if (status != CMKD_OK) { /* results that may never come are not told, and the half is free again */
+      (void)cudaStreamSynchronize(m->backend->stream);
+      m->pending -= n;
+      return status;
+    }
     CMKD_TRY(half_taken(m, err));
     i += n;
   }
