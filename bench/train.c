@@ -12,6 +12,7 @@
 #include "base/options.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/conv.h"
+#include "kernels/cpu/plan.h"
 #include "nets/net.h"
 
 enum { IMAGES = 512, SIDE = 32, CHANNELS = 3 };
@@ -87,28 +88,43 @@ static cmkd_status run_backend(const cmkd_graph *graph, int train, cmkd_error *e
 
 /* ---- convolutions alone -------------------------------------------------------------------------------------------------- */
 
-typedef struct layer { cmkd_conv *conv; size_t in, out; int data; double pass[3]; } layer;
+/* One convolution, and what each thread needs for it: made once, so that only arithmetic is timed. */
+typedef struct share { float *src, *dst, *dsrc, *fw, *bw, *grad; } share;
+typedef struct layer { cmkd_conv *conv; int most, data; double pass[3]; share *share; } layer;
+
+static float *floats(size_t count) {
+  float *p = aligned_alloc(64, (count * sizeof *p + 64 * sizeof *p + 63) / 64 * 64);
+  for (size_t i = 0; p && i < count + 64; i++) p[i] = (float)(i % 17) * 0.1f - 0.8f;
+  return p;
+}
+
+static int make_share(const layer *l, share *s) {
+  const cmkd_conv *c = l->conv;
+  const size_t in = c->in_floats * (size_t)l->most, out = c->out_floats * (size_t)l->most;
+  *s = (share){floats(in), floats(out), floats(in), floats(c->forward_floats), floats(c->backward_floats), floats(c->grad_floats)};
+  return s->src && s->dst && s->dsrc && s->fw && s->bw && s->grad;
+}
+
+static void free_share(share *s) {
+  void *const owned[] = {s->src, s->dst, s->dsrc, s->fw, s->bw, s->grad};
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+}
 
 /* One thread's share: every layer on its images, in chunks that stay in cache. */
 static void convs_slice(layer *layers, int count, int images, int thread) {
+  const cmkd_epilogue none = {0};
   for (int l = 0; l < count; l++) {
     const cmkd_conv *c = layers[l].conv;
-    size_t chunk = 65536 / (layers[l].in + layers[l].out), most = chunk < 1 ? 1 : chunk > 8 ? 8 : chunk;
-    float *src = aligned_alloc(64, (layers[l].in * most * 4 + 319) / 64 * 64), *dst = aligned_alloc(64, (layers[l].out * most * 4 + 319) / 64 * 64), *dsrc = aligned_alloc(64, (layers[l].in * most * 4 + 319) / 64 * 64);
-    float *scratch = aligned_alloc(64, (c->scratch_floats * 4 + 63) / 64 * 64), *fw = calloc(c->forward_floats + 64, 4), *bw = calloc(c->backward_floats + 64, 4), *grad = calloc(c->grad_floats + 64, 4);
-    for (size_t i = 0; i < layers[l].in * most; i++) src[i] = (float)(i % 17) * 0.1f - 0.8f;
-    for (size_t i = 0; i < layers[l].out * most; i++) dst[i] = (float)(i % 13) * 0.1f - 0.6f;
-    const cmkd_epilogue none = {0};
+    const share *s = &layers[l].share[thread];
+    const int most = layers[l].most;
     double t[4] = {now()};
-    for (int i = 0; i < images; i += (int)most) cmkd_conv_forward(c, thread, images - i < (int)most ? images - i : (int)most, src, fw, &none, dst, scratch);
+    for (int i = 0; i < images; i += most) cmkd_conv_forward(c, thread, images - i < most ? images - i : most, s->src, s->fw, &none, s->dst);
     t[1] = now();
-    for (int i = 0; layers[l].data && i < images; i += (int)most) cmkd_conv_backward_data(c, thread, images - i < (int)most ? images - i : (int)most, dst, bw, 0, dsrc, scratch);
+    for (int i = 0; layers[l].data && i < images; i += most) cmkd_conv_backward_data(c, thread, images - i < most ? images - i : most, s->dst, s->bw, 0, s->dsrc);
     t[2] = now();
-    for (int i = 0; i < images; i += (int)most) cmkd_conv_backward_weights(c, thread, images - i < (int)most ? images - i : (int)most, src, dst, grad, scratch);
+    for (int i = 0; i < images; i += most) cmkd_conv_backward_weights(c, thread, images - i < most ? images - i : most, s->src, s->dst, s->grad);
     t[3] = now();
     for (int p = 0; p < 3 && !thread; p++) layers[l].pass[p] = t[p + 1] - t[p];
-    void *const owned[] = {src, dst, dsrc, scratch, fw, bw, grad};
-    for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
   }
 }
 
@@ -124,8 +140,12 @@ static cmkd_status run_convs(const cmkd_graph *graph, cmkd_error *err) {
     if (op->kind != CMKD_OP_CONV) continue;
     cmkd_conv_geometry g = {in.h, in.w, in.c, out.h, out.w, out.c, op->kernel_h, op->kernel_w, op->stride, op->pad, op->groups, 1};
     layer *l = &layers[count++];
-    *l = (layer){NULL, (size_t)in.h * (size_t)in.w * (size_t)in.c, (size_t)out.h * (size_t)out.w * (size_t)out.c, op->in[0] != 0, {0}};
+    *l = (layer){.data = op->in[0] != 0, .share = calloc((size_t)threads, sizeof *l->share)};
     CMKD_TRY(cmkd_conv_create(&g, &(cmkd_conv_options){cmkd_cpu_kernels_get(), 1, way && !strcmp(way, "onednn"), (int)threads}, &l->conv, err));
+    const size_t chunk = 65536 / (l->conv->in_floats + l->conv->out_floats);
+    l->most = chunk < 1 ? 1 : chunk > CMKD_CHUNK_MAX ? CMKD_CHUNK_MAX : (int)chunk;
+    for (int t = 0; t < threads; t++)
+      if (!l->share || !make_share(l, &l->share[t])) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   }
   for (int64_t s = -1; s < steps; s++) {
     double start = now();
@@ -140,7 +160,11 @@ static cmkd_status run_convs(const cmkd_graph *graph, cmkd_error *err) {
       fprintf(stderr, "%3d->%3d @%2d k%d s%d: %6.1f %6.1f %6.1f GFLOP/s a core\n", g->ic, g->oc, g->ih, g->kh, g->stride, flop / layers[i].pass[0], layers[i].data ? flop / layers[i].pass[1] : 0, flop / layers[i].pass[2]);
     }
   report(way ? way : "direct", seconds, (int)steps, (double)(batch / threads * threads), 6.0 * (double)cmkd_graph_macs(graph) * (double)batch);
-  for (int i = 0; i < count; i++) cmkd_conv_free(layers[i].conv);
+  for (int i = 0; i < count; i++) {
+    for (int t = 0; t < threads; t++) free_share(&layers[i].share[t]);
+    free(layers[i].share);
+    cmkd_conv_free(layers[i].conv);
+  }
   free(layers);
   free(seconds);
   return CMKD_OK;
@@ -156,12 +180,12 @@ static void run_peak(void) {
     double start = now();
 #pragma omp parallel num_threads((int)threads)
     {
-      static const float source[K + 64], weights[K * 16 + 64];
-      float out[N * 16];
-      const cmkd_seg seg = {0, K};
+      static const float source[K + 64], weights[K * 32 + 64];
+      float out[N * 32];
+      const cmkd_seg seg = {0, K, 0};
       const cmkd_conv_class cls = {1, N, 0, 0, 1, K, 0, 0, &seg};
-      const cmkd_conv_pass pass = {1, k->block, 0, 0, 0, 0, k->block, 0, 0, 1, &cls};
-      for (int i = 0; i < 500; i++) k->conv_run(&pass, source, weights, &(cmkd_epilogue){0}, out);
+      const cmkd_conv_pass pass = {.groups = 1, .outs = k->block, .dst_col = k->block, .classes = 1, .cls = &cls};
+      for (int i = 0; i < 500; i++) k->conv_run(&pass, 1, source, weights, &(cmkd_epilogue){0}, out);
     }
     seconds[s] = now() - start;
   }

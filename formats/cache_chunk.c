@@ -2,11 +2,15 @@
 #include "formats/cache_chunk.h"
 #include <stdlib.h>
 #include <string.h>
+#define ZSTD_STATIC_LINKING_ONLY /* ZSTD_d_forceIgnoreChecksum */
 #include <zstd.h>
 #include "formats/cache_hash.h"
 #include "formats/codec.h"
 
-struct cmkd_chunk_coder { ZSTD_CCtx *in; ZSTD_DCtx *out; };
+struct cmkd_chunk_coder {
+  ZSTD_CCtx *in; ZSTD_DCtx *out;
+  int own_sum; /* the frame's checksum is checked here, not in zstd */
+};
 
 cmkd_chunk_coder *cmkd_chunk_coder_create(void) {
   cmkd_chunk_coder *coder = calloc(1, sizeof *coder);
@@ -54,15 +58,21 @@ size_t cmkd_chunk_encode(cmkd_chunk_coder *coder, const uint8_t *items, size_t e
   return size + 4;
 }
 
+static uint32_t load32(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
+
 cmkd_status cmkd_chunk_decode(cmkd_chunk_coder *coder, const uint8_t *stored, size_t size, uint8_t *out, size_t raw, const char *what, cmkd_error *err) {
-  if (!coder->out) coder->out = ZSTD_createDCtx();
-  if (!coder->out) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory to decompress %s", what);
+  if (!coder->out) {
+    coder->out = ZSTD_createDCtx();
+    if (!coder->out) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory to decompress %s", what);
+    coder->own_sum = cmkd_xxh64_in_vectors() && !ZSTD_isError(ZSTD_DCtx_setParameter(coder->out, ZSTD_d_forceIgnoreChecksum, ZSTD_d_ignoreChecksum));
+  }
   size_t frame = size < 5 ? 0 : size - 4;
   /* the fifth byte's bit 2: a checksum follows; bits 0-1: a dictionary is needed */
   int sound = frame > 5 && (stored[4] & 7) == 4 && ZSTD_getFrameContentSize(stored, frame) == raw && ZSTD_findFrameCompressedSize(stored, frame) == frame;
   if (sound) {
     size_t got = ZSTD_decompressDCtx(coder->out, out, raw, stored, frame);
     sound = !ZSTD_isError(got) && got == raw;
+    if (sound && coder->own_sum) sound = load32(stored + frame - 4) == (uint32_t)cmkd_xxh64(out, raw);
   }
   if (!sound) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s is corrupt; delete that file and run the same build again (cmkd-cache verify finds all such)", what);
   return CMKD_OK;

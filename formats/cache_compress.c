@@ -12,24 +12,50 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
   pthread_cond_broadcast(&w->space);
 }
 
-/* `room` holds the planes and then the frame of any chunk of this cache; it lives as long as the thread. */
-static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *room, const cmkd_chunk_job *job) {
+/* Buffers for chunks, raw or compressed, go round: a few hundred KB from malloc would be fresh pages each time. */
+static size_t room_size(const cmkd_cache_writer *w) { return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item); }
+
+uint8_t *cmkd_writer_room_take(cmkd_cache_writer *w) {
+  pthread_mutex_lock(&w->room_mutex);
+  cmkd_room *room = w->rooms;
+  if (room) w->rooms = room->next;
+  pthread_mutex_unlock(&w->room_mutex);
+  if (room) return (uint8_t *)room;
+  size_t size = room_size(w);
+  return malloc(size < sizeof *room ? sizeof *room : size);
+}
+
+void cmkd_writer_room_return(cmkd_cache_writer *w, uint8_t *bytes) {
+  if (!bytes) return;
+  cmkd_room *room = (cmkd_room *)(void *)bytes;
+  pthread_mutex_lock(&w->room_mutex);
+  room->next = w->rooms;
+  w->rooms = room;
+  pthread_mutex_unlock(&w->room_mutex);
+}
+
+void cmkd_writer_rooms_free(cmkd_cache_writer *w) {
+  for (cmkd_room *next; w->rooms; w->rooms = next) {
+    next = w->rooms->next;
+    free(w->rooms);
+  }
+}
+
+/* `planes` has room for any raw chunk of this cache. */
+static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
-  size_t elements = (size_t)job->shard->rows * w->head.classes, raw = elements * (size_t)w->codec->item;
-  uint8_t *out = room ? room + raw : NULL;
-  chunk->size = coder && room ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, room, out) : 0;
-  free(chunk->items);
+  size_t elements = (size_t)job->shard->rows * w->head.classes;
+  chunk->stored = cmkd_writer_room_take(w);
+  chunk->size = coder && planes && chunk->stored ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, planes, chunk->stored) : 0;
+  cmkd_writer_room_return(w, chunk->items);
   chunk->items = NULL;
-  chunk->stored = chunk->size ? malloc(chunk->size) : NULL;
-  if (chunk->stored) memcpy(chunk->stored, out, chunk->size);
-  return chunk->stored != NULL;
+  return chunk->size != 0;
 }
 
 static void *compressor(void *argument) {
   cmkd_cache_writer *w = argument;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
-  size_t most = (size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item;
-  uint8_t *room = malloc(most + cmkd_chunk_bound(most));
+  uint8_t *planes = malloc(room_size(w));
   pthread_mutex_lock(&w->mutex);
   for (;;) {
     while (!w->queued && !w->stop) pthread_cond_wait(&w->work, &w->mutex);
@@ -40,7 +66,7 @@ static void *compressor(void *argument) {
     pthread_cond_signal(&w->space);
     pthread_mutex_unlock(&w->mutex);
     double start = cmkd_seconds();
-    int fine = compress_one(w, coder, room, &job);
+    int fine = compress_one(w, coder, planes, &job);
     double seconds = cmkd_seconds() - start;
     pthread_mutex_lock(&w->mutex);
     w->stats.compress_seconds += seconds;
@@ -53,7 +79,7 @@ static void *compressor(void *argument) {
   }
   pthread_mutex_unlock(&w->mutex);
   cmkd_chunk_coder_free(coder);
-  free(room);
+  free(planes);
   return NULL;
 }
 
@@ -68,7 +94,7 @@ static void *publisher(void *argument) {
     pthread_mutex_unlock(&w->mutex);
     cmkd_error err = {0};
     if (status == CMKD_OK) status = cmkd_writer_publish(w, shard, &err);
-    cmkd_shard_work_free(shard);
+    cmkd_shard_work_free(w, shard);
     pthread_mutex_lock(&w->mutex);
     if (status != CMKD_OK) fail_locked(w, &err);
     w->sealed = NULL;

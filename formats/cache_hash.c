@@ -1,6 +1,8 @@
 /* XXH64, fletcher32 and lookup3, written from their public descriptions. Not for secrets: SHA-256 (base/hash.h) is the fingerprint. */
 #include "formats/cache_hash.h"
+#include <stdatomic.h>
 #include <string.h>
+#include "base/cpu.h"
 
 #define P1 0x9E3779B185EBCA87ull
 #define P2 0xC2B2AE3D27D4EB4Full
@@ -14,19 +16,38 @@ static uint32_t load32(const uint8_t *p) { uint32_t x; memcpy(&x, p, 4); return 
 static uint64_t xxh_round(uint64_t acc, uint64_t input) { return rotl64(acc + input * P2, 31) * P1; }
 static uint64_t xxh_merge(uint64_t hash, uint64_t acc) { return (hash ^ xxh_round(0, acc)) * P1 + P4; }
 
+static void stripes_scalar(uint64_t lanes[4], const uint8_t *p, size_t stripes) {
+  uint64_t a = lanes[0], b = lanes[1], c = lanes[2], d = lanes[3];
+  for (; stripes; stripes--, p += 32) {
+    a = xxh_round(a, load64(p));
+    b = xxh_round(b, load64(p + 8));
+    c = xxh_round(c, load64(p + 16));
+    d = xxh_round(d, load64(p + 24));
+  }
+  lanes[0] = a; lanes[1] = b; lanes[2] = c; lanes[3] = d;
+}
+
+/* vpmullq takes 3 cycles on AMD and 15 on Intel, where the scalar loop wins. */
+int cmkd_xxh64_in_vectors(void) {
+  static atomic_int known; /* 1: no, 2: yes */
+  int answer = atomic_load_explicit(&known, memory_order_relaxed);
+  if (answer) return answer - 1;
+#if defined(__x86_64__)
+  answer = cmkd_cpu_isa() >= CMKD_ISA_AVX512 && __builtin_cpu_is("amd");
+#endif
+  atomic_store_explicit(&known, answer + 1, memory_order_relaxed);
+  return answer;
+}
+
 uint64_t cmkd_xxh64(const void *data, size_t size) {
   const uint8_t *p = data, *end = p + size;
   uint64_t hash = P5;
   if (size >= 32) {
-    uint64_t a = P1 + P2, b = P2, c = 0, d = 0 - P1;
-    for (; end - p >= 32; p += 32) {
-      a = xxh_round(a, load64(p));
-      b = xxh_round(b, load64(p + 8));
-      c = xxh_round(c, load64(p + 16));
-      d = xxh_round(d, load64(p + 24));
-    }
-    hash = rotl64(a, 1) + rotl64(b, 7) + rotl64(c, 12) + rotl64(d, 18);
-    hash = xxh_merge(xxh_merge(xxh_merge(xxh_merge(hash, a), b), c), d);
+    uint64_t lanes[4] = {P1 + P2, P2, 0, 0 - P1};
+    (cmkd_xxh64_in_vectors() ? cmkd_xxh64_stripes_avx512 : stripes_scalar)(lanes, p, size / 32);
+    p += size / 32 * 32;
+    hash = rotl64(lanes[0], 1) + rotl64(lanes[1], 7) + rotl64(lanes[2], 12) + rotl64(lanes[3], 18);
+    for (int i = 0; i < 4; i++) hash = xxh_merge(hash, lanes[i]);
   }
   hash += size;
   for (; end - p >= 8; p += 8) hash = rotl64(hash ^ xxh_round(0, load64(p)), 27) * P1 + P4;

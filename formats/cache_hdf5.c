@@ -17,6 +17,26 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* libhdf5 is one per p
 static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *room, void **buffer) { return 0; }
 static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1, 1, FILTER_NAME, NULL, NULL, (H5Z_func_t)no_filter};
 
+/* libhdf5 builds its file in our buffer, which stays when the file is closed and serves the next one: no copy, no fresh pages. */
+static cmkd_image *building; /* guarded by `lock` */
+static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *unused) {
+  if (size <= building->room) return building->bytes;
+  size_t room = size + size / 4;
+  uint8_t *bytes = realloc(building->bytes, room);
+  if (!bytes) return NULL;
+  building->bytes = bytes;
+  building->room = room;
+  return bytes;
+}
+static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) { return image_resize(NULL, size, op, unused); }
+static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *unused) { return memcpy(to, from, size); }
+static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *unused) { return 0; }
+
+void cmkd_image_free(cmkd_image *image) {
+  free(image->bytes);
+  *image = (cmkd_image){NULL, 0, 0};
+}
+
 /* Sticky failure: after the first error every step is skipped, and closing still works. */
 typedef struct image { hid_t file; int failed; } image;
 static hid_t keep(image *im, hid_t id) { if (id < 0) im->failed = 1; return id; }
@@ -24,7 +44,9 @@ static void need(image *im, herr_t status) { if (status < 0) im->failed = 1; }
 
 static void image_open(image *im, size_t increment) {
   hid_t access = keep(im, H5Pcreate(H5P_FILE_ACCESS)), create = keep(im, H5Pcreate(H5P_FILE_CREATE));
+  H5FD_file_image_callbacks_t callbacks = {image_take, image_copy, image_resize, image_keep, NULL, NULL, NULL};
   need(im, H5Pset_fapl_core(access, increment, 0));
+  need(im, H5Pset_file_image_callbacks(access, &callbacks));
   need(im, H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110));
   need(im, H5Pset_obj_track_times(create, 0));
   need(im, H5Pset_attr_phase_change(create, 64, 0)); /* attributes stay in the root's header */
@@ -33,22 +55,22 @@ static void image_open(image *im, size_t increment) {
   H5Pclose(access);
 }
 
-static void image_close(image *im, uint8_t **out, size_t *size) {
+static void image_close(image *im) {
   ssize_t bytes = -1;
-  *out = NULL;
+  uint8_t superblock[48] = {0};
   if (im->file >= 0) {
     if (!im->failed) need(im, H5Fflush(im->file, H5F_SCOPE_GLOBAL));
     if (!im->failed) bytes = H5Fget_file_image(im->file, NULL, 0);
-    if (bytes >= 48) *out = malloc((size_t)bytes);
-    if (*out && H5Fget_file_image(im->file, *out, (size_t)bytes) != bytes) { free(*out); *out = NULL; }
-    H5Fclose(im->file);
+    if (bytes >= 48) memcpy(superblock, building->bytes, sizeof superblock); /* closing gives back unused space: a file end before the image's */
+    need(im, H5Fclose(im->file));
   }
-  if (!*out) { im->failed = 1; return; }
+  if (im->failed || bytes < 48 || (size_t)bytes > building->room) { im->failed = 1; return; }
   /* superblock 3: byte 11 says "open for writing", and the checksum in bytes 44-47 is that of another moment */
-  (*out)[11] = 0;
-  uint32_t sum = cmkd_lookup3(*out, 44);
-  for (int i = 0; i < 4; i++) (*out)[44 + i] = (uint8_t)(sum >> 8 * i);
-  *size = (size_t)bytes;
+  superblock[11] = 0;
+  uint32_t sum = cmkd_lookup3(superblock, 44);
+  for (int i = 0; i < 4; i++) superblock[44 + i] = (uint8_t)(sum >> 8 * i);
+  memcpy(building->bytes, superblock, sizeof superblock);
+  building->size = (size_t)bytes;
 }
 
 static void attribute(image *im, const char *name, hid_t memory, hid_t stored, hsize_t count, const void *value) {
@@ -190,8 +212,10 @@ static void columns(image *im, const char *name, hid_t type, const void *data, s
 }
 
 typedef struct quiet { H5E_auto2_t function; void *data; } quiet;
-static void enter(quiet *q) {
+static void enter(quiet *q, cmkd_image *out) {
   pthread_mutex_lock(&lock);
+  building = out;
+  out->size = 0;
   H5Eget_auto2(H5E_DEFAULT, &q->function, &q->data);
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
 }
@@ -200,12 +224,12 @@ static void leave(const quiet *q) {
   pthread_mutex_unlock(&lock);
 }
 
-cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, uint8_t **out, size_t *size, cmkd_error *err) {
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, cmkd_image *out, cmkd_error *err) {
   const cmkd_codec *codec;
   CMKD_TRY(cmkd_codec_find(head->identity.codec, &codec, err));
   quiet q;
   image im = {-1, 0};
-  enter(&q);
+  enter(&q, out);
   need(&im, H5Zregister(&filter_class));
   image_open(&im, 4u << 20);
   identity(&im, head, "cmkd-shard");
@@ -223,15 +247,15 @@ cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, 
   flat(&im, "label", H5T_NATIVE_INT32, H5T_STD_I32LE, n, data->labels, &meta->label);
   class_names(&im, head);
   H5Tclose(half);
-  image_close(&im, out, size);
+  image_close(&im);
   leave(&q);
   return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build shard %u in memory (out of memory?)", meta->index) : CMKD_OK;
 }
 
-cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, uint8_t **out, size_t *size, cmkd_error *err) {
+cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *out, cmkd_error *err) {
   quiet q;
   image im = {-1, 0};
-  enter(&q);
+  enter(&q, out);
   image_open(&im, 1u << 16);
   identity(&im, &meta->head, "cmkd-cache");
   number(&im, "shards", meta->head.shards);
@@ -244,7 +268,7 @@ cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, uint8_t **out, size_t
     snprintf(target, sizeof target, "%s/%s", meta->folder, meta->shards[k].file);
     need(&im, H5Lcreate_external(target, "/", im.file, name, H5P_DEFAULT, H5P_DEFAULT));
   }
-  image_close(&im, out, size);
+  image_close(&im);
   leave(&q);
   return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build the master file in memory (out of memory?)") : CMKD_OK;
 }

@@ -13,8 +13,12 @@ typedef struct cmkd_shard_data {
   const uint16_t *row_max, *row_range; /* (views, n) or NULL */
 } cmkd_shard_data;
 
-/* Builds the image and fills meta's extents (offset, size, hash). *image is fresh memory, caller frees. Same input, same bytes. */
-cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, uint8_t **image, size_t *size, cmkd_error *err);
+/* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with cmkd_image_free. */
+typedef struct cmkd_image { uint8_t *bytes; size_t size, room; } cmkd_image;
+void cmkd_image_free(cmkd_image *image);
+
+/* Builds the image and fills meta's extents (offset, size, hash). Same input, same bytes. */
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, cmkd_image *image, cmkd_error *err);
 /* The master's: attributes and one external link a shard, /shard-00000 -> FOLDER/shard-00000-of-00064.h5 : / */
-cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, uint8_t **image, size_t *size, cmkd_error *err);
+cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *image, cmkd_error *err);
 #endif

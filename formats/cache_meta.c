@@ -40,7 +40,7 @@ cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *
 static void set(json_t *object, const char *key, json_t *value, int *bad) { *bad |= json_object_set_new(object, key, value) != 0; }
 static json_t *text64(uint64_t x) { char s[24]; snprintf(s, sizeof s, "%" PRIu64, x); return json_string(s); } /* JSON integers end at 2^63 */
 
-static json_t *identity_json(const cmkd_cache_identity *id, const cmkd_codec *codec) {
+static json_t *identity_json(const cmkd_cache_identity *id) {
   int bad = 0;
   json_t *o = json_object(), *mean = json_array(), *std = json_array();
   set(o, "teacher_sha256", json_string(id->teacher_sha256), &bad);
@@ -60,20 +60,18 @@ static json_t *identity_json(const cmkd_cache_identity *id, const cmkd_codec *co
   set(o, "cache_seed", text64(id->cache_seed), &bad);
   set(o, "all_variants", json_boolean(id->all_variants), &bad);
   set(o, "clean_view", json_boolean(id->clean_view), &bad);
-  set(o, "codec", json_string(codec->name), &bad);
+  set(o, "codec", json_string(id->codec), &bad);
   set(o, "tool_version", json_string(id->tool_version), &bad);
   if (bad) { json_decref(o); return NULL; }
   return o;
 }
 
 static json_t *head_json(const cmkd_cache_head *head, const char *format) {
-  const cmkd_codec *codec;
-  if (cmkd_codec_find(head->identity.codec, &codec, NULL) != CMKD_OK) return NULL;
   int bad = 0;
   json_t *o = json_object(), *names = head->class_names ? json_array() : json_null();
   if (format) set(o, "format", json_string(format), &bad);
   set(o, "schema", json_integer(1), &bad);
-  set(o, "identity", identity_json(&head->identity, codec), &bad);
+  set(o, "identity", identity_json(&head->identity), &bad);
   set(o, "shape", json_pack("[I,i,i]", (json_int_t)head->samples, (int)head->views, (int)head->classes), &bad);
   for (uint32_t c = 0; head->class_names && c < head->classes; c++) bad |= json_array_append_new(names, json_string(head->class_names[c])) != 0;
   set(o, "class_names", names, &bad);

@@ -112,6 +112,7 @@ static const cmkd_codec *parse_head(parser *p, const json_t *o, const char *form
   head->shard_rows = (uint32_t)get_number(p, o, "shard_rows", 1, INT32_MAX);
   head->chunk_rows = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_rows);
   if ((head->samples + head->shard_rows - 1) / head->shard_rows != head->shards) wrong(p, "shards");
+  if (codec && codec->thin && cmkd_codec_keep(head->identity.codec) >= head->classes) wrong(p, "codec");
   if (codec && (uint64_t)head->chunk_rows * head->classes * (uint64_t)codec->item > CMKD_CACHE_CHUNK_LIMIT) wrong(p, "chunk_rows");
   if (!p->what) parse_class_names(p, json_object_get(o, "class_names"), head);
   return codec;

@@ -10,11 +10,11 @@
 #include "formats/cache_hdf5.h"
 #include "formats/cache_writer.h"
 
-void cmkd_shard_work_free(cmkd_shard_work *shard) {
+void cmkd_shard_work_free(cmkd_cache_writer *w, cmkd_shard_work *shard) {
   if (!shard) return;
   for (uint64_t i = 0; shard->chunks && i < shard->chunk_count; i++) {
-    free(shard->chunks[i].items);
-    free(shard->chunks[i].stored);
+    cmkd_writer_room_return(w, shard->chunks[i].items);
+    cmkd_writer_room_return(w, shard->chunks[i].stored);
   }
   free(shard->chunks);
   free(shard->seeds);
@@ -29,7 +29,7 @@ char *cmkd_writer_shard_path(const cmkd_cache_writer *w, uint32_t k) {
   return cmkd_path_join(w->folder, name);
 }
 
-static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, uint8_t **image, size_t *size, cmkd_error *err) {
+static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
   const uint8_t **chunks = malloc(shard->chunk_count * sizeof *chunks);
   size_t *sizes = malloc(shard->chunk_count * sizeof *sizes);
   cmkd_status status = CMKD_OK;
@@ -39,22 +39,22 @@ static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, uin
     sizes[i] = shard->chunks[i].size;
   }
   cmkd_shard_data data = {chunks, sizes, shard->labels, shard->ids, shard->seeds, shard->row_max, shard->row_range};
-  if (status == CMKD_OK) status = cmkd_hdf5_shard(&w->head, &shard->meta, &data, image, size, err);
+  if (status == CMKD_OK) status = cmkd_hdf5_shard(&w->head, &shard->meta, &data, &w->image, err);
   free(chunks);
   free(sizes);
   return status;
 }
 
 /* Block before image, written to PATH.tmp, synced, renamed. Gives the hash of the block, which covers the whole file. */
-static cmkd_status write_file(const char *path, int kind, const char *json, const uint8_t *image, size_t size, char block_sha256[CMKD_SHA256_HEX], uint64_t *file_size, cmkd_error *err) {
+static cmkd_status write_file(const char *path, int kind, const char *json, const cmkd_image *image, char block_sha256[CMKD_SHA256_HEX], uint64_t *file_size, cmkd_error *err) {
   char payload_sha256[CMKD_SHA256_HEX];
   size_t block_size = 0;
-  cmkd_sha256(image, size, payload_sha256);
-  uint8_t *block = json ? cmkd_block_make(kind, json, strlen(json), payload_sha256, size, &block_size) : NULL;
+  cmkd_sha256(image->bytes, image->size, payload_sha256);
+  uint8_t *block = json ? cmkd_block_make(kind, json, strlen(json), payload_sha256, image->size, &block_size) : NULL;
   if (!block) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: its header cannot be made: out of memory, or a name in it is not UTF-8", path);
   cmkd_sha256(block, block_size, block_sha256);
-  *file_size = block_size + size;
-  const cmkd_piece pieces[] = {{block, block_size}, {image, size}};
+  *file_size = block_size + image->size;
+  const cmkd_piece pieces[] = {{block, block_size}, {image->bytes, image->size}};
   cmkd_status status = cmkd_file_write(path, pieces, 2, err);
   free(block);
   return status;
@@ -62,18 +62,15 @@ static cmkd_status write_file(const char *path, int kind, const char *json, cons
 
 cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
   double start = cmkd_seconds();
-  uint8_t *image = NULL;
-  size_t size = 0;
   uint32_t k = shard->meta.index;
-  CMKD_TRY(build_image(w, shard, &image, &size, err));
+  CMKD_TRY(build_image(w, shard, err));
   for (uint64_t i = 0; i < shard->chunk_count; i++) { /* the image holds them now */
-    free(shard->chunks[i].stored);
+    cmkd_writer_room_return(w, shard->chunks[i].stored);
     shard->chunks[i].stored = NULL;
   }
   char *json = cmkd_shard_json(&w->head, &shard->meta), *path = cmkd_writer_shard_path(w, k), sha256[CMKD_SHA256_HEX];
   uint64_t file_size = 0;
-  cmkd_status status = path ? write_file(path, CMKD_BLOCK_SHARD, json, image, size, sha256, &file_size, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
-  free(image);
+  cmkd_status status = path ? write_file(path, CMKD_BLOCK_SHARD, json, &w->image, sha256, &file_size, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
   free(json);
   free(path);
   if (status != CMKD_OK) return status;
@@ -146,17 +143,14 @@ static cmkd_status missing(cmkd_cache_writer *w, cmkd_error *err) {
 
 static cmkd_status write_master(cmkd_cache_writer *w, cmkd_error *err) {
   cmkd_master_meta meta = {.head = w->head, .shards = w->entries};
-  uint8_t *image = NULL;
-  size_t size = 0;
   char sha256[CMKD_SHA256_HEX];
   uint64_t file_size;
   if ((size_t)snprintf(meta.folder, sizeof meta.folder, "%s", w->folder_name) >= sizeof meta.folder) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the name is too long", w->path);
   CMKD_TRY(cmkd_master_fingerprint(&meta, err));
-  CMKD_TRY(cmkd_hdf5_master(&meta, &image, &size, err));
+  CMKD_TRY(cmkd_hdf5_master(&meta, &w->image, err));
   char *json = cmkd_master_json(&meta);
-  cmkd_status status = write_file(w->path, CMKD_BLOCK_MASTER, json, image, size, sha256, &file_size, err);
+  cmkd_status status = write_file(w->path, CMKD_BLOCK_MASTER, json, &w->image, sha256, &file_size, err);
   free(json);
-  free(image);
   return status;
 }
 

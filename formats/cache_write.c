@@ -44,6 +44,8 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, con
   if (!spec->views || spec->views > CMKD_CACHE_MAX_VIEWS) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u views; a cache has 1 to %d", path, spec->views, CMKD_CACHE_MAX_VIEWS);
   if (!spec->classes || spec->classes > CMKD_CACHE_MAX_CLASSES) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u classes; a cache has 1 to %d", path, spec->classes, CMKD_CACHE_MAX_CLASSES);
   if (strlen(spec->identity.teacher_sha256) != 64) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the teacher's SHA-256 is missing", path);
+  if (codec->thin && cmkd_codec_keep(spec->identity.codec) >= spec->classes)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s keeps all of %u logits; use f16", path, spec->identity.codec, spec->classes);
   choose_geometry(spec, codec, head);
   if (head->shards > CMKD_CACHE_MAX_SHARDS) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, head->shards, CMKD_CACHE_MAX_SHARDS);
   if ((uint64_t)head->chunk_rows * spec->classes * (uint64_t)codec->item > CMKD_CACHE_CHUNK_LIMIT) {
@@ -99,6 +101,9 @@ static cmkd_status share_session(cmkd_cache_writer *w, cmkd_error *err) {
 
 static cmkd_status open_common(cmkd_cache_writer *w, int threads, cmkd_error *err) {
   CMKD_TRY(cmkd_codec_find(w->head.identity.codec, &w->codec, err));
+  w->keep = cmkd_codec_keep(w->head.identity.codec);
+  w->thin = w->codec->thin ? malloc(w->head.classes * sizeof *w->thin) : NULL;
+  if (w->codec->thin && !w->thin) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", w->path);
   w->head_text = cmkd_cache_head_text(&w->head);
   w->entries = calloc(w->head.shards, sizeof *w->entries);
   if (!w->head_text) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: a name (teacher, class) is not UTF-8, or memory is short", w->path);
@@ -122,6 +127,7 @@ static cmkd_status writer_create(const char *path, cmkd_cache_writer **out, cmkd
   if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a cache writer");
   w->session = (cmkd_lock)CMKD_LOCK_NONE;
   pthread_mutex_init(&w->mutex, NULL);
+  pthread_mutex_init(&w->room_mutex, NULL);
   pthread_cond_init(&w->work, NULL);
   pthread_cond_init(&w->space, NULL);
   pthread_cond_init(&w->changed, NULL);
@@ -192,13 +198,17 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   cmkd_writer_threads_stop(w);
   if (w->session.fd >= 0 && w->folder) rmdir(w->folder); /* succeeds only when nothing was built */
   cmkd_lock_release(&w->session);
+  cmkd_writer_rooms_free(w);
+  cmkd_image_free(&w->image);
   pthread_mutex_destroy(&w->mutex);
+  pthread_mutex_destroy(&w->room_mutex);
   pthread_cond_destroy(&w->work);
   pthread_cond_destroy(&w->space);
   pthread_cond_destroy(&w->changed);
   cmkd_cache_head_free(&w->head);
   free(w->entries);
   free(w->head_text);
+  free(w->thin);
   free(w->path);
   free(w->dir);
   free(w->folder);
@@ -284,8 +294,14 @@ static void fill(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t c
   cmkd_chunk_work *chunk = s->chunks + (size_t)view * s->meta.blocks + first / s->rows;
   uint8_t *target = chunk->items + first % s->rows * row;
   uint16_t *max = s->row_max ? s->row_max + view * n + first : NULL, *range = s->row_max ? s->row_range + view * n + first : NULL;
-  if (stride == C) { w->codec->encode(logits, count, C, target, max, range); return; }
-  for (size_t i = 0; i < count; i++) w->codec->encode(logits + i * stride, 1, C, target + i * row, max ? max + i : NULL, range ? range + i : NULL);
+  if (w->thin)
+    for (size_t i = 0; i < count; i++) {
+      w->codec->thin(logits + i * stride, C, w->keep, w->thin);
+      w->codec->encode(w->thin, 1, C, target + i * row, NULL, NULL);
+    }
+  else if (stride == C) w->codec->encode(logits, count, C, target, max, range);
+  else
+    for (size_t i = 0; i < count; i++) w->codec->encode(logits + i * stride, 1, C, target + i * row, max ? max + i : NULL, range ? range + i : NULL);
 }
 
 static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count, const float *logits, size_t stride, cmkd_error *err) {
@@ -306,9 +322,9 @@ static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t fi
 }
 
 /* Edge chunks are stored full: zeros behind the last row. */
-static uint8_t *new_items(const cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
+static uint8_t *new_items(cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
   size_t row = w->head.classes * (size_t)w->codec->item;
-  uint8_t *items = malloc(rows * row);
+  uint8_t *items = cmkd_writer_room_take(w);
   if (items) memset(items + used * row, 0, (rows - used) * row);
   return items;
 }
@@ -350,7 +366,7 @@ cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *w, cmkd_error *err) {
 void cmkd_cache_writer_abandon(cmkd_cache_writer *w) {
   if (!w->filling) return;
   cmkd_writer_drain(w, w->filling);
-  cmkd_shard_work_free(w->filling);
+  cmkd_shard_work_free(w, w->filling);
   w->filling = NULL;
 }
 

@@ -6,17 +6,32 @@
 #include "base/cpu.h"
 #include "base/options.h"
 
-static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt};
-static const char *const names[] = {"f16", "f32", "u8sqrt", NULL};
+static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk};
+static const char *const names[] = {"f16", "f32", "u8sqrt", "topk", NULL};
+#define KNOWN "f16, f32, u8sqrt, topk:K"
 
-const char *const *cmkd_codec_names(void) { return names; }
+uint32_t cmkd_codec_keep(const char *name) {
+  const char *digits = strchr(name, ':'), *end = digits ? digits + 1 : "";
+  uint32_t keep = 0;
+  if (*end < '1') return 0; /* one text a number */
+  for (; *end >= '0' && *end <= '9' && keep < 1000000; end++) keep = keep * 10 + (uint32_t)(*end - '0');
+  return *end ? 0 : keep;
+}
 
 cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err) {
-  for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++)
-    if (!strcmp(codecs[i]->name, name)) { *out = codecs[i]; return CMKD_OK; }
+  const char *colon = strchr(name, ':');
+  for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++) {
+    const cmkd_codec *codec = codecs[i];
+    size_t length = strlen(codec->name);
+    if (strncmp(codec->name, name, length) != 0 || (name[length] && name + length != colon)) continue;
+    if (!codec->thin && colon) break;
+    if (codec->thin && !cmkd_codec_keep(name)) return cmkd_fail(err, CMKD_ERR_USAGE, "codec \"%.40s\": say how many logits of a row it keeps, for example %s:10", name, codec->name);
+    *out = codec;
+    return CMKD_OK;
+  }
   const char *near = cmkd_nearest(name, names);
-  if (near) return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%s\"; did you mean \"%s\"? (f16, f32, u8sqrt)", name, near);
-  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%s\"; this build has f16, f32, u8sqrt", name);
+  if (near) return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; did you mean \"%s\"? (" KNOWN ")", name, near);
+  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; this build has " KNOWN, name);
 }
 
 const cmkd_codec_kernels *cmkd_codec_kernels_get(void) {

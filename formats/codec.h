@@ -26,11 +26,14 @@ typedef struct cmkd_codec {
   void (*encode)(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max, uint16_t *row_range);
   /* rows [first, first + rows) of a chunk -> out (rows, C) */
   void (*decode)(const cmkd_chunk_view *chunk, size_t first, size_t rows, float *out);
+  /* Codecs that keep K logits of a row, under the name NAME:K, else NULL: what decoding will give but for rounding, row (classes) -> out (classes),
+   * 0 < keep < classes. Goes before encode. */
+  void (*thin)(const float *row, size_t classes, uint32_t keep, float *out);
 } cmkd_codec;
 
-/* Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. */
+/* Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. "topk:K" is topk. */
 cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err);
-const char *const *cmkd_codec_names(void); /* NULL-terminated */
+uint32_t cmkd_codec_keep(const char *name); /* K of "topk:K", 0 of codecs that keep all */
 
 /* Index of the first element that is not finite or beyond `limit`, or -1. */
 int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit);
@@ -49,5 +52,5 @@ typedef struct cmkd_codec_kernels {
 const cmkd_codec_kernels *cmkd_codec_kernels_get(void); /* picked once by what the machine runs */
 extern const cmkd_codec_kernels cmkd_codec_kernels_avx2;
 
-extern const cmkd_codec cmkd_codec_f32, cmkd_codec_f16, cmkd_codec_u8sqrt;
+extern const cmkd_codec cmkd_codec_f32, cmkd_codec_f16, cmkd_codec_u8sqrt, cmkd_codec_topk;
 #endif

@@ -21,4 +21,4 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   for (size_t i = 0; i < count; i++) out[i] = cmkd_half_to_float((uint16_t)(low[i] | high[i] << 8));
 }
 
-const cmkd_codec cmkd_codec_f16 = {"f16", "IEEE half (default)", 2, 0, 65504, 0x1p-11, encode, decode};
+const cmkd_codec cmkd_codec_f16 = {"f16", "IEEE half (default)", 2, 0, 65504, 0x1p-11, encode, decode, NULL};

@@ -19,4 +19,4 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   }
 }
 
-const cmkd_codec cmkd_codec_f32 = {"f32", "IEEE single, exact", 4, 0, FLT_MAX, 0, encode, decode};
+const cmkd_codec cmkd_codec_f32 = {"f32", "IEEE single, exact", 4, 0, FLT_MAX, 0, encode, decode, NULL};

@@ -51,4 +51,4 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   }
 }
 
-const cmkd_codec cmkd_codec_u8sqrt = {"u8sqrt", "one byte a class, half the size, argmax exact", 1, 1, 65504, 1.0 / 128, encode, decode};
+const cmkd_codec cmkd_codec_u8sqrt = {"u8sqrt", "one byte a class, half the size, argmax exact", 1, 1, 65504, 1.0 / 128, encode, decode, NULL};

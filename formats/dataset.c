@@ -32,6 +32,7 @@ typedef struct entry {
   const cmkd_reader *reader;
   int height, width, channels, classes;
   float mean[3], std[3];
+  cmkd_policy policy;
   const char *const *class_names;
   const char *folders[4];    /* names it goes by below $CMKD_DATA, ./data and /usr/share/datasets */
   const char *subfolders[4]; /* where unpackers put the files below a folder the user names */
@@ -39,13 +40,13 @@ typedef struct entry {
 } entry;
 
 static const entry registry[] = {
-  {"fashion-mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.2860f}, {.3530f}, fashion, {"fashion-mnist", "FashionMNIST"},
+  {"fashion-mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.2860f}, {.3530f}, CMKD_AUGMENT_CROP_FLIP, fashion, {"fashion-mnist", "FashionMNIST"},
    {"", "raw", "FashionMNIST/raw"}, "or apt install dataset-fashion-mnist"},
-  {"mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.1307f}, {.3081f}, digits, {"mnist", "MNIST"}, {"", "raw", "MNIST/raw"}, "with its four IDX files"},
-  {"cifar10", &cmkd_reader_cifar10, 32, 32, 3, 10, {.4914f, .4822f, .4465f}, {.2023f, .1994f, .2010f}, cifar10,
+  {"mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.1307f}, {.3081f}, CMKD_AUGMENT_CROP, digits, {"mnist", "MNIST"}, {"", "raw", "MNIST/raw"}, "with its four IDX files"},
+  {"cifar10", &cmkd_reader_cifar10, 32, 32, 3, 10, {.4914f, .4822f, .4465f}, {.2023f, .1994f, .2010f}, CMKD_AUGMENT_CROP_FLIP, cifar10,
    {"cifar10", "cifar-10", "cifar-10-batches-bin"},
    {"", "cifar-10-batches-bin"}, "with the unpacked cifar-10-binary.tar.gz"},
-  {"cifar100", &cmkd_reader_cifar100, 32, 32, 3, 100, {.5071f, .4867f, .4408f}, {.2675f, .2565f, .2761f}, cifar100,
+  {"cifar100", &cmkd_reader_cifar100, 32, 32, 3, 100, {.5071f, .4867f, .4408f}, {.2675f, .2565f, .2761f}, CMKD_AUGMENT_CROP_FLIP, cifar100,
    {"cifar100", "cifar-100", "cifar-100-binary"},
    {"", "cifar-100-binary"}, "with the unpacked cifar-100-binary.tar.gz"},
 };
@@ -102,6 +103,13 @@ static char *expand(const char *dir) {
 }
 
 /* base, or a subfolder of it, where the split's files are; NULL when there are none. */
+cmkd_status cmkd_dataset_policy(const char *spec, cmkd_policy *out, cmkd_error *err) {
+  const entry *e;
+  CMKD_TRY(find_entry(spec, &e, err));
+  *out = e->policy;
+  return CMKD_OK;
+}
+
 static char *look_in(const entry *e, const char *base, int test) {
   for (int i = 0; i < 4 && e->subfolders[i]; i++) {
     char *dir = e->subfolders[i][0] ? cmkd_path_join(base, e->subfolders[i]) : cmkd_format("%s", base);

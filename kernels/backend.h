@@ -35,9 +35,10 @@ typedef struct cmkd_step {
   int count;                   /* rows, 1 .. batch */
   const uint32_t *rows;        /* (count) positions in the images */
   const uint64_t *seeds;       /* (count); NULL: every row clean */
-  const float *teacher;        /* (count, classes), or NULL: no teacher, or one whose logits are resident: */
-  const cmkd_be_rows *teacher_rows; const uint32_t *teacher_index; /* row i's logits are teacher_rows[teacher_index[i]]; (count) or NULL */
+  const float *teacher;        /* (count, classes) or NULL */
   double lr, epoch;            /* epoch from 1, for loss warm-ups */
+  /* Instead of `teacher`, where logits are resident: row i's are teacher_rows[teacher_index[i]]; (count) or NULL */
+  const cmkd_be_rows *teacher_rows; const uint32_t *teacher_index;
 } cmkd_step;
 
 /* What one training step produced. Sums over rows, so that partial batches weigh right. */

@@ -11,6 +11,7 @@
 #include "formats/codec.h"
 #include "precompute/build.h"
 #include "precompute/commands.h"
+#include "precompute/reshape.h"
 
 #define DEFAULT_VIEWS 4
 
@@ -19,7 +20,7 @@ typedef struct options {
   int64_t samples, shard_rows, teacher_batch, threads;
   uint64_t seed;
   float mean[3], std[3];
-  int clean_view, no_test, with_test, quiet, json, mean_seen, std_seen, seed_seen, cache_seed_seen;
+  int clean_view, no_test, with_test, quiet, json, mean_seen, std_seen, seed_seen, cache_seed_seen, allow_top_k;
 } options;
 
 static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_error *err) {
@@ -31,10 +32,11 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
     {.name = "--samples", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->samples, .help = "only the first N of the split [all]", .min = 1, .max = 4294967295.0},
     {.name = "--views", .argument = "V|all", .kind = CMKD_OPT_STRING, .target = &o->views, .help = "augmented views of each image; all: every variant of the policy [4; 1 without augmentation]"},
     {.name = "--clean-view", .kind = CMKD_OPT_FLAG, .target = &o->clean_view, .help = "one more view: the image as it is"},
-    {.name = "--augment", .argument = "POLICY", .kind = CMKD_OPT_STRING, .target = &o->augment, .help = "none, flip, crop or crop+flip [crop+flip; none for --split test]"},
+    {.name = "--augment", .argument = "POLICY", .kind = CMKD_OPT_STRING, .target = &o->augment, .help = "none, flip, crop or crop+flip [crop+flip; MNIST: crop; test split: none]"},
     {.name = "--seed", .argument = "S", .kind = CMKD_OPT_UINT64, .target = &o->seed, .help = "of the views; the training seed is independent of it [0]", .seen = &o->seed_seen},
     {.name = "--cache-seed", .argument = "S", .kind = CMKD_OPT_UINT64, .target = &other_seed, .help = "the same, by the trainer's name for it", .seen = &o->cache_seed_seen},
-    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->codec, .help = "f16, f32 (exact) or u8sqrt (half the size) [f16]"},
+    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &o->codec, .help = "f16, f32 (exact), u8sqrt (half the size) or topk:K [f16]"},
+    {.name = "--allow-top-k", .kind = CMKD_OPT_FLAG, .target = &o->allow_top_k, .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
     {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->shard_rows, .help = "samples a shard [about 4 MB of raw logits]", .min = 1, .max = 2147483647},
     {.name = "--teacher-batch", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->teacher_batch, .help = "images a teacher batch; recorded in the cache [128]", .min = 1, .max = 65536},
     {.name = "--threads", .argument = "N", .kind = CMKD_OPT_INT, .target = &o->threads, .help = "[all cores]", .min = 1, .max = 1024},
@@ -65,8 +67,9 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
   return CMKD_OK;
 }
 
-static cmkd_status settle_views(const options *o, cmkd_build_job *job, cmkd_error *err) {
-  CMKD_TRY(cmkd_policy_parse(o->augment ? o->augment : !strcmp(o->split, "test") ? "none" : "crop+flip", &job->policy, err));
+static cmkd_status settle_views(const options *o, const char *data, cmkd_build_job *job, cmkd_error *err) {
+  if (o->augment) CMKD_TRY(cmkd_policy_parse(o->augment, &job->policy, err));
+  else if (strcmp(o->split, "test")) CMKD_TRY(cmkd_dataset_policy(data, &job->policy, err));
   job->views = job->policy == CMKD_AUGMENT_NONE ? 1 : DEFAULT_VIEWS;
   job->clean_view = o->clean_view && job->policy != CMKD_AUGMENT_NONE; /* without augmentation the one view is the clean one */
   if (!o->views) return CMKD_OK;
@@ -152,11 +155,9 @@ static char *companion(const char *out) {
   return cmkd_format("%.*s.test.h5", stem, out);
 }
 
-static cmkd_status build_all(const options *o, cmkd_build_job *job, json_t *json, cmkd_error *err) {
-  char data[4200];
+static cmkd_status build_all(const options *o, const char *data, cmkd_build_job *job, json_t *json, cmkd_error *err) {
   const cmkd_backend_table *table;
   cmkd_backend *backend;
-  CMKD_TRY(find_data(o, data, err));
   CMKD_TRY(cmkd_backend_find(o->device, &table, err));
   const cmkd_backend_options backend_options = {.threads = (int)o->threads};
   CMKD_TRY(table->open(&backend_options, &backend, err));
@@ -189,12 +190,15 @@ cmkd_status cmkd_command_build(int argc, char **argv, cmkd_error *err) {
   if (help) return CMKD_OK;
   cmkd_build_job job = {.out = o.out, .teacher_path = o.teacher, .samples = (uint32_t)o.samples, .cache_seed = o.seed, .codec = o.codec, .shard_rows = (uint32_t)o.shard_rows,
                         .threads = (int)o.threads, .quiet = o.quiet, .label = "teacher", .interrupted = cmkd_interrupted};
-  CMKD_TRY(settle_views(&o, &job, err));
+  char data[4200];
+  CMKD_TRY(find_data(&o, data, err));
+  CMKD_TRY(settle_views(&o, data, &job, err));
   CMKD_TRY(cmkd_codec_find(o.codec, &codec, err));
+  CMKD_TRY(cmkd_codec_allowed(o.codec, o.allow_top_k, err));
   CMKD_TRY(cmkd_part_find(o.part, &job.part, err));
   if (job.part.count > 1 && !o.quiet) fprintf(stderr, "cmkd-cache: building part %u of %u (%s)\n", job.part.index, job.part.count, job.part.from);
   json_t *json = o.json ? json_object() : NULL;
-  cmkd_status status = build_all(&o, &job, json, err);
+  cmkd_status status = build_all(&o, data, &job, json, err);
   if (json && status == CMKD_OK) {
     char *text = json_dumps(json, JSON_COMPACT | JSON_REAL_PRECISION(6));
     puts(text ? text : "{}");

@@ -169,7 +169,7 @@ static cmkd_status run(import *im, cmkd_error *err) {
 
 cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err) {
   import im = {.split = "train", .codec = "f16"};
-  int help = 0, json = 0;
+  int help = 0, json = 0, allow_top_k = 0;
   const cmkd_option table[] = {
     {.name = "--logits", .argument = "FILE", .kind = CMKD_OPT_STRING, .target = &im.logits_path, .help = ".npy or safetensors (\"logits\"): (n, C) or (n, V, C), float"},
     {.name = "--data", .argument = "SPEC", .kind = CMKD_OPT_STRING, .target = &im.data, .help = "the images they were made from, in that order"},
@@ -179,7 +179,8 @@ cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err) {
     {.name = "--augment", .argument = "POLICY", .kind = CMKD_OPT_STRING, .target = &im.augment, .help = "what the seeds mean: none, flip, crop, crop+flip"},
     {.name = "--teacher-name", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &im.teacher_name, .help = "as it is to be recorded"},
     {.name = "--teacher", .argument = "FILE", .kind = CMKD_OPT_STRING, .target = &im.teacher, .help = "its weights, any format: recorded by hash [hash of the name]"},
-    {.name = "--codec", .argument = "f32|f16|u8sqrt", .kind = CMKD_OPT_STRING, .target = &im.codec, .help = "[f16]"},
+    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &im.codec, .help = "f32, f16, u8sqrt or topk:K [f16]"},
+    {.name = "--allow-top-k", .kind = CMKD_OPT_FLAG, .target = &allow_top_k, .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
     {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &im.shard_rows, .help = "samples a shard [chosen]", .min = 1, .max = INT32_MAX},
     {.name = "--out", .argument = "FILE.h5", .kind = CMKD_OPT_STRING, .target = &im.out, .help = "the cache"},
     {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
@@ -192,6 +193,7 @@ cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err) {
   if (help) return CMKD_OK;
   const char *missing = !im.logits_path ? "--logits FILE" : !im.data ? "--data SPEC" : !im.teacher_name ? "--teacher-name NAME" : !im.out ? "--out FILE.h5" : NULL;
   if (missing) return cmkd_fail(err, CMKD_ERR_USAGE, "import needs %s", missing);
+  CMKD_TRY(cmkd_codec_allowed(im.codec, allow_top_k, err));
   cmkd_status status = run(&im, err);
   cmkd_dataset_close(im.set);
   cmkd_weights_free(im.weights);

@@ -24,6 +24,7 @@ static void print_json(const char *path, const cmkd_cache_info *info, int names)
   json_t *teacher = json_pack("{s:s,s:s,s:s,s:o,s:o,s:s,s:i}", "name", id->teacher_name, "sha256", id->teacher_sha256, "arch", id->teacher_arch, "mean", floats(id->mean, id->channels), "std", floats(id->std, id->channels),
                               "precision", id->precision, "batch", id->teacher_batch);
   json_t *data = json_pack("{s:s,s:s,s:s,s:I}", "name", id->dataset, "split", id->split, "fingerprint", id->fingerprint, "n", (json_int_t)id->dataset_n);
+  json_object_set_new(o, "kept_logits", json_integer(info->kept));
   json_object_set_new(o, "teacher", teacher);
   json_object_set_new(o, "data", data);
   json_object_set_new(o, "augment", json_string(cmkd_policy_name(id->policy)));
@@ -49,8 +50,9 @@ static void print_human(const char *path, const cmkd_cache_info *info, int names
   double rows = (double)info->samples * info->views;
   printf("%s\n", path);
   printf("  logits    %" PRIu64 " samples x %u views x %u classes, codec %s\n", info->samples, info->views, info->classes, id->codec);
+  if (info->kept < info->classes) printf("            top-k: the %u largest of a row, the rest one tie; rank-based losses such as cmkd refuse it\n", info->kept);
   printf("  size      %s in %u shards, %.1f bytes a row (logits alone %.1f)\n", cmkd_bytes(info->bytes, bytes), info->shards, (double)info->bytes / rows, (double)info->logit_bytes / rows);
-  printf("  data      %s %s, %u images%s, fingerprint %.16s\n", id->dataset, id->split, id->dataset_n, info->samples < id->dataset_n ? " (the first of them cached)" : "", id->fingerprint);
+  printf("  data      %s %s, %u images%s, fingerprint %.16s\n", id->dataset, id->split, id->dataset_n, info->samples < id->dataset_n ? " (some of them cached)" : "", id->fingerprint);
   printf("  views     %s%s%s, seed %" PRIu64 ", rng %s\n", cmkd_policy_name(id->policy), id->all_variants ? ", all variants" : "", id->clean_view ? ", the last one clean" : "", id->cache_seed, id->rng_version);
   printf("  teacher   %s (%s), sha256 %.16s, %s, batch %d\n", id->teacher_name, id->teacher_arch, id->teacher_sha256, id->precision, id->teacher_batch);
   if (id->channels) printf("  mean/std  ");

@@ -78,10 +78,11 @@ static void print(const char *out, const cmkd_cache_info *before, const cmkd_cac
 
 cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err) {
   const char *paths[2] = {0}, *codec_name = "u8sqrt";
-  int help = 0, positionals = 0, quiet = 0, json = 0;
+  int help = 0, positionals = 0, quiet = 0, json = 0, allow_top_k = 0;
   int64_t shard_rows = 0;
   const cmkd_option table[] = {
-    {.name = "--codec", .argument = "f32|f16|u8sqrt", .kind = CMKD_OPT_STRING, .target = &codec_name, .help = "how rows are stored [u8sqrt]"},
+    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &codec_name, .help = "f32, f16, u8sqrt or topk:K [u8sqrt]"},
+    {.name = "--allow-top-k", .kind = CMKD_OPT_FLAG, .target = &allow_top_k, .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
     {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &shard_rows, .help = "samples a shard [chosen]", .min = 1, .max = INT32_MAX},
     {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
     {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
@@ -91,7 +92,7 @@ cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err) {
                                 .examples = "  cmkd-cache repack teacher.h5 small.h5 --codec u8sqrt\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, paths, &positionals, &help, err));
   if (help) return CMKD_OK;
-  const cmkd_codec *codec;
+  const cmkd_codec *codec; /* checked before any work */
   cmkd_cache *in, *out = NULL;
   CMKD_TRY(cmkd_codec_find(codec_name, &codec, err));
   CMKD_TRY(cmkd_cache_open(paths[0], &in, err));
@@ -101,8 +102,8 @@ cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err) {
   cmkd_status status = position && views ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", paths[0]);
   for (uint32_t i = 0; i < info->samples && position; i++) position[i] = i;
   for (uint32_t v = 0; v < info->views && views; v++) views[v] = (cmkd_reshape_view){0, v};
-  cmkd_reshape shape = {.out = paths[1], .label = "repack", .inputs = &in, .count = 1, .position = position, .views = views, .quiet = quiet};
-  cmkd_reshape_spec(info, codec->name, &shape.spec);
+  cmkd_reshape shape = {.out = paths[1], .label = "repack", .inputs = &in, .count = 1, .position = position, .views = views, .quiet = quiet, .allow_top_k = allow_top_k};
+  cmkd_reshape_spec(info, codec_name, &shape.spec);
   shape.spec.shard_rows = (uint32_t)shard_rows;
   damage d = {0};
   if (status == CMKD_OK) status = cmkd_reshape_run(&shape, NULL, err);

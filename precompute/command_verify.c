@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/hash.h"
 #include "base/options.h"
 #include "base/progress.h"
 #include "base/rng.h"
@@ -30,18 +31,42 @@ static void each(void *context, uint32_t shard, const cmkd_error *err) {
   cmkd_progress_update(&l->progress, ++l->done);
 }
 
-static cmkd_status check_agreement(const cmkd_cache_info *info, const cmkd_teacher *teacher, const cmkd_dataset *data, const options *o, cmkd_error *err) {
+static cmkd_status check_weights(const cmkd_cache_info *info, const options *o, cmkd_error *err) {
+  char sha256[CMKD_SHA256_HEX];
+  const cmkd_cache_identity *id = &info->identity;
+  CMKD_TRY(cmkd_sha256_file(o->teacher, sha256, err));
+  if (!strcmp(id->teacher_sha256, sha256)) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s was made by teacher %s %.12s..., %s is %.12s...; give the same weights", o->cache, id->teacher_name, id->teacher_sha256, o->teacher, sha256);
+}
+
+static cmkd_status check_agreement(const cmkd_cache_info *info, const cmkd_dataset *data, const options *o, cmkd_error *err) {
   const cmkd_cache_identity *id = &info->identity;
   if (strcmp(id->fingerprint, data->fingerprint) != 0)
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s was made from %s %s %.12s..., --data is %s %s %.12s...; give the same data", o->cache, id->dataset, id->split, id->fingerprint, data->name, data->split, data->fingerprint);
-  if (strcmp(id->teacher_sha256, cmkd_teacher_sha256(teacher)) != 0)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s was made by teacher %s %.12s..., --teacher is %.12s...; give the same weights", o->cache, id->teacher_name, id->teacher_sha256, cmkd_teacher_sha256(teacher));
   if (strcmp(id->rng_version, CMKD_RNG_VERSION) != 0) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s has views of rng %s, this program replays %s", o->cache, id->rng_version, CMKD_RNG_VERSION);
   return CMKD_OK;
 }
 
+/* Of a top-k row: the kept logits like any, the rest against the tie that the fresh row would have and, one by one, against the least kept. */
+static void compare_kept(const float *stored, const float *fresh, size_t C, uint32_t keep, double *largest) {
+  float rest = stored[0], least = HUGE_VALF;
+  double most = 0, sum = 0;
+  for (size_t c = 1; c < C; c++) if (stored[c] < rest) rest = stored[c];
+  for (size_t c = 0; c < C; c++) if (stored[c] > rest && stored[c] < least) least = stored[c];
+  size_t tied = 0;
+  for (size_t c = 0; c < C; c++) {
+    double difference = stored[c] > rest ? fabs((double)stored[c] - fresh[c]) : fmax(0, (double)fresh[c] - least);
+    if (!(difference <= most)) most = difference;
+    if (stored[c] > rest) continue;
+    sum += exp((double)fresh[c] - rest);
+    tied++;
+  }
+  double drift = tied >= C - keep ? fabs(log(sum / (double)tied)) : HUGE_VAL;
+  *largest = fmax(most, drift);
+}
+
 /* Row by row: |stored - recomputed| against what codec and device may change. */
-static void compare(const float *stored, const float *fresh, size_t C, const cmkd_codec *codec, double *largest, double *allowed) {
+static void compare(const float *stored, const float *fresh, size_t C, const cmkd_codec *codec, uint32_t keep, double *largest, double *allowed) {
   double most = 0, max = -HUGE_VAL, min = HUGE_VAL;
   for (size_t c = 0; c < C; c++) {
     double difference = fabs((double)stored[c] - (double)fresh[c]);
@@ -51,6 +76,7 @@ static void compare(const float *stored, const float *fresh, size_t C, const cmk
   }
   double size = fmax(fabs(max), fabs(min)), scale = fmax(1, size);
   *largest = most;
+  if (keep < C) compare_kept(stored, fresh, C, keep, largest);
   *allowed = DEVICE_TOLERANCE * scale + (codec->row_numbers ? codec->tolerance * (max - min) + size / 1024 : codec->tolerance * scale);
 }
 
@@ -81,7 +107,7 @@ static cmkd_status recompute(cmkd_cache *cache, cmkd_teacher *teacher, const opt
     double largest, allowed;
     status = cmkd_cache_read(cache, views[i], places[i], 1, stored, err);
     if (status != CMKD_OK) break;
-    compare(stored, fresh + i * C, C, codec, &largest, &allowed);
+    compare(stored, fresh + i * C, C, codec, info->kept, &largest, &allowed);
     out->mean += largest / (double)n;
     if (!(largest / allowed <= excess)) { excess = largest / allowed; out->largest = largest; out->allowed = allowed; out->sample = ids[places[i]]; out->view = views[i]; }
   }
@@ -103,6 +129,7 @@ static cmkd_status with_teacher(cmkd_cache *cache, const options *o, recomputed 
   cmkd_backend *backend;
   cmkd_dataset *data = NULL;
   cmkd_teacher *teacher = NULL;
+  CMKD_TRY(check_weights(info, o, err));
   CMKD_TRY(cmkd_backend_find(o->device, &table, err));
   const cmkd_backend_options backend_options = {.threads = (int)o->threads};
   CMKD_TRY(table->open(&backend_options, &backend, err));
@@ -111,7 +138,7 @@ static cmkd_status with_teacher(cmkd_cache *cache, const options *o, recomputed 
     const cmkd_teacher_options wanted = {.weights = o->teacher, .arch = o->arch ? o->arch : id->teacher_arch, .mean = o->mean_seen ? o->mean : id->mean, .std = o->std_seen ? o->std : id->std, .batch = id->teacher_batch, .policy = id->policy};
     status = cmkd_teacher_open(&wanted, table, backend, data, &teacher, err);
   }
-  if (status == CMKD_OK) status = check_agreement(info, teacher, data, o, err);
+  if (status == CMKD_OK) status = check_agreement(info, data, o, err);
   if (status == CMKD_OK) status = recompute(cache, teacher, o, out, err);
   cmkd_teacher_close(teacher);
   cmkd_dataset_close(data);

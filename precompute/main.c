@@ -2,6 +2,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/cpu.h"
 #include "base/interrupt.h"
 #include "base/options.h"
 #include "precompute/commands.h"
@@ -32,6 +33,7 @@ static void help(FILE *out) {
 }
 
 int main(int argc, char **argv) {
+  cmkd_cpu_bound_spinning(argv);
   const char *word = argc > 1 ? argv[1] : "--help", *names[COMMANDS + 1];
   if (argc < 2) { help(stderr); return 2; }
   if (!strcmp(word, "--help") || !strcmp(word, "-h") || !strcmp(word, "help")) { help(stdout); return 0; }

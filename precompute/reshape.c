@@ -8,6 +8,7 @@
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
+#include "formats/codec.h"
 
 typedef struct job {
   const cmkd_reshape *shape;
@@ -119,8 +120,30 @@ cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err) {
   return status;
 }
 
+cmkd_status cmkd_codec_allowed(const char *codec, int allowed, cmkd_error *err) {
+  uint32_t keep = cmkd_codec_keep(codec);
+  if (allowed || !keep) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_USAGE, "codec %s keeps %u logits a row and makes one tie of the rest, so rank-based losses such as CMKD refuse the cache; if that is meant, %s", codec, keep, "say --allow-top-k (build, import, repack)");
+}
+
+/* What a top-k cache dropped does not come back: its rows must not pass for whole ones. */
+static cmkd_status check_top_k(const cmkd_reshape *shape, cmkd_error *err) {
+  const char *codec = shape->spec.identity.codec;
+  int thinned = 0;
+  for (int i = 0; i < shape->count; i++) {
+    const cmkd_cache_info *info = cmkd_cache_get_info(shape->inputs[i]);
+    if (info->kept == info->classes) continue;
+    thinned++;
+    if (shape->average) return cmkd_fail(err, CMKD_ERR_MISMATCH, "input %d keeps %u of %u logits a row (%s); an average needs whole rows", i + 1, info->kept, info->classes, info->identity.codec);
+    if (strcmp(info->identity.codec, codec) != 0)
+      return cmkd_fail(err, CMKD_ERR_MISMATCH, "input %d keeps %u of %u logits a row and codec %s would hide that; what is made of it stays --codec %s", i + 1, info->kept, info->classes, codec, info->identity.codec);
+  }
+  return cmkd_codec_allowed(codec, thinned == shape->count || shape->allow_top_k, err);
+}
+
 cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats, cmkd_error *err) {
   job j = {.shape = shape};
+  CMKD_TRY(check_top_k(shape, err));
   CMKD_TRY(cmkd_reshape_target(shape->out, err));
   CMKD_TRY(cmkd_cache_writer_open(shape->out, &shape->spec, &j.writer, err));
   cmkd_progress_start(&j.progress, shape->label, "rows", shape->spec.samples * shape->spec.views, 0, shape->quiet);

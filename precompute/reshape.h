@@ -17,7 +17,7 @@ typedef struct cmkd_reshape {
   const uint32_t *position;         /* (samples) place in that input; views of other inputs are read at the same place */
   const cmkd_reshape_view *views;   /* (spec.views) */
   int average;                      /* every row is the mean over all inputs, in input order, in double */
-  int quiet;
+  int quiet, allow_top_k;           /* allow_top_k: rows may be thinned */
 } cmkd_reshape;
 
 /* Writes the output. It must not exist, nor its folder of shards; after a failure or Ctrl-C nothing of it is left. */
@@ -26,6 +26,9 @@ cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats
 /* The two halves of that rule, for other writers: CMKD_ERR_MISMATCH when OUT or its folder exists; removes OUT and its shards. */
 cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err);
 void cmkd_reshape_remove(const char *out);
+
+/* Refuses a codec that drops logits unless `allowed`, the user's --allow-top-k. */
+cmkd_status cmkd_codec_allowed(const char *codec, int allowed, cmkd_error *err);
 
 /* A spec that says what `info` says, with the codec replaced unless NULL. */
 void cmkd_reshape_spec(const cmkd_cache_info *info, const char *codec, cmkd_cache_spec *spec);

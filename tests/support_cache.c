@@ -1,7 +1,10 @@
+#include "tests/support.h"
+#include <unistd.h>
 #include "tests/support_cache.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/file.h"
 #include "base/rng.h"
 
 void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *row) {
@@ -110,4 +113,18 @@ cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_writer_st
   if (stats) cmkd_cache_writer_stats(w, stats);
   cmkd_cache_writer_close(w);
   return status;
+}
+
+const char *filter_folder(void) {
+  static char folder[512];
+  if (folder[0]) return folder;
+  const char *build = getenv("CMKD_BUILD");
+  char *real = realpath(build ? build : "build", NULL), *library = cmkd_format("%s/libh5zstd.so", real), *link;
+  snprintf(folder, sizeof folder, "%s", scratch_dir());
+  link = cmkd_format("%s/libh5zstd.so", folder);
+  if (symlink(library, link) != 0) abort();
+  free(real);
+  free(library);
+  free(link);
+  return folder;
 }

@@ -13,4 +13,6 @@ void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec);
 void synthetic_images(const synthetic *s, const char *dir, uint32_t side);
 /* Writes (or continues) the cache at `path`. */
 cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_writer_stats *stats, cmkd_error *err);
+/* A folder with the HDF5 filter alone, for HDF5_PLUGIN_PATH: libhdf5 opens every library in there, and a sanitized one stops Python. */
+const char *filter_folder(void);
 #endif

@@ -1,6 +1,6 @@
 /* What a build survives: kill -9 at any moment, power loss after any system call, a disk that fills at any byte, other builders. Each time
  * the same build is run again and must end in the same bytes, with no temporary and no lock left.
- * CMKD_KILLS=300 kills more often. */
+ * CMKD_KILLS=1000 kills more often. */
 #include "tests/support.h"
 #include <dirent.h>
 #include <errno.h>
@@ -120,7 +120,7 @@ static void killed_at_any_moment(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *asked = getenv("CMKD_KILLS");
   char *path = cmkd_format("%s/t.h5", dir), expected[CMKD_SHA256_HEX];
-  int kills = asked ? atoi(asked) : 40, in_time = 0;
+  int kills = asked ? atoi(asked) : 200, in_time = 0;
   reference(expected);
   struct timespec from, to;
   clock_gettime(CLOCK_MONOTONIC, &from);

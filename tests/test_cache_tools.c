@@ -3,7 +3,9 @@
 #include <jansson.h>
 #include <math.h>
 #include "base/file.h"
+#include "base/rng.h"
 #include "cmkd/dataset.h"
+#include "formats/codec.h"
 #include "formats/npy.h"
 #include "tests/support_cache.h"
 
@@ -68,6 +70,100 @@ static void repack_measures(void **state) {
   refused("diff full.h5 small.h5 --quiet", 1, "differ");
   refused("repack full.h5 small.h5 --quiet", 1, "exists");
   refused("repack full.h5 x.h5 --codec u8sqr", 2, "u8sqrt");
+}
+
+static int descending(const void *a, const void *b) {
+  float x = *(const float *)a, y = *(const float *)b;
+  return (x < y) - (x > y);
+}
+
+/* Against a sort in double: the K largest as they are (to half precision), the rest one value that keeps their mass. */
+static void check_thinned(cmkd_cache *whole, cmkd_cache *thin, uint32_t keep) {
+  float row[C], sorted[C], got[C];
+  for (uint32_t v = 0; v < V; v++)
+    for (uint64_t i = 0; i < N; i++) {
+      assert_ok(cmkd_cache_read(whole, v, i, 1, row, &err));
+      assert_ok(cmkd_cache_read(thin, v, i, 1, got, &err));
+      memcpy(sorted, row, sizeof row);
+      qsort(sorted, C, sizeof *sorted, descending);
+      double mass = 0, tie = HUGE_VAL;
+      for (uint32_t c = keep; c < C; c++) mass += exp((double)sorted[c]);
+      for (int c = 0; c < C; c++) {
+        double want = row[c] >= sorted[keep - 1] ? (double)row[c] : log(mass / (C - keep));
+        assert_true(fabs(got[c] - want) <= 0x1p-11 * fmax(1, fabs(want)) + 1e-5);
+        if (row[c] >= sorted[keep - 1]) continue;
+        assert_true(tie == HUGE_VAL || tie == (double)got[c]);
+        tie = got[c];
+      }
+    }
+}
+
+static void top_k_only_when_meant(void **state) {
+  (void)state;
+  const char *output;
+  cmkd_cache *whole, *thin;
+  refused("repack full.h5 thin.h5 --codec topk:3", 2, "--allow-top-k");
+  refused("repack full.h5 thin.h5 --codec topk --allow-top-k", 2, "topk:10");
+  refused("repack full.h5 thin.h5 --codec topk:03 --allow-top-k", 2, "topk:10");
+  refused("repack full.h5 thin.h5 --codec topk:10 --allow-top-k", 2, "keeps all of 10");
+  refused("repack full.h5 thin.h5 --codec f16:3", 2, "f16");
+  ok("repack full.h5 thin.h5 --codec topk:3 --allow-top-k --quiet");
+  ok("repack full.h5 one.h5 --codec topk:1 --allow-top-k --quiet");
+  ok("verify --deep thin.h5");
+  assert_int_equal(tool(&output, "info thin.h5"), 0);
+  assert_non_null(strstr(output, "codec topk:3"));
+  assert_non_null(strstr(output, "the 3 largest"));
+  whole = opened("full.h5");
+  thin = opened("thin.h5");
+  assert_int_equal(cmkd_cache_get_info(whole)->kept, C);
+  assert_int_equal(cmkd_cache_get_info(thin)->kept, 3);
+  check_thinned(whole, thin, 3);
+  cmkd_cache_close(thin);
+  thin = opened("one.h5");
+  check_thinned(whole, thin, 1);
+  cmkd_cache_close(thin);
+  cmkd_cache_close(whole);
+  refused("repack thin.h5 again.h5 --codec f16", 1, "would hide");
+  refused("merge both.h5 thin.h5 full.h5", 2, "--allow-top-k");
+  refused("merge both.h5 thin.h5 thin.h5 --average", 1, "whole rows");
+  refused("subset full.h5 thinner2.h5 --views 0 --codec topk:2", 2, "--allow-top-k");
+  ok("subset thin.h5 thinner.h5 --views 0 --quiet"); /* thinning what is thin changes nothing */
+  cmkd_cache *part = opened("thinner.h5");
+  thin = opened("thin.h5");
+  float a[N * C], b[N * C];
+  assert_ok(cmkd_cache_read(thin, 0, 0, N, a, &err));
+  assert_ok(cmkd_cache_read(part, 0, 0, N, b, &err));
+  assert_memory_equal(a, b, sizeof a);
+  cmkd_cache_close(part);
+  cmkd_cache_close(thin);
+}
+
+/* Ties at the cut: the lower class is kept, exactly K of them. */
+static void top_k_of_ties(void **state) {
+  (void)state;
+  const cmkd_codec *codec;
+  const float row[6] = {1, 2, 2, 2, 0, -30000}, equal[4] = {7, 7, 7, 7};
+  float out[6];
+  assert_ok(cmkd_codec_find("topk:2", &codec, &err));
+  codec->thin(row, 6, 2, out);
+  assert_true(out[1] == 2 && out[2] == 2 && out[3] == out[0] && out[3] == out[5] && out[3] < 2);
+  assert_true(fabs(out[3] - log((exp(1.0) + exp(2.0) + 1) / 4)) < 1e-6);
+  codec->thin(equal, 4, 3, out);
+  for (int c = 0; c < 4; c++) assert_true(out[c] == 7);
+  cmkd_rng rng = cmkd_rng_start(4, CMKD_STREAM_TEST, 9);
+  float many[257], sorted[257], got[257];
+  for (int round = 0; round < 300; round++) {
+    uint32_t keep = 1 + cmkd_rng_below(&rng, 256), kept = 0;
+    for (int c = 0; c < 257; c++) sorted[c] = many[c] = (float)cmkd_rng_below(&rng, round < 150 ? 5 : 100000);
+    qsort(sorted, 257, sizeof *sorted, descending);
+    codec->thin(many, 257, keep, got);
+    for (int c = 0; c < 257; c++) {
+      kept += many[c] > sorted[keep - 1];
+      assert_true(many[c] <= sorted[keep - 1] || got[c] == many[c]);
+      assert_true(many[c] >= sorted[keep - 1] || got[c] <= sorted[keep - 1]);
+    }
+    assert_true(kept < keep);
+  }
 }
 
 static void subset_keeps_ids_and_seeds(void **state) {
@@ -270,7 +366,7 @@ static void list_and_plan(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures), cmocka_unit_test(subset_keeps_ids_and_seeds), cmocka_unit_test(merge_samples_and_views), cmocka_unit_test(average_of_teachers),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures), cmocka_unit_test(top_k_only_when_meant), cmocka_unit_test(top_k_of_ties), cmocka_unit_test(subset_keeps_ids_and_seeds), cmocka_unit_test(merge_samples_and_views), cmocka_unit_test(average_of_teachers),
                                      cmocka_unit_test(import_of_a_dump), cmocka_unit_test(export_and_import_agree), cmocka_unit_test(list_and_plan)};
   return cmocka_run_group_tests(tests, setup, NULL);
 }

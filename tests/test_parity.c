@@ -3,6 +3,7 @@
 #include "tests/support.h"
 #include <math.h>
 #include "kernels/backend.h"
+#include "kernels/cpu/model.h"
 #include "nets/net.h"
 
 static cmkd_error err;
@@ -37,19 +38,36 @@ typedef struct bench {
   int32_t *labels;
   float *logits;
   cmkd_step_result result;
+  float **active; /* (ops) what the CPU backend's training pass left behind every activation and in front of every max pool; only where asked for */
 } bench;
 
+/* Which side of 0 an activation fell on decides where gradients go: the tool compares gradients on the sides that this run took. */
+static void keep_active(bench *b, const cmkd_be_model *model) {
+  for (int i = 0; i < b->graph->ops; i++) {
+    const cmkd_op *op = &b->graph->op[i];
+    const int tensor = op->kind == CMKD_OP_MAXPOOL ? op->in[0] : op->act != CMKD_ACT_NONE ? op->out : -1;
+    if (tensor < 0) continue;
+    const cmkd_place *place = &model->train.value[tensor];
+    const size_t count = place->size * (size_t)b->rows;
+    b->active[i] = malloc(count * sizeof(float));
+    memcpy(b->active[i], model->arena + place->offset * (size_t)model->config.batch, count * sizeof(float));
+  }
+}
+
 /* Logits of an inference model, then one training step at learning rate 0: gradients, and parameters after it (statistics moved). */
-static void run(bench *b, const char *device, const char *arch, int side, int channels, int classes, int rows) {
+static void run(bench *b, const char *device, const char *arch, int side, int channels, int classes, int rows, int draw, int active) {
+  char seed_name[32];
   *b = (bench){.rows = rows};
+  snprintf(seed_name, sizeof seed_name, "images%d", draw);
   assert_ok(cmkd_backend_find(device, &b->table, &err));
   assert_ok(cmkd_net_build(arch, (cmkd_net_shape){side, side, channels, classes}, &b->graph, &err));
   assert_ok(cmkd_params_create(b->graph, &b->params, &err));
   assert_ok(cmkd_params_create(b->graph, &b->grads, &err));
   for (int i = 0; i < b->graph->params; i++) fill_param(&b->graph->param[i], b->params.value[i]);
   size_t numbers = (size_t)rows * side * side * channels;
+  const uint32_t images_seed = seed_of(seed_name);
   b->pixels = malloc(numbers), b->labels = malloc((size_t)rows * sizeof *b->labels), b->logits = malloc((size_t)rows * classes * sizeof *b->logits);
-  for (size_t i = 0; i < numbers; i++) b->pixels[i] = (uint8_t)((number_at(seed_of("images"), i) + 1) * 128);
+  for (size_t i = 0; i < numbers; i++) b->pixels[i] = (uint8_t)((number_at(images_seed, i) + 1) * 128);
   uint32_t *row = malloc((size_t)rows * sizeof *row);
   for (int i = 0; i < rows; i++) row[i] = (uint32_t)i, b->labels[i] = (7 * i + 3) % classes;
   cmkd_backend *backend;
@@ -72,6 +90,10 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
       assert_non_null(b->table->gradients);
       assert_ok(b->table->gradients(model, b->grads.value, &err));
       assert_ok(b->table->download(model, CMKD_SLOT_VALUE, b->params.value, &err));
+      if (active) {
+        b->active = calloc((size_t)b->graph->ops, sizeof *b->active);
+        if (b->table == &cmkd_backend_cpu) keep_active(b, model);
+      }
     }
     b->table->model_free(model);
   }
@@ -82,6 +104,8 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
 }
 
 static void done(bench *b) {
+  for (int i = 0; b->active && i < b->graph->ops; i++) free(b->active[i]);
+  free(b->active);
   cmkd_params_free(&b->params), cmkd_params_free(&b->grads);
   cmkd_graph_free(b->graph);
   free(b->pixels), free(b->labels), free(b->logits);
@@ -104,20 +128,36 @@ static void check_digest(bench *b, const char *kind, const char *name, const dou
   for (int k = 0; k < 3; k++) near(b->graph->arch, kind, name, got[k], want[k], tolerance * want[1] + least);
 }
 
-/* Room for rounding, relative. In float32 a deep net's gradients move by percents when one activation near 0 changes sides under batch
- * statistics (PyTorch's own float32 is 0.5% to 2% off its float64 on these cases); logits, without such feedback, are tight. */
+/* Room for rounding, relative. The images of a case are drawn so that no activation comes near 0 (its `margin`, in deviations of its tensor, is in
+ * the first line): then float32 puts all of them on the side that float64 does, and gradients differ by rounding alone. Where no draw of a
+ * network with so many activations was found to keep away by SAFE, one of them may change sides, which moves gradients by FLIP. */
+#define SAFE 4e-6
+#define FLIP 5e-3
 typedef struct room { double logits, loss, grad, stat; } room;
-static const room in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 1e-4, 3e-2, 1e-4};
+static const room in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 5e-5, 1e-4, 1e-4};
+
+/* The largest sum of magnitudes among a case's gradients: a bias in front of a batch norm has gradient 0, of which rounding leaves something
+ * that is measured against this. */
+static double largest_gradient(FILE *f) {
+  char line[512];
+  double sum, most = 0;
+  while (fgets(line, sizeof line, f))
+    if (sscanf(line, "grad %*s %*f %lf", &sum) == 1) most = fmax(most, sum);
+  rewind(f);
+  return most;
+}
 
 static void replay(const char *device, const char *arch, const room *allowed) {
   char path[256], word[16], name[128];
-  int side, channels, classes, rows;
+  int side, channels, classes, rows, draw;
+  double margin;
   snprintf(path, sizeof path, "tests/parity/%s.case", arch);
   FILE *f = fopen(path, "r");
   if (!f) fail_msg("%s is missing: run tests in the repository's root", path);
   bench b;
-  assert_int_equal(fscanf(f, "cmkd-parity-1 %63s %d %d %d %d", name, &side, &channels, &classes, &rows), 5);
-  run(&b, device, name, side, channels, classes, rows);
+  const double largest = largest_gradient(f);
+  assert_int_equal(fscanf(f, "cmkd-parity-2 %63s %d %d %d %d draw %d margin %lf", name, &side, &channels, &classes, &rows, &draw, &margin), 7);
+  run(&b, device, name, side, channels, classes, rows, draw, 0);
   int seen = 0, row = 0;
   double want[3], most = 0;
   for (int i = 0; i < rows * classes; i++) most = fmax(most, fabs((double)b.logits[i]));
@@ -133,8 +173,9 @@ static void replay(const char *device, const char *arch, const room *allowed) {
       row++;
     } else {
       assert_int_equal(fscanf(f, "%127s %lf %lf %lf", name, want, want + 1, want + 2), 4);
-      double tolerance = strcmp(word, "grad") ? allowed->stat : allowed->grad;
-      check_digest(&b, word, name, want, tolerance, tolerance * 1e-1);
+      const int grad = !strcmp(word, "grad");
+      const double tolerance = !grad ? allowed->stat : allowed == &in_float && margin < SAFE ? FLIP : allowed->grad;
+      check_digest(&b, word, name, want, tolerance, tolerance * (grad ? 1e-3 * largest : 1e-1));
       seen++;
     }
   }
@@ -148,7 +189,7 @@ static void replay(const char *device, const char *arch, const room *allowed) {
 #define NETS(X) X(resnet8, "resnet8") X(resnet20, "resnet20") X(resnet14_pad, "resnet14_pad") X(resnet8x4, "resnet8x4") X(wrn_16_1, "wrn-16-1") X(vgg8, "vgg8") \
   X(mobilenetv2_cifar, "mobilenetv2_cifar") X(shufflenetv1_cifar, "shufflenetv1_cifar") X(shufflenetv2_cifar, "shufflenetv2_cifar") X(mobilenetv1, "mobilenetv1") \
   X(mobilenetv2, "mobilenetv2")
-#define LARGE(X) X(resnet18_cifar, "resnet18_cifar") X(wrn_16_2, "wrn-16-2") X(vgg13, "vgg13") X(resnet18, "resnet18") X(resnet50, "resnet50")
+#define LARGE(X) X(resnet18_cifar, "resnet18_cifar") X(wrn_16_2, "wrn-16-2") X(vgg13, "vgg13") X(resnet18, "resnet18") X(resnet50, "resnet50") X(vgg16_bn, "vgg16_bn")
 #define ON_REF(id, name) static void ref_##id(void **state) { (void)state; replay("ref", name, &in_double); }
 #define ON_CPU(id, name) static void cpu_##id(void **state) { (void)state; replay("cpu", name, &in_float); }
 NETS(ON_REF)
@@ -160,9 +201,9 @@ LARGE(ON_CPU)
 /* run DEVICE ARCH SIDE CHANNELS CLASSES ROWS OUT WEIGHTS: everything for parity.py check. */
 static int run_for_tool(char **word) {
   bench b;
-  run(&b, word[2], word[3], atoi(word[4]), atoi(word[5]), atoi(word[6]), atoi(word[7]));
-  cmkd_tensor *t = calloc((size_t)b.graph->params + 2, sizeof *t);
-  char (*names)[128] = calloc((size_t)b.graph->params, sizeof *names);
+  run(&b, word[2], word[3], atoi(word[4]), atoi(word[5]), atoi(word[6]), atoi(word[7]), 0, 1);
+  cmkd_tensor *t = calloc((size_t)(b.graph->params + b.graph->ops) + 2, sizeof *t);
+  char (*names)[128] = calloc((size_t)(b.graph->params + b.graph->ops), sizeof *names);
   double loss = b.result.loss.loss;
   int count = 0;
   t[count++] = (cmkd_tensor){.name = "logits", .dims = 2, .shape = {b.rows, b.graph->classes}, .count = (int64_t)b.rows * b.graph->classes, .data = b.logits};
@@ -173,6 +214,14 @@ static int run_for_tool(char **word) {
     snprintf(names[i], sizeof *names, "%s.%s", trained ? "grad" : "stat", p->name);
     t[count] = (cmkd_tensor){.name = names[i], .dims = p->dims, .count = p->count, .data = (trained ? b.grads : b.params).value[i]};
     memcpy(t[count++].shape, p->shape, sizeof p->shape);
+  }
+  for (int i = 0; i < b.graph->ops; i++) {
+    if (!b.active[i]) continue;
+    const cmkd_op *op = &b.graph->op[i];
+    const cmkd_shape s = b.graph->tensor[op->kind == CMKD_OP_MAXPOOL ? op->in[0] : op->out];
+    char *name = names[b.graph->params + i];
+    snprintf(name, sizeof *names, "active.%04d", i);
+    t[count++] = (cmkd_tensor){.name = name, .dims = 4, .shape = {b.rows, s.h, s.w, s.c}, .count = (int64_t)b.rows * s.h * s.w * s.c, .data = b.active[i]};
   }
   assert_ok(cmkd_weights_write(word[8], t, count, NULL, NULL, 0, &err));
   assert_ok(cmkd_params_save(b.graph, &b.params, 1, word[9], NULL, NULL, 0, &err));

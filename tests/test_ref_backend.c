@@ -76,7 +76,7 @@ static void close_world(world *w) {
 static cmkd_step_result step(world *w, int count, double lr) {
   cmkd_step_result result;
   int k = 1;
-  cmkd_step s = {count, w->rows, w->seeds, w->teacher, lr, CMKD_LOSS_NO_WARMUP};
+  cmkd_step s = {.count = count, .rows = w->rows, .seeds = w->seeds, .teacher = w->teacher, .lr = lr, .epoch = CMKD_LOSS_NO_WARMUP};
   assert_ok(be->run(w->model, CMKD_LIST_TRAIN, w->images, &s, 1, NULL, NULL, &err));
   assert_ok(be->read(w->model, &result, &k, &err));
   assert_int_equal(k, 1);
@@ -167,7 +167,7 @@ static void bad_input_is_named(void **state) {
   assert_ok(cmkd_params_create(w.graph, &after, &err));
   assert_ok(be->download(w.model, CMKD_SLOT_VALUE, before.value, &err));
   w.labels[2] = CLASSES;
-  cmkd_step s = {ROWS, w.rows, w.seeds, w.teacher, .1, 1};
+  cmkd_step s = {.count = ROWS, .rows = w.rows, .seeds = w.seeds, .teacher = w.teacher, .lr = .1, .epoch = 1};
   assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
   assert_non_null(strstr(err.message, "image 2: label 5"));
   cmkd_step_result results[4];
@@ -187,7 +187,7 @@ static void bad_input_is_named(void **state) {
   assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
   s.count = ROWS + 1;
   assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
-  s = (cmkd_step){ROWS, w.rows, NULL, NULL, .1, 1};
+  s = (cmkd_step){.count = ROWS, .rows = w.rows, .lr = .1, .epoch = 1};
   assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
   assert_non_null(strstr(err.message, "teacher"));
   cmkd_params_free(&before), cmkd_params_free(&after);

@@ -8,7 +8,7 @@ static cmkd_dataset cifar(void) {
   return d;
 }
 static cmkd_cache_info cached(void) {
-  cmkd_cache_info info = {.samples = 50000, .views = 8, .classes = 100};
+  cmkd_cache_info info = {.samples = 50000, .views = 8, .classes = 100, .kept = 100};
   cmkd_cache_identity *id = &info.identity;
   strcpy(id->rng_version, CMKD_RNG_VERSION);
   id->policy = CMKD_AUGMENT_CROP_FLIP;
@@ -105,6 +105,12 @@ static void refuses(cmkd_train_options o, cmkd_cache_info info, const char *one,
 }
 static void refuses_what_the_cache_lacks(void **state) {
   cmkd_train_options o = defaults();
+  cmkd_cache_info thin = cached();
+  thin.kept = 10;
+  refuses(o, thin, "10 of 100", "--loss cmkd");
+  o.loss = "kd+cmkd";
+  refuses(o, thin, "10 of 100", "kd+cmkd");
+  o = defaults();
   o.augment = "none";
   refuses(o, cached(), "crop+flip", "none");
   o = defaults();

@@ -18,10 +18,10 @@ static void collect(cmkd_source *source, uint32_t epoch, uint32_t at, uint32_t p
   assert_ok(cmkd_source_epoch(source, epoch, at, &err));
   while (at < source->n) {
     uint32_t count = source->n - at < piece ? source->n - at : piece;
-    assert_ok(cmkd_source_next(source, count, rows + at, seeds + at, NULL, &err));
+    assert_ok(cmkd_source_next(source, count, rows + at, seeds + at, NULL, NULL, &err));
     at += count;
   }
-  assert_int_equal(cmkd_source_next(source, 1, rows, seeds, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cmkd_source_next(source, 1, rows, seeds, NULL, NULL, &err), CMKD_ERR_VALUE);
 }
 
 static void every_sample_once_whatever_the_pieces(void **state) {

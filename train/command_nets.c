@@ -11,6 +11,7 @@ static cmkd_status list_nets(const cmkd_net_shape *given, int size, int json, cm
   for (const char *const *name = cmkd_net_names(); *name; name++) {
     cmkd_net_shape shape = *given;
     shape.height = shape.width = size ? size : cmkd_net_side(*name);
+    if (!shape.classes) shape.classes = cmkd_net_side(*name) >= 224 ? 1000 : 100; /* ImageNet, CIFAR-100 */
     cmkd_graph *graph;
     cmkd_error why = {CMKD_OK, ""};
     cmkd_status status = cmkd_net_build(*name, shape, &graph, &why);
@@ -32,10 +33,10 @@ static cmkd_status list_nets(const cmkd_net_shape *given, int size, int json, cm
 }
 
 int cmkd_command_nets(int argc, char **argv) {
-  int64_t classes = 100, channels = 3, size = 0;
+  int64_t classes = 0, channels = 3, size = 0;
   int json = 0, help;
   cmkd_error err = {CMKD_OK, ""};
-  const cmkd_option options[] = {{"--classes", "N", CMKD_OPT_INT, &classes, "of the classifier [100]", 2, 131072, NULL},
+  const cmkd_option options[] = {{"--classes", "N", CMKD_OPT_INT, &classes, "of the classifier [what the network is published for: 100, 1000 at 224 pixels]", 2, 131072, NULL},
                                  {"--channels", "N", CMKD_OPT_INT, &channels, "of the image, 1 or 3 [3]", 1, 3, NULL},
                                  {"--size", "N", CMKD_OPT_INT, &size, "side of the image [what the network is published for]", 1, 4096, NULL},
                                  {"--json", NULL, CMKD_OPT_FLAG, &json, "one JSON array", 0, 0, NULL},

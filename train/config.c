@@ -126,7 +126,7 @@ static cmkd_status resolve_cached_views(const cmkd_train_options *o, const cmkd_
 }
 
 static cmkd_status resolve_live_views(const cmkd_train_options *o, const cmkd_dataset *data, cmkd_settings *s, cmkd_error *err) {
-  s->policy = strcmp(data->name, "mnist") ? CMKD_AUGMENT_CROP_FLIP : CMKD_AUGMENT_CROP;
+  CMKD_TRY(cmkd_dataset_policy(data->name, &s->policy, err));
   if (o->augment) CMKD_TRY(cmkd_policy_parse(o->augment, &s->policy, err));
   if (!o->teacher) return CMKD_OK;
   s->cache_seed = o->cache_seed;
@@ -159,11 +159,13 @@ static cmkd_status resolve_samples(const cmkd_train_options *o, const cmkd_datas
   return CMKD_OK;
 }
 
-static cmkd_status resolve_loss(const cmkd_train_options *o, cmkd_settings *s, cmkd_error *err) {
+static cmkd_status resolve_loss(const cmkd_train_options *o, const cmkd_cache_info *cache, cmkd_settings *s, cmkd_error *err) {
   const char *expression = o->loss ? o->loss : s->source == CMKD_SOURCE_LABELS ? "ce" : "cmkd";
   CMKD_TRY(cmkd_loss_parse(expression, CMKD_LOSS_CIFAR, &s->loss, err));
   if (cmkd_loss_needs_teacher(s->loss) && s->source == CMKD_SOURCE_LABELS)
     return cmkd_fail(err, CMKD_ERR_USAGE, "--loss %s needs a teacher: give --cache FILE or --teacher FILE, or train on labels with --loss ce", expression);
+  if (cache && cache->kept < cache->classes && cmkd_loss_needs_full_row(s->loss))
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s keeps %u of %u logits a row (codec %s) and --loss %s needs whole rows: use --loss kd, or build the cache with --codec f16", o->cache, cache->kept, cache->classes, cache->identity.codec, expression);
   return CMKD_OK;
 }
 
@@ -191,7 +193,7 @@ cmkd_status cmkd_settings_resolve(const cmkd_train_options *o, const cmkd_datase
   memcpy(s->std, o->std_seen ? o->std : data->std, sizeof s->std);
   CMKD_TRY(resolve_samples(o, data, cache, s, err));
   CMKD_TRY(cache ? resolve_cached_views(o, cache, s, err) : resolve_live_views(o, data, s, err));
-  CMKD_TRY(resolve_loss(o, s, err));
+  CMKD_TRY(resolve_loss(o, cache, s, err));
   cmkd_schedule *schedule = &s->schedule;
   CMKD_TRY(cmkd_schedule_parse(o->schedule ? o->schedule : "step", &schedule->kind, err));
   int small = !strncmp(arch, "shufflenet", 10) || !strncmp(arch, "mobilenet", 9);

@@ -1,6 +1,7 @@
 /* cmkd-train: chooses the command. Training is the one without a name. */
 #include <stdio.h>
 #include <string.h>
+#include "base/cpu.h"
 #include "base/options.h"
 #include "train/commands.h"
 
@@ -9,6 +10,7 @@ static const struct { const char *name; int (*run)(int, char **); } commands[] =
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 int main(int argc, char **argv) {
+  cmkd_cpu_bound_spinning(argv);
   if (argc < 2 || argv[1][0] == '-' || !argv[1][0]) {
     if (argc == 2 && !strcmp(argv[1], "--version")) {
       puts("cmkd-train " CMKD_VERSION);

@@ -98,6 +98,7 @@ cmkd_status cmkd_setup_open(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
   if (o->teacher) CMKD_TRY(open_teacher(s, o, s->train, s->settings.policy, &s->teacher, err));
   if (s->teacher) CMKD_TRY(cmkd_recipe_check(o, s->train, cmkd_teacher_spec(s->teacher)->arch, err));
   CMKD_TRY(cmkd_source_open(&s->source, &s->settings, s->train, s->cache, s->teacher, err));
+  CMKD_TRY(cmkd_source_reside(&s->source, s->table, s->backend, err));
   s->source.threads = strcmp(s->table->name, "cuda") ? 1 : 0; /* beside a busy CPU one decoder is plenty */
   s->source.memory = (uint64_t)o->stream_memory << 20;
   CMKD_TRY(cmkd_state_create(s->graph, &s->state, err));

@@ -71,7 +71,41 @@ cmkd_status cmkd_source_open(cmkd_source *s, const cmkd_settings *settings, cons
   return CMKD_OK;
 }
 
+cmkd_status cmkd_source_reside(cmkd_source *s, const cmkd_backend_table *table, cmkd_backend *backend, cmkd_error *err) {
+  if (!s->cache || !table->rows_create) return CMKD_OK;
+  const cmkd_cache_info *info = cmkd_cache_get_info(s->cache);
+  cmkd_be_rows *rows = NULL;
+  cmkd_error why;
+  cmkd_status status = table->rows_create(backend, info->identity.codec, info->samples * info->views, (int)info->classes, &rows, &why);
+  if (status == CMKD_ERR_MEMORY || status == CMKD_ERR_UNSUPPORTED) return CMKD_OK; /* streamed, then */
+  if (status != CMKD_OK) return cmkd_fail(err, status, "%s", why.message);
+  s->table = table;
+  s->resident = rows;
+  s->loaded = calloc(info->views, 1);
+  s->view_seeds = malloc((size_t)info->samples * sizeof *s->view_seeds);
+  return s->loaded && s->view_seeds ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the seeds of %llu samples", (unsigned long long)info->samples);
+}
+
+/* The epoch's view on the device, and its seeds here. */
+static cmkd_status load_view(cmkd_source *s, cmkd_error *err) {
+  const uint64_t n = cmkd_cache_get_info(s->cache)->samples;
+  const size_t row = (size_t)s->settings->classes * (size_t)cmkd_cache_item(s->cache);
+  CMKD_TRY(cmkd_cache_seeds(s->cache, s->view, s->view_seeds, err));
+  if (s->loaded[s->view]) return CMKD_OK;
+  uint8_t *items = malloc((size_t)n * (row + 4));
+  uint16_t *numbers = (uint16_t *)(void *)(items + (size_t)n * row);
+  if (!items) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the logits of one view");
+  cmkd_status status = cmkd_cache_read_items(s->cache, s->view, 0, n, items, numbers, numbers + n, err);
+  if (status == CMKD_OK) status = s->table->rows_write(s->resident, (uint64_t)s->view * n, n, items, numbers, numbers + n, err);
+  free(items);
+  s->loaded[s->view] = status == CMKD_OK;
+  return status;
+}
+
 void cmkd_source_close(cmkd_source *s) {
+  if (s->resident) s->table->rows_free(s->resident);
+  free(s->loaded);
+  free(s->view_seeds);
   if (s->stream) cmkd_stream_free(s->stream);
   free(s->position);
   free(s->val_rows);
@@ -93,6 +127,7 @@ cmkd_status cmkd_source_epoch(cmkd_source *s, uint32_t epoch, uint32_t at, cmkd_
   cmkd_epoch_order(settings->seed, epoch, s->n, settings->shuffle_block, s->order);
   for (uint32_t i = 0; i < s->n; i++) s->order[i] = s->position[s->order[i]];
   if (!s->cache || at == s->n) return CMKD_OK;
+  if (s->resident) return load_view(s, err);
   cmkd_stream_options options = {.threads = s->threads, .memory = s->memory};
   return cmkd_stream_open(s->cache, s->view, s->order + at, s->n - at, &options, &s->stream, err);
 }
@@ -132,11 +167,16 @@ static cmkd_status next_live(cmkd_source *s, uint32_t count, uint32_t *rows, uin
   return CMKD_OK;
 }
 
-cmkd_status cmkd_source_next(cmkd_source *s, uint32_t count, uint32_t *rows, uint64_t *seeds, float *teacher, cmkd_error *err) {
+cmkd_status cmkd_source_next(cmkd_source *s, uint32_t count, uint32_t *rows, uint64_t *seeds, float *teacher, uint32_t *index, cmkd_error *err) {
   if (count > s->n - s->at) return cmkd_fail(err, CMKD_ERR_VALUE, "asked for %u samples of an epoch that has %u left", count, s->n - s->at);
   if (s->teacher) return next_live(s, count, rows, seeds, teacher, err);
   const uint32_t *order = s->order + s->at;
-  if (s->cache) CMKD_TRY(cmkd_stream_next(s->stream, count, teacher, seeds, err));
+  const uint32_t first = s->resident ? s->view * (uint32_t)cmkd_cache_get_info(s->cache)->samples : 0;
+  for (uint32_t i = 0; s->resident && i < count; i++) {
+    index[i] = first + order[i];
+    seeds[i] = s->view_seeds[order[i]];
+  }
+  if (s->cache && !s->resident) CMKD_TRY(cmkd_stream_next(s->stream, count, teacher, seeds, err));
   for (uint32_t i = 0; i < count; i++) {
     rows[i] = s->ids ? (uint32_t)s->ids[order[i]] : order[i];
     if (!s->cache) seeds[i] = cmkd_fresh_seed(s->settings->seed, s->epoch, rows[i]);

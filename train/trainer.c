@@ -17,6 +17,7 @@ typedef struct cmkd_block {
   uint32_t *rows;  /* (room * batch) */
   uint64_t *seeds; /* (room * batch) */
   float *teacher;  /* (room * batch, classes) or NULL */
+  uint32_t *index; /* (room * batch) of rows that are resident */
 } cmkd_block;
 
 static int64_t steps_per_epoch(const cmkd_trainer *t) { return t->settings->schedule.steps_per_epoch; }
@@ -26,6 +27,7 @@ static void block_free(cmkd_block *b) {
   free(b->rows);
   free(b->seeds);
   free(b->teacher);
+  free(b->index);
   free(b);
 }
 
@@ -34,15 +36,16 @@ static int block_room(const cmkd_settings *s) {
   return fits < 1 ? 1 : fits > MAX_STEPS ? MAX_STEPS : (int)fits;
 }
 
-static cmkd_status block_create(const cmkd_settings *s, cmkd_block **out, cmkd_error *err) {
+static cmkd_status block_create(const cmkd_settings *s, int resident, cmkd_block **out, cmkd_error *err) {
   cmkd_block *b = *out = calloc(1, sizeof *b);
   size_t rows = (size_t)block_room(s) * (size_t)s->batch;
   if (b) {
     b->rows = malloc(rows * sizeof *b->rows);
     b->seeds = malloc(rows * sizeof *b->seeds);
-    b->teacher = s->views ? malloc(rows * (size_t)s->classes * sizeof *b->teacher) : NULL;
+    b->index = malloc(rows * sizeof *b->index);
+    b->teacher = s->views && !resident ? malloc(rows * (size_t)s->classes * sizeof *b->teacher) : NULL;
   }
-  if (!b || !b->rows || !b->seeds || (s->views && !b->teacher)) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for batches of %d", s->batch);
+  if (!b || !b->rows || !b->seeds || !b->index || (s->views && !resident && !b->teacher)) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for batches of %d", s->batch);
   return CMKD_OK;
 }
 
@@ -54,8 +57,8 @@ static cmkd_status block_fill(cmkd_trainer *t, cmkd_block *b, int64_t first, int
   for (int i = 0; i < most; i++) {
     uint32_t left = t->source->n - t->source->at, count = left < (uint32_t)s->batch ? left : (uint32_t)s->batch;
     float *teacher = b->teacher ? b->teacher + rows * (size_t)s->classes : NULL;
-    CMKD_TRY(cmkd_source_next(t->source, count, b->rows + rows, b->seeds + rows, teacher, err));
-    b->step[i] = (cmkd_step){.count = (int)count, .rows = b->rows + rows, .seeds = b->seeds + rows, .teacher = teacher,
+    CMKD_TRY(cmkd_source_next(t->source, count, b->rows + rows, b->seeds + rows, teacher, b->index + rows, err));
+    b->step[i] = (cmkd_step){.count = (int)count, .rows = b->rows + rows, .seeds = b->seeds + rows, .teacher = teacher, .teacher_rows = t->source->resident, .teacher_index = b->index + rows,
                              .lr = cmkd_schedule_rate(&s->schedule, (int)t->state->epoch, (int)(first + i)), .epoch = (double)(t->state->epoch + 1)};
     rows += count;
     b->steps++;
@@ -233,7 +236,7 @@ static cmkd_status finish_epoch(cmkd_trainer *t, cmkd_error *err) {
 
 static cmkd_status train(cmkd_trainer *t, cmkd_error *err) {
   int wanted = 1, stopped = 0;
-  for (int i = 0; i < 2; i++) CMKD_TRY(block_create(t->settings, &t->block[i], err));
+  for (int i = 0; i < 2; i++) CMKD_TRY(block_create(t->settings, t->source->resident != NULL, &t->block[i], err));
   CMKD_TRY(t->table->upload(t->model, CMKD_SLOT_VALUE, (const float *const *)t->state->value.value, err));
   CMKD_TRY(t->table->upload(t->model, CMKD_SLOT_MOMENTUM, (const float *const *)t->state->momentum.value, err));
   if (t->log_steps) CMKD_TRY(cmkd_steps_open(t->folder->steps, t->state->total_steps, &t->steps, err));

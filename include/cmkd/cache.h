@@ -25,6 +25,7 @@ typedef struct cmkd_cache_identity {
 typedef struct cmkd_cache_info {
   cmkd_cache_identity identity;
   uint64_t samples; uint32_t views, classes; /* logits (samples, views, classes); views includes a clean view */
+  uint32_t kept;                             /* logits of a row that are the teacher's: classes, or K of codec topk:K, where the rest is one tie */
   const char *const *class_names;            /* (classes) or NULL; owned by the cache */
   uint32_t shards;
   uint64_t bytes, logit_bytes;               /* on disk, all files; compressed logits alone */
@@ -47,11 +48,17 @@ cmkd_status cmkd_cache_seeds(cmkd_cache *cache, uint32_t view, uint64_t *seeds, 
 /* Decoded logits of samples [first, first+count) of one view, float32, into the caller's (count, classes). All cores. */
 cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits, cmkd_error *err);
 
+/* The same rows as the cache stores them, for programs that decode on a device: items (count, classes) in cmkd_cache_item bytes each, little endian
+ * (docs/cache-format.md); row_max, row_range (count) halves of codec u8sqrt, else NULL. Codecs that a device does not know (topk) fail with
+ * CMKD_ERR_UNSUPPORTED. */
+int cmkd_cache_item(const cmkd_cache *cache);
+cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
+
 /* Streams rows of one view in the given order, prefetching ahead on its own threads. */
 typedef struct cmkd_stream cmkd_stream;
 typedef struct cmkd_stream_options {
-  int threads;             /* 0: all cores */
-  uint64_t memory;         /* cap in bytes for decoded chunks; 0: 1 GiB. Too small for the order: fails and says which option helps */
+  int threads;             /* 0: all cores. With two and more, a caller whose rows are not there yet is one of them */
+  uint64_t memory;         /* cap in bytes for decoded rows kept at one time; 0: 1 GiB. Too small for the order: fails and says which option helps */
 } cmkd_stream_options;
 /* `order`: n sample positions (0 .. samples-1), borrowed until the stream is freed. */
 cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n, const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);

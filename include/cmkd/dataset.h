@@ -4,6 +4,7 @@
 #define CMKD_DATASET_H
 #include <stdint.h>
 #include "cmkd/status.h"
+#include "cmkd/views.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -30,6 +31,8 @@ void cmkd_dataset_close(cmkd_dataset *data);
 const char *const *cmkd_dataset_names(void);
 /* The name part of a SPEC, canonical, checked against the registry; `spec` may carry a path. */
 cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err);
+/* The usual augmentation of a SPEC's training images: crop and flip, but digits are never mirrored. */
+cmkd_status cmkd_dataset_policy(const char *spec, cmkd_policy *out, cmkd_error *err);
 
 #ifdef __cplusplus
 }

@@ -11,7 +11,7 @@ static int wants_dnnl(void) {
   const char *no = getenv("CMKD_NO_ONEDNN"), *conv = getenv("CMKD_CONV");
   if (!cmkd_conv_dnnl_available() || (no && *no && strcmp(no, "0")) || (conv && !strcmp(conv, "direct"))) return 0;
   if (conv && !strcmp(conv, "onednn")) return 1;
-  return cmkd_cpu_isa() != CMKD_ISA_AVX2; /* the direct kernels are faster with AVX2, oneDNN's with AVX-512 or nothing but SSE */
+  return cmkd_cpu_isa() == CMKD_ISA_BASELINE; /* the direct kernels are the faster ones with AVX2 and AVX-512 (docs/results.md) */
 }
 
 static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {

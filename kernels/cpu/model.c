@@ -63,7 +63,6 @@ static cmkd_status plan_ops(cmkd_be_model *m, size_t *scratch, cmkd_error *err) 
     if (!is_conv(op)) continue;
     cmkd_conv_geometry geometry = geometry_of(graph, op);
     CMKD_TRY(cmkd_conv_create(&geometry, &options, &o->conv, err));
-    *scratch = o->conv->scratch_floats > *scratch ? o->conv->scratch_floats : *scratch;
     if (op->param[1] >= 0) {
       o->channel = m->bias_channels;
       m->bias_channels += channels;

@@ -35,30 +35,41 @@ DEFINE_MOMENTS(moments_4, 4, 1)
 DEFINE_MOMENTS(moments_2, 2, 2)
 DEFINE_MOMENTS(moments_1, 1, 2)
 
+/* The last `part` < V channels. */
+static void moments_part(const float *x, int64_t px, int c, float inverse, float *mean, float *m2, int part) {
+  vf s = {0}, r = {0}, q = {0};
+  for (int64_t i = 0; i < px; i++) s += load_part(x + i * c, part);
+  s *= SPLAT(inverse);
+  for (int64_t i = 0; i < px; i++) {
+    vf d = load_part(x + i * c, part) - s;
+    r += d;
+    q += d * d;
+  }
+  store_part(mean, s + r * SPLAT(inverse), part);
+  store_part(m2, q - r * r * SPLAT(inverse), part);
+}
+
 static void moments(const float *x, int64_t px, int c, float *mean, float *m2) {
   const float inverse = 1.0f / (float)px;
   int at = 0;
   for (; at + 4 * V <= c; at += 4 * V) moments_4(x + at, px, c, inverse, mean + at, m2 + at);
   for (; at + 2 * V <= c; at += 2 * V) moments_2(x + at, px, c, inverse, mean + at, m2 + at);
   for (; at + V <= c; at += V) moments_1(x + at, px, c, inverse, mean + at, m2 + at);
-  for (; at < c; at++) {
-    float s = 0, r = 0, q = 0;
-    for (int64_t i = 0; i < px; i++) s += x[i * c + at];
-    s *= inverse;
-    for (int64_t i = 0; i < px; i++) { float d = x[i * c + at] - s; r += d; q += d * d; }
-    mean[at] = s + r * inverse;
-    m2[at] = q - r * r * inverse;
-  }
+  if (at < c) moments_part(x + at, px, c, inverse, mean + at, m2 + at, c - at);
 }
 
 static void affine(const float *x, const float *scale, const float *shift, const float *add, cmkd_act act, float *y, int64_t px, int c) {
+  const int whole = c / V * V, part = c % V;
   for (int64_t i = 0; i < px; i++, x += c, y += c) {
-    int at = 0;
     if (add)
-      for (; at + V <= c; at += V) STORE(y + at, act_vf(LOAD(x + at) * LOAD(scale + at) + LOAD(shift + at) + LOAD(add + at), act));
+      for (int at = 0; at < whole; at += V) STORE(y + at, act_vf(LOAD(x + at) * LOAD(scale + at) + LOAD(shift + at) + LOAD(add + at), act));
     else
-      for (; at + V <= c; at += V) STORE(y + at, act_vf(LOAD(x + at) * LOAD(scale + at) + LOAD(shift + at), act));
-    for (; at < c; at++) y[at] = act_float(x[at] * scale[at] + shift[at] + (add ? add[at] : 0.0f), act);
+      for (int at = 0; at < whole; at += V) STORE(y + at, act_vf(LOAD(x + at) * LOAD(scale + at) + LOAD(shift + at), act));
+    if (part) {
+      vf v = load_part(x + whole, part) * load_part(scale + whole, part) + load_part(shift + whole, part);
+      if (add) v += load_part(add + whole, part);
+      store_part(y + whole, act_vf(v, act), part);
+    }
     if (add) add += c;
   }
 }
@@ -74,20 +85,24 @@ INLINE float mask_float(float dy, float y, cmkd_act act) {
 }
 
 #define DEFINE_REDUCE(NAME, W)                                                                                                    \
-  static void NAME(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean,   \
-                   cmkd_act act, float *masked, double *sum1, double *sum2, int64_t px, int c) {                                 \
-    vf s1[W] = {{0}}, s2[W] = {{0}}, m[W];                                                                                        \
-    UNROLL for (int j = 0; j < W; j++) m[j] = LOAD(mean + j * V);                                                                 \
+  INLINE void NAME(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean,   \
+                   cmkd_act act, float *masked, double *sum1, double *sum2, int64_t px, int c, const int part) {                 \
+    vf s1[W] = {{0}}, s2[W] = {{0}}, m[W], a[W], b[W];                                                                            \
+    UNROLL for (int j = 0; j < W; j++) {                                                                                          \
+      m[j] = LOAD_LANES(mean + j * V, part);                                                                                      \
+      a[j] = LOAD_LANES(scale + j * V, part);                                                                                     \
+      b[j] = LOAD_LANES(shift + j * V, part);                                                                                     \
+    }                                                                                                                             \
     for (int64_t i = 0, o = 0; i < px; i++, o += c)                                                                               \
       UNROLL for (int j = 0; j < W; j++) {                                                                                        \
-        vf xv = LOAD(x + o + j * V), d = LOAD(dy + o + j * V);                                                                    \
-        if (act != CMKD_ACT_NONE) d = mask_vf(d, y ? LOAD(y + o + j * V) : xv * LOAD(scale + j * V) + LOAD(shift + j * V), act);  \
-        if (masked) STORE(masked + o + j * V, d);                                                                                 \
+        vf xv = LOAD_LANES(x + o + j * V, part), d = LOAD_LANES(dy + o + j * V, part);                                            \
+        if (act != CMKD_ACT_NONE) d = mask_vf(d, y ? LOAD_LANES(y + o + j * V, part) : xv * a[j] + b[j], act);                    \
+        if (masked) STORE_LANES(masked + o + j * V, d, part);                                                                     \
         s1[j] += d;                                                                                                               \
         s2[j] += d * (xv - m[j]);                                                                                                 \
       }                                                                                                                           \
     UNROLL for (int j = 0; j < W; j++)                                                                                            \
-      for (int l = 0; l < V; l++) { sum1[j * V + l] += s1[j][l]; sum2[j * V + l] += s2[j][l]; }                                   \
+      for (int l = 0; l < (part ? part : V); l++) { sum1[j * V + l] += s1[j][l]; sum2[j * V + l] += s2[j][l]; }                   \
   }
 DEFINE_REDUCE(reduce_4, 4)
 DEFINE_REDUCE(reduce_2, 2)
@@ -95,52 +110,39 @@ DEFINE_REDUCE(reduce_1, 1)
 
 static void norm_reduce(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean, cmkd_act act, float *masked, double *sum1, double *sum2, int64_t px, int c) {
   int at = 0;
-#define REDUCE(W) reduce_##W(dy + at, x + at, y ? y + at : NULL, scale + at, shift + at, mean + at, act, masked ? masked + at : NULL, sum1 + at, sum2 + at, px, c)
-  for (; at + 4 * V <= c; at += 4 * V) REDUCE(4);
-  for (; at + 2 * V <= c; at += 2 * V) REDUCE(2);
-  for (; at + V <= c; at += V) REDUCE(1);
+#define REDUCE(W, PART) reduce_##W(dy + at, x + at, y ? y + at : NULL, scale + at, shift + at, mean + at, act, masked ? masked + at : NULL, sum1 + at, sum2 + at, px, c, PART)
+  for (; at + 4 * V <= c; at += 4 * V) REDUCE(4, 0);
+  for (; at + 2 * V <= c; at += 2 * V) REDUCE(2, 0);
+  for (; at + V <= c; at += V) REDUCE(1, 0);
+  if (at < c) REDUCE(1, c - at);
 #undef REDUCE
-  for (; at < c; at++) {
-    float s1 = 0, s2 = 0;
-    for (int64_t i = 0, o = at; i < px; i++, o += c) {
-      float d = mask_float(dy[o], y ? y[o] : x[o] * scale[at] + shift[at], act);
-      if (masked) masked[o] = d;
-      s1 += d;
-      s2 += d * (x[o] - mean[at]);
-    }
-    sum1[at] += s1;
-    sum2[at] += s2;
-  }
+}
+
+INLINE void norm_apply_vector(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean, const float *slope, const float *offset, cmkd_act act, int accumulate, float *dx, const int part) {
+  vf xv = LOAD_LANES(x, part), a = LOAD_LANES(scale, part), z = y ? LOAD_LANES(y, part) : xv * a + LOAD_LANES(shift, part);
+  vf d = mask_vf(LOAD_LANES(dy, part), z, act) * a + (LOAD_LANES(slope, part) * (xv - LOAD_LANES(mean, part)) + LOAD_LANES(offset, part));
+  if (accumulate) d += LOAD_LANES(dx, part);
+  STORE_LANES(dx, d, part);
 }
 
 static void norm_apply(const float *dy, const float *x, const float *y, const float *scale, const float *shift, const float *mean, const float *slope, const float *offset, cmkd_act act, int accumulate, float *dx, int64_t px, int c) {
-  for (int64_t i = 0; i < px; i++) {
-    const int64_t o = i * c;
+  const int whole = c / V * V, part = c % V;
+#define APPLY(PART) norm_apply_vector(dy + o, x + o, y ? y + o : NULL, scale + at, shift + at, mean + at, slope + at, offset + at, act, accumulate, dx + o, PART)
+  for (int64_t i = 0, o = 0; i < px; i++) {
     int at = 0;
-    for (; at + V <= c; at += V) {
-      vf xv = LOAD(x + o + at), a = LOAD(scale + at), z = y ? LOAD(y + o + at) : xv * a + LOAD(shift + at);
-      vf d = mask_vf(LOAD(dy + o + at), z, act) * a + (LOAD(slope + at) * (xv - LOAD(mean + at)) + LOAD(offset + at));
-      if (accumulate) d += LOAD(dx + o + at);
-      STORE(dx + o + at, d);
-    }
-    for (; at < c; at++) {
-      float xv = x[o + at], d = mask_float(dy[o + at], y ? y[o + at] : xv * scale[at] + shift[at], act) * scale[at] + (slope[at] * (xv - mean[at]) + offset[at]);
-      dx[o + at] = accumulate ? dx[o + at] + d : d;
-    }
+    for (; at < whole; at += V, o += V) APPLY(0);
+    if (part) APPLY(part);
+    o += part;
   }
+#undef APPLY
 }
 
 static void channel_sums(const float *x, int64_t px, int c, double *sum) {
-  int at = 0;
-  for (; at + V <= c; at += V) {
+  for (int at = 0; at < c; at += V) {
+    const int part = c - at < V ? c - at : 0;
     vf s = {0};
-    for (int64_t i = 0; i < px; i++) s += LOAD(x + i * c + at);
-    for (int j = 0; j < V; j++) sum[at + j] += s[j];
-  }
-  for (; at < c; at++) {
-    float s = 0;
-    for (int64_t i = 0; i < px; i++) s += x[i * c + at];
-    sum[at] += s;
+    for (int64_t i = 0; i < px; i++) s += LOAD_LANES(x + i * c + at, part);
+    for (int j = 0; j < (part ? part : V); j++) sum[at + j] += s[j];
   }
 }
 

@@ -5,52 +5,41 @@ static int64_t numbers(cmkd_shape s) { return (int64_t)s.h * s.w * s.c; }
 static int low(int at) { return at < 0 ? 0 : at; }
 static int high(int at, int side) { return at > side ? side : at; }
 
-static void maxpool_forward(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out) {
+/* Where the window of output pixel (y, x) lies in the image: its first pixel, in floats, and what of it is inside. */
+typedef struct window { int64_t at; int h, w; } window;
+static window window_of(const cmkd_op *op, cmkd_shape is, int y, int x) {
+  const int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad;
+  return (window){((int64_t)low(y0) * is.w + low(x0)) * is.c, high(y0 + op->kernel_h, is.h) - low(y0), high(x0 + op->kernel_w, is.w) - low(x0)};
+}
+
+static void maxpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out) {
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++, out += os.c) {
-      int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad, first = 1;
-      for (int v = low(y0); v < high(y0 + op->kernel_h, is.h); v++)
-        for (int u = low(x0); u < high(x0 + op->kernel_w, is.w); u++) {
-          const float *from = in + ((int64_t)v * is.w + u) * is.c;
-          if (first) memcpy(out, from, sizeof *out * (size_t)is.c);
-          else
-            for (int c = 0; c < is.c; c++) out[c] = from[c] > out[c] || from[c] != from[c] ? from[c] : out[c];
-          first = 0;
-        }
+      const window w = window_of(op, is, y, x);
+      k->max_window(in + w.at, w.h, w.w, (int64_t)is.w * is.c, is.c, out, is.c);
     }
 }
 
-/* The gradient goes to the first of the largest pixels, as in PyTorch. */
-static void maxpool_backward(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, const float *out, const float *dout, float *din) {
+static void maxpool_backward(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, const float *out, const float *dout, float *din) {
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++, out += os.c, dout += os.c) {
-      int y0 = low(y * op->stride - op->pad), x0 = low(x * op->stride - op->pad);
-      int y1 = high(y * op->stride - op->pad + op->kernel_h, is.h), x1 = high(x * op->stride - op->pad + op->kernel_w, is.w);
-      for (int c = 0; c < is.c; c++) {
-        int found = 0;
-        for (int v = y0; v < y1 && !found; v++)
-          for (int u = x0; u < x1 && !found; u++) {
-            int64_t at = ((int64_t)v * is.w + u) * is.c + c;
-            if (in[at] != out[c]) continue;
-            din[at] += dout[c];
-            found = 1;
-          }
-      }
+      const window w = window_of(op, is, y, x);
+      k->max_window_backward(in + w.at, w.h, w.w, (int64_t)is.w * is.c, is.c, out, dout, din + w.at, is.c);
     }
 }
 
-static void avgpool(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout, float *din) {
+static void avgpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout, float *din) {
   const float weight = 1.0f / (float)(op->kernel_h * op->kernel_w);
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++) {
       const int64_t o = ((int64_t)y * os.w + x) * os.c;
-      int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad;
+      const window w = window_of(op, is, y, x);
       if (out) memset(out + o, 0, sizeof *out * (size_t)os.c);
-      for (int v = low(y0); v < high(y0 + op->kernel_h, is.h); v++)
-        for (int u = low(x0); u < high(x0 + op->kernel_w, is.w); u++) {
-          const int64_t i = ((int64_t)v * is.w + u) * is.c;
-          if (out) for (int c = 0; c < is.c; c++) out[o + c] += in[i + c] * weight;
-          else for (int c = 0; c < is.c; c++) din[i + c] += dout[o + c] * weight;
+      for (int v = 0; v < w.h; v++)
+        for (int u = 0; u < w.w; u++) {
+          const int64_t i = w.at + ((int64_t)v * is.w + u) * is.c;
+          if (out) k->add_scaled(out + o, in + i, weight, is.c);
+          else k->add_scaled(din + i, dout + o, weight, is.c);
         }
     }
 }
@@ -90,15 +79,17 @@ static void move_channels(int64_t px, int c, const float *from, int from_c, floa
       for (int k = 0; k < c; k++) to[k] += from[k];
 }
 
-/* Channel (g, j) of `groups` x per goes to (j, g); back: the inverse. */
-static void shuffle(int64_t px, int channels, int groups, const float *from, float *to, int back, int accumulate) {
+/* Channel (g, j) of `groups` x per goes to (j, g). The way back is the same move with as many groups as there were channels in one. */
+static inline void shuffle_groups(int64_t px, int channels, const int groups, const float *from, float *to, int accumulate) {
   const int per = channels / groups;
   for (int64_t i = 0; i < px; i++, from += channels, to += channels)
-    for (int g = 0; g < groups; g++)
-      for (int j = 0; j < per; j++) {
-        int a = g * per + j, b = j * groups + g, source = back ? b : a, target = back ? a : b;
-        to[target] = from[source] + (accumulate ? to[target] : 0.0f);
-      }
+    for (int j = 0; j < per; j++)
+      for (int g = 0; g < groups; g++) to[j * groups + g] = from[g * per + j] + (accumulate ? to[j * groups + g] : 0.0f);
+}
+static void shuffle(int64_t px, int channels, int groups, const float *from, float *to, int accumulate) {
+  if (groups == 2 && !accumulate) shuffle_groups(px, channels, 2, from, to, 0);
+  else if (groups == 3 && !accumulate) shuffle_groups(px, channels, 3, from, to, 0);
+  else shuffle_groups(px, channels, groups, from, to, accumulate);
 }
 
 void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n, const float *const in[2], float *out) {
@@ -111,15 +102,15 @@ void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, con
     move_channels(px, os.c - is.c, in[1], os.c - is.c, out + is.c, os.c, 0);
     return;
   case CMKD_OP_SLICE: move_channels(px, os.c, in[0] + op->first, is.c, out, os.c, 0); return;
-  case CMKD_OP_SHUFFLE: shuffle(px, os.c, op->groups, in[0], out, 0, 0); return;
+  case CMKD_OP_SHUFFLE: shuffle(px, os.c, op->groups, in[0], out, 0); return;
   default: break;
   }
   for (int i = 0; i < n; i++) {
     const float *from = in[0] + i * in_size;
     float *to = out + i * out_size;
     switch (op->kind) {
-    case CMKD_OP_MAXPOOL: maxpool_forward(op, is, os, from, to); break;
-    case CMKD_OP_AVGPOOL: avgpool(op, is, os, from, to, NULL, NULL); break;
+    case CMKD_OP_MAXPOOL: maxpool(k, op, is, os, from, to); break;
+    case CMKD_OP_AVGPOOL: avgpool(k, op, is, os, from, to, NULL, NULL); break;
     case CMKD_OP_GLOBALPOOL: globalpool_forward(is, from, to); break;
     case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, from, to, NULL, NULL); break;
     default: break;
@@ -142,7 +133,7 @@ void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, co
     if (din[1]) move_channels(px, os.c - is.c, dout + is.c, os.c, din[1], os.c - is.c, accumulate[1]);
     return;
   case CMKD_OP_SLICE: if (din[0]) move_channels(px, os.c, dout, os.c, din[0] + op->first, is.c, 1); return;
-  case CMKD_OP_SHUFFLE: if (din[0]) shuffle(px, os.c, op->groups, dout, din[0], 1, accumulate[0]); return;
+  case CMKD_OP_SHUFFLE: if (din[0]) shuffle(px, os.c, os.c / op->groups, dout, din[0], accumulate[0]); return;
   default: break;
   }
   if (!din[0]) return;
@@ -150,8 +141,8 @@ void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, co
     const float *d = dout + i * out_size;
     float *to = din[0] + i * in_size;
     switch (op->kind) {
-    case CMKD_OP_MAXPOOL: maxpool_backward(op, is, os, in[0] + i * in_size, out + i * out_size, d, to); break;
-    case CMKD_OP_AVGPOOL: avgpool(op, is, os, NULL, NULL, d, to); break;
+    case CMKD_OP_MAXPOOL: maxpool_backward(k, op, is, os, in[0] + i * in_size, out + i * out_size, d, to); break;
+    case CMKD_OP_AVGPOOL: avgpool(k, op, is, os, NULL, NULL, d, to); break;
     case CMKD_OP_GLOBALPOOL: globalpool_backward(is, d, accumulate[0], to); break;
     case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, NULL, NULL, d, to); break;
     default: break;

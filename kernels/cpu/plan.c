@@ -3,6 +3,7 @@
 #include <string.h>
 
 #define CHUNK_BYTES (320 << 10) /* what a chunk's tensors may take of the second-level cache */
+#define MOST_BYTES (2 << 20)    /* what they may take of the third where weights do not fit into the second */
 
 void cmkd_plan_free(cmkd_plan *plan) {
   free(plan->step);
@@ -154,11 +155,18 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
   return CMKD_OK;
 }
 
-/* Chunks: as many images as keep everything that the phase's steps touch in cache. */
+/* Weights that an op reads for every chunk, in bytes. */
+static size_t weights_of(const cmkd_graph *graph, int op) {
+  const int p = graph->op[op].kind == CMKD_OP_CONV || graph->op[op].kind == CMKD_OP_LINEAR ? graph->op[op].param[0] : -1;
+  return p < 0 ? 0 : sizeof(float) * (size_t)graph->param[p].count;
+}
+
+/* Chunks: as many images as keep everything that the phase's steps touch in cache; where a layer's weights do not fit there either, as many as
+ * are worth reading them for. */
 static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t *local) {
   for (int p = 0; p < plan->phases; p++) {
     cmkd_plan_phase *phase = &plan->phase[p];
-    size_t largest = 1;
+    size_t largest = 1, weights = 0;
     for (int s = phase->first; s < phase->first + phase->steps; s++) {
       const cmkd_plan_step *step = &plan->step[s];
       size_t bytes = 0;
@@ -169,8 +177,9 @@ static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t
         }
       if (step->kind == CMKD_STEP_BACKWARD) bytes *= 2;
       largest = bytes > largest ? bytes : largest;
+      if (step->op >= 0 && weights_of(graph, step->op) > weights) weights = weights_of(graph, step->op);
     }
-    size_t chunk = CHUNK_BYTES / largest;
+    size_t chunk = (weights > CHUNK_BYTES ? weights > MOST_BYTES ? MOST_BYTES : weights : CHUNK_BYTES) / largest;
     phase->chunk = chunk < 1 ? 1 : chunk > CMKD_CHUNK_MAX ? CMKD_CHUNK_MAX : (int)chunk;
     size_t floats = local ? local[p] * (size_t)phase->chunk : 0;
     plan->local = floats > plan->local ? floats : plan->local;

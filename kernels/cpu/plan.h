@@ -54,7 +54,7 @@ typedef struct cmkd_plan {
   cmkd_plan_layout layout;
 } cmkd_plan;
 
-#define CMKD_CHUNK_MAX 8
+#define CMKD_CHUNK_MAX 16
 
 cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err);
 /* folded[i]: the batch norm that convolution i takes in, -1 for none (fills it). */

@@ -149,10 +149,10 @@ static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
   if (step->kind == CMKD_STEP_FUSED) {
     const cmkd_op *norm = &m->graph->op[step->norm];
     cmkd_epilogue e = {m->packed + o->bias, value(c, norm->in[1]), norm->act};
-    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->folded, &e, value(c, norm->out), c->lane->scratch);
+    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->folded, &e, value(c, norm->out));
   } else if (o->conv) {
     cmkd_epilogue e = {op->param[1] >= 0 ? m->value[op->param[1]] : NULL, NULL, CMKD_ACT_NONE};
-    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->forward, &e, value(c, op->out), c->lane->scratch);
+    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->forward, &e, value(c, op->out));
   } else if (op->kind != CMKD_OP_NORM)
     cmkd_cpu_op_forward(m->backend->kernels, m->graph, op, c->n, (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out));
   else if (c->plan == &m->infer)
@@ -171,9 +171,9 @@ static void backward(cpu_chunk *c, const cmkd_plan_step *step) {
     cmkd_cpu_op_backward(m->backend->kernels, m->graph, op, c->n, (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out), dout, din, step->accumulate);
     return;
   }
-  cmkd_conv_backward_weights(o->conv, c->thread, c->n, value(c, op->in[0]), dout, c->lane->grad + o->grad, c->lane->scratch);
+  cmkd_conv_backward_weights(o->conv, c->thread, c->n, value(c, op->in[0]), dout, c->lane->grad + o->grad);
   if (op->param[1] >= 0) m->backend->kernels->channel_sums(dout, pixels_of(c, op->out), m->graph->tensor[op->out].c, c->lane->bias_sum + o->channel);
-  if (!step->skip[0]) cmkd_conv_backward_data(o->conv, c->thread, c->n, dout, m->packed + o->backward, step->accumulate[0], grad(c, op->in[0]), c->lane->scratch);
+  if (!step->skip[0]) cmkd_conv_backward_data(o->conv, c->thread, c->n, dout, m->packed + o->backward, step->accumulate[0], grad(c, op->in[0]));
 }
 
 static void output(cpu_chunk *c) {

@@ -1,4 +1,4 @@
-/* After a step: gradients of all threads summed in thread order, SGD, running statistics, and the weights packed anew for the kernels.
+/* After a step: gradients of all threads summed in thread order, SGD, the weights packed anew for the kernels, running statistics.
  * For inference: batch norm folded into the convolutions. */
 #include <math.h>
 #include <omp.h>
@@ -10,7 +10,7 @@ void cmkd_cpu_pack(cmkd_be_model *m) {
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
   for (int i = graph->ops - 1; i >= 0; i--) { /* the largest layers tend to come last */
     const cpu_op *o = &m->op[i];
-    if (o->conv) cmkd_conv_pack(o->conv, m->value[graph->op[i].param[0]], m->packed + o->forward, m->config.train ? m->packed + o->backward : NULL);
+    if (o->conv) cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward, m->config.train ? m->packed + o->backward : NULL);
   }
   m->stale = 0;
 }
@@ -30,7 +30,7 @@ static void fold_one(cmkd_be_model *m, int i, float *plain) {
     bias[c] = (float)(m->value[norm->param[1]][c] + (own - m->value[norm->param[2]][c]) * scale);
     for (int64_t j = 0; j < each; j++) plain[c * each + j] = (float)(w[c * each + j] * scale);
   }
-  cmkd_conv_pack(o->conv, plain, m->packed + o->folded, NULL);
+  cmkd_conv_pack(o->conv, 0, o->conv->g.oc, plain, m->packed + o->folded, NULL);
 }
 
 void cmkd_cpu_fold(cmkd_be_model *m) {
@@ -40,7 +40,7 @@ void cmkd_cpu_fold(cmkd_be_model *m) {
     const cpu_op *o = &m->op[i];
     if (!o->conv) continue;
     if (m->folded[i] >= 0) fold_one(m, i, m->lane[omp_get_thread_num()].scratch);
-    else if (!m->config.train) cmkd_conv_pack(o->conv, m->value[graph->op[i].param[0]], m->packed + o->forward, NULL);
+    else if (!m->config.train) cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward, NULL);
   }
   m->fold_stale = 0;
 }
@@ -77,11 +77,13 @@ static void update_item(cmkd_be_model *m, const cpu_item *item, float lr) {
       m->grad[p][k] = (float)sum;
     }
   m->backend->kernels->sgd(m->value[p] + first, m->momentum[p] + first, m->grad[p] + first, each * item->count, lr, c->momentum, c->weight_decay, c->nesterov);
+  if (o->conv && p == op->param[0]) cmkd_conv_pack(o->conv, item->first, item->count, m->value[p], m->packed + o->forward, m->packed + o->backward); /* while it is in cache */
 }
 
 void cmkd_cpu_update(cmkd_be_model *m, float lr, int count) {
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
   for (int i = m->items - 1; i >= 0; i--) update_item(m, &m->item[i], lr);
   update_running(m, count);
-  m->stale = m->fold_stale = 1;
+  m->stale = 0;
+  m->fold_stale = 1;
 }

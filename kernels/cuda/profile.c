@@ -1,5 +1,5 @@
 /* Where a training step's time goes: $CMKD_CUDA_PROFILE=FILE makes every step run op by op between events, and writes
- * {"steps", "kernels_per_step", "ms": {class: milliseconds a step}} when the model is freed. Gaps between launches are in these times, so they
+ * {"steps", "kernels_per_step", "ms": {class: milliseconds of all of them}} when the model is freed. Gaps between launches are in these times, so they
  * add up to more than a captured step takes. */
 #include <jansson.h>
 #include <stdio.h>
@@ -58,7 +58,7 @@ cmkd_status cmkd_cuda_profile_step(cmkd_be_model *m, cmkd_error *err) {
 static void write_down(const cuda_profile *p) {
   cmkd_error err;
   json_t *ms = json_object(), *root = json_pack("{s:i, s:i, s:o}", "steps", p->steps - 1, "kernels_per_step", p->nodes, "ms", ms);
-  for (int i = 0; i < CUDA_CLASSES; i++) json_object_set_new(ms, names[i], json_real(p->ms[i] / (p->steps - 1)));
+  for (int i = 0; i < CUDA_CLASSES; i++) json_object_set_new(ms, names[i], json_real(p->ms[i]));
   char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;
   if (text && cmkd_file_write(p->path, &(cmkd_piece){text, strlen(text)}, 1, &err) != CMKD_OK) fprintf(stderr, "CMKD_CUDA_PROFILE: %s\n", err.message);
   free(text);

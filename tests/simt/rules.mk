@@ -1,11 +1,12 @@
 # The CUDA kernels on the host: kernels/cuda/*.cu compiled by g++ against the SIMT emulation in tests/simt, linked into test programs with
 # the same cmocka tests. Needs no CUDA toolkit. AddressSanitizer and UBSan are always on here: they are half of what the emulation checks.
 # The emulation's own two files are left out of it, for speed; they tell AddressSanitizer of each switch of stacks.
+comma     := ,
 SIMT_SAN  := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer
 SIMT_HAVE := $(if $(wildcard $(BUILD)/simt.found),1,$(shell mkdir -p $(BUILD); printf 'int main() { return 0; }' | $(CXX) -x c++ $(SIMT_SAN) -o /dev/null - 2> /dev/null && touch $(BUILD)/simt.found && echo 1))
 ifeq ($(SIMT_HAVE),1)
 SIMT_OUT   := $(BUILD)/simt
-SIMT_FLAGS := -std=c++17 -O1 -g $(SIMT_SAN) -ffp-contract=off -fno-exceptions -fno-rtti -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -DCMKD_SIMT -I. -Iinclude
+SIMT_FLAGS := -std=c++17 -O1 -g -fPIC -fno-strict-aliasing $(SIMT_SAN) -ffp-contract=off -fno-exceptions -fno-rtti -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -DCMKD_SIMT -I. -Iinclude
 SIMT_OBJ   := $(patsubst %,$(SIMT_OUT)/%.o,$(wildcard kernels/cuda/*.cu kernels/cuda/*.c) tests/simt/simt.cpp tests/simt/fiber.cpp tests/simt/runtime.cpp)
 SIMT_CU    := $(patsubst tests/simt/%,%,$(wildcard tests/simt/test_*.cu))
 SIMT_C     := $(patsubst tests/simt/%,%,$(wildcard tests/simt/test_*.c))
@@ -31,6 +32,28 @@ $(SIMT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/simt/%.o $(BUILD)/tests/simt/gpu
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(OPENMP) $(SIMT_SAN) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LIBS)
 tests-build: $(SIMT_TESTS)
+
+# The whole plugin, emulated and without sanitizers: programs under test open it through $CMKD_CUDA_PLUGIN and believe in a GPU.
+SIMT_PLUGIN     := $(SIMT_OUT)/libcmkd-cuda.so
+SIMT_PLAIN_OBJ  := $(SIMT_OBJ:$(SIMT_OUT)/%=$(SIMT_OUT)/plain/%)
+SIMT_PLAIN_FLAGS := $(filter-out $(SIMT_SAN) -O1,$(SIMT_FLAGS)) -O2 -Wno-unused-variable
+$(SIMT_OUT)/plain/%.cu.o: %.cu tests/simt/rules.mk
+	@mkdir -p $(@D)
+	$(call say,EMULATE,$<)
+	$(Q)$(CXX) $(SIMT_PLAIN_FLAGS) -MMD -MP -x c++ -c -o $@ $<
+$(SIMT_OUT)/plain/%.cpp.o: %.cpp tests/simt/rules.mk
+	@mkdir -p $(@D)
+	$(call say,CXX,$<)
+	$(Q)$(CXX) $(SIMT_PLAIN_FLAGS) -MMD -MP -c -o $@ $<
+$(SIMT_OUT)/plain/%.c.o: %.c tests/simt/rules.mk
+	@mkdir -p $(@D)
+	$(call say,CC,$<)
+	$(Q)$(CC) $(filter-out $(SAN),$(ALL_CFLAGS)) -DCMKD_SIMT -MMD -MP -c -o $@ $<
+$(SIMT_PLUGIN): $(SIMT_PLAIN_OBJ) $(BUILD)/libcmkd.a
+	$(call say,LINK,$@)
+	$(Q)$(CXX) -shared $(OPENMP) $(if $(SAN),-Wl$(comma)--unresolved-symbols=ignore-all) $(LDFLAGS) -Wl,--exclude-libs,ALL -o $@ $^ $(LIBS)
+tests-build: $(SIMT_PLUGIN)
+-include $(SIMT_PLAIN_OBJ:.o=.d)
 
 # check_vectors evaluates the emulated kernels too
 $(BUILD)/tests/check_vectors: $(BUILD)/tests/simt/vectors.o $(SIMT_OBJ)

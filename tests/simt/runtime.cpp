@@ -253,7 +253,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
   cudaGraphDestroy(made);
   return failed(spoiled ? cudaErrorStreamCaptureInvalidated : cudaErrorStreamCaptureUnjoined);
 }
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, CUgraphNode_st **nodes, size_t *count) {
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) {
   *count = 0;
   for (node *n = graph->commands.first; n && !nodes; n = n->next) ++*count;
   return nodes ? cudaErrorInvalidValue : cudaSuccess;
