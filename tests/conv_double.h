@@ -9,13 +9,16 @@
 #define CMKD_CUDA_RUNTIME_H /* instead of kernels/cuda/runtime.h */
 typedef int cudaError_t;
 typedef struct made_event { double ms; } *cudaEvent_t;
-enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719 };
+typedef struct made_graph { double ms; int owners; } *cudaGraph_t, *cudaGraphExec_t;
+enum { cudaSuccess = 0, cudaErrorMemoryAllocation = 2, cudaErrorLaunchFailure = 719, cudaErrorStreamCaptureInvalidated = 901 };
+enum { cudaStreamCaptureModeThreadLocal = 1 };
 enum { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 
 static struct made_device {
   double ms, own_ms;    /* the clock; what our own kernels take */
   long timed, runs_own, runs_plan, epilogues;
-  int live;             /* allocations and events */
+  int live;             /* allocations, events and graphs */
+  int capturing, spoiled; double captured_at; /* what is captured is done at once; a launch only takes its time */
   int full, broken;     /* no memory; every call fails from now on */
 } made;
 static void *const on_stream = &made;
@@ -62,6 +65,37 @@ static cudaError_t cudaEventSynchronize(cudaEvent_t event) {
 }
 static cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_t end) {
   *ms = (float)(end->ms - begin->ms);
+  return now_broken();
+}
+
+static cudaError_t cudaStreamBeginCapture(void *s, int mode) {
+  made.capturing = 1, made.spoiled = 0, made.captured_at = made.ms;
+  return now_broken();
+}
+static cudaError_t cudaStreamEndCapture(void *s, cudaGraph_t *graph) {
+  *graph = NULL;
+  made.capturing = 0;
+  if (made.spoiled) return cudaErrorStreamCaptureInvalidated;
+  *graph = calloc(1, sizeof **graph);
+  **graph = (struct made_graph){made.ms - made.captured_at, 1};
+  made.ms = made.captured_at;
+  made.live++;
+  return now_broken();
+}
+static cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
+  graph->owners++;
+  *exec = graph;
+  return now_broken();
+}
+static cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  if (--graph->owners) return now_broken();
+  made.live--;
+  free(graph);
+  return now_broken();
+}
+static cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
+static cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, void *s) {
+  made.ms += exec->ms;
   return now_broken();
 }
 
@@ -123,7 +157,7 @@ cmkd_status cmkd_cuda_conv_epilogue(const cmkd_cuda_conv_shape *s, const cmkd_cu
 
 /* ---- cuDNN ---------------------------------------------------------------------------------------------------------------------------------- */
 
-typedef enum made_kind { GOOD, WRONG, WRONG_AT_END, UNWRITTEN, CHANGING /* from run to run, inside the bound of bfloat16 */, FAILING, BREAKING, NO_ADDING } made_kind;
+typedef enum made_kind { GOOD, WRONG, WRONG_AT_END, UNWRITTEN, CHANGING /* from run to run, inside the bound of bfloat16 */, FAILING, BREAKING, NO_ADDING, WAITING /* which a capture does not allow */ } made_kind;
 typedef struct made_plan { const char *name; cmkd_conv_pass pass; double ms; made_kind kind; size_t workspace; } made_plan;
 struct cmkd_cudnn { int version, count, refuses; const made_plan *plan; };
 struct cmkd_cudnn_plan { made_plan is; cmkd_conv_request request; };
@@ -163,6 +197,7 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const v
   const made_kind kind = plan->is.kind;
   made.runs_plan++, made.ms += plan->is.ms;
   if (plan->is.workspace) memset(workspace, 1, plan->is.workspace);
+  if (kind == WAITING && made.capturing) made.spoiled = 1;
   if (kind == BREAKING) made.broken = 1;
   if (kind == FAILING || kind == BREAKING) return cmkd_fail(err, CMKD_ERR_DEVICE, "made up");
   if (kind == UNWRITTEN) return CMKD_OK;

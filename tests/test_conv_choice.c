@@ -9,7 +9,7 @@ static const made_plan plans[] = {
   {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 300},     {"cudnn:eng2{}", CMKD_CONV_FORWARD, 1, WRONG, 0},         {"cudnn:eng3{}", CMKD_CONV_FORWARD, 1, UNWRITTEN, 0},
   {"cudnn:eng4{}", CMKD_CONV_FORWARD, 1, FAILING, 0},        {"cudnn:eng5{}", CMKD_CONV_FORWARD, 1, CHANGING, 0},      {"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, GOOD, 5000},
   {"cudnn:eng7{}", CMKD_CONV_FORWARD, 100, GOOD, 0},         {"cudnn:eng8{}", CMKD_CONV_FORWARD_FUSED, 3, GOOD, 0},    {"cudnn:eng9{}", CMKD_CONV_BACKWARD_DATA, 1, NO_ADDING, 0},
-  {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
+  {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},    {"cudnn:eng13{}", CMKD_CONV_BACKWARD_WEIGHTS, 0.5, WAITING, 0},    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
 };
 static cmkd_cudnn with_plans = {91900, sizeof plans / sizeof *plans, 0, plans};
 static cmkd_error err;
@@ -92,6 +92,30 @@ static void the_fastest_that_agrees_wins(void **state) {
   assert_chosen(chooser, large, "cudnn:eng9{}", 1);
   made.own_ms = 0.5;
   assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, CMKD_F32), "own", 1);
+  cmkd_conv_chooser_close(chooser);
+}
+
+/* A network's layers of equal shape: one plan, made and tried once, gone with the last of them. */
+static void equal_requests_share_a_choice(void **state) {
+  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+  cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), other = r;
+  cmkd_conv_choice *choice[3], *third;
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice[0], &err));
+  const long runs = made.runs_own + made.runs_plan;
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice[1], &err));
+  assert_ok(cmkd_conv_choose(chooser, &r, &choice[2], &err));
+  assert_int_equal(made.runs_own + made.runs_plan, runs);
+  assert_int_equal(plans_live, 1);
+  other.shape.n = 5;
+  assert_ok(cmkd_conv_choose(chooser, &other, &third, &err));
+  assert_ptr_not_equal(third, choice[0]);
+  cmkd_conv_choice_free(choice[1]);
+  cmkd_conv_choice_free(choice[0]);
+  assert_int_equal(plans_live, 2);
+  assert_string_equal(cmkd_conv_choice_name(choice[2]), "cudnn:eng6{k1=2,k3=4}");
+  cmkd_conv_choice_free(choice[2]);
+  assert_int_equal(plans_live, 1);
+  cmkd_conv_choice_free(third);
   cmkd_conv_chooser_close(chooser);
 }
 
@@ -331,7 +355,7 @@ static void corrupt_texts_do_no_harm(void **state) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, fresh, nothing_left)
 int main(void) {
   const struct CMUnitTest tests[] = {
-    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins),          TEST(an_epilogue_may_come_after_a_faster_plan),
+    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(equal_requests_share_a_choice), TEST(an_epilogue_may_come_after_a_faster_plan),
     TEST(gradients_of_padding_are_zero),               TEST(choices_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
     TEST(a_resumed_run_keeps_its_choices),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
     TEST(corrupt_texts_do_no_harm),

@@ -31,6 +31,7 @@ struct cmkd_backend {
   int workspace_moves;                /* graphs captured before the last move are stale */
   int check;                          /* $CMKD_CUDA_CHECK: no graphs, wait after every operation and name the one that failed */
   int streamed;                       /* $CMKD_CUDA_RESIDENT=0: images stay on the host */
+  uint64_t serial;                    /* of the last images or rows: captured graphs know them by it, addresses come again */
 };
 
 struct cmkd_be_images {
@@ -38,6 +39,7 @@ struct cmkd_be_images {
   const uint8_t *pixels; const int32_t *labels; /* the host's, borrowed */
   uint8_t *resident;                  /* the same pixels in device memory; NULL: they go through the queue, row by row */
   uint32_t n; int h, w, c;
+  uint64_t serial;
 };
 
 struct cmkd_be_rows {
@@ -45,6 +47,7 @@ struct cmkd_be_rows {
   cmkd_dtype dtype;                   /* CMKD_F32, CMKD_F16; CMKD_U8: u8sqrt */
   uint64_t n; int classes;
   char *data; uint16_t *row_max, *row_range; /* (n, classes), (n) */
+  uint64_t serial;
 };
 
 /* Where an op's numbers lie, in elements. */
@@ -60,12 +63,13 @@ typedef struct cuda_choices {
   int count, infer;
   cmkd_conv_choice *(*choice)[CMKD_CONV_BACKWARD_WEIGHTS + 1];
   uint8_t *from16_host, *from16;
-  int loaded;                         /* such a step has run: its kernels are on the device */
+  unsigned loaded;                    /* bits: such a step has run with that kind of teacher, so its kernels are on the device */
 } cuda_choices;
 
 typedef struct cuda_graph {
   cudaGraphExec_t exec;
   const cmkd_be_images *images; const cmkd_be_rows *rows;
+  uint64_t images_serial, rows_serial; /* theirs; 0 without rows */
   int list, count, teacher, steps, moves; /* steps in a row; workspace_moves at capture */
   uint64_t used;                      /* for eviction: the last use */
 } cuda_graph;
@@ -73,7 +77,7 @@ typedef struct cuda_graph {
 typedef enum cuda_class { CUDA_INPUT, CUDA_CONV_FORWARD, CUDA_CONV_DATA, CUDA_CONV_WEIGHTS, CUDA_NORM, CUDA_OTHER, CUDA_LOSS, CUDA_UPDATE, CUDA_CLASSES } cuda_class; /* of work, in a profile */
 typedef struct cuda_profile cuda_profile;
 
-enum { CUDA_GRAPHS = 16, CUDA_CHOICES = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2 };
+enum { CUDA_GRAPHS = 16, CUDA_CHOICES = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2, CUDA_PIXELS = 1, CUDA_TEACHER = 2 };
 
 struct cmkd_be_model {
   cmkd_backend *backend;
@@ -100,9 +104,10 @@ struct cmkd_be_model {
    * stand, then `slots` steps */
   char *queue, *staging;              /* device, pinned host: (halves, 1 + slots, stride) */
   cmkd_cuda_queue layout;
-  int slots, with_pixels;
+  int slots;
+  unsigned carries;                   /* CUDA_PIXELS, CUDA_TEACHER: what a slot has room for */
   cudaEvent_t taken[CUDA_HALVES]; int in_flight[CUDA_HALVES], half;
-  float *out; size_t out_floats;      /* pinned: logits and features of inference steps */
+  float *out; size_t out_floats; int out_steps; /* pinned: logits and features of so many inference steps; made by the first */
   /* host */
   float *host;                        /* (values): uploads, downloads */
   int fold_stale;
@@ -120,6 +125,9 @@ static inline int cuda_is_conv(const cmkd_op *op) { return op->kind == CMKD_OP_C
 
 /* plugin.c: CMKD_OK or one line: what was done, what the runtime says, and what to do about it */
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err);
+
+/* plugin.c: makes the backend's device the calling thread's; every function of the table begins with it, for there may be several backends and threads */
+cmkd_status cmkd_cuda_use(const cmkd_backend *b, cmkd_error *err);
 
 /* plugin.c: copies of pageable memory, behind everything that was queued before; both wait */
 cmkd_status cmkd_cuda_put(cmkd_backend *b, void *device, const void *host, size_t bytes, const char *what, cmkd_error *err);

@@ -47,9 +47,9 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *cudnn, const cmkd_cudnn_plan *plan, const
 /* ---- the choice (conv_choice.c) --------------------------------------------------------------------------------------------------- */
 
 typedef struct cmkd_conv_chooser cmkd_conv_chooser; /* one a backend; knows what is remembered */
-typedef struct cmkd_conv_choice cmkd_conv_choice;   /* one request, decided */
+typedef struct cmkd_conv_choice cmkd_conv_choice;   /* one request, decided; equal requests share it, each frees it once */
 
-/* cudnn NULL: our own kernels only. memory: file of remembered choices, NULL: none. `device` names GPU and driver in it. */
+/* cudnn NULL: our own kernels only. memory: file of remembered choices, NULL: none. `device` names the GPU in it. */
 cmkd_status cmkd_conv_chooser_open(cmkd_cudnn *cudnn, const char *device, const char *memory, void *stream, cmkd_conv_chooser **out, cmkd_error *err);
 void cmkd_conv_chooser_close(cmkd_conv_chooser *chooser); /* after its choices */
 /* Decides: what a resumed run brought (cmkd_conv_chooser_load), else what is remembered, else the fastest of our own and cuDNN's, timed on fresh scratch

@@ -23,8 +23,9 @@ enum { KEY = 256, NAME_MAX_BYTES = 1024, ROOM = 10, ROOM_COMPILED = 3, WARM_UPS 
 struct cmkd_conv_chooser {
   cmkd_cudnn *cudnn;
   void *stream;
-  char *device, *memory;             /* device: GPU, driver and cuDNN in one text; memory: NULL when nothing is remembered */
+  char *device, *memory;             /* device: GPU and cuDNN in one text; memory: NULL when nothing is remembered */
   json_t *brought, *decided, *known; /* request -> name: of a resumed run, of this one, of the file */
+  cmkd_conv_choice *live;            /* handed out: layers of equal shape share one, for a plan may take a second to make */
 };
 
 struct cmkd_conv_choice {
@@ -32,7 +33,9 @@ struct cmkd_conv_choice {
   cmkd_conv_request request;
   cmkd_cudnn_plan *plan; /* NULL: own */
   int apart;             /* FORWARD_FUSED: the plan is FORWARD, the epilogue is ours */
-  char name[NAME_MAX_BYTES];
+  char name[NAME_MAX_BYTES], key[KEY];
+  int users;             /* 0: not handed out */
+  cmkd_conv_choice *next;
 };
 
 static size_t align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -147,7 +150,12 @@ cmkd_status cmkd_conv_chooser_load(cmkd_conv_chooser *chooser, const char *json,
 /* ---- a choice ------------------------------------------------------------------------------------------------------------------------- */
 
 void cmkd_conv_choice_free(cmkd_conv_choice *choice) {
-  if (!choice) return;
+  if (!choice || (choice->users && --choice->users)) return;
+  for (cmkd_conv_choice **at = &choice->chooser->live; *at; at = &(*at)->next)
+    if (*at == choice) {
+      *at = choice->next;
+      break;
+    }
   cmkd_cudnn_plan_free(choice->plan);
   free(choice);
 }
@@ -310,8 +318,21 @@ static cmkd_status bench_run(bench *t, const cmkd_conv_choice *choice, cmkd_erro
   return cmkd_conv_run(choice, t->a, t->b, t->c, t->request->pass == CMKD_CONV_FORWARD_FUSED ? &t->epilogue : NULL, t->workspace, t->stream, err);
 }
 
-/* One run onto a known c, then the first and last entries of c as floats and in raw + at; *count of them. */
-static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, float *values, size_t at, size_t *count, cmkd_error *err) {
+/* So many runs as one captured graph, as steps are; NULL: this cannot be captured. A plan may allocate, wait, or use streams of its own. */
+static cudaGraphExec_t bench_capture(bench *t, const cmkd_conv_choice *choice, int runs) {
+  cudaGraph_t graph = NULL;
+  cudaGraphExec_t exec = NULL;
+  cmkd_status status = CMKD_OK;
+  if (cudaStreamBeginCapture(t->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return NULL;
+  for (int i = 0; i < runs && status == CMKD_OK; i++) status = bench_run(t, choice, NULL);
+  if (cudaStreamEndCapture(t->stream, &graph) != cudaSuccess) status = CMKD_ERR_DEVICE;
+  if (status == CMKD_OK && cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) exec = NULL;
+  if (graph) cudaGraphDestroy(graph);
+  return exec;
+}
+
+/* One run, itself or through a graph, onto a known c, then the first and last entries of c as floats and in raw + at; *count of them. */
+static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, int captured, float *values, size_t at, size_t *count, cmkd_error *err) {
   const cmkd_cuda_conv_shape *s = &t->request->shape;
   const int data = t->request->pass == CMKD_CONV_BACKWARD_DATA, weights = t->request->pass == CMKD_CONV_BACKWARD_WEIGHTS;
   const cmkd_dtype dtype = data ? s->dtype : weights ? cmkd_conv_choice_dw_dtype(choice) : s->y_dtype;
@@ -321,7 +342,14 @@ static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, float 
   uint8_t *raw = t->raw + at;
   if (data && t->request->accumulate) CMKD_TRY(fill_x(t, t->c, err));
   else CMKD_TRY(device_status(cudaMemsetAsync(t->c, 0xFF, t->c_bytes, t->stream), err)); /* NaN: everything must be written */
-  CMKD_TRY(bench_run(t, choice, err));
+  if (captured) {
+    cudaGraphExec_t graph = bench_capture(t, choice, 1);
+    if (!graph) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s cannot be captured", choice->name);
+    cudaError_t error = cudaGraphLaunch(graph, t->stream);
+    if (error == cudaSuccess) error = cudaStreamSynchronize(t->stream);
+    cudaGraphExecDestroy(graph);
+    CMKD_TRY(device_status(error, err));
+  } else CMKD_TRY(bench_run(t, choice, err));
   CMKD_TRY(device_status(cudaMemcpyAsync(raw, t->c, first * size, cudaMemcpyDeviceToHost, t->stream), err));
   CMKD_TRY(device_status(cudaMemcpyAsync(raw + first * size, (char *)t->c + (all - last) * size, last * size, cudaMemcpyDeviceToHost, t->stream), err));
   CMKD_TRY(device_status(cudaStreamSynchronize(t->stream), err));
@@ -330,7 +358,7 @@ static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, float 
   return CMKD_OK;
 }
 
-/* The candidate gives our numbers, up to rounding, and the same bytes twice. */
+/* The candidate gives our numbers, up to rounding, and the same bytes again from a captured graph. */
 static int agrees(bench *t, const cmkd_conv_choice *choice, size_t own_count) {
   const cmkd_conv_request *r = t->request;
   const int f32 = r->shape.dtype == CMKD_F32;
@@ -339,7 +367,7 @@ static int agrees(bench *t, const cmkd_conv_choice *choice, size_t own_count) {
   const cmkd_dtype dtype = r->pass == CMKD_CONV_BACKWARD_WEIGHTS ? cmkd_conv_choice_dw_dtype(choice) : r->pass == CMKD_CONV_BACKWARD_DATA ? r->shape.dtype : r->shape.y_dtype;
   double largest = 0, difference = 0;
   size_t count;
-  if (bench_result(t, choice, t->now, half, &count, NULL) != CMKD_OK || bench_result(t, choice, t->now, 0, &count, NULL) != CMKD_OK || count != own_count) return 0;
+  if (bench_result(t, choice, 0, t->now, half, &count, NULL) != CMKD_OK || bench_result(t, choice, 1, t->now, 0, &count, NULL) != CMKD_OK || count != own_count) return 0;
   if (memcmp(t->raw, t->raw + half, count * cmkd_dtype_size(dtype))) return 0;
   for (size_t i = 0; i < count; i++) {
     const double d = fabs((double)t->now[i] - t->own[i]), v = fabs((double)t->own[i]);
@@ -350,27 +378,29 @@ static int agrees(bench *t, const cmkd_conv_choice *choice, size_t own_count) {
   return difference <= bound * largest;
 }
 
-/* Milliseconds a run, the device's time: it clears the plug while the host queues. Negative: failed. */
-static double bench_time(bench *t, const cmkd_conv_choice *choice, int runs) {
+/* Milliseconds, the device's time, of one run or of the graph if there is one: the device clears the plug while the host queues. Negative: failed. */
+static double bench_time(bench *t, const cmkd_conv_choice *choice, cudaGraphExec_t graph) {
   float ms = 0;
   for (int i = 0; i < 2; i++)
     if (cudaMemsetAsync(t->plug, 0, PLUG, t->stream) != cudaSuccess) return -1;
   if (cudaEventRecord(t->begin, t->stream) != cudaSuccess) return -1;
-  for (int i = 0; i < runs; i++)
-    if (bench_run(t, choice, NULL) != CMKD_OK) return -1;
+  if (graph ? cudaGraphLaunch(graph, t->stream) != cudaSuccess : bench_run(t, choice, NULL) != CMKD_OK) return -1;
   if (cudaEventRecord(t->end, t->stream) != cudaSuccess || cudaEventSynchronize(t->end) != cudaSuccess || cudaEventElapsedTime(&ms, t->begin, t->end) != cudaSuccess) return -1;
-  return (double)ms / runs;
+  return (double)ms;
 }
 
 static int by_value(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
 
-/* The median, or a first impression where that is hopeless against `best` (0: none yet). */
+/* The median of a run in a graph of several, or a first impression where that is hopeless against `best` (0: none yet). */
 static double bench_median(bench *t, const cmkd_conv_choice *choice, double best) {
   double sample[SAMPLES];
-  for (int i = 0; i < WARM_UPS; i++) sample[0] = bench_time(t, choice, 1);
+  for (int i = 0; i < WARM_UPS; i++) sample[0] = bench_time(t, choice, NULL);
   if (sample[0] < 0 || (best > 0 && sample[0] > 4 * best)) return sample[0];
-  for (int i = 0; i < SAMPLES; i++)
-    if ((sample[i] = bench_time(t, choice, RUNS)) < 0) return -1;
+  cudaGraphExec_t graph = bench_capture(t, choice, RUNS);
+  int good = graph && bench_time(t, choice, graph) >= 0; /* the first launch uploads it */
+  for (int i = 0; i < SAMPLES && good; i++) good = (sample[i] = bench_time(t, choice, graph) / RUNS) >= 0;
+  if (graph) cudaGraphExecDestroy(graph);
+  if (!good) return -1;
   qsort(sample, SAMPLES, sizeof *sample, by_value);
   return sample[SAMPLES / 2];
 }
@@ -385,7 +415,7 @@ static cmkd_status try_out(cmkd_conv_chooser *chooser, const cmkd_conv_request *
   for (int i = 0; i < count; i++)
     if (cmkd_conv_choice_workspace(candidate[i]) > workspace) workspace = cmkd_conv_choice_workspace(candidate[i]);
   cmkd_status status = bench_open(&t, request, workspace, race ? PLUG : 0, chooser->stream, err);
-  if (status == CMKD_OK) status = bench_result(&t, candidate[0], t.own, 0, &own_count, err);
+  if (status == CMKD_OK) status = bench_result(&t, candidate[0], 0, t.own, 0, &own_count, err);
   if (status == CMKD_OK && race && (best = bench_median(&t, candidate[0], 0)) < 0)
     status = cmkd_fail(err, CMKD_ERR_DEVICE, "timing convolutions: our own failed: %s", cudaGetErrorString(cudaGetLastError()));
   for (int i = 1; i < count && status == CMKD_OK; i++) {
@@ -470,6 +500,12 @@ cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request
   int measured = 0;
   *out = NULL;
   request_key(request, key);
+  for (cmkd_conv_choice *c = chooser->live; c; c = c->next)
+    if (!strcmp(c->key, key)) {
+      c->users++;
+      *out = c;
+      return CMKD_OK;
+    }
   for (int i = 0; i < 3 && !*out; i++) {
     const char *name = json_string_value(json_object_get(sources[i], key));
     if (name) CMKD_TRY(remembered(chooser, request, name, out, err));
@@ -481,5 +517,7 @@ cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request
     return no_memory(err);
   }
   if (measured && chooser->memory) write_memory(chooser);
+  memcpy((*out)->key, key, sizeof key);
+  (*out)->users = 1, (*out)->next = chooser->live, chooser->live = *out;
   return CMKD_OK;
 }

@@ -31,6 +31,7 @@ typedef struct loss_args {
   double weight[CMKD_TERM_KINDS]; /* with warm-up, where epoch is NULL */
   const double *epoch;
 } loss_args;
+static_assert(sizeof(loss_args) + 64 <= 4096, "what a kernel takes by value on every driver");
 
 /* Large rows: scratch for `wave` rows at a time. Strides are C + 1 where a prefix sum lives. */
 typedef struct long_rows {

@@ -13,6 +13,7 @@ static void release(void *memory) {
 
 void cmkd_cuda_model_free(cmkd_be_model *m) {
   if (!m) return;
+  (void)cmkd_cuda_use(m->backend, NULL);
   (void)cudaStreamSynchronize(m->backend->stream);
   cmkd_cuda_forget_graphs(m);
   cmkd_cuda_profile_close(m);
@@ -190,6 +191,7 @@ static cmkd_status create(cmkd_be_model *m, cmkd_error *err) {
 
 cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out, cmkd_error *err) {
   *out = NULL;
+  CMKD_TRY(cmkd_cuda_use(backend, err));
   CMKD_TRY(cmkd_graph_check(config->graph, err));
   CMKD_TRY(check_config(config, err));
   cmkd_be_model *m = calloc(1, sizeof *m);
@@ -235,6 +237,7 @@ static cmkd_status slot_of(const cmkd_be_model *m, cmkd_param_slot slot, float *
 
 cmkd_status cmkd_cuda_upload(cmkd_be_model *m, cmkd_param_slot slot, const float *const *params, cmkd_error *err) {
   float *device;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(slot_of(m, slot, &device, err));
   CMKD_TRY(exchange(m, device, (size_t)m->values, trained, params, NULL, err));
   if (slot != CMKD_SLOT_VALUE) return CMKD_OK;
@@ -246,6 +249,7 @@ cmkd_status cmkd_cuda_upload(cmkd_be_model *m, cmkd_param_slot slot, const float
 
 cmkd_status cmkd_cuda_download(cmkd_be_model *m, cmkd_param_slot slot, float *const *params, cmkd_error *err) {
   float *device;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(slot_of(m, slot, &device, err));
   CMKD_TRY(exchange(m, device, (size_t)m->values, trained, NULL, params, err));
   for (int i = 0; i < m->graph->params && slot != CMKD_SLOT_VALUE; i++) /* buffers have none */
@@ -259,6 +263,7 @@ cmkd_status cmkd_cuda_download(cmkd_be_model *m, cmkd_param_slot slot, float *co
 cmkd_status cmkd_cuda_gradients(cmkd_be_model *m, float *const *params, cmkd_error *err) {
   if (!m->grad) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no gradients", m->graph->arch);
   cmkd_cuda_state state;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(copy_floats(m, m->host, m->grad, (size_t)m->values, cudaMemcpyDeviceToHost, err));
   CMKD_TRY(cmkd_cuda_get(m->backend, &state, m->state, sizeof state, "gradients", err));
   const cuda_choices *last = cmkd_cuda_choices_for(m, CMKD_LIST_TRAIN, m->trained_count);

@@ -10,9 +10,12 @@
 
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err) {
   if (error == cudaSuccess) return CMKD_OK;
+  (void)cudaGetLastError(); /* or the next launch is told that it failed */
   if (error == cudaErrorMemoryAllocation) return cmkd_fail(err, CMKD_ERR_MEMORY, "--device cuda: %s: the GPU is out of memory; lower --batch, or free memory on it", what);
   return cmkd_fail(err, CMKD_ERR_DEVICE, "--device cuda: %s: %s; the run's state is the last saved one (CMKD_CUDA_CHECK=1 names the operation)", what, cudaGetErrorString(error));
 }
+
+cmkd_status cmkd_cuda_use(const cmkd_backend *b, cmkd_error *err) { return cmkd_cuda_status(cudaSetDevice(b->device), "using the device", err); }
 
 /* On the backend's stream: it waits for nobody else's, so a plain cudaMemcpy would not be in order with it. */
 static cmkd_status copy(cmkd_backend *b, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, const char *what, cmkd_error *err) {
@@ -64,6 +67,7 @@ static int is_set(const char *name) {
 
 static void close_device(cmkd_backend *b) {
   if (!b) return;
+  (void)cmkd_cuda_use(b, NULL);
   cmkd_conv_chooser_close(b->chooser);
   cmkd_cudnn_close(b->cudnn);
   if (b->workspace) (void)cudaFree(b->workspace);

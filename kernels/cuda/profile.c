@@ -35,7 +35,11 @@ void cmkd_cuda_profile_mark(cmkd_be_model *m, cuda_class class) {
   (void)cudaEventRecord(p->event[p->marks++], m->backend->stream);
 }
 
-void cmkd_cuda_profile_nodes(cmkd_be_model *m, int nodes) { m->profile->nodes = nodes; }
+/* After a capture; the marks in it have no times. */
+void cmkd_cuda_profile_nodes(cmkd_be_model *m, int nodes) {
+  m->profile->nodes = nodes;
+  m->profile->marks = 0;
+}
 
 /* The interval before a mark belongs to its class; the first mark only opens the step. */
 cmkd_status cmkd_cuda_profile_step(cmkd_be_model *m, cmkd_error *err) {

@@ -19,10 +19,12 @@ static void say(cmkd_backend *b, const char *what) {
 }
 
 cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
-  cmkd_be_images *images = *out = calloc(1, sizeof *images);
   const size_t bytes = (size_t)n * (size_t)h * (size_t)w * (size_t)c;
+  *out = NULL;
+  CMKD_TRY(cmkd_cuda_use(b, err));
+  cmkd_be_images *images = *out = calloc(1, sizeof *images);
   if (!images) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  *images = (cmkd_be_images){.backend = b, .pixels = pixels, .labels = labels, .n = n, .h = h, .w = w, .c = c};
+  *images = (cmkd_be_images){.backend = b, .pixels = pixels, .labels = labels, .n = n, .h = h, .w = w, .c = c, .serial = ++b->serial};
   if (!fits(b, bytes)) {
     say(b, "images on the host");
     return CMKD_OK;
@@ -37,6 +39,7 @@ cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, cons
 
 void cmkd_cuda_images_free(cmkd_be_images *images) {
   if (!images) return;
+  (void)cmkd_cuda_use(images->backend, NULL);
   (void)cudaFree(images->resident);
   free(images);
 }
@@ -49,6 +52,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
   *out = NULL;
   while (kind < 3 && strcmp(codec, known[kind].codec)) kind++;
   if (kind == 3 || n > UINT32_MAX || classes < 1) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "codec %.20s, %llu rows: not kept on the device", codec, (unsigned long long)n);
+  CMKD_TRY(cmkd_cuda_use(b, err));
   bytes = (size_t)n * (size_t)classes * item_size(known[kind].dtype);
   if (!fits(b, bytes + 4 * (size_t)n)) {
     say(b, "teacher rows on the host");
@@ -56,7 +60,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
   }
   cmkd_be_rows *rows = *out = calloc(1, sizeof *rows);
   if (!rows) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  *rows = (cmkd_be_rows){.backend = b, .dtype = known[kind].dtype, .n = n, .classes = classes};
+  *rows = (cmkd_be_rows){.backend = b, .dtype = known[kind].dtype, .n = n, .classes = classes, .serial = ++b->serial};
   cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&rows->data, bytes), "teacher rows", err);
   if (status == CMKD_OK && rows->dtype == CMKD_U8) status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_max, (size_t)n * 2), "teacher rows", err);
   if (status == CMKD_OK && rows->dtype == CMKD_U8) status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_range, (size_t)n * 2), "teacher rows", err);
@@ -69,6 +73,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
 cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data, const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
   const size_t row = (size_t)r->classes * item_size(r->dtype);
   if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range))) return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
+  CMKD_TRY(cmkd_cuda_use(r->backend, err));
   CMKD_TRY(cmkd_cuda_put(r->backend, r->data + (size_t)first * row, data, (size_t)count * row, "teacher rows", err));
   if (r->dtype != CMKD_U8) return CMKD_OK;
   CMKD_TRY(cmkd_cuda_put(r->backend, r->row_max + first, row_max, (size_t)count * 2, "teacher rows", err));
@@ -77,6 +82,7 @@ cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count
 
 void cmkd_cuda_rows_free(cmkd_be_rows *rows) {
   if (!rows) return;
+  (void)cmkd_cuda_use(rows->backend, NULL);
   (void)cudaFree(rows->data);
   (void)cudaFree(rows->row_max);
   (void)cudaFree(rows->row_range);

@@ -9,6 +9,7 @@
 
 enum { MOST_SLOTS = 64, STEPS_A_GRAPH = 8 };
 #define HALF_BYTES ((size_t)16 << 20)
+#define OUT_BYTES ((size_t)16 << 20)
 
 /* ---- the queue ---------------------------------------------------------------------------------------------------------------------- */
 
@@ -24,18 +25,18 @@ static size_t part(size_t *at, size_t bytes) {
 static void free_queue(cmkd_be_model *m) {
   if (m->queue) (void)cudaFree(m->queue);
   if (m->staging) (void)cudaFreeHost(m->staging);
-  if (m->out) (void)cudaFreeHost(m->out);
   m->queue = m->staging = NULL;
-  m->out = NULL;
 }
 
-static cmkd_status make_queue(cmkd_be_model *m, int pixels, cmkd_error *err) {
-  const size_t batch = (size_t)m->config.batch, classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+/* Slots have room for what steps so far brought along; what is resident takes none. */
+static cmkd_status make_queue(cmkd_be_model *m, unsigned carries, cmkd_error *err) {
+  const size_t batch = (size_t)m->config.batch, classes = (size_t)m->graph->classes;
   const size_t image = (size_t)m->graph->tensor[0].h * (size_t)m->graph->tensor[0].w * (size_t)m->graph->tensor[0].c;
-  if (m->queue && (m->with_pixels || !pixels)) return CMKD_OK;
+  if (m->staging && !(carries & ~m->carries)) return CMKD_OK;
   CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "queue", err));
   cmkd_cuda_forget_graphs(m);
   free_queue(m);
+  carries |= m->carries;
   cmkd_cuda_queue *q = &m->layout;
   size_t stride = 0;
   memset(q, 0, sizeof *q);
@@ -44,16 +45,14 @@ static cmkd_status make_queue(cmkd_be_model *m, int pixels, cmkd_error *err) {
   q->rows = part(&stride, batch * sizeof(uint32_t));
   q->labels = part(&stride, batch * sizeof(int32_t));
   if (m->config.train) q->index = part(&stride, batch * sizeof(uint32_t));
-  if (m->config.train) q->teacher = part(&stride, batch * classes * sizeof(float));
-  if (pixels) q->pixels = part(&stride, batch * image);
+  if (carries & CUDA_TEACHER) q->teacher = part(&stride, batch * classes * sizeof(float));
+  if (carries & CUDA_PIXELS) q->pixels = part(&stride, batch * image);
   q->stride = stride;
-  m->with_pixels = pixels;
+  m->carries = carries;
   m->slots = HALF_BYTES / stride < 1 ? 1 : HALF_BYTES / stride > MOST_SLOTS ? MOST_SLOTS : (int)(HALF_BYTES / stride);
   const size_t half = (size_t)(m->slots + 1) * stride;
-  m->out_floats = batch * (classes + width);
   CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&m->queue, CUDA_HALVES * half), "queue of steps", err));
   CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->staging, CUDA_HALVES * half, cudaHostAllocDefault), "pinned memory", err));
-  CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->slots * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err));
   memset(m->staging, 0, CUDA_HALVES * half);
   q->slots = m->queue;
   return cmkd_cuda_status(cudaMemsetAsync(m->queue, 0, CUDA_HALVES * half, m->backend->stream), "queue of steps", err);
@@ -109,7 +108,7 @@ void cmkd_cuda_forget_graphs(cmkd_be_model *m) {
 static cuda_graph *find_graph(cmkd_be_model *m, const cuda_graph *key) {
   for (int i = 0; i < CUDA_GRAPHS; i++) {
     cuda_graph *g = &m->captured[i];
-    if (g->exec && g->images == key->images && g->rows == key->rows && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->moves == key->moves) return g;
+    if (g->exec && g->images_serial == key->images_serial && g->rows_serial == key->rows_serial && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->moves == key->moves) return g;
   }
   return NULL;
 }
@@ -125,7 +124,10 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph *
   cuda_graph *slot = &m->captured[0];
   for (int i = 1; i < CUDA_GRAPHS; i++)
     if (m->captured[i].used < slot->used) slot = &m->captured[i];
-  if (slot->exec) (void)cudaGraphExecDestroy(slot->exec); /* what runs of it goes on */
+  if (slot->exec) { /* rare; it may be running */
+    (void)cudaStreamSynchronize(stream);
+    (void)cudaGraphExecDestroy(slot->exec);
+  }
   *slot = *key;
   slot->exec = NULL;
   CMKD_TRY(cmkd_cuda_status(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), "capturing a step", err));
@@ -137,7 +139,10 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph *
   if (m->profile && key->list == CMKD_LIST_TRAIN) cmkd_cuda_profile_nodes(m, (int)nodes / key->steps);
   if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphInstantiate(&slot->exec, graph, 0), "preparing a captured step", err);
   if (graph) (void)cudaGraphDestroy(graph);
-  if (status != CMKD_OK) *slot = (cuda_graph){0};
+  if (status != CMKD_OK) {
+    *slot = (cuda_graph){0};
+    (void)cudaGetLastError(); /* what ending a failed capture leaves behind */
+  }
   else *out = slot;
   return status;
 }
@@ -151,17 +156,25 @@ static cmkd_status profile(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
     CMKD_TRY(queue_steps(m, &key, err));
     CMKD_TRY(cmkd_cuda_profile_step(m, err));
   }
-  return find_graph(m, &key) ? CMKD_OK : capture(m, &key, &graph, err);
+  return m->backend->check || find_graph(m, &key) ? CMKD_OK : capture(m, &key, &graph, err);
 }
 
-/* `steps` equal steps: one graph launch. The first of their size are queued op by op, so that every kernel is loaded before it is captured; and so are
+/* Steps of one kind. */
+static cuda_graph key_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, int steps) {
+  const cmkd_be_rows *rows = list == CMKD_LIST_TRAIN ? step->teacher_rows : NULL;
+  return (cuda_graph){.images = images, .images_serial = images->serial, .rows = rows, .rows_serial = rows ? rows->serial : 0, .list = list, .count = step->count,
+                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows, .steps = steps, .moves = m->backend->workspace_moves};
+}
+
+/* `steps` equal steps: one graph launch. The first of their kind are queued op by op, so that every kernel is loaded before it is captured; and so are
  * all where each operation is to be checked. */
 static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
   cuda_choices *choices = cmkd_cuda_choices_for(m, (cmkd_list)key.list, key.count);
   cuda_graph *graph = find_graph(m, &key);
   if (m->profile && key.list == CMKD_LIST_TRAIN) return profile(m, key, err);
-  if (m->backend->check || !choices->loaded) {
-    choices->loaded = 1;
+  const unsigned kind = 1u << (key.rows ? 2 + (int)key.rows->dtype : key.teacher);
+  if (m->backend->check || !(choices->loaded & kind)) {
+    choices->loaded |= kind;
     return queue_steps(m, &key, err);
   }
   if (!graph) CMKD_TRY(capture(m, &key, &graph, err));
@@ -195,7 +208,7 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
     int same = 1;
     while (i + same < k && same_kind(&steps[i], &steps[i + same])) same++;
     const int together = same >= STEPS_A_GRAPH ? STEPS_A_GRAPH : 1;
-    CMKD_TRY(launch(m, (cuda_graph){.images = images, .list = CMKD_LIST_TRAIN, .count = steps[i].count, .rows = steps[i].teacher_rows, .teacher = steps[i].teacher && !steps[i].teacher_rows, .steps = together, .moves = m->backend->workspace_moves}, err));
+    CMKD_TRY(launch(m, key_of(m, CMKD_LIST_TRAIN, images, &steps[i], together), err));
     i += together;
   }
   return CMKD_OK;
@@ -204,13 +217,18 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
 static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
   for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_TRAIN, steps[i].count, err));
   for (int i = 0; i < k;) {
-    const int n = k - i < m->slots ? k - i : m->slots;
+    const int most = i || k < 2 * STEPS_A_GRAPH || m->slots < STEPS_A_GRAPH ? m->slots : STEPS_A_GRAPH, n = k - i < most ? k - i : most; /* few at first: the device waits for them */
     if (m->pending + n > CUDA_RESULTS) CMKD_TRY(cmkd_cuda_fetch(m, err));
     CMKD_TRY(send_steps(m, images, steps + i, n, err));
     m->pending += n;
     m->fold_stale = 1;
     m->trained_count = steps[i + n - 1].count;
-    CMKD_TRY(launch_train(m, images, steps + i, n, err));
+    const cmkd_status status = launch_train(m, images, steps + i, n, err);
+    if (status != CMKD_OK) { /* results that may never come are not told, and the half is free again */
+      (void)cudaStreamSynchronize(m->backend->stream);
+      m->pending -= n;
+      return status;
+    }
     CMKD_TRY(half_taken(m, err));
     i += n;
   }
@@ -258,18 +276,27 @@ static cmkd_status hand_over(const cmkd_be_model *m, const cmkd_step *steps, int
   return CMKD_OK;
 }
 
+static cmkd_status make_out(cmkd_be_model *m, cmkd_error *err) {
+  if (m->out) return CMKD_OK;
+  m->out_floats = (size_t)m->config.batch * ((size_t)m->graph->classes + (size_t)m->graph->tensor[m->graph->features].c);
+  const size_t steps = OUT_BYTES / (m->out_floats * sizeof(float));
+  m->out_steps = steps < 1 ? 1 : steps > MOST_SLOTS ? MOST_SLOTS : (int)steps;
+  return cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->out_steps * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err);
+}
+
 static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
   const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
   for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_INFER, steps[i].count, err));
+  CMKD_TRY(make_out(m, err));
   if (m->fold_stale) CMKD_TRY(fold(m, err));
   for (int i = 0; i < k;) {
-    const int n = k - i < m->slots ? k - i : m->slots;
+    const int most = m->slots < m->out_steps ? m->slots : m->out_steps, n = k - i < most ? k - i : most;
     CMKD_TRY(send_steps(m, images, steps + i, n, err));
     for (int j = 0; j < n; j++) {
       const size_t count = (size_t)steps[i + j].count;
       float *out = m->out + (size_t)j * m->out_floats;
-      CMKD_TRY(launch(m, (cuda_graph){.images = images, .list = CMKD_LIST_INFER, .count = steps[i + j].count, .steps = 1, .moves = m->backend->workspace_moves}, err));
+      CMKD_TRY(launch(m, key_of(m, CMKD_LIST_INFER, images, &steps[i + j], 1), err));
       CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out, m->logits, count * classes * sizeof(float), cudaMemcpyDeviceToHost, stream), "logits", err));
       if (features) CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out + (size_t)m->config.batch * classes, m->features, count * width * sizeof(float), cudaMemcpyDeviceToHost, stream), "features", err));
     }
@@ -282,8 +309,13 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
 }
 
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
-  for (int i = 0; i < k; i++) CMKD_TRY(check_step(m, list, images, &steps[i], err));
-  CMKD_TRY(make_queue(m, !images->resident, err));
+  unsigned carries = images->resident ? 0 : CUDA_PIXELS;
+  for (int i = 0; i < k; i++) {
+    CMKD_TRY(check_step(m, list, images, &steps[i], err));
+    if (list == CMKD_LIST_TRAIN && steps[i].teacher && !steps[i].teacher_rows) carries |= CUDA_TEACHER;
+  }
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
+  CMKD_TRY(make_queue(m, carries, err));
   return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err) : run_infer(m, images, steps, k, logits, features, err);
 }
 
@@ -317,6 +349,7 @@ static cmkd_status release_halt(cmkd_be_model *m, cmkd_error *err) {
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
   const int room = *k;
   *k = 0;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(cmkd_cuda_fetch(m, err));
   const int count = m->results_count < room ? m->results_count : room;
   if (count) memcpy(results, m->result, (size_t)count * sizeof *results);

@@ -8,6 +8,7 @@ cmkd_status cmkd_cuda_save(cmkd_be_model *m, char **text, cmkd_error *err) {
   cmkd_cuda_state state;
   char *plans = NULL;
   *text = NULL;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(cmkd_cuda_get(m->backend, &state, m->state, sizeof state, "state", err));
   CMKD_TRY(cmkd_conv_chooser_save(m->backend->chooser, &plans, err));
   json_t *root = json_pack("{s:o?, s:f, s:i}", "plans", json_loads(plans, 0, NULL), "scale", (double)state.scale, "good", state.good);
@@ -31,6 +32,7 @@ cmkd_status cmkd_cuda_load(cmkd_be_model *m, const char *text, int *used, cmkd_e
   if (status != CMKD_OK || m->backend->dtype != CMKD_F16) return status;
   const float narrow = (float)scale;
   const int count = (int)good;
+  CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(cmkd_cuda_put(m->backend, &m->state->scale, &narrow, sizeof narrow, "state", err));
   return cmkd_cuda_put(m->backend, &m->state->good, &count, sizeof count, "state", err);
 }

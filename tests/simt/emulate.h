@@ -25,6 +25,9 @@ size_t cmkd_simt_memory_used(void);
 /* The launch after `number` more fails, and with it everything after it until the reset: a sticky error. */
 void cmkd_simt_fail_launch(long number);
 void cmkd_simt_reset(void);
+/* All kernels are as if they had never been launched; and which was first captured into a graph before it had been ("": none). */
+void cmkd_simt_unload(void);
+const char *cmkd_simt_unloaded(void);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,9 @@
 /* The CUDA runtime as the emulation offers it: what kernels/cuda calls of it, C and C++. Device memory is host memory, of exact size and full of
  * 0xFF, so that AddressSanitizer sees overruns and reading what was never written gives NaN. Streams keep one queue of commands in the order
  * in which they were issued; by default a command runs at once, after cmkd_simt_defer(1) only when somebody waits, as on a device, so that
- * host memory that is reused too early shows. Captured graphs keep their commands and run them again at every launch.
- * Won't do: streams side by side, unified memory, several devices. */
+ * host memory that is reused too early shows. Captured graphs keep their commands and run them again at every launch; a capture holds what was
+ * queued on streams that take part in it, waits and unjoined streams spoil it, and its events have no time. There are two devices with
+ * one memory: kernels run on streams of the current one. Won't do: streams side by side, unified memory. */
 #ifndef CMKD_SIMT_RUNTIME_H
 #define CMKD_SIMT_RUNTIME_H
 #include <stddef.h>
@@ -14,11 +15,13 @@ typedef struct simt_event *cudaEvent_t;
 typedef struct simt_graph *cudaGraph_t, *cudaGraphExec_t;
 typedef struct simt_node *cudaGraphNode_t;
 typedef enum cudaError_t {
-  cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorIllegalAddress = 700, cudaErrorLaunchFailure = 719
+  cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorInvalidResourceHandle = 400, cudaErrorIllegalAddress = 700, cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901, cudaErrorStreamCaptureUnjoined = 904, cudaErrorStreamCaptureIsolation = 905, cudaErrorStreamCaptureImplicit = 906
 } cudaError_t;
 typedef enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice } cudaMemcpyKind;
 typedef enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed } cudaStreamCaptureMode;
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
+struct CUgraphNode_st;
 struct cudaDeviceProp { char name[256]; size_t totalGlobalMem; int major, minor, multiProcessorCount; };
 #define CUDART_VERSION 13000
 
@@ -66,6 +69,7 @@ struct command {
   virtual ~command() {}
 };
 void submit(cudaStream_t stream, command *what); /* takes it over */
+void submit_kernel(cudaStream_t stream, const void *kernel, const char *name, command *what); /* name: of static life */
 }
 #endif
 #endif

@@ -66,7 +66,7 @@ template <class... P> struct launch_command : command {
   void run() override { launch(name, grid, block, bytes, body); }
 };
 template <class... P, class... A> void launch_kernel(cudaStream_t stream, const char *name, dim3 grid, dim3 block, size_t bytes, void (*kernel)(P...), A... arguments) {
-  submit(stream, new launch_command<P...>(name, grid, block, bytes, kernel, (P)arguments...));
+  submit_kernel(stream, (const void *)kernel, name, new launch_command<P...>(name, grid, block, bytes, kernel, (P)arguments...));
 }
 
 template <class T> uint64_t to_bits(T v) { static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes"); uint64_t b = 0; memcpy(&b, &v, sizeof v); return b; }

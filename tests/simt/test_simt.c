@@ -6,6 +6,7 @@
 #include "base/rng.h"
 #include "kernels/ref/loss_rank.h"
 #include "tests/simt/emulate.h"
+#include "tests/simt/runtime.h"
 #include "tests/simt/test_simt.h"
 
 static void broken_rules_are_named(void **state) {
@@ -139,10 +140,69 @@ static void sorting_is_stable_and_shares_tied_ranks(void **state) {
     }
 }
 
+/* What a capture does not allow spoils it, by the name that a device gives it; afterwards all is as before. */
+static void captures_keep_to_the_rules(void **state) {
+  enum { GOOD, JOINED, UNJOINED, WAITS, FOREIGN_STREAM, FOREIGN_EVENT, ALLOCATES, KINDS };
+  static const cudaError_t want[KINDS] = {cudaSuccess, cudaSuccess, cudaErrorStreamCaptureUnjoined, cudaErrorStreamCaptureInvalidated, cudaErrorStreamCaptureInvalidated, cudaErrorStreamCaptureInvalidated, cudaSuccess};
+  cudaStream_t stream, side;
+  cudaEvent_t fork, join, outside;
+  char *memory;
+  float ms;
+  assert_int_equal(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking), cudaSuccess);
+  assert_int_equal(cudaStreamCreateWithFlags(&side, cudaStreamNonBlocking), cudaSuccess);
+  assert_int_equal(cudaEventCreate(&fork), cudaSuccess);
+  assert_int_equal(cudaEventCreate(&join), cudaSuccess);
+  assert_int_equal(cudaEventCreate(&outside), cudaSuccess);
+  assert_int_equal(cudaMalloc((void **)&memory, 2), cudaSuccess);
+  assert_int_equal(cudaEventRecord(outside, stream), cudaSuccess);
+  for (int kind = 0; kind < KINDS; kind++) {
+    cudaGraph_t graph;
+    cudaGraphExec_t exec;
+    void *more;
+    assert_int_equal(cudaMemset(memory, 9, 2), cudaSuccess);
+    assert_int_equal(cudaStreamBeginCapture(stream, cudaStreamCaptureModeThreadLocal), cudaSuccess);
+    assert_int_equal(cudaMemsetAsync(memory, 1, 1, stream), cudaSuccess);
+    if (kind == JOINED || kind == UNJOINED) {
+      assert_int_equal(cudaEventRecord(fork, stream), cudaSuccess);
+      assert_int_equal(cudaStreamWaitEvent(side, fork, 0), cudaSuccess);
+      assert_int_equal(cudaMemsetAsync(memory + 1, 2, 1, side), cudaSuccess);
+      assert_int_equal(cudaEventRecord(join, side), cudaSuccess);
+      if (kind == JOINED) assert_int_equal(cudaStreamWaitEvent(stream, join, 0), cudaSuccess);
+    }
+    if (kind == WAITS) assert_int_equal(cudaStreamSynchronize(stream), cudaErrorStreamCaptureUnsupported);
+    if (kind == FOREIGN_STREAM) assert_int_not_equal(cudaMemsetAsync(memory, 3, 1, side), cudaSuccess);
+    if (kind == FOREIGN_EVENT) assert_int_equal(cudaStreamWaitEvent(stream, outside, 0), cudaErrorStreamCaptureIsolation);
+    if (kind == ALLOCATES) assert_int_equal(cudaMalloc(&more, 1), cudaErrorStreamCaptureUnsupported);
+    assert_int_equal(cudaStreamEndCapture(stream, &graph), want[kind]);
+    (void)cudaGetLastError();
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+    assert_int_equal(memory[0], 9); /* nothing has run */
+    assert_int_equal(graph != NULL, want[kind] == cudaSuccess);
+    if (!graph) continue;
+    assert_int_equal(cudaGraphInstantiate(&exec, graph, 0), cudaSuccess);
+    assert_int_equal(cudaGraphDestroy(graph), cudaSuccess);
+    assert_int_equal(cudaGraphLaunch(exec, stream), cudaSuccess);
+    assert_int_equal(cudaStreamSynchronize(stream), cudaSuccess);
+    assert_int_equal(memory[0], 1);
+    assert_int_equal(memory[1], kind == JOINED ? 2 : 9);
+    assert_int_equal(cudaGraphExecDestroy(exec), cudaSuccess);
+    if (kind != JOINED) continue;
+    assert_int_equal(cudaEventElapsedTime(&ms, outside, fork), cudaErrorInvalidResourceHandle); /* captured: no time */
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidResourceHandle); /* told once */
+    assert_int_equal(cudaGetLastError(), cudaSuccess);
+  }
+  cudaEventDestroy(fork);
+  cudaEventDestroy(join);
+  cudaEventDestroy(outside);
+  cudaStreamDestroy(stream);
+  cudaStreamDestroy(side);
+  cudaFree(memory);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
     cmocka_unit_test(broken_rules_are_named), cmocka_unit_test(a_missing_barrier_shows), cmocka_unit_test(shared_memory_is_poisoned_and_fenced),
-    cmocka_unit_test(warp_operations_mean_what_they_should), cmocka_unit_test(tensor_cores_multiply), cmocka_unit_test(blocks_are_the_reference_s), cmocka_unit_test(sorting_is_stable_and_shares_tied_ranks),
+    cmocka_unit_test(warp_operations_mean_what_they_should), cmocka_unit_test(tensor_cores_multiply), cmocka_unit_test(captures_keep_to_the_rules), cmocka_unit_test(blocks_are_the_reference_s), cmocka_unit_test(sorting_is_stable_and_shares_tied_ranks),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
