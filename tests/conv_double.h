@@ -101,7 +101,8 @@ static cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, void *s) {
 
 #include "kernels/cuda/conv_choice.c"
 
-/* ---- every pass computes c[i] = a[i % na] + b[i % nb], rounded to c's dtype, on top of c where it accumulates; then the epilogue ------------- */
+/* ---- every pass computes c[i] = a[i % na] + b[i % nb], rounded to c's dtype, on top of c where it accumulates; forward, image by image; then the
+ * epilogue ---------------------------------------------------------------------------------------------------------------------------------- */
 
 static size_t count_x(const cmkd_cuda_conv_shape *s) { return (size_t)s->n * (size_t)s->h * (size_t)s->w * (size_t)cmkd_cuda_stride(s->c); }
 static size_t count_y(const cmkd_cuda_conv_shape *s) { return (size_t)s->n * (size_t)s->oh * (size_t)s->ow * (size_t)s->y_stride; }
@@ -117,7 +118,9 @@ static void made_conv(const cmkd_cuda_conv_shape *s, cmkd_conv_pass pass, const 
   const size_t w = (size_t)cmkd_cuda_conv_weights(s);
   if (pass == CMKD_CONV_BACKWARD_DATA) made_sum(a, s->y_dtype, count_y(s), b, s->dtype, w, c, s->dtype, count_x(s), accumulate);
   else if (pass == CMKD_CONV_BACKWARD_WEIGHTS) made_sum(a, s->dtype, count_x(s), b, s->y_dtype, count_y(s), c, dw, dw_count, 0);
-  else made_sum(a, s->dtype, count_x(s), b, s->dtype, w, c, s->y_dtype, count_y(s), 0);
+  else
+    for (size_t i = 0, x = count_x(s) / (size_t)s->n, y = count_y(s) / (size_t)s->n; i < (size_t)s->n; i++)
+      made_sum((const char *)a + i * x * cmkd_dtype_size(s->dtype), s->dtype, x, b, s->dtype, w, (char *)c + i * y * cmkd_dtype_size(s->y_dtype), s->y_dtype, y, 0);
 }
 static void made_epilogue(const cmkd_cuda_conv_shape *s, const cmkd_cuda_epilogue *e, void *y) {
   for (size_t i = 0; i < count_y(s); i++) {
@@ -157,7 +160,7 @@ cmkd_status cmkd_cuda_conv_epilogue(const cmkd_cuda_conv_shape *s, const cmkd_cu
 
 /* ---- cuDNN ---------------------------------------------------------------------------------------------------------------------------------- */
 
-typedef enum made_kind { GOOD, WRONG, WRONG_AT_END, UNWRITTEN, CHANGING /* from run to run, inside the bound of bfloat16 */, FAILING, BREAKING, NO_ADDING, WAITING /* which a capture does not allow */ } made_kind;
+typedef enum made_kind { GOOD, WRONG, WRONG_AT_END, UNWRITTEN, CHANGING /* from run to run, inside the bound of bfloat16 */, FAILING, BREAKING, NO_ADDING, WAITING /* which a capture does not allow */, LEANING /* the last image comes out a little larger */ } made_kind;
 typedef struct made_plan { const char *name; cmkd_conv_pass pass; double ms; made_kind kind; size_t workspace; } made_plan;
 struct cmkd_cudnn { int version, count, refuses; const made_plan *plan; };
 struct cmkd_cudnn_plan { made_plan is; cmkd_conv_request request; };
@@ -205,6 +208,7 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const v
   if (r->pass == CMKD_CONV_FORWARD_FUSED) made_epilogue(&r->shape, &(cmkd_cuda_epilogue){bias, r->residual ? residual : NULL, r->act}, c);
   if (kind == WRONG) put(c, dtype, 5, 1);
   if (kind == WRONG_AT_END) put(c, dtype, (r->pass == CMKD_CONV_BACKWARD_DATA ? count_x(&r->shape) : count_y(&r->shape)) - 20, 1);
+  for (size_t i = count_y(&r->shape) - 16; kind == LEANING && i < count_y(&r->shape); i++) put(c, dtype, i, to_float(c, dtype, i) * (1 + 1 / 128.f));
   for (size_t i = 0; kind == CHANGING && i < 16; i++) put(c, dtype, i, to_float(c, dtype, i) * (made.runs_plan % 2 ? 1 + 1 / 128.f : 1));
   return CMKD_OK;
 }

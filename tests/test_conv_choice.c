@@ -95,6 +95,24 @@ static void the_fastest_that_agrees_wins(void **state) {
   cmkd_conv_chooser_close(chooser);
 }
 
+/* Where a row must not depend on its neighbours, a plan that treats the last image otherwise is out, however fast. */
+static void who_leans_on_neighbours_is_out(void **state) {
+  static const made_plan two[] = {{"cudnn:eng1{}", CMKD_CONV_FORWARD, 1, LEANING, 0}, {"cudnn:eng2{}", CMKD_CONV_FORWARD, 2, GOOD, 0},
+                                  {"cudnn:eng1{}", CMKD_CONV_FORWARD_FUSED, 1, LEANING, 0}, {"cudnn:eng2{}", CMKD_CONV_FORWARD_FUSED, 2, GOOD, 0}};
+  cmkd_cudnn library = {91900, 4, 0, two};
+  for (int fused = 0; fused < 2; fused++) {
+    cmkd_conv_chooser *chooser = open_chooser(&library, "GPU", NULL);
+    cmkd_conv_request r = request_of(fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD, CMKD_BF16);
+    r.residual = fused;
+    assert_chosen(chooser, r, "cudnn:eng1{}", 1);
+    r.alone = 1;
+    assert_chosen(chooser, r, "cudnn:eng2{}", 1);
+    r.shape.n = 1; /* nobody to lean on */
+    assert_chosen(chooser, r, "cudnn:eng1{}", 1);
+    cmkd_conv_chooser_close(chooser);
+  }
+}
+
 /* A network's layers of equal shape: one plan, made and tried once, gone with the last of them. */
 static void equal_requests_share_a_choice(void **state) {
   cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
@@ -355,7 +373,7 @@ static void corrupt_texts_do_no_harm(void **state) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, fresh, nothing_left)
 int main(void) {
   const struct CMUnitTest tests[] = {
-    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(equal_requests_share_a_choice), TEST(an_epilogue_may_come_after_a_faster_plan),
+    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(who_leans_on_neighbours_is_out), TEST(equal_requests_share_a_choice), TEST(an_epilogue_may_come_after_a_faster_plan),
     TEST(gradients_of_padding_are_zero),               TEST(choices_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
     TEST(a_resumed_run_keeps_its_choices),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
     TEST(corrupt_texts_do_no_harm),

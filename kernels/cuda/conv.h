@@ -25,6 +25,7 @@ typedef struct cmkd_conv_request {
   cmkd_conv_pass pass;
   int residual; cmkd_act act;  /* FORWARD_FUSED */
   int accumulate;              /* BACKWARD_DATA: dx += */
+  int alone;                   /* FORWARD, FUSED: an image's result must be the same bits wherever it lies in the batch, whatever lies beside it */
   int tf32;                    /* F32: tensor cores may round the inputs to tf32 */
 } cmkd_conv_request;
 

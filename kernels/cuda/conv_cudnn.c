@@ -315,7 +315,7 @@ static int recipe_parse(const char *name, recipe *r) {
 }
 
 /* Engines whose results change from run to run are out; so are those that do arithmetic in less than float, or whose tile transforms lose
- * digits. On floats tensor cores compute in tf32: only where that is asked for. */
+ * digits. On floats tensor cores compute in tf32: only where that is asked for; and who wants neither loses no digits to any transform. */
 static int allowed(const cmkd_conv_request *r, const cudnnBackendNumericalNote_t *notes, int64_t count) {
   const int f32 = r->shape.dtype == CMKD_F32;
   for (int64_t i = 0; i < count; i++) switch (notes[i]) {
@@ -327,6 +327,9 @@ static int allowed(const cmkd_conv_request *r, const cudnnBackendNumericalNote_t
         if (f32) return 0;
         break;
       case CUDNN_NUMERICAL_NOTE_TENSOR_CORE:
+      case CUDNN_NUMERICAL_NOTE_WINOGRAD:
+      case CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4:
+      case CUDNN_NUMERICAL_NOTE_FFT:
         if (f32 && !r->tf32) return 0;
         break;
       default: break;

@@ -48,6 +48,7 @@ static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int co
   const cmkd_op *op = &m->graph->op[index];
   cmkd_conv_request request = {.shape = cmkd_cuda_shape_of(m, index, count), .tf32 = m->backend->tf32};
   if (list == CMKD_LIST_INFER) {
+    request.alone = 1; /* a cached row must not depend on who was computed beside it */
     const cmkd_op *norm = m->folded[index] >= 0 ? &m->graph->op[m->folded[index]] : NULL;
     request.pass = norm || op->param[1] >= 0 ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD;
     request.residual = norm && norm->in[1] >= 0;
