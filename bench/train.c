@@ -12,7 +12,7 @@
 #include "base/options.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/conv.h"
-#include "kernels/cpu/plan.h"
+#include "kernels/plan.h"
 #include "nets/net.h"
 
 enum { IMAGES = 512, SIDE = 32, CHANNELS = 3 };

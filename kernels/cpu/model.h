@@ -3,7 +3,7 @@
 #define CMKD_CPU_MODEL_H
 #include "kernels/backend.h"
 #include "kernels/cpu/conv.h"
-#include "kernels/cpu/plan.h"
+#include "kernels/plan.h"
 
 #define CMKD_CPU_MAX_THREADS 1024
 

@@ -13,7 +13,7 @@
 #ifndef CMKD_CUDA_BACKEND_H
 #define CMKD_CUDA_BACKEND_H
 #include "kernels/backend.h"
-#include "kernels/cpu/plan.h"
+#include "kernels/plan.h"
 #include "kernels/cuda/conv.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"

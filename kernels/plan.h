@@ -13,8 +13,8 @@
  * On a device nothing is local: a list runs op by op over the whole batch (cmkd_plan_layout.local 0).
  *
  * Will not do: compute. */
-#ifndef CMKD_CPU_PLAN_H
-#define CMKD_CPU_PLAN_H
+#ifndef CMKD_KERNELS_PLAN_H
+#define CMKD_KERNELS_PLAN_H
 #include <stddef.h>
 #include "cmkd/status.h"
 #include "kernels/graph.h"

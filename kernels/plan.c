@@ -1,4 +1,4 @@
-#include "kernels/cpu/plan.h"
+#include "kernels/plan.h"
 #include <stdlib.h>
 #include <string.h>
 
