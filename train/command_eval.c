@@ -139,7 +139,7 @@ int cmkd_command_eval(int argc, char **argv) {
                                {"--std", "R,G,B", CMKD_OPT_FLOATS3, o.std, "for weights without metadata", 0, 0, &o.std_seen},
                                {"--batch", "N", CMKD_OPT_INT, &o.batch, "rows of one pass [128]", 1, 65536, NULL},
                                {"--device", "NAME", CMKD_OPT_STRING, &o.device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
-                               {"--precision", "NAME", CMKD_OPT_STRING, &o.precision, "of the arithmetic [fp32]", 0, 0, NULL},
+                               {"--precision", "NAME", CMKD_OPT_STRING, &o.precision, "fp32; with cuda also tf32, bf16, fp16 [fp32]", 0, 0, NULL},
                                {"--threads", "N", CMKD_OPT_INT, &o.threads, "[all cores]", 1, 4096, NULL},
                                {"--json", NULL, CMKD_OPT_FLAG, &o.json, "print one JSON object: top1 and top5 in percent, ...", 0, 0, NULL},
                                {"--quiet", NULL, CMKD_OPT_FLAG, &o.quiet, "no progress", 0, 0, NULL},

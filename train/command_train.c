@@ -12,8 +12,7 @@ static const char examples[] =
   "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
   "also: cmkd-train eval|nets|onnx|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
   "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
-  "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024],\n"
-  "      --precision NAME [fp32], --quiet";
+  "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024], --quiet";
 
 /* The command again, so that a shell reads it as it was. */
 static void print_command(FILE *out, int argc, char **argv, const char *more) {

@@ -60,7 +60,7 @@ void cmkd_train_options_table(cmkd_train_options *o, cmkd_option *table) {
     {"--max-steps", "N", CMKD_OPT_INT, &o->max_steps, NULL, 1, 1e15, NULL},
     {"--log-steps", NULL, CMKD_OPT_FLAG, &o->log_steps, NULL, 0, 0, NULL},
     {"--device", "NAME", CMKD_OPT_STRING, &o->device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
-    {"--precision", "NAME", CMKD_OPT_STRING, &o->precision, NULL, 0, 0, NULL},
+    {"--precision", "NAME", CMKD_OPT_STRING, &o->precision, "fp32; with cuda also tf32, bf16, fp16 [fp32]", 0, 0, NULL},
     {"--threads", "N", CMKD_OPT_INT, &o->threads, "[all cores]", 1, 4096, NULL},
     {"--json", NULL, CMKD_OPT_FLAG, &o->json, "print one JSON object at the end", 0, 0, NULL},
     {"--quiet", NULL, CMKD_OPT_FLAG, &o->quiet, NULL, 0, 0, NULL},
