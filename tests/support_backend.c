@@ -138,3 +138,50 @@ cmkd_step step_of(const data *d, int first, int count, double lr) {
 void close_to(double a, double b, double limit, const char *what, const char *arch) {
   if (!(fabs(a - b) <= limit * (1 + fabs(b)))) fail_msg("%s: %s is %.9g, not %.9g", arch, what, a, b);
 }
+
+void infers_as_the_reference(const cmkd_backend_table *table, int threads, const char *precision, network *make, double limit) {
+  cmkd_graph *graph = make();
+  data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
+  cmkd_params start = start_params(graph);
+  int width = graph->tensor[graph->features].c;
+  side a = open_side(table, threads, precision, graph, &d, NULL, 8, 0), b = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 8, 0);
+  float x[11 * CLASSES], y[11 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(11 * width)), *fy = malloc(sizeof(float) * (size_t)(11 * width));
+  cmkd_step steps[] = {step_of(&d, 0, 7, 0), step_of(&d, 7, 4, 0)};
+  steps[1].seeds = NULL; /* clean */
+  assert_ok(a.table->upload(a.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(b.table->upload(b.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+  assert_ok(a.table->run(a.model, CMKD_LIST_INFER, a.images, steps, 2, x, fx, &err));
+  assert_ok(b.table->run(b.model, CMKD_LIST_INFER, b.images, steps, 2, y, fy, &err));
+  double dl = distance(x, y, 11 * CLASSES, 0), df = distance(fx, fy, 11 * width, 0);
+  if (!(dl < limit && df < limit)) fail_msg("%s: logits off by %g, features by %g", graph->arch, dl, df);
+  free(fx);
+  free(fy);
+  close_side(&a);
+  close_side(&b);
+  cmkd_params_free(&start);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}
+
+void rows_stand_alone(const cmkd_backend_table *table, int threads) {
+  enum { ROWS = 8 };
+  cmkd_graph *graph = net_grouped();
+  data d = make_data(12, 12, 3);
+  cmkd_params start = start_params(graph);
+  float first[ROWS * CLASSES], second[ROWS * CLASSES];
+  uint32_t rows[ROWS];
+  uint64_t seeds[ROWS];
+  for (int i = 0; i < ROWS; i++) { rows[i] = d.rows[(i * 5 + 3) % ROWS]; seeds[i] = d.seeds[(i * 5 + 3) % ROWS]; }
+  for (int t = 1; t <= threads; t++) {
+    side s = open_side(table, t, NULL, graph, &d, NULL, ROWS, 0);
+    cmkd_step a = step_of(&d, 0, ROWS, 0), b = {.count = ROWS, .rows = rows, .seeds = seeds};
+    assert_ok(table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
+    if (t == 1) assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &a, 1, first, NULL, &err));
+    assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &b, 1, second, NULL, &err));
+    for (int i = 0; i < ROWS; i++) assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % ROWS * CLASSES, sizeof(float) * CLASSES);
+    close_side(&s);
+  }
+  cmkd_params_free(&start);
+  free_data(&d);
+  cmkd_graph_free(graph);
+}

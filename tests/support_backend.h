@@ -24,6 +24,11 @@ void close_side(side *s);
 cmkd_params start_params(const cmkd_graph *graph);
 cmkd_step step_of(const data *d, int first, int count, double lr);
 
+/* Inference alone on a partial batch and a smaller one: logits and features within `limit` of the reference, which does not fold. */
+void infers_as_the_reference(const cmkd_backend_table *table, int threads, const char *precision, network *make, double limit);
+/* A row's logits are the same bits wherever it sits, whoever sits beside it, and for every number of threads up to `threads`. */
+void rows_stand_alone(const cmkd_backend_table *table, int threads);
+
 /* |a - b| / (|b| + floor) over a whole parameter; `floor` keeps numbers that are all but zero from counting */
 double distance(const float *a, const float *b, int64_t n, double floor);
 void compare_params(const cmkd_graph *graph, const cmkd_params *a, const cmkd_params *b, double floor, double limit, const char *what);

@@ -97,56 +97,15 @@ static void test_lower_isas(void **state) {
   unsetenv("CMKD_ISA");
 }
 
-/* Inference alone: folded logits and features against the reference, which does not fold. */
 static void test_infer(void **state) {
   set_conv(state);
   network *const nets[] = {net_resnet8, net_resnet8_pad, net_mixed, net_grouped, net_preact};
-  for (size_t n = 0; n < sizeof nets / sizeof *nets; n++) {
-    cmkd_graph *graph = nets[n]();
-    data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
-    cmkd_params start = start_params(graph);
-    int width = graph->tensor[graph->features].c;
-    side cpu = open_side(&cmkd_backend_cpu, 2, NULL, graph, &d, NULL, 20, 0), ref = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 20, 0);
-    float x[20 * CLASSES], y[20 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(20 * width)), *fy = malloc(sizeof(float) * (size_t)(20 * width));
-    cmkd_step steps[] = {step_of(&d, 0, 13, 0), step_of(&d, 13, 7, 0)};
-    assert_ok(cpu.table->upload(cpu.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-    assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-    assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, steps, 2, x, fx, &err));
-    assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, steps, 2, y, fy, &err));
-    double dl = distance(x, y, 20 * CLASSES, 0), df = distance(fx, fy, 20 * width, 0);
-    if (!(dl < 1e-5 && df < 1e-5)) fail_msg("%s: logits off by %g, features by %g", graph->arch, dl, df);
-    free(fx);
-    free(fy);
-    close_side(&cpu);
-    close_side(&ref);
-    cmkd_params_free(&start);
-    free_data(&d);
-    cmkd_graph_free(graph);
-  }
+  for (size_t n = 0; n < sizeof nets / sizeof *nets; n++) infers_as_the_reference(&cmkd_backend_cpu, 2, NULL, nets[n], 1e-5);
 }
 
-/* A row's logits are the same bits wherever it sits, whoever sits beside it, and for every thread count. */
 static void test_rows_alone(void **state) {
   set_conv(state);
-  cmkd_graph *graph = net_grouped();
-  data d = make_data(12, 12, 3);
-  cmkd_params start = start_params(graph);
-  float first[16 * CLASSES], second[16 * CLASSES];
-  uint32_t rows[16];
-  uint64_t seeds[16];
-  for (int i = 0; i < 16; i++) { rows[i] = d.rows[(i * 5 + 3) % 16]; seeds[i] = d.seeds[(i * 5 + 3) % 16]; }
-  for (int threads = 1; threads <= 3; threads++) {
-    side cpu = open_side(&cmkd_backend_cpu, threads, NULL, graph, &d, NULL, 16, 0);
-    cmkd_step a = step_of(&d, 0, 16, 0), b = {.count = 16, .rows = rows, .seeds = seeds};
-    assert_ok(cpu.table->upload(cpu.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-    if (threads == 1) assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &a, 1, first, NULL, &err));
-    assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &b, 1, second, NULL, &err));
-    for (int i = 0; i < 16; i++) assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % 16 * CLASSES, sizeof(float) * CLASSES);
-    close_side(&cpu);
-  }
-  cmkd_params_free(&start);
-  free_data(&d);
-  cmkd_graph_free(graph);
+  rows_stand_alone(&cmkd_backend_cpu, 3);
 }
 
 /* The same run twice gives the same bytes, also when it is interrupted by inference and read in one go. */

@@ -132,38 +132,13 @@ static void sixteen_bits_train(void **state) {
   train_both(net_preact, "bf16", 0, (limits){2e-2, 8e-2, 0.12, 1e-2}); /* 8 bits: 0.4 % */
 }
 
-/* Inference alone: folded logits and features against the reference, which does not fold. */
-static void infer_one(network *make, const char *precision, double limit) {
-  cmkd_graph *graph = make();
-  data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
-  cmkd_params start = start_params(graph);
-  int width = graph->tensor[graph->features].c;
-  side a = open_side(cuda, 0, precision, graph, &d, NULL, 6, 0), b = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 6, 0);
-  float x[10 * CLASSES], y[10 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(10 * width)), *fy = malloc(sizeof(float) * (size_t)(10 * width));
-  cmkd_step steps[] = {step_of(&d, 0, 6, 0), step_of(&d, 6, 4, 0)};
-  steps[1].seeds = NULL;
-  assert_ok(a.table->upload(a.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_ok(b.table->upload(b.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_ok(a.table->run(a.model, CMKD_LIST_INFER, a.images, steps, 2, x, fx, &err));
-  assert_ok(b.table->run(b.model, CMKD_LIST_INFER, b.images, steps, 2, y, fy, &err));
-  double dl = distance(x, y, 10 * CLASSES, 0), df = distance(fx, fy, 10 * width, 0);
-  if (!(dl < limit && df < limit)) fail_msg("%s: logits off by %g, features by %g", graph->arch, dl, df);
-  free(fx);
-  free(fy);
-  close_side(&a);
-  close_side(&b);
-  cmkd_params_free(&start);
-  free_data(&d);
-  cmkd_graph_free(graph);
-}
-
 static void inference_folds(void **state) {
   NEED_GPU();
   network *const nets[] = {net_resnet8_pad, net_mixed, net_grouped, net_preact};
-  for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) infer_one(nets[i], NULL, 1e-5);
-  infer_one(net_resnet14_grey, "tf32", 1e-2);
-  infer_one(net_mixed, "fp16", 1e-2);
-  infer_one(net_grouped, "bf16", 5e-2);
+  for (size_t i = 0; i < sizeof nets / sizeof *nets; i++) infers_as_the_reference(cuda, 0, NULL, nets[i], 1e-5);
+  infers_as_the_reference(cuda, 0, "tf32", net_resnet14_grey, 1e-2);
+  infers_as_the_reference(cuda, 0, "fp16", net_mixed, 1e-2);
+  infers_as_the_reference(cuda, 0, "bf16", net_grouped, 5e-2);
 }
 
 /* A run of `steps` at one precision; the end's parameters and losses. */
@@ -342,26 +317,9 @@ static void resident_teacher_rows_are_the_same_bytes(void **state) {
   cmkd_graph_free(graph);
 }
 
-/* A row's logits are the same bits wherever it sits and whoever sits beside it. */
 static void rows_do_not_depend_on_neighbours(void **state) {
   NEED_GPU();
-  cmkd_graph *graph = net_grouped();
-  data d = make_data(12, 12, 3);
-  cmkd_params start = start_params(graph);
-  float first[8 * CLASSES], second[8 * CLASSES];
-  uint32_t rows[8];
-  uint64_t seeds[8];
-  for (int i = 0; i < 8; i++) { rows[i] = d.rows[(i * 5 + 3) % 8]; seeds[i] = d.seeds[(i * 5 + 3) % 8]; }
-  side s = open_side(cuda, 0, NULL, graph, &d, NULL, 8, 0);
-  cmkd_step a = step_of(&d, 0, 8, 0), b = {.count = 8, .rows = rows, .seeds = seeds};
-  assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, &a, 1, first, NULL, &err));
-  assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, &b, 1, second, NULL, &err));
-  for (int i = 0; i < 8; i++) assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % 8 * CLASSES, sizeof(float) * CLASSES);
-  close_side(&s);
-  cmkd_params_free(&start);
-  free_data(&d);
-  cmkd_graph_free(graph);
+  rows_stand_alone(cuda, 1);
 }
 
 /* Broken weights or labels stop the run at that step: the row is named, steps queued behind it change nothing, and training may go on. */
