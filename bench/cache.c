@@ -88,6 +88,12 @@ static double read_epoch(cmkd_cache *cache, uint32_t view, const uint32_t *order
   return n / seconds / 1e6;
 }
 
+/* The second of two epochs of a kind in a row, as in training: the first finds the reader's memory as another kind of order left it. */
+static double read_again(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n, float *batch) {
+  read_epoch(cache, view, order, n, batch);
+  return read_epoch(cache, view, order, n, batch);
+}
+
 /* h5py's best: whole chunks of one view, no conversion. Two ways, the faster one counts. Million rows/s; NaN when it can't run. */
 static double read_h5py(const char *path, uint32_t view, uint32_t rows) {
   const char *build = getenv("CMKD_BUILD");
@@ -133,12 +139,11 @@ static void bench_read(const char *dir, uint32_t samples, uint32_t C, const char
   cmkd_epoch_order(1, 0, samples, 0, shuffled);
   cmkd_epoch_order(1, 0, samples, chunk, blocks);
   double s[ROUNDS], f[ROUNDS], b[ROUNDS], h[ROUNDS], m[ROUNDS];
-  read_epoch(cache, 0, straight, samples, batch);
   for (int i = 0; i < ROUNDS; i++) {
-    s[i] = read_epoch(cache, (uint32_t)i & 1, straight, samples, batch);
+    s[i] = read_again(cache, (uint32_t)i & 1, straight, samples, batch);
     h[i] = read_h5py(path, (uint32_t)i & 1, chunk);
-    f[i] = read_epoch(cache, (uint32_t)i & 1, shuffled, samples, batch);
-    b[i] = read_epoch(cache, (uint32_t)i & 1, blocks, samples, batch);
+    f[i] = read_again(cache, (uint32_t)i & 1, shuffled, samples, batch);
+    b[i] = read_again(cache, (uint32_t)i & 1, blocks, samples, batch);
     m[i] = read_memcpy(rows, (uint32_t)(200000000 / (C * sizeof *rows)), C, batch);
   }
   double straight_rate = median(s, ROUNDS), h5py = median(h, ROUNDS), full = median(f, ROUNDS), block = median(b, ROUNDS);
