@@ -19,6 +19,7 @@ static int setup(void **state) {
   if (!train || !cache) return 0;
   setenv("CMKD_CUDA_PLUGIN", plugin, 1);
   setenv("CMKD_CUDA_PLANS", "", 1);
+  setenv("CMKD_CUDA_SELFCHECK", "0", 1); /* slow in emulation; auto_and_eval leaves it on */
   snprintf(dir, sizeof dir, "%s", scratch_dir());
   snprintf(teacher, sizeof teacher, "%s/teacher/last.safetensors", dir);
   if (run_command(&out, "%s --device cpu --data %s --arch resnet8 --epochs 1 --batch 43 --seed 3 --out %s/teacher", train, tiny_data(), dir) != 0) {
@@ -104,6 +105,7 @@ static void auto_and_eval(void **state) {
   const char *top1 = "grep -o '\"top1\":[0-9.]*'";
   assert_int_equal(run_command(&out, "%s eval --json --device cpu --weights %s --data %s | %s", train, teacher, tiny_data(), top1), 0);
   snprintf(cpu, sizeof cpu, "%s", out);
+  unsetenv("CMKD_CUDA_SELFCHECK");
   assert_int_equal(run_command(&out, "%s eval --json --weights %s --data %s | %s", train, teacher, tiny_data(), top1), 0);
   assert_string_equal(out, cpu);
   assert_int_equal(run_command(&out, "%s eval --weights %s --data %s 2>&1 | grep -c emulated", train, teacher, tiny_data()), 0);

@@ -1,6 +1,7 @@
 /* What the C files of the CUDA backend share: a device with its stream, images, a model with its memory. Internal to kernels/cuda.
  *
  *   plugin.c   the table; looking for a device
+ *   selfcheck.c is the device to be trusted?
  *   resident.c images and teacher rows in device memory
  *   model.c    a model's memory, parameters in and out
  *   params.c   layouts: PyTorch's <-> the device's; batch norm folded for inference
@@ -132,6 +133,9 @@ cmkd_status cmkd_cuda_use(const cmkd_backend *b, cmkd_error *err);
 /* plugin.c: copies of pageable memory, behind everything that was queued before; both wait */
 cmkd_status cmkd_cuda_put(cmkd_backend *b, void *device, const void *host, size_t bytes, const char *what, cmkd_error *err);
 cmkd_status cmkd_cuda_get(cmkd_backend *b, void *host, const void *device, size_t bytes, const char *what, cmkd_error *err);
+
+/* selfcheck.c: CMKD_ERR_DEVICE where two steps of a small network differ from the CPU backend's by more than the precision explains */
+cmkd_status cmkd_cuda_selfcheck(const cmkd_backend_table *table, cmkd_backend *backend, cmkd_error *err);
 
 /* resident.c */
 cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err);

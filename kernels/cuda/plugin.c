@@ -1,12 +1,14 @@
 /* What libcmkd-cuda.so offers to the programs: the backend table, and looking for a driver and a device. The CUDA runtime is linked
  * statically and opens the driver itself, cuDNN is opened at run time, so the file loads on machines without any CUDA library.
  * $CMKD_CUDA_CHECK=1 names the operation in which a device fails, $CMKD_CUDA_RESIDENT=0 keeps images and teacher rows on the host, $CMKD_CUDNN=off does
- * without cuDNN, $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere (FILE empty: nowhere). */
+ * without cuDNN, $CMKD_CUDA_SELFCHECK=0 without the check of selfcheck.c, $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere (FILE empty: nowhere). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
 #include "kernels/cuda/backend.h"
+
+const cmkd_backend_table *cmkd_backend_plugin(void);
 
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err) {
   if (error == cudaSuccess) return CMKD_OK;
@@ -121,6 +123,7 @@ static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend
   cmkd_status status = set_precision(b, options->precision ? options->precision : "fp32", err);
   if (status == CMKD_OK) status = open_streams(b, err);
   if (status == CMKD_OK) status = open_convolutions(b, err);
+  if (status == CMKD_OK) status = cmkd_cuda_selfcheck(cmkd_backend_plugin(), b, err);
   if (status == CMKD_OK) *out = b;
   else close_device(b);
   return status;
@@ -128,7 +131,6 @@ static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend
 
 static const char *describe(const cmkd_backend *b) { return b->text; }
 
-const cmkd_backend_table *cmkd_backend_plugin(void);
 const cmkd_backend_table *cmkd_backend_plugin(void) {
   static const cmkd_backend_table table = {
     .version = CMKD_BACKEND_VERSION, .name = "cuda", .open = open_device, .close = close_device, .describe = describe,

@@ -8,6 +8,7 @@
 #include "tests/support_backend.h"
 
 const cmkd_backend_table *cmkd_backend_plugin(void); /* kernels/cuda/plugin.c */
+cmkd_status cmkd_cuda_selfcheck(const cmkd_backend_table *table, cmkd_backend *backend, cmkd_error *err); /* kernels/cuda/selfcheck.c */
 static cmkd_error err;
 static const cmkd_backend_table *cuda;
 
@@ -18,6 +19,7 @@ static void defer(int on) { cmkd_simt_defer(on); }
 #endif
 
 static int setup(void **state) {
+  setenv("CMKD_CUDA_SELFCHECK", "0", 1); /* once is enough */
   const char *why;
   char plans[4096];
   snprintf(plans, sizeof plans, "%s/plans.json", scratch_dir()); /* one choice for all: who is a little faster changes from time to time, and with it the bytes */
@@ -381,6 +383,35 @@ static void bad_values_stop(void **state) {
   cmkd_graph_free(graph);
 }
 
+/* A device that takes other steps than the CPU, by 2 % or with a loss that is off, is not opened; a good one passes in every precision. */
+static cmkd_status wrong_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *error) {
+  cmkd_step changed[8];
+  memcpy(changed, steps, (size_t)k * sizeof *steps);
+  for (int i = 0; i < k; i++) changed[i].lr *= 1.02;
+  return cuda->run(model, list, images, changed, k, logits, features, error);
+}
+static cmkd_status wrong_read(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *error) {
+  CMKD_TRY(cuda->read(model, results, k, error));
+  results[0].loss.loss *= 1.01;
+  return CMKD_OK;
+}
+static void a_device_that_computes_something_else_is_refused(void **state) {
+  NEED_GPU();
+  static const char *const precisions[] = {"fp32", "tf32", "fp16", "bf16"};
+  unsetenv("CMKD_CUDA_SELFCHECK");
+  for (size_t i = 0; i < sizeof precisions / sizeof *precisions; i++) {
+    cmkd_backend *backend;
+    cmkd_backend_table other = *cuda, third = *cuda;
+    other.run = wrong_run;
+    third.read = wrong_read;
+    assert_ok(cuda->open(&(cmkd_backend_options){.precision = precisions[i]}, &backend, &err));
+    if (i == 0) assert_int_equal(GPU(cmkd_cuda_selfcheck)(&other, backend, &err), CMKD_ERR_DEVICE);
+    assert_int_equal(GPU(cmkd_cuda_selfcheck)(&third, backend, &err), CMKD_ERR_DEVICE);
+    assert_non_null(strstr(err.message, "--device cpu"));
+    cuda->close(backend);
+  }
+}
+
 static void refusals_are_one_line(void **state) {
   NEED_GPU();
   cmkd_backend *backend = NULL;
@@ -579,7 +610,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
     TEST(resnet_trains), TEST(every_op_trains), TEST(grouped_trains), TEST(preact_trains), TEST(sixteen_bits_train), TEST(inference_folds), TEST(runs_are_the_same_bytes), TEST(a_cut_run_goes_on), TEST(resident_teacher_rows_are_the_same_bytes),
     TEST(long_runs_go_in_parts),
-    TEST(rows_do_not_depend_on_neighbours), TEST(bad_values_stop), TEST(refusals_are_one_line),
+    TEST(rows_do_not_depend_on_neighbours), TEST(bad_values_stop), TEST(refusals_are_one_line), TEST(a_device_that_computes_something_else_is_refused),
 #ifndef ON_DEVICE
     TEST(out_of_memory_says_what_to_do), TEST(a_failing_device_is_told), TEST(kernels_are_loaded_before_they_are_captured), TEST(two_devices_take_turns),
 #endif
