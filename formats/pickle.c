@@ -331,7 +331,7 @@ static cmkd_status make_dict(machine *m, const cmkd_pk_value *args) {
 }
 
 static cmkd_status op_reduce(machine *m) {
-  uint32_t args_index, callable;
+  uint32_t args_index = 0, callable = 0;
   CMKD_TRY(pop(m, &args_index));
   CMKD_TRY(pop(m, &callable));
   const cmkd_pk_value *args = value(m, args_index), *f = value(m, callable);

@@ -93,7 +93,7 @@ cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out
   }
   if (!strcmp(device, "cuda") || (!strncmp(device, "cuda:", 5) && device[5] && strspn(device + 5, "0123456789") == strlen(device + 5))) return find_cuda(out, err);
   if (strcmp(device, "auto")) {
-    const char *nearest = cmkd_nearest(device, names);
+    const char *nearest = strcmp(device, "gpu") ? cmkd_nearest(device, names) : "cuda";
     return cmkd_fail(err, CMKD_ERR_USAGE, "--device %.100s: unknown; %s%s%s", device, nearest ? "did you mean " : "there are auto, cpu, cuda, ref", nearest ? nearest : "", nearest ? "?" : "");
   }
   const cmkd_backend_table *cuda;

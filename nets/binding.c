@@ -109,17 +109,17 @@ int cmkd_net_fits(const cmkd_weights *weights, const char *fits[CMKD_NET_FITS + 
   return count;
 }
 
-static cmkd_status read_arch(const cmkd_weights *weights, const char *arch, cmkd_model_spec *out, cmkd_error *err) {
+static cmkd_status read_arch(const cmkd_weights *weights, const char *arch, const char *prefix, cmkd_model_spec *out, cmkd_error *err) {
   int automatic = arch && !strcmp(arch, "auto");
   if (!arch) arch = cmkd_weights_meta(weights, "arch");
   if (!arch || automatic) {
     const char *fits[CMKD_NET_FITS + 1];
     int count = cmkd_net_fits(weights, fits);
     if (automatic && count == 1) arch = fits[0];
-    else if (automatic && count > 1) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: fits `%s` and `%s` alike; say which with --arch", weights->path, fits[0], fits[1]);
+    else if (automatic && count > 1) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: fits `%s` and `%s` alike; say which with --%sarch", weights->path, fits[0], fits[1], prefix);
     else if (automatic) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: fits no known architecture; `cmkd-train nets` lists them", weights->path);
-    else if (count == 1) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: does not say its architecture; its tensors fit `%s`: use --arch %s", weights->path, fits[0], fits[0]);
-    else return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: does not say its architecture; name it with --arch", weights->path);
+    else if (count == 1) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: does not say its architecture; its tensors fit `%s`: use --%sarch %s", weights->path, fits[0], prefix, fits[0]);
+    else return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: does not say its architecture; name it with --%sarch", weights->path, prefix);
   }
   snprintf(out->arch, sizeof out->arch, "%s", arch);
   return CMKD_OK;
@@ -136,18 +136,18 @@ static int parse_numbers(const char *text, int count, float *out) {
   return 1;
 }
 
-static cmkd_status read_numbers(const cmkd_weights *weights, const char *key, const float *given, int channels, float out[3], cmkd_error *err) {
+static cmkd_status read_numbers(const cmkd_weights *weights, const char *key, const float *given, int channels, const char *prefix, float out[3], cmkd_error *err) {
   const char *text = cmkd_weights_meta(weights, key);
   const char *values = channels == 1 ? "GREY" : "R,G,B";
   if (given) memcpy(out, given, (size_t)channels * sizeof *out);
-  else if (!text) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: does not say its normalisation; give --%s %s", weights->path, key, values);
-  else if (!parse_numbers(text, channels, out)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: metadata `%s` is `%.60s`, not %d numbers with commas; give --%s %s", weights->path, key, text, channels, key, values);
+  else if (!text) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: does not say its normalisation; give --%smean %s and --%sstd %s", weights->path, prefix, values, prefix, values);
+  else if (!parse_numbers(text, channels, out)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: metadata `%s` is `%.60s`, not %d numbers with commas; give --%s%s %s", weights->path, key, text, channels, prefix, key, values);
   return CMKD_OK;
 }
 
-cmkd_status cmkd_model_spec_read(const cmkd_weights *weights, const char *arch, const float *mean, const float *std, cmkd_model_spec *out, cmkd_error *err) {
+cmkd_status cmkd_model_spec_read_as(const cmkd_weights *weights, const char *arch, const float *mean, const float *std, const char *prefix, cmkd_model_spec *out, cmkd_error *err) {
   *out = (cmkd_model_spec){0};
-  CMKD_TRY(read_arch(weights, arch, out, err));
+  CMKD_TRY(read_arch(weights, arch, prefix, out, err));
   cmkd_graph *graph = NULL;
   int side = cmkd_net_side(out->arch) ? cmkd_net_side(out->arch) : 32;
   cmkd_net_shape shape = {side, side, 3, 10};
@@ -164,9 +164,13 @@ cmkd_status cmkd_model_spec_read(const cmkd_weights *weights, const char *arch, 
   cmkd_graph_free(graph);
   if (status != CMKD_OK) return status;
   out->classes = shape.classes, out->channels = shape.channels;
-  CMKD_TRY(read_numbers(weights, "mean", mean, out->channels, out->mean, err));
-  CMKD_TRY(read_numbers(weights, "std", std, out->channels, out->std, err));
+  CMKD_TRY(read_numbers(weights, "mean", mean, out->channels, prefix, out->mean, err));
+  CMKD_TRY(read_numbers(weights, "std", std, out->channels, prefix, out->std, err));
   for (int c = 0; c < out->channels; c++)
     if (!isfinite(out->mean[c]) || !(out->std[c] > 0) || !isfinite(out->std[c])) return cmkd_fail(err, CMKD_ERR_VALUE, "%s: normalisation by mean %g, std %g is not possible; give --mean and --std", weights->path, out->mean[c], out->std[c]);
   return CMKD_OK;
+}
+
+cmkd_status cmkd_model_spec_read(const cmkd_weights *weights, const char *arch, const float *mean, const float *std, cmkd_model_spec *out, cmkd_error *err) {
+  return cmkd_model_spec_read_as(weights, arch, mean, std, "", out, err);
 }

@@ -36,4 +36,6 @@ int cmkd_net_fits(const cmkd_weights *weights, const char *fits[CMKD_NET_FITS + 
  * and names the option. Classes come from the classifier's shape. */
 typedef struct cmkd_model_spec { char arch[64]; int classes; float mean[3], std[3]; int channels; } cmkd_model_spec;
 cmkd_status cmkd_model_spec_read(const cmkd_weights *weights, const char *arch, const float *mean, const float *std, cmkd_model_spec *out, cmkd_error *err);
+/* The same; `prefix` stands before the options that messages name: "teacher-" makes --teacher-arch of --arch. */
+cmkd_status cmkd_model_spec_read_as(const cmkd_weights *weights, const char *arch, const float *mean, const float *std, const char *prefix, cmkd_model_spec *out, cmkd_error *err);
 #endif

@@ -40,7 +40,7 @@ static cmkd_status check_data(const char *path, const cmkd_model_spec *spec, con
 
 /* Network, numbers and model of a weight file. */
 static cmkd_status load(cmkd_teacher *t, const cmkd_teacher_options *options, const cmkd_weights *weights, cmkd_backend *backend, const cmkd_dataset *data, cmkd_error *err) {
-  CMKD_TRY(cmkd_model_spec_read(weights, options->arch, options->mean, options->std, &t->spec, err));
+  CMKD_TRY(cmkd_model_spec_read_as(weights, options->arch, options->mean, options->std, options->prefix ? options->prefix : "", &t->spec, err));
   CMKD_TRY(check_data(options->weights, &t->spec, data, err));
   CMKD_TRY(cmkd_net_build(t->spec.arch, (cmkd_net_shape){data->height, data->width, data->channels, data->classes}, &t->graph, err));
   cmkd_params params;

@@ -15,6 +15,7 @@ typedef struct cmkd_teacher_options {
   const float *mean, *std;         /* NULL: from metadata */
   int batch;                       /* 0: CMKD_TEACHER_BATCH */
   cmkd_policy policy;
+  const char *prefix;              /* of the options that messages name, cmkd_model_spec_read_as; NULL: "" */
 } cmkd_teacher_options;
 /* Loads weights, checks them against the data set's shape and classes, and makes a model on the backend. The teacher borrows table, backend
  * and data. */

@@ -63,6 +63,7 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
   if (*help) return CMKD_OK;
   if (!o->teacher) return cmkd_fail(err, CMKD_ERR_USAGE, "which teacher? give --teacher FILE (cmkd-cache build --help)");
   if (!o->out) return cmkd_fail(err, CMKD_ERR_USAGE, "where to? give --out FILE.h5");
+  if (o->mean_seen != o->std_seen) return cmkd_fail(err, CMKD_ERR_USAGE, "--mean and --std go together");
   if (o->seed_seen && o->cache_seed_seen && o->seed != other_seed) return cmkd_fail(err, CMKD_ERR_USAGE, "--seed and --cache-seed are two names of one number; give one");
   if (o->cache_seed_seen) o->seed = other_seed;
   if (strcmp(o->split, "train") != 0 && strcmp(o->split, "test") != 0) return cmkd_fail(err, CMKD_ERR_USAGE, "--split %.40s: there are train and test", o->split);

@@ -105,13 +105,14 @@ cmkd_status cmkd_command_export(int argc, char **argv, cmkd_error *err) {
                                 .examples = "  cmkd-cache export --out logits.npy teacher.h5\n  cmkd-cache export --out dump.safetensors teacher.h5\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, path, &positionals, &help, err));
   if (help) return CMKD_OK;
-  if (!out) return cmkd_fail(err, CMKD_ERR_USAGE, "where to? give --out FILE.npy");
+  if (!out) return cmkd_fail(err, CMKD_ERR_USAGE, "where to? give --out FILE.npy or --out FILE.safetensors");
+  size_t length = strlen(out);
+  int tensors = length > 12 && !strcmp(out + length - 12, ".safetensors");
+  if (!tensors && (length < 5 || strcmp(out + length - 4, ".npy"))) return cmkd_fail(err, CMKD_ERR_USAGE, "--out %s: the name must end in .npy or .safetensors", out);
   cmkd_cache *cache;
   cmkd_progress progress;
   CMKD_TRY(cmkd_cache_open(path[0], &cache, err));
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
-  size_t length = strlen(out);
-  int tensors = length > 12 && !strcmp(out + length - 12, ".safetensors");
   cmkd_progress_start(&progress, "export", "rows", info->samples * info->views, 0, quiet);
   cmkd_status status = tensors ? export_tensors(cache, out, &progress, err) : export_npy(cache, out, &progress, err);
   cmkd_progress_end(&progress);

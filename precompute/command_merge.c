@@ -100,6 +100,25 @@ static cmkd_status by_samples(merge *m, cmkd_error *err) {
   return status;
 }
 
+/* Views that show the same pixels of every sample are no more views, only more bytes. */
+static cmkd_status no_twins(const merge *m, uint32_t total, cmkd_error *err) {
+  const size_t n = (size_t)info_of(m, 0)->samples;
+  char (*hash)[CMKD_SHA256_HEX] = malloc(total * sizeof *hash);
+  uint64_t *seeds = malloc(n * sizeof *seeds);
+  cmkd_status status = hash && seeds ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", m->paths[0]);
+  uint32_t at = 0;
+  for (int i = 0; i < m->count; i++)
+    for (uint32_t v = 0; v < info_of(m, i)->views && status == CMKD_OK; v++, at++) {
+      status = cmkd_cache_seeds(m->caches[i], v, seeds, err);
+      if (status == CMKD_OK) cmkd_sha256(seeds, n * sizeof *seeds, hash[at]);
+      for (uint32_t twin = 0; twin < at && status == CMKD_OK; twin++)
+        if (!strcmp(hash[twin], hash[at])) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "view %u of %s shows the same pixels as a view before it (the same seeds); build it with another --seed", v, m->paths[i]);
+    }
+  free(hash);
+  free(seeds);
+  return status;
+}
+
 /* The views of all inputs, one input after the other, a clean view last. */
 static cmkd_status by_views(merge *m, cmkd_error *err) {
   uint32_t total = 0, at = 0;
@@ -111,6 +130,7 @@ static cmkd_status by_views(merge *m, cmkd_error *err) {
     if (clean >= 0) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s and %s both hold the clean view; drop one with cmkd-cache subset --views", m->paths[clean], m->paths[i]);
     clean = i;
   }
+  CMKD_TRY(no_twins(m, total, err));
   m->position = malloc((size_t)n * sizeof *m->position);
   m->views = malloc(total * sizeof *m->views);
   if (!m->position || !m->views) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", m->paths[0]);

@@ -42,6 +42,8 @@ static void unknown_names(void **state) {
   (void)state;
   assert_int_equal(cmkd_backend_find("cdua", &table, &err), CMKD_ERR_USAGE);
   assert_non_null(strstr(err.message, "did you mean cuda?"));
+  assert_int_equal(cmkd_backend_find("gpu", &table, &err), CMKD_ERR_USAGE);
+  assert_non_null(strstr(err.message, "did you mean cuda?"));
   assert_int_equal(cmkd_backend_find("tpu-v4-pod", &table, &err), CMKD_ERR_USAGE);
   assert_non_null(strstr(err.message, "auto, cpu, cuda, ref"));
 }

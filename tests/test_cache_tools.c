@@ -124,7 +124,9 @@ static void top_k_only_when_meant(void **state) {
   cmkd_cache_close(thin);
   cmkd_cache_close(whole);
   refused("repack thin.h5 again.h5 --codec f16", 1, "would hide");
-  refused("merge both.h5 thin.h5 full.h5", 2, "--allow-top-k");
+  ok("subset thin.h5 thin0.h5 --views 0 --quiet");
+  ok("subset full.h5 full1.h5 --views 1 --quiet");
+  refused("merge both.h5 thin0.h5 full1.h5", 2, "--allow-top-k");
   refused("merge both.h5 thin.h5 thin.h5 --average", 1, "whole rows");
   refused("subset full.h5 thinner2.h5 --views 0 --codec topk:2", 2, "--allow-top-k");
   ok("subset thin.h5 thinner.h5 --views 0 --quiet"); /* thinning what is thin changes nothing */
@@ -209,6 +211,8 @@ static void merge_samples_and_views(void **state) {
   ok("merge views.h5 v0.h5 v12.h5 --quiet");
   ok("diff full.h5 views.h5 --quiet");
   refused("merge z.h5 a.h5 whole.h5 --quiet", 1, "another input");
+  refused("merge z.h5 v0.h5 v0.h5 --quiet", 1, "the same seeds");
+  refused("merge z.h5 v12.h5 full.h5 --quiet", 1, "the same seeds");
   refused("merge z.h5 a.h5 nothing.h5", 1, "nothing.h5");
   synthetic other = base();
   other.classes = 7;

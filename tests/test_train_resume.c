@@ -143,7 +143,23 @@ static void other_settings_are_refused(void **state) {
   assert_non_null(strstr(out, "best"));
 }
 
+/* A run whose state is gone or damaged is not overwritten; the line says what to do. */
+static void without_its_state_nothing_is_touched(void **state) {
+  const char *out;
+  char before[65];
+  if (!train) skip();
+  assert_int_equal(run_command(&out, "cp -r %s/whole %s/lost && truncate -s 3000 %s/lost/state.safetensors", dir, dir, dir), 0);
+  snprintf(before, sizeof before, "%s", sha256_of("%s/lost/last.safetensors", dir));
+  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/lost", train, tiny_data(), SETTINGS, dir), 1);
+  assert_non_null(strstr(out, "state.safetensors is damaged; remove the run's folder"));
+  assert_int_equal(run_command(&out, "rm %s/lost/state.safetensors", dir), 0);
+  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/lost", train, tiny_data(), SETTINGS, dir), 1);
+  assert_non_null(strstr(out, "not the state of the run"));
+  assert_string_equal(sha256_of("%s/lost/last.safetensors", dir), before);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(killed_at_random), cmocka_unit_test(interrupted), cmocka_unit_test(stopped_by_max_steps), cmocka_unit_test(other_settings_are_refused)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(killed_at_random), cmocka_unit_test(interrupted), cmocka_unit_test(stopped_by_max_steps), cmocka_unit_test(other_settings_are_refused),
+                                     cmocka_unit_test(without_its_state_nothing_is_touched)};
   return cmocka_run_group_tests(tests, whole_run, NULL);
 }

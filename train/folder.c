@@ -74,6 +74,7 @@ static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, c
   cmkd_status status;
   if (cmkd_file_exists(f->state)) {
     status = cmkd_weights_read(f->state, &file, err);
+    if (status == CMKD_ERR_FORMAT) status = cmkd_fail(err, status, "%s is damaged; remove the run's folder to start afresh, or choose another --out", f->state);
     json_t *config = NULL;
     if (status == CMKD_OK) status = cmkd_state_settings(file, &stored, err);
     if (status == CMKD_OK && read_config(f, &config, NULL) == CMKD_OK && config) json_decref(config); /* for the device alone: the state's settings count */
@@ -82,10 +83,10 @@ static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, c
   if (status == CMKD_OK && file) {
     status = resume_state(f, file, settings, resume, graph, state, err);
     *resumed = status == CMKD_OK;
-  } else if (status == CMKD_OK && !stored) {
+  } else if (status == CMKD_OK) { /* a run's state is its first file: without it, nothing here is ours to overwrite */
     const char *const ours[] = {f->log, f->last, f->best};
     for (int i = 0; i < 3 && status == CMKD_OK; i++)
-      if (cmkd_file_exists(ours[i])) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s is there, but no run that it belongs to; choose another --out", ours[i]);
+      if (cmkd_file_exists(ours[i])) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s is there, but not the state of the run that it belongs to; choose another --out, or remove the folder", ours[i]);
   }
   if (stored) json_decref(stored);
   if (file) cmkd_weights_free(file);

@@ -85,8 +85,8 @@ static void ticker_ends(void *self, const cmkd_score *score, double rate, double
   cmkd_ticker *t = self;
   char a[24], b[24], c[24], d[24], e[24], time[24];
   if (t->progress.terminal && !t->quiet) fputs("\r\033[K", stderr), fflush(stderr);
-  if (!t->lines++) fprintf(t->out, "%7s %9s %7s %7s %8s %8s %9s %9s %9s\n", "epoch", "loss", "top-1", "top-5", "r train", "r test", "lr", "images/s", "time");
-  fprintf(t->out, "%7lld %9.4f %7s %7s %8s %8s %9s %9.0f %9s\n", (long long)score->epoch, score->loss, cmkd_shown(score->top1, "%.2f", a), cmkd_shown(score->top5, "%.2f", b),
+  if (!t->lines++) fprintf(t->out, "%5s %9s %6s %6s %8s %8s %9s %8s %10s\n", "epoch", "loss", "top-1", "top-5", "r train", "r test", "lr", "images/s", "time");
+  fprintf(t->out, "%5lld %9.4f %6s %6s %8s %8s %9s %8.0f %10s\n", (long long)score->epoch, score->loss, cmkd_shown(score->top1, "%.2f", a), cmkd_shown(score->top5, "%.2f", b),
           cmkd_shown(score->train_pearson, "%.4f", c), cmkd_shown(score->test_pearson, "%.4f", d), cmkd_shown(rate, "%.4g", e), images_per_s, cmkd_duration(seconds, time));
   fflush(t->out);
 }

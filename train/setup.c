@@ -55,7 +55,7 @@ static cmkd_status open_model(cmkd_setup *s, const cmkd_train_options *o, cmkd_e
 
 static cmkd_status open_teacher(cmkd_setup *s, const cmkd_train_options *o, const cmkd_dataset *data, cmkd_policy policy, cmkd_teacher **out, cmkd_error *err) {
   cmkd_teacher_options options = {.weights = o->teacher, .arch = o->teacher_arch, .mean = o->teacher_mean_seen ? o->teacher_mean : NULL,
-                                  .std = o->teacher_std_seen ? o->teacher_std : NULL, .batch = s->settings.teacher_batch, .policy = policy};
+                                  .std = o->teacher_std_seen ? o->teacher_std : NULL, .batch = s->settings.teacher_batch, .policy = policy, .prefix = "teacher-"};
   return cmkd_teacher_open(&options, s->table, s->backend, data, out, err);
 }
 

@@ -18,7 +18,7 @@ static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **o
   *out = NULL;
   static const cmkd_backend_options defaults;
   if (!options) options = &defaults;
-  if (options->precision && strcmp(options->precision, "fp32")) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cpu computes in fp32, not in %.40s", options->precision);
+  if (options->precision && strcmp(options->precision, "fp32")) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--precision %.40s: the CPU computes in fp32; leave the option out, or take a GPU (--device cuda)", options->precision);
   if (options->threads < 0 || options->threads > CMKD_CPU_MAX_THREADS) return cmkd_fail(err, CMKD_ERR_USAGE, "--threads %d is out of range (0 for all cores, at most %d)", options->threads, CMKD_CPU_MAX_THREADS);
   cmkd_backend *backend = calloc(1, sizeof *backend);
   if (!backend) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
