@@ -137,6 +137,8 @@ static void refusals_in_one_line(void **state) {
   RUN(2, BUILD "--augment crop+flop --out '%s/t.h5'", cache_program, teacher, data, dir);
   SAYS("did you mean 'crop+flip'");
   RUN(2, BUILD "--codec f61 --out '%s/t.h5'", cache_program, teacher, data, dir);
+  RUN(2, "SLURM_ARRAY_TASK_ID=1 " BUILD "--part auto --out '%s/t.h5'", cache_program, teacher, data, dir);
+  SAYS("SLURM_ARRAY_TASK_COUNT is not");
   RUN(2, BUILD "--part 4/3 --out '%s/t.h5'", cache_program, teacher, data, dir);
   RUN(2, BUILD "--samples %d --out '%s/t.h5'", cache_program, teacher, data, TINY_TRAIN + 1, dir);
   SAYS(say("%d in its train split", TINY_TRAIN, 0));
