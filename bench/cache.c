@@ -94,7 +94,7 @@ static double read_again(cmkd_cache *cache, uint32_t view, const uint32_t *order
   return read_epoch(cache, view, order, n, batch);
 }
 
-/* h5py's best: whole chunks of one view, no conversion. Two ways, the faster one counts. Million rows/s; NaN when it can't run. */
+/* h5py's best: whole chunks of one view, no conversion. Two ways, each twice as ours is, the fastest counts. Million rows/s; NaN when it can't run. */
 static double read_h5py(const char *path, uint32_t view, uint32_t rows) {
   const char *build = getenv("CMKD_BUILD");
   char command[4096];
@@ -102,9 +102,12 @@ static double read_h5py(const char *path, uint32_t view, uint32_t rows) {
   snprintf(command, sizeof command,
            "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -c \"\nimport h5py, os, time\nm = h5py.File('%s', 'r')\n"
            "d = [h5py.File(os.path.join(os.path.dirname('%s'), m.get(k, getlink=True).filename), 'r')['logits'] for k in sorted(m) if k.startswith('shard')]\n"
-           "a = time.time(); n = sum(len(s[i:i + %u, %u]) for s in d for i in range(0, len(s), %u))\n"
-           "b = time.time(); n = sum(len(s[:, %u]) for s in d)\n"
-           "print(n / min(b - a, time.time() - b) / 1e6)\" 2>/dev/null",
+           "best = 9e9\n"
+           "for again in range(2):\n"
+           "  a = time.time(); n = sum(len(s[i:i + %u, %u]) for s in d for i in range(0, len(s), %u))\n"
+           "  b = time.time(); n = sum(len(s[:, %u]) for s in d)\n"
+           "  best = min(best, b - a, time.time() - b)\n"
+           "print(n / best / 1e6)\" 2>/dev/null",
            build ? build : "build", path, path, rows, view, rows, view);
   FILE *pipe = popen(command, "r");
   if (pipe && fscanf(pipe, "%lf", &rate) != 1) rate = NAN;
