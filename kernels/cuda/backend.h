@@ -181,6 +181,4 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err);
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err);
 void cmkd_cuda_forget_graphs(cmkd_be_model *m);
-/* Fetches all results that the device has; waits for it. */
-cmkd_status cmkd_cuda_fetch(cmkd_be_model *m, cmkd_error *err);
 #endif

@@ -214,11 +214,13 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
   return CMKD_OK;
 }
 
+static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err);
+
 static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
   for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_TRAIN, steps[i].count, err));
   for (int i = 0; i < k;) {
     const int most = i || k < 2 * STEPS_A_GRAPH || m->slots < STEPS_A_GRAPH ? m->slots : STEPS_A_GRAPH, n = k - i < most ? k - i : most; /* few at first: the device waits for them */
-    if (m->pending + n > CUDA_RESULTS) CMKD_TRY(cmkd_cuda_fetch(m, err));
+    if (m->pending + n > CUDA_RESULTS) CMKD_TRY(fetch(m, err));
     CMKD_TRY(send_steps(m, images, steps + i, n, err));
     m->pending += n;
     m->fold_stale = 1;
@@ -321,7 +323,8 @@ cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
 
 /* ---- results ------------------------------------------------------------------------------------------------------------------------------ */
 
-cmkd_status cmkd_cuda_fetch(cmkd_be_model *m, cmkd_error *err) {
+/* All results that the device has; waits for it. */
+static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err) {
   if (!m->pending) return CMKD_OK;
   if (m->results_count + m->pending > m->results_room) {
     int room = 2 * (m->results_count + m->pending);
@@ -350,7 +353,7 @@ cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, 
   const int room = *k;
   *k = 0;
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
-  CMKD_TRY(cmkd_cuda_fetch(m, err));
+  CMKD_TRY(fetch(m, err));
   const int count = m->results_count < room ? m->results_count : room;
   if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
   if (count) memmove(m->result, m->result + count, (size_t)(m->results_count - count) * sizeof *results);
