@@ -21,6 +21,14 @@ extern const cmkd_cuda_functions_table *gpu;                 /* set by NEED_GPU 
     if (!gpu && !(gpu = gpu_open(&why_))) { printf("SKIP: %s: %s\n", __func__, why_); skip(); } \
   } while (0)
 
+/* Runs a program's tests, an array that is not const; to be used in main instead of cmocka_run_group_tests. Tests named
+ * in $CMKD_TESTS_DONE (a,b,c) are left out and not counted. So whoever measures on a GPU cuts a program that hangs or
+ * crashes and goes on in a new process with the tests that have not ended; after a failed one as well, since an error
+ * on a device can stay with the process and fail every test that follows. */
+#define RUN_TESTS(tests) \
+  (gpu_prepare_tests(tests, sizeof(tests) / sizeof *(tests)), cmocka_run_group_tests(tests, NULL, NULL))
+void gpu_prepare_tests(struct CMUnitTest *tests, size_t n);
+
 /* A device function by its name, from the emulation linked into this program or from libcmkd-cuda.so: GPU(cmkd_cuda_forward)(&call, NULL, &err) */
 void *gpu_symbol(const char *name);
 #define GPU(function) ((__typeof__(&function))gpu_symbol(#function))

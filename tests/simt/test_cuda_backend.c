@@ -607,7 +607,7 @@ static void two_devices_take_turns(void **state) {
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 int main(void) {
-  const struct CMUnitTest tests[] = {
+  struct CMUnitTest tests[] = {
     TEST(resnet_trains), TEST(every_op_trains), TEST(grouped_trains), TEST(preact_trains), TEST(sixteen_bits_train), TEST(inference_folds), TEST(runs_are_the_same_bytes), TEST(a_cut_run_goes_on), TEST(resident_teacher_rows_are_the_same_bytes),
     TEST(long_runs_go_in_parts),
     TEST(rows_do_not_depend_on_neighbours), TEST(bad_values_stop), TEST(refusals_are_one_line), TEST(a_device_that_computes_something_else_is_refused),
@@ -615,5 +615,5 @@ int main(void) {
     TEST(out_of_memory_says_what_to_do), TEST(a_failing_device_is_told), TEST(kernels_are_loaded_before_they_are_captured), TEST(two_devices_take_turns),
 #endif
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return RUN_TESTS(tests);
 }

@@ -391,9 +391,9 @@ static void mistakes_are_refused(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
+  struct CMUnitTest tests[] = {
     cmocka_unit_test(network_shapes), cmocka_unit_test(grouped_shapes), cmocka_unit_test(depthwise_shapes), cmocka_unit_test(linear_layers),
     cmocka_unit_test(every_tile), cmocka_unit_test(large_shapes), cmocka_unit_test(random_shapes), cmocka_unit_test(mistakes_are_refused),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return RUN_TESTS(tests);
 }

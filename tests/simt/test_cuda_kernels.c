@@ -279,10 +279,10 @@ static void arguments_are_checked(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
+  struct CMUnitTest tests[] = {
     cmocka_unit_test(agreement_is_the_reference), cmocka_unit_test(agreement_of_rows_in_device_memory), cmocka_unit_test(images_are_the_same_bytes),
     cmocka_unit_test(cache_rows_decode_as_on_the_cpu), cmocka_unit_test(sgd_is_the_reference), cmocka_unit_test(overflow_is_seen),
     cmocka_unit_test(the_end_of_a_step_moves_the_scale), cmocka_unit_test(hits_are_counted), cmocka_unit_test(arguments_are_checked),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return RUN_TESTS(tests);
 }

@@ -318,7 +318,7 @@ static void arguments_are_checked(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
+  struct CMUnitTest tests[] = {
     cmocka_unit_test(every_loss_agrees), cmocka_unit_test(class_counts_around_powers_of_two), cmocka_unit_test(large_rows), cmocka_unit_test(rows_in_device_memory),
     cmocka_unit_test(half_and_bfloat16), cmocka_unit_test(hostile_rows), cmocka_unit_test(warm_up_smoothing_and_a_given_entropy),
     cmocka_unit_test(one_block_when_eps_is_large), cmocka_unit_test(bad_rows_are_named), cmocka_unit_test(arbitrary_bits), 
@@ -327,5 +327,5 @@ int main(void) {
 #endif
     cmocka_unit_test(arguments_are_checked),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return RUN_TESTS(tests);
 }

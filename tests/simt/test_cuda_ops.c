@@ -486,10 +486,10 @@ static void arguments_are_checked(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
+  struct CMUnitTest tests[] = {
     cmocka_unit_test(sums_and_activations), cmocka_unit_test(pools), cmocka_unit_test(channels_move), cmocka_unit_test(maxpool_shows_nan), cmocka_unit_test(logits_lose_their_padding),
     cmocka_unit_test(norms_of_every_shape), cmocka_unit_test(norms_of_many_pixels), cmocka_unit_test(norms_do_not_cancel), cmocka_unit_test(running_statistics_are_the_reference),
     cmocka_unit_test(arguments_are_checked),
   };
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  return RUN_TESTS(tests);
 }
