@@ -19,6 +19,7 @@ static int setup(void **state) {
   if (!train || !cache) return 0;
   setenv("CMKD_CUDA_PLUGIN", plugin, 1);
   setenv("CMKD_CUDA_PLANS", "", 1);
+  unsetenv("CMKD_CUDNN"); /* the emulation has none */
   setenv("CMKD_CUDA_SELFCHECK", "0", 1); /* slow in emulation; auto_and_eval leaves it on */
   snprintf(dir, sizeof dir, "%s", scratch_dir());
   snprintf(teacher, sizeof teacher, "%s/teacher/last.safetensors", dir);
@@ -115,7 +116,25 @@ static void auto_and_eval(void **state) {
   assert_non_null(strstr(out, "bf16"));
 }
 
+/* cuDNN that was named and cannot be opened is an error: a measurement must not fall back on our own kernels unseen.
+ * Unset, empty or off: they compute. */
+static void a_named_cudnn_is_required(void **state) {
+  const char *out, *const without[] = {"env -u CMKD_CUDNN", "CMKD_CUDNN=", "CMKD_CUDNN=off"};
+  if (!train) skip();
+#define EVAL "%s eval --device cuda --weights %s --data %s"
+  for (size_t i = 0; i < sizeof without / sizeof *without; i++)
+    RUN("%s " EVAL, without[i], train, teacher, tiny_data());
+  assert_int_equal(run_command(&out, "CMKD_CUDNN=/nowhere/libcudnn.so.9 " EVAL, train, teacher, tiny_data()), 1);
+  const char *line = strstr(out, "--device cuda: CMKD_CUDNN=/nowhere/libcudnn.so.9: ");
+  assert_non_null(line);
+  assert_non_null(strstr(line, "CMKD_CUDNN=off goes without"));
+  assert_string_equal(strchr(line, '\n'), "\n"); /* one line, and nothing after it */
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(offline_is_online), cmocka_unit_test(resident_or_not), cmocka_unit_test(the_teachers_precision), cmocka_unit_test(a_cut_run_goes_on), cmocka_unit_test(auto_and_eval)};
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test(offline_is_online), cmocka_unit_test(resident_or_not), cmocka_unit_test(the_teachers_precision),
+    cmocka_unit_test(a_cut_run_goes_on), cmocka_unit_test(a_named_cudnn_is_required), cmocka_unit_test(auto_and_eval),
+  };
   return cmocka_run_group_tests(tests, setup, NULL);
 }

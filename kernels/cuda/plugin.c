@@ -1,7 +1,8 @@
 /* What libcmkd-cuda.so offers to the programs: the backend table, and looking for a driver and a device. The CUDA runtime is linked
  * statically and opens the driver itself, cuDNN is opened at run time, so the file loads on machines without any CUDA library.
  * $CMKD_CUDA_CHECK=1 names the operation in which a device fails, $CMKD_CUDA_RESIDENT=0 keeps images and teacher rows on the host, $CMKD_CUDNN=off does
- * without cuDNN, $CMKD_CUDA_SELFCHECK=0 without the check of selfcheck.c, $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere (FILE empty: nowhere). */
+ * without cuDNN, $CMKD_CUDNN=FILE not without that one, $CMKD_CUDA_SELFCHECK=0 without the check of selfcheck.c,
+ * $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere (FILE empty: nowhere). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -93,12 +94,17 @@ static cmkd_status open_streams(cmkd_backend *b, cmkd_error *err) {
   return cmkd_cuda_status(cudaEventCreateWithFlags(&b->join, cudaEventDisableTiming), "opening the device", err);
 }
 
+/* cuDNN where it is. One that was named must be there: a measurement must not fall back on our own kernels unseen. */
 static cmkd_status open_convolutions(cmkd_backend *b, cmkd_error *err) {
+  const char *named = getenv("CMKD_CUDNN");
   cmkd_error missing = {CMKD_OK, ""};
   char library[64];
   if (cmkd_cudnn_open(b->stream, NULL, &b->cudnn, &missing) == CMKD_OK) {
     int v = cmkd_cudnn_version(b->cudnn);
     snprintf(library, sizeof library, "cuDNN %d.%d.%d", v / 10000, v / 100 % 100, v % 100);
+  } else if (named && *named && strcmp(named, "off")) {
+    return cmkd_fail(err, missing.status, "--device cuda: CMKD_CUDNN=%s: %s; CMKD_CUDNN=off goes without cuDNN, "
+                     "--device cpu without the GPU", named, missing.message);
   } else {
     b->cudnn = NULL;
     snprintf(library, sizeof library, "own convolutions (no cuDNN)");
