@@ -1,6 +1,7 @@
 /* The CUDA plugin as programs meet it: `--device cuda` works or says in one line what is missing, and `auto` always ends with a backend that
  * trains. Runs with and without toolkit, driver and GPU. */
 #include "tests/support.h"
+#include <unistd.h>
 #include "kernels/backend.h"
 
 static void cuda_says_what_is_missing(void **state) {
@@ -47,7 +48,38 @@ static void plugin_needs_no_cuda_library(void **state) {
   assert_null(strstr(out, "cublas"));
 }
 
+/* The programs in BUILD/bench/gpu and BUILD/tests find the plugin in BUILD, from any folder, and name the file that
+ * they could not load. */
+static void programs_beside_find_it(void **state) {
+  const char *out, *set = getenv("CMKD_BUILD");
+  char build[4096], so[4200];
+  if (!realpath(set ? set : "build", build)) fail_msg("%s is not there", set ? set : "build");
+  snprintf(so, sizeof so, "%s/libcmkd-cuda.so", build);
+  const int there = access(so, R_OK) == 0;
+#define OUTSIDE "cd / && env -u CMKD_CUDA_PLUGIN "
+#define STEP OUTSIDE "'%s/bench/gpu/step' --arch resnet8 --batch 8 --steps 2 --blocks 1 --images 64"
+  const int status = run_command(&out, STEP, build);
+  assert_true(status == 0 || status == 1);
+  assert_null(strstr(out, "is not here"));
+  assert_null(strstr(out, "cannot load"));
+  if (!there) assert_non_null(strstr(out, "/../../libcmkd-cuda.so; build it"));
+  else assert_null(strstr(out, "there is no /"));
+  if (status == 1) assert_non_null(strstr(out, "step: --device cuda: "));
+
+#define TEST(set) run_command(&out, OUTSIDE set " '%s/tests/test_device_ops'", build)
+  assert_int_equal(TEST("CMKD_CUDA_PLUGIN=/nowhere/plugin.so"), 0);
+  assert_non_null(strstr(out, "SKIP: pools: cannot load /nowhere/plugin.so: /nowhere/plugin.so: cannot open "));
+  assert_int_equal(TEST("CMKD_BUILD=/nowhere"), 0);
+  assert_non_null(strstr(out, "SKIP: pools: cannot load /nowhere/libcmkd-cuda.so: "));
+  assert_int_equal(TEST("-u CMKD_BUILD"), 0);
+  if (there) assert_null(strstr(out, "cannot load"));
+  else assert_non_null(strstr(out, "/tests/../libcmkd-cuda.so: "));
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(cuda_says_what_is_missing), cmocka_unit_test(auto_trains), cmocka_unit_test(plugin_needs_no_cuda_library)};
+  const struct CMUnitTest tests[] = {
+    cmocka_unit_test(cuda_says_what_is_missing), cmocka_unit_test(auto_trains),
+    cmocka_unit_test(plugin_needs_no_cuda_library), cmocka_unit_test(programs_beside_find_it),
+  };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

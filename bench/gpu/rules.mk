@@ -3,8 +3,10 @@ GPU_PROGRAMS := $(BUILD)/bench/gpu/agree $(BUILD)/bench/gpu/step
 $(GPU_PROGRAMS): $(BUILD)/bench/gpu/%: $(BUILD)/bench/gpu/%.o $(BUILD)/bench/gpu/world.o $(BUILD)/libcmkd.a
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
+AGREE_OBJ    := $(BUILD)/bench/gpu/reference.o $(BUILD)/bench/gpu/inputs.o
+$(BUILD)/bench/gpu/agree: $(AGREE_OBJ)
 tests-build: $(GPU_PROGRAMS)
--include $(GPU_PROGRAMS:=.d) $(BUILD)/bench/gpu/world.d
+-include $(GPU_PROGRAMS:=.d) $(BUILD)/bench/gpu/world.d $(AGREE_OBJ:.o=.d)
 
 # All that `run-all` needs on a machine without our libraries' development files: programs, plugin, and the shared libraries that they load
 # from here, but for the C library's own and CUDA's.

@@ -1,7 +1,10 @@
 /* See world.h. */
 #include "bench/gpu/world.h"
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#include "base/file.h"
 #include "base/rng.h"
 
 enum { CELLS = 4 }; /* a pattern is CELLS x CELLS patches of one colour each */
@@ -69,10 +72,31 @@ void bench_steps_free(bench_steps *s) {
   free(s->teacher);
 }
 
+/* Here and not in kernels/backend.c: an installed program has no business in the folder above its own. */
+cmkd_status bench_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err) {
+  const char *named = getenv("CMKD_CUDA_PLUGIN");
+  char exe[PATH_MAX], *dir = NULL, *path = NULL;
+  const ssize_t length = named && *named ? 0 : readlink("/proc/self/exe", exe, sizeof exe - 1);
+  if (length > 0) {
+    exe[length] = 0;
+    dir = cmkd_path_dir(exe);
+    path = dir ? cmkd_path_join(dir, "../../libcmkd-cuda.so") : NULL;
+  }
+  const int there = path && cmkd_file_exists(path);
+  if (there) setenv("CMKD_CUDA_PLUGIN", path, 1);
+  cmkd_status status = cmkd_backend_find(device, out, err);
+  if (status == CMKD_ERR_UNSUPPORTED && path && !there && err && strstr(err->message, "is not here"))
+    cmkd_fail(err, status, "--device cuda: there is no %s; build it with the CUDA toolkit (make), set CMKD_CUDA_PLUGIN, or "
+              "use --device cpu", path);
+  free(dir);
+  free(path);
+  return status;
+}
+
 cmkd_status bench_side_open(const char *device, const char *precision, int threads, const cmkd_graph *graph, const cmkd_loss *loss, int batch, const bench_data *data, const cmkd_params *params, bench_side *out, cmkd_error *err) {
   const cmkd_net_shape s = data->shape;
   memset(out, 0, sizeof *out);
-  CMKD_TRY(cmkd_backend_find(device, &out->table, err));
+  CMKD_TRY(bench_backend_find(device, &out->table, err));
   CMKD_TRY(out->table->open(&(cmkd_backend_options){.threads = threads, .precision = precision}, &out->backend, err));
   CMKD_TRY(out->table->images_create(out->backend, data->pixels, data->labels, data->n, s.height, s.width, s.channels, &out->images, err));
   CMKD_TRY(out->table->model_create(out->backend, &(cmkd_model_config){.graph = graph, .batch = batch, .train = loss != NULL, .mean = {.5f, .5f, .5f}, .std = {.25f, .25f, .25f}, .policy = CMKD_AUGMENT_CROP_FLIP,
