@@ -76,12 +76,13 @@ $(CONFIG): Makefile
 REQUIRED := HDF5 ZSTD ZLIB JANSSON CRYPTO OPENMP
 MISSING = $(strip $(foreach r,$(REQUIRED),$(if $(HAVE_$(r)),,$(r))))
 LIBS := -lzstd -lz -ljansson -lcrypto $(if $(HAVE_ONEDNN),-ldnnl) $(HDF5_LIB) -ldl -lm -pthread
-ALL_CPPFLAGS := $(BASE_CPPFLAGS) $(HDF5_CPP) $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) $(CPPFLAGS)
+ALL_CPPFLAGS := $(BASE_CPPFLAGS) $(HDF5_CPP) $(CPPFLAGS)
 ALL_CFLAGS := -std=c17 $(OPT) -fPIC $(OPENMP) -fno-math-errno $(WARN) $(SAN) $(ALL_CPPFLAGS) $(CFLAGS)
 LINK = $(CC) -Wl,--as-needed $(OPENMP) $(SAN) $(LDFLAGS)
 %_avx2.o:   ISA := -mavx2 -mfma -mf16c -mbmi2 -ffp-contract=fast
 %_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mfma -mf16c -mbmi2 -ffp-contract=fast
 $(BUILD)/tests/test_loss_lanes.o: ISA := -Wno-psabi # vectors wider than the machine's, static functions only
+$(BUILD)/kernels/cpu/conv_dnnl.o: ISA := $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) # the one file that knows of it
 CUDA_ISA = -I$(dir $(NVCC))../include $(if $(HAVE_CUDNN),-DHAVE_CUDNN=1)
 $(BUILD)/kernels/cuda/%.o $(BUILD)/tests/test_cudnn_plans.o: ISA := $(CUDA_ISA)
 
@@ -108,7 +109,7 @@ $(BUILD)/flags.stamp: FORCE
 $(BUILD)/prefix.stamp: FORCE
 	$(call stamp,$(PREFIX))
 $(BUILD)/objects.stamp: FORCE
-	$(call stamp,$(LIB_OBJ))
+	$(call stamp,$(LIB_OBJ:$(BUILD)/%=%))
 $(BUILD)/nvflags.stamp: FORCE
 	$(call stamp,$(NVCC) $(NVFLAGS))
 
@@ -144,9 +145,10 @@ $(BUILD)/cmkd.pc: Makefile $(CONFIG) $(BUILD)/prefix.stamp
 	  '$(PREFIX)' '$(VERSION)' '$(LIBS)' > $@
 
 # ---- CUDA: a shared object opened at run time ---------------------------------------------------------------------------
-# Code for Hopper; the driver compiles for other GPUs from Ampere on
+# Code for Hopper; the driver compiles for other GPUs from Ampere on. -lineinfo lets compute-sanitizer name source
+# lines; it costs megabytes, no speed.
 GENCODE ?= -gencode arch=compute_80,code=[compute_80,sm_90]
-NVFLAGS := -std=c++17 -O3 $(GENCODE) -Xcompiler -fPIC,-Wall -I. -Iinclude -DCMKD_VERSION='"$(VERSION)"'
+NVFLAGS := -std=c++17 -O3 -lineinfo $(GENCODE) -Xcompiler -fPIC,-Wall -I. -Iinclude -DCMKD_VERSION='"$(VERSION)"'
 CU_OBJ := $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(CU_SRC))) $(patsubst %.c,$(BUILD)/%.o,$(filter %.c,$(CU_SRC)))
 $(BUILD)/%.cu.o: %.cu $(CONFIG) $(BUILD)/nvflags.stamp
 	@mkdir -p $(@D)
@@ -221,6 +223,9 @@ help:
 	  'make fuzz           every parser under libFuzzer, SECONDS=$(SECONDS) each (needs clang)' 'make deps           installs what is missing (apt; never CUDA)' \
 	  'make check-vectors  the losses against golden vectors in VECTORS=$(VECTORS)' \
 	  'make bench          all benchmarks, or one of:$(BENCH:%= bench-%)' \
+	  'make gpu-kit        what bench/gpu/run-all needs on a machine with a GPU: $(BUILD)/gpu-kit.tar.xz (needs nvcc)' \
+	  'make gpu-data       CIFAR-100 for it, from CMKD_SHARED=../shared: $(BUILD)/gpu-data/, pieces of at most 25 MB' \
+	  'make gpu-reference  what the CPU computes, for it to compare with: $(BUILD)/gpu-reference.tar' \
 	  'make install        into PREFIX=$(PREFIX), under DESTDIR if given; make uninstall takes it away' \
 	  'make clean          removes $(BUILD)/' '' 'V=1 shows commands; BUILD=DIR builds elsewhere; CC, OPT, SAN, CFLAGS, NVCC, GENCODE as usual.'
 deps:

@@ -86,10 +86,10 @@ $(BUILD)/tests/check_vectors: $(BUILD)/device/tests/simt/vectors.o
 # ---- device benchmarks: built and run by hand, `make bench-gpu` ------------------------------------------------------------
 GPU_BENCH := $(if $(HAVE_CUDA),$(patsubst %.cu,$(BUILD)/%,$(wildcard bench/gpu/*.cu)))
 .PHONY: bench-gpu
-$(GPU_BENCH): $(BUILD)/%: %.cu $(CU_OBJ) $(BUILD)/libcmkd.a $(BUILD)/nvflags.stamp
-	@mkdir -p $(@D)
-	$(call say,NVCC,$<)
-	$(Q)$(NVCC) $(NVFLAGS) -o $@ $< $(CU_OBJ) $(BUILD)/libcmkd.a -lgomp $(LIBS:-pthread=-lpthread)
+$(GPU_BENCH): $(BUILD)/%: $(BUILD)/%.cu.o $(CU_OBJ) $(BUILD)/libcmkd.a
+	$(call say,LINK,$@)
+	$(Q)$(NVCC) $(GENCODE) -o $@ $^ -lgomp $(LIBS:-pthread=-lpthread)
+-include $(GPU_BENCH:=.cu.d)
 bench-gpu: $(GPU_BENCH)
 	@if [ -z "$(GPU_BENCH)" ]; then echo 'SKIP: no CUDA toolkit here'; fi
 	@for b in $(GPU_BENCH); do $$b || exit 1; done
