@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# bench/gpu/run-all as a dry run on the CPU: killed in the middle of a training, gone on with in short slots; what was finished stays as it
-# was, and the training that was cut ends with the weights of an uncut one.
+# bench/gpu/run-all without a GPU: a dry run on the CPU, killed in the middle of a training and gone on with in slots whose clock runs out at random;
+# the same on the emulated plugin; and programs that fail, crash, hang or compute without cuDNN, made up.
+# What was finished stays as it was, and the training that was cut ends with the weights of an uncut one.
 set -u
 cd "$(dirname "$0")/.."
 export CMKD_BUILD=${CMKD_BUILD:-$PWD/build}
@@ -13,12 +14,37 @@ check() { # NAME, CONDITION
 skip() { echo "SKIP: $1"; echo '[  SKIPPED ] 1 test(s), listed below:'; echo '[  SKIPPED ] gpu_bench'; exit 0; }
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2> /dev/null || skip 'bench/gpu/run-all needs Python 3.9'
 ldd "$CMKD_BUILD/cmkd-train" 2> /dev/null | grep -q libasan && skip 'sanitized programs get nothing done in its short slots; what they do is tested elsewhere'
-out=$world/out epochs=24
-again=(bench/gpu/run-all --device cpu --tiny --out "$out" --seeds 1 --epochs $epochs --python /none)
-# value FILE EXPRESSION: of the measurement `d`
-value() { python3 -c "import json, sys; d = json.load(open(sys.argv[1])); print($2)" "$out/$1" 2>> "$world/log"; }
+RANDOM=${CMKD_TEST_SEED:=$((SECONDS + $$))}
+echo "note: the clock runs out by CMKD_TEST_SEED=$CMKD_TEST_SEED"
+unset OUT CMKD_CUDNN CMKD_CUDA_PLUGIN
 
-check 'the help fits a screen' '[ "$(bench/gpu/run-all --help | wc -l)" -le 40 ]'
+# value FILE EXPRESSION: of the measurement `d`; results(case, run) of it
+value() {
+  python3 -c "import json, sys
+d = json.load(open(sys.argv[1]))
+result = lambda case, run: d['cases'][case]['runs'][run].get('result')
+print($2)" "$1" 2>> "$world/log"
+}
+# in_slots COMMAND...: until nothing is left for later. Every slot but the last ends at a random moment, one in four by kill -9.
+in_slots() {
+  slots=0 killed=0 status=3
+  while [ $status -eq 3 ] && [ $slots -lt 60 ]; do
+    local seconds=$((1 + RANDOM % 5 + slots / 4)).$((RANDOM % 10))
+    if [ $((RANDOM % 4)) -eq 0 ]; then
+      "$@" --seconds 100 > "$world/log" 2>&1 < /dev/null & child=$!
+      sleep "$seconds"; kill -9 $child 2> /dev/null; wait $child 2> /dev/null; child= status=3 killed=$((killed + 1))
+    else
+      "$@" --seconds "$seconds" > "$world/log" 2>&1 < /dev/null; status=$?
+    fi
+    slots=$((slots + 1))
+  done
+  [ $status -ne 3 ] || { "$@" --seconds 200 > "$world/log" 2>&1 < /dev/null; status=$?; }
+}
+
+# ---- on the CPU -------------------------------------------------------------------------------------------------------------
+out=$world/out epochs=24
+again=(bench/gpu/run-all --device cpu --tiny --out "$out" --seeds 1 --epochs $epochs --python /none --tar "$world/results.tar.gz")
+check 'the help fits a screen' '[ "$(bench/gpu/run-all --help | wc -l)" -le 50 ]'
 bench/gpu/run-all --seconds 5 --device cpu > "$world/log" 2>&1; status=$?
 check 'the CPU is for dry runs' '[ $status -eq 2 ] && grep -q -- --tiny "$world/log"'
 
@@ -26,32 +52,122 @@ check 'the CPU is for dry runs' '[ $status -eq 2 ] && grep -q -- --tiny "$world/
 first=$out/runs/ce--seed-1
 for ((i = 0; i < 3000; i++)); do [ "$(cat "$first/log.jsonl" 2> /dev/null | wc -l)" -ge 2 ] && break; kill -0 $child 2> /dev/null || break; sleep 0.02; done
 kill -9 $child; wait $child 2> /dev/null; child=
-check 'killed in its first student' '[ -s "$first/state.safetensors" ] && [ ! -e "$out/5-published.json" ]'
-mkdir "$world/kept"; cp "$out"/[1-4]-*.json "$out"/[1-4]-*.md "$world/kept"
+check 'killed in its first student' '[ -s "$first/state.safetensors" ] && [ ! -e "$out/9-published.json" ]'
+mkdir "$world/kept"; cp "$out"/[2-8]-*.json "$world/kept"
+check 'the archive holds what was finished' 'tar xzf "$world/results.tar.gz" -C "$world" && cmp "$world/results/8-live.json" "$out/8-live.json" && ! ls "$world/results" | grep -q shards'
 
-slots=0 status=3 cut=0
-while [ $status -eq 3 ] && [ $slots -lt 30 ]; do
-  "${again[@]}" --seconds $((2 + slots)) > "$world/log" 2>&1 < /dev/null; status=$?
-  slots=$((slots + 1)); [ $status -ne 3 ] || cut=$((cut + 1))
-done
-check 'short slots come to the end' '[ $status -eq 0 ]'
-check 'what was finished is kept' '(for f in "$world"/kept/*; do cmp "$f" "$out/$(basename "$f")" || exit 1; done)'
-check 'agreement within its limits' '[ "$(value 1-agreement.json "all(c[\"device\"][\"within\"] for c in d[\"cases\"].values()) and len(d[\"cases\"])")" = 2 ]'
-check 'throughput of our steps, PyTorch left out by name' '[ "$(value 2-throughput.json "[c for c in d[\"cases\"].values()][0][\"runs\"][\"ours\"][0][\"img_per_s\"] > 0 and \"eager\" in d[\"cases\"][\"resnet8 batch 8\"][\"left_out\"]")" = True ]'
-check 'the cache, all views' '[ "$(value 3-cache.json "d[\"cases\"][\"build\"][\"build\"][\"views\"]")" = 162 ] && "$CMKD_BUILD/cmkd-cache" verify "$out/teacher.h5" > "$world/log" 2>&1'
-check 'epochs offline and online' '[ "$(value 4-live.json "min(d[\"cases\"][\"epochs\"][\"offline\"] + d[\"cases\"][\"epochs\"][\"online\"]) > 0")" = True ]'
-check 'six losses and three numbers of views, to their last epoch' '[ "$(value 5-published.json "sum(c[\"done\"] and c[\"epochs\"] == $epochs for c in d[\"cases\"].values())")" = 9 ]'
-check 'every row of the table' '[ "$(grep -cE "^\| (CE|KD|DKD|CMKD, easy-spearman|CMKD, hard-spearman|DKD\+CMKD|1|4|16|all) \| 1 \| [0-9.]+ \| [0-9.]+" "$out/5-published.md")" = 10 ]'
+in_slots "${again[@]}"
+check 'short slots come to the end; only PyTorch is missing' '[ $status -eq 1 ] && ! grep "^run-all: [0-9]" "$world/log" | grep -v "no Python with PyTorch"'
+echo "note: CPU: $slots slots, $killed killed"
+same_runs='all(a["cases"][c]["runs"][r] == d["cases"][c]["runs"][r] for c in a["cases"] for r in a["cases"][c]["runs"])'
+check 'what was finished is kept' '(for f in "$world"/kept/*; do [ "$(value "$out/$(basename "$f")" "(lambda a: $same_runs)(json.load(open(\"$f\")))")" = True ] || exit 1; done)'
+check 'agreement with a reference made before, within its limits' '[ "$(value "$out/5-agreement.json" "all(result(c, \"fp32, own\")[\"within\"] for c in (\"step resnet8\", \"curve resnet8\"))")" = True ]'
+check 'our steps; PyTorch left out by name' '[ "$(value "$out/3-eager.json" "result(\"resnet8 batch 8\", \"ours\")[\"img_per_s\"] > 0")" = True ] && grep -q "blocks: missing: no Python with PyTorch" "$out/3-eager.md"'
+check 'the cache, all views' '[ "$(value "$out/7-cache.json" "result(\"build\", \"all views\")[\"build\"][\"views\"]")" = 162 ] && "$CMKD_BUILD/cmkd-cache" verify "$out.work/teacher.h5" > "$world/log" 2>&1'
+check 'epochs offline and online' '[ "$(value "$out/8-live.json" "min(result(\"epochs\", \"offline\") + result(\"epochs\", \"online\")) > 0")" = True ]'
+check 'six losses and three numbers of views, to their last epoch' '[ "$(value "$out/9-published.json" "sum(r[\"result\"][\"epochs\"] == $epochs for c in d[\"cases\"].values() for r in c[\"runs\"].values())")" = 9 ]'
+check 'every row of the table' '[ "$(grep -cE "^\| (CE|KD|DKD|CMKD, easy-spearman|CMKD, hard-spearman|DKD\+CMKD|1|4|16|all) \| 1 \| [0-9.]+ \| [0-9.]+" "$out/9-published.md")" = 10 ]'
 check 'each epoch once' 'cmp <(sed "s/.*\"epoch\":\([0-9]*\).*/\1/" "$first/log.jsonl") <(seq $epochs)'
-data=fashion-mnist:$out/tiny
-OMP_NUM_THREADS=1 "$CMKD_BUILD/cmkd-train" --student resnet8 --batch 16 --lr 0.05 --augment crop+flip --device cpu --threads 1 --quiet --json --cache "$out/teacher.h5" --data "$data" --loss ce --epochs $epochs --seed 1 \
-  --out "$world/uncut" > "$world/uncut.json" 2> "$world/log" < /dev/null
-check 'cut and resumed is the same as uncut' 'grep -q "\"last_sha256\":\"$(value 5-published.json "d[\"cases\"][\"CE, seed 1\"][\"sha256\"]")\"" "$world/uncut.json"'
-"${again[@]}" --seconds 5 > "$world/log" 2>&1 < /dev/null; status=$?
-check 'then nothing is left' '[ $status -eq 0 ] && grep -q "nothing is left to do" "$world/log" && ! grep -q "^    /" "$world/log"'
+check 'weights of finished runs do not travel' '! ls "$out"/runs/*/*.safetensors > /dev/null 2>&1'
+OMP_NUM_THREADS=1 "$CMKD_BUILD/cmkd-train" --student resnet8 --batch 16 --lr 0.05 --augment crop+flip --device cpu --threads 1 --quiet --json --cache "$out.work/teacher.h5" \
+  --data "fashion-mnist:$out.work/tiny" --loss ce --epochs $epochs --seed 1 --out "$world/uncut" > "$world/uncut.json" 2> "$world/log" < /dev/null
+check 'cut and resumed is the same as uncut' 'grep -q "\"last_sha256\":\"$(value "$out/9-published.json" "result(\"CE\", \"seed 1\")[\"sha256\"]")\"" "$world/uncut.json"'
+"${again[@]}" --only 9 --seconds 5 > "$world/log" 2>&1 < /dev/null; status=$?
+check 'then nothing is left' '[ $status -eq 0 ] && grep -q "nothing is left to do" "$world/log"'
 "${again[@]}" --seconds 5 --epochs 3 > "$world/log" 2>&1 < /dev/null; status=$?
 check 'other settings need another folder' '[ $status -eq 1 ] && grep -q "epochs $epochs, not 3" "$world/log"'
-echo "note: $slots slots, $cut cut"
+"${again[@]}" --out "$world/moved" --carried "$world/results.tar.gz" --only 9 --seconds 30 > "$world/log" 2>&1 < /dev/null; status=$?
+check 'another machine goes on from the archive' '[ $status -eq 0 ] && cmp "$world/moved/9-published.json" "$out/9-published.json"'
+mkdir "$world/carried"; head -c 1000 "$world/results.tar.gz" > "$world/carried/results.tar.gz"
+"${again[@]}" --out "$world/broken" --carried "$world/carried" --seconds 30 > "$world/log" 2>&1 < /dev/null; status=$?
+check 'a broken archive is refused in a line' '[ $status -eq 1 ] && [ "$(wc -l < "$world/log")" -eq 1 ] && grep -q "carried/results.tar.gz" "$world/log"'
+
+# ---- on the emulated plugin ----------------------------------------------------------------------------------------------------
+if [ -e "$CMKD_BUILD/simt/libcmkd-cuda.so" ]; then
+  export CMKD_CUDA_PLUGIN=$CMKD_BUILD/simt/libcmkd-cuda.so CMKD_CUDA_SELFCHECK=0
+  out=$world/emulated
+  again=(bench/gpu/run-all --device cuda --tiny --cudnn off --out "$out" --seeds 1 --epochs 1 --python /none --only 1,2,4,5,7,9)
+  in_slots "${again[@]}"
+  unset CMKD_CUDA_PLUGIN CMKD_CUDA_SELFCHECK
+  check 'emulated: short slots come to the end' '[ $status -eq 1 ] && ! grep "^run-all: [0-9]" "$world/log" | grep -v "no Python with PyTorch"'
+  echo "note: emulated: $slots slots, $killed killed"
+  check 'emulated: every test of the program' '[ "$(value "$out/1-device-tests.json" "set(d[\"cases\"][\"own kernels\"][\"tests\"][\"test_device_kernels\"].values())")" = "{'"'ok'"'}" ]'
+  check 'emulated: a step is taken apart' '[ "$(value "$out/2-steps.json" "[r[\"result\"][\"kernels_per_step\"] > 0 for c in d[\"cases\"].values() for n, r in c[\"runs\"].items() if n == \"profile, own\"]")" = "[True]" ]'
+  check 'emulated: agreement' '[ "$(value "$out/5-agreement.json" "all(result(c, \"fp32, own\")[\"within\"] for c in d[\"cases\"])")" = True ]'
+  check 'emulated: cache and students' '[ "$(value "$out/9-published.json" "sum(r[\"result\"][\"epochs\"] == 1 for c in d[\"cases\"].values() for r in c[\"runs\"].values())")" = 3 ]'
+else
+  echo 'SKIP: the emulated plugin is not built'
+fi
+
+# ---- programs that misbehave -----------------------------------------------------------------------------------------------------
+# A build folder of shell scripts. Tests of `ops`: fine fails_first after crashes hangs last; after a failure all that follow fail too.
+fake=$world/fake
+mkdir -p "$fake/bench/gpu" "$fake/tests"
+cat > "$fake/bench/gpu/step" << 'EOF'
+#!/bin/sh
+[ -z "$NO_DRIVER" ] || { echo 'step: --device cuda: no NVIDIA driver here; install one, or use --device cpu' >&2; exit 1; }
+echo "{\"backend\": \"cuda: made up, bf16, own convolutions (no cuDNN)\", \"img_per_s\": 1, \"step_us\": 1, \"precision\": \"bf16\", \"bytes_per_image\": 1, \"flop_per_image\": 1, \"cudnn\": \"$CMKD_CUDNN\"}"
+EOF
+cat > "$fake/tests/test_device_ops" << 'EOF'
+#!/bin/bash
+broken=
+echo '[==========] Running some test(s).'; echo 'note: on a made-up GPU'
+for t in fine fails_first after crashes hangs last; do
+  case ,$CMKD_TESTS_DONE, in *,$t,*) continue ;; esac
+  echo "[ RUN      ] $t"
+  [ -z "$broken" ] || { echo "[  FAILED  ] $t"; continue; }
+  case $t in
+    fails_first) [ -e "$0.mended" ] || { echo 'the numbers differ'; broken=1; echo "[  FAILED  ] $t"; continue; } ;;
+    crashes) kill -SEGV $$ ;;
+    hangs) sleep 1000 ;;
+  esac
+  echo "[       OK ] $t"
+done
+exit ${broken:-0}
+EOF
+sed 's/for t in .*/for t in fine; do/' "$fake/tests/test_device_ops" > "$fake/tests/test_device_kernels"
+for name in conv loss backend; do cp "$fake/tests/test_device_kernels" "$fake/tests/test_device_$name"; done
+mkdir "$fake/bin"
+cat > "$fake/bin/compute-sanitizer" << 'EOF'
+#!/bin/bash
+tool=$2; shift 4
+"$@"; status=$?
+case "$tool $1" in
+  memcheck*conv) printf '========= %s\n' 'Invalid __global__ write of size 4 bytes' '    at kernel in conv_own.cu:12' 'ERROR SUMMARY: 1 error' ;;
+  racecheck*) echo '========= RACECHECK SUMMARY: 0 hazards displayed (0 errors, 0 warnings)' ;;
+  *) echo '========= ERROR SUMMARY: 0 errors' ;;
+esac
+exit $status
+EOF
+chmod +x "$fake"/*/* "$fake"/bench/gpu/*
+made_up=(bench/gpu/run-all --build "$fake" --out "$world/made-up" --python /none --limit 2)
+NO_DRIVER=1 "${made_up[@]}" --seconds 60 > "$world/log" 2>&1; status=$?
+check 'without a driver: one line, nothing tried' '[ $status -eq 1 ] && [ "$(tail -n 1 "$world/log")" = "run-all: step: --device cuda: no NVIDIA driver here; install one, or use --device cpu" ] && [ ! -e "$world/made-up/1-device-tests.json" ]'
+touch "$world/libcudnn.so.9"
+"${made_up[@]}" --cudnn "$world/libcudnn.so.9" --only 1,2 --seconds 60 > "$world/log" 2>&1; status=$?
+check 'tests go on past a failure, a crash and a hang' '[ "$(value "$world/made-up/1-device-tests.json" "list(d[\"cases\"][\"own kernels\"][\"tests\"][\"test_device_ops\"].values())")" = "['"'ok', 'failed', 'ok', 'crashed', 'over 2 s', 'ok'"']" ]'
+check 'and say what failed' '[ $status -eq 1 ] && grep -q "fails_first (failed), crashes (crashed), hangs (over 2 s)" "$world/log" && grep -q "the numbers differ" "$world/made-up/1-device-tests.md"'
+check 'the other programs are done' '[ "$(value "$world/made-up/1-device-tests.json" "result(\"backend, cuDNN\", \"test_device_backend\")")" = "{'"'ok'"': 1}" ]'
+check 'without cuDNN nothing is timed in its name' 'grep -q "kd, cudnn: failed: step: meant for cuDNN, ran on cuda: made up, bf16, own" "$world/log" && [ "$(value "$world/made-up/2-steps.json" "result(next(iter(d[\"cases\"])), \"kd, own\")[\"cudnn\"]")" = off ]'
+touch "$fake/tests/test_device_ops.mended"
+"${made_up[@]}" --cudnn "$world/libcudnn.so.9" --only 1 --seconds 60 > "$world/log" 2>&1
+check 'a second call tries what was bad once more' '[ "$(value "$world/made-up/1-device-tests.json" "sorted(d[\"cases\"][\"own kernels\"][\"tests\"][\"test_device_ops\"].items())")" = "[('"'after', 'ok'), ('crashes', 'crashed'), ('fails_first', 'ok'), ('fine', 'ok'), ('hangs', 'over 2 s'), ('last', 'ok'"')]" ]'
+PATH=$fake/bin:$PATH "${made_up[@]}" --cudnn "$world/libcudnn.so.9" --only 4 --seconds 60 > "$world/log" 2>&1
+check 'what compute-sanitizer says' 'grep -q "4. memcheck: test_device_conv: failed: 1 errors; no test failed; Invalid __global__ write of size 4 bytes" "$world/log" && grep -q "at kernel in conv_own.cu:12" "$world/made-up/4-sanitizers.md"'
+check 'and where it has nothing to say' '[ "$(value "$world/made-up/4-sanitizers.json" "result(\"racecheck\", \"test_device_loss\")")" = "{'"'errors': 0, 'tests': 1"'}" ] && grep -q "crashes (crashed), hangs (over 2 s)" "$world/log"'
+rm -r "$world/made-up" "$world/made-up.work"
+PATH=/usr/bin:/bin "${made_up[@]}" --cudnn "" --python "$(command -v python3)" --only 2 --seconds 60 > "$world/log" 2>&1
+# where the system has cuDNN, or the Python one of pip's, that is found; else it is missing by name
+check 'cuDNN is found or missed by name' 'grep -qE "kd, cudnn: (missing: cuDNN 9 is not here|failed: step: meant for cuDNN)" "$world/log"'
+
+# pip puts cuDNN into a namespace package that no loader looks into
+mkdir -p "$world/site/nvidia/cudnn/lib" "$world/site/nvidia/cu13/lib"; touch "$world/site/nvidia/cudnn/lib/libcudnn.so.9"
+found=$(PYTHONPATH=$world/site python3 -c "
+import argparse, sys; sys.path.insert(0, 'bench/gpu'); sys.dont_write_bytecode = True
+from pathlib import Path; from machine import Machine
+m = Machine(argparse.Namespace(device='cpu', root='.', cudnn=None, python=sys.executable, hbm=None, tflops=None), Path('.'))
+print(m.cudnn(), *m.beside_cudnn())" 2> "$world/log")
+check 'cuDNN of pip' '[ "$found" = "$world/site/nvidia/cudnn/lib/libcudnn.so.9 $world/site/nvidia/cu13/lib $world/site/nvidia/cudnn/lib" ]'
 
 echo "[  PASSED  ] $passed test(s)."
 [ $failed -eq 0 ] || echo "[  FAILED  ] $failed test(s)."

@@ -1,57 +1,111 @@
-"""1. Whole steps and training curves of the device beside the CPU backend's (per operation: the tests test_device_*)."""
-from slot import machines, number
-import slot as s
+"""5. Whole steps and training curves of the device beside the double reference's and the CPU's, which were computed at
+home (make gpu-reference)."""
 
-TITLE = 'Agreement with the CPU backend'
+from pathlib import Path
+from results import Missing, machines, number, table
+
+TITLE = 'Agreement with the double reference and the CPU'
 ARCHS = ('resnet8x4', 'resnet20', 'wrn-16-2', 'mobilenetv2_cifar', 'shufflenetv2_cifar')
 PRECISIONS = ('fp32', 'tf32', 'bf16', 'fp16')
+SIZES = {'step': ['--batch', 32], 'curve': ['--batch', 64, '--steps', 200]}
+TINY = {
+    'step': ['--batch', 8, '--side', 16, '--threads', 1],
+    'curve': ['--batch', 8, '--steps', 8, '--side', 16, '--threads', 1],
+}
+UNCHECKED = {'CMKD_CUDA_SELFCHECK': '0'}  # differences are what this measures
 
 
-def plan(slot):
-    return (('resnet8',), ('fp32',), 8, 8, ['--side', 16, '--threads', 1]) if slot.tiny else (ARCHS, PRECISIONS, 32, 200, [])
+def agree(slot, mode, arch, *more):
+    size = (TINY if slot.tiny else SIZES)[mode]
+    return [slot.program('bench/gpu/agree'), '--mode', mode, '--arch', arch, *size, *more]
 
 
-def run(slot, item):
-    archs, precisions, rows, steps, more = plan(slot)
-    base = lambda arch, *rest: [slot.program('bench/gpu/agree'), '--arch', arch, *more, *rest]
-    other = 'cpu' if slot.cuda else 'ref'
-
-    def step(case, arch):
-        case['device'] = slot.json(base(arch, '--mode', 'step', '--device', slot.o.device, '--against', other, '--batch', rows))
-        # how far two right answers may lie apart: float32 on the CPU beside the double reference
-        case['cpu_from_reference'] = slot.json(base(arch, '--mode', 'step', '--device', 'cpu', '--against', 'ref', '--batch', rows))
-
-    for arch in archs:
-        item.do(f'step {arch} fp32', 120, lambda case: step(case, arch))
-    for arch in archs:
-        for precision in precisions:
-            item.do(f'curve {arch} {precision}', 120, lambda case: case.update(device=slot.json(
-                base(arch, '--mode', 'curve', '--device', slot.o.device, '--against', other, '--precision', precision, '--batch', 64 if slot.cuda else rows, '--steps', steps))))
+def reference(slot, mode, arch, limit):
+    """The file with the other side of a comparison."""
+    name = f'{mode}-{arch}.reference'
+    folders = [slot.work / 'carried' / 'reference', slot.build / 'gpu-reference']
+    if slot.tiny:
+        path = slot.work / 'tiny' / name
+        path.parent.mkdir(exist_ok=True)
+        if not path.exists():
+            slot.run(agree(slot, mode, arch, '--make', path), limit=limit)
+        return path
+    for folder in folders:
+        if (folder / name).exists():
+            return folder / name
+    raise Missing(f'{name} is not here: make gpu-reference, and carry gpu-reference*.tar')
 
 
-def worst(result):
-    """The step's largest relative difference among those that must agree, and where."""
-    found = [(v['largest'], f"{k} of {v['in']}, {one['rows']} rows") for one in result['steps'] for k, v in one.items()
-             if isinstance(v, dict) and (one['weights'] == 'away_from_kinks' or k == 'statistics_after')]
-    return max(found)
+def compare(slot, mode, arch, precision, engine, limit):
+    path = reference(slot, mode, arch, limit)
+    sides = ['--device', slot.o.device, '--precision', precision, '--against', Path(path).resolve()]
+    return slot.json(agree(slot, mode, arch, *sides), engine=engine, limit=limit, env=UNCHECKED)
 
 
-def table(slot, item):
+def run(slot, m):
+    archs, precisions = (('resnet8',), ('fp32',)) if slot.tiny else (ARCHS, PRECISIONS)
+    engines = ('own', 'cudnn') if slot.cuda and slot.o.cudnn != 'off' else ('own',)
+    runs = [('step', arch, 'fp32', engine) for arch in archs for engine in engines]
+    runs += [('curve', arch, precision, engines[-1]) for arch in archs for precision in precisions]
+    for mode, arch, precision, engine in runs:
+        case, name = f'{mode} {arch}', f'{precision}, {engine}'
+        found = m.run(case, name, lambda limit: compare(slot, mode, arch, precision, engine, limit))
+        if found and not found['within']:
+            m.leave('failed', case, name, 'not within its limit')
+
+
+def worst(steps):
+    """The largest relative difference among those that must agree, and where."""
+    found = [
+        (v['largest'], f"{k} of {v['in']}, {rows} rows")
+        for weights, rows, one in steps
+        for k, v in one.items()
+        if isinstance(v, dict) and 'largest' in v and (weights == 'away_from_kinks' or k == 'statistics_after')
+    ]
+    return max(found, default=(None, '-'))
+
+
+def make_table(slot, m):
     steps, curves = [], []
-    for key, case in item.data['cases'].items():
-        if not case.get('done'):
-            continue
-        d = case['device']
-        if d['mode'] == 'step':
-            far, where = worst(d)
-            plain = next(o for o in d['steps'] if o['weights'] == 'as_initialised')
-            steps.append([d['arch'], d['precision'], d['batch'], number(max(o['loss_relative'] for o in d['steps']), '{:.1e}'), f'{far:.1e} ({where})', f"{worst(case['cpu_from_reference'])[0]:.1e}",
-                          f"{plain['gradients']['l2']:.1e}", 'yes' if d['within'] else '**no**'])
-        else:
-            curves.append([d['arch'], d['precision'], d['batch'], number(d['curve'][0], '{:.3f}') if d['curve'] else '-', number(d['curve'][-1], '{:.3f}'), number(d['curve_there'][-1], '{:.3f}'), number(d['apart'], '{:.4f}'),
-                           number(d['yardstick'], '{:.4f}'), 'yes' if d['within'] else '**no**'])
-    limit = 'One training step; every gradient, momentum, weight and statistic after it, relative to the largest entry (bench/gpu/agree.c); limit 1e-4.\n\n'
-    text = machines(item.data['cases'].values()) + '\n' + limit
-    text += s.table(['network', 'precision', 'batch', 'loss', 'largest', 'CPU from double', 'gradients as initialised (l2)', 'within'], steps)
-    text += '\nLoss curves, means of 20 steps: how far apart, beside how far the CPU moves when its first weights are moved by the precision\'s rounding.\n\n'
-    return text + s.table(['network', 'precision', 'batch', 'first', 'last', 'CPU last', 'apart', 'yardstick', 'within'], curves)
+    for case in m.cases().values():
+        for name, entry in case['runs'].items():
+            d = entry.get('result')
+            if not d:
+                continue
+            who, within = name, 'yes' if d['within'] else '**no**'
+            if d['mode'] == 'step':
+                far, where = worst([(o['weights'], o['rows'], o) for o in d['steps']])
+                cpu, _ = worst([(o['weights'], o['rows'], o.get('cpu', {})) for o in d['steps']])
+                steps.append(
+                    [
+                        d['arch'],
+                        who,
+                        d['batch'],
+                        number(max(o['loss_relative'] for o in d['steps']), '{:.1e}'),
+                        f'{far:.1e} ({where})',
+                        number(cpu, '{:.1e}'),
+                        within,
+                    ]
+                )
+            else:
+                shown = [number(x, '{:.3f}') for x in (d['curve'][0], d['curve'][-1], d['curve_there'][-1])] + [
+                    number(d[k], '{:.4f}') for k in ('apart', 'yardstick')
+                ]
+                curves.append([d['arch'], who, d['batch'], *shown, within])
+    text = machines(m) + '''
+One training step; every gradient, momentum, weight and statistic after it against double, relative to the largest entry
+(bench/gpu/agree.c); limit 1e-4.
+
+'''
+    text += table(
+        ['network', 'precision, convolutions', 'batch', 'loss', 'largest', 'CPU (float32) likewise', 'within'], steps
+    )
+    text += '''
+Loss curves, means of 20 steps: how far apart from the CPU's, beside how far that one moves when its first weights are
+moved by the precision's rounding.
+
+'''
+    return text + table(
+        ['network', 'precision, convolutions', 'batch', 'first', 'last', 'CPU last', 'apart', 'yardstick', 'within'],
+        curves,
+    )

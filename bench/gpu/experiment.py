@@ -1,6 +1,9 @@
-"""What measurements 3, 4 and 5 share: CIFAR-100, its teacher, the recipe, and the cache; with --tiny made-up data and a teacher trained on it."""
-import json, random, struct
-from slot import Missing, OutOfTime
+"""What measurements 7, 8 and 9 share: CIFAR-100, its teacher, the recipe, and the cache; with --tiny made-up data and a
+teacher trained on it."""
+
+import json, os, random, struct, sys
+from pathlib import Path
+from results import Missing
 
 RECIPE = 'resnet56-resnet20'
 
@@ -9,64 +12,107 @@ class Experiment:
     def __init__(self, slot):
         self.slot, tiny = slot, slot.tiny
         self.teacher_arch, self.student_arch = ('resnet8', 'resnet8') if tiny else ('resnet56', 'resnet20')
-        self.teacher_batch = 16 if tiny else 512
-        self.batch = 16 if tiny else 64
+        self.teacher_batch = (4 if slot.emulated else 16) if tiny else 512
+        self.batch = (4 if slot.emulated else 16) if tiny else 64
+        self.views = 4 if slot.emulated else 'all'
         self.epochs = slot.o.epochs or (4 if tiny else 240)
-        self.cache = slot.out / 'teacher.h5'
-        self.settings = ['--student', self.student_arch, '--batch', self.batch, '--lr', 0.05, '--augment', 'crop+flip'] if tiny else ['--recipe', RECIPE]
-        self.folder = slot.out / 'tiny'
-        self.data, self.teacher = (f'fashion-mnist:{self.folder}', self.folder / 'teacher' / 'last.safetensors') if tiny else (f'cifar100:{slot.o.data}', slot.o.teacher)
+        self.cache = slot.work / 'teacher.h5'
+        self.settings = ['--recipe', RECIPE]
+        if tiny:
+            self.settings = ['--student', self.student_arch, '--batch', self.batch, '--lr', 0.05]
+            self.settings += ['--augment', 'crop+flip']
+        self.folder = slot.work / 'tiny'
+        self.teacher = self.folder / 'teacher' / 'last.safetensors' if tiny else Path(slot.o.teacher)
 
-    def check(self):
-        """Without data or teacher there is no experiment; says what is missing."""
-        o = self.slot.o
+    def data(self):
+        """--data's value for our programs. Without data or teacher there is no experiment; says what is missing."""
         if self.slot.tiny:
             self.make_tiny()
-        elif not o.data:
-            raise Missing('CIFAR-100: give --data DIR')
-        for path in [self.teacher] + ([] if self.slot.tiny else [f'{o.data}/train.bin', f'{o.data}/test.bin']):
-            try:
-                open(path, 'rb').close()
-            except OSError as e:
-                raise Missing(f'{path}: {e.strerror}')
+            return f'fashion-mnist:{self.folder}'
+        folder = Path(self.slot.o.data) if self.slot.o.data else self.unpacked()
+        for path in (self.teacher, folder / 'train.bin', folder / 'test.bin'):
+            if not os.access(path, os.R_OK):
+                raise Missing(f'{path} is not here')
+        return f'cifar100:{folder}'
+
+    def unpacked(self):
+        """CIFAR-100 from its lossless files, once all pieces have been carried; their script checks it by its SHA-256."""
+        carried, target = self.slot.work / 'carried', self.slot.work / 'cifar-100'
+        if (target / 'done').exists():
+            return target
+        try:
+            wanted = [line.split() for line in (carried / 'data/cifar-100/FILES').read_text().splitlines()]
+        except OSError:
+            raise Missing('CIFAR-100 is not here: give --data DIR, or make gpu-data and carry gpu-data/cifar-100-*.tar')
+        size_of = lambda path: path.stat().st_size if path.is_file() else None
+        there = [name for name, size, _ in wanted if size_of(carried / name) == int(size)]
+        if len(there) < len(wanted):
+            raise Missing(f'CIFAR-100: {len(there)} of {len(wanted)} files are here; carry the other gpu-data/*.tar too')
+        path = {'PATH': f"{self.slot.build / 'bin'}:{os.environ.get('PATH', '')}"}  # the kit's djxl
+        self.slot.run([sys.executable, carried / 'data/unpack', 'cifar-100', target], ours=False, env=path, continues=True)
+        (target / 'done').touch()
+        return target
 
     def device(self):
         return ['--device', self.slot.o.device] + (['--threads', 1] if self.slot.tiny else [])
 
     def train(self, *options, out, **how):
         """The command of a training and its JSON; an earlier slot's is gone on with."""
-        self.check()
-        return self.slot.json([self.slot.program('cmkd-train'), *self.settings, *self.device(), '--precision', self.slot.precision, '--quiet', '--json', '--resume', '--out', out, *options], **how)
+        command = [self.slot.program('cmkd-train'), *self.settings, *self.device(), '--data', self.data()]
+        command += ['--precision', self.slot.precision, '--quiet', '--json', '--resume', '--out', out, *options]
+        return self.slot.json(command, **how)
+
+    def build(self, **how):
+        """The cache: builds what is not there yet, in the arithmetic that the builder takes by itself. Its summary."""
+        command = [self.slot.program('cmkd-cache'), 'build', '--teacher', self.teacher, '--data', self.data()]
+        command += ['--views', self.views, '--augment', 'crop+flip', '--teacher-batch', self.teacher_batch]
+        command += [*self.device(), '--out', self.cache, '--quiet', '--json']
+        if self.slot.o.precision:
+            command += ['--precision', self.slot.o.precision]
+        return self.slot.json(command, continues=True, **how)
+
+    def cached(self):
+        """The whole cache's path; a machine that does not hold it yet builds it."""
+        if not self.cache.exists():
+            self.build()
+        return self.cache
 
     def published(self):
-        return {} if self.slot.tiny else json.loads((self.slot.o.root / 'recipes' / f'{RECIPE}.json').read_text())['published']
+        recipe = self.slot.o.root / 'recipes' / f'{RECIPE}.json'
+        return {} if self.slot.tiny else json.loads(recipe.read_text())['published']
 
     # ---- made-up data in MNIST's format: the one that may have any number of images
 
     def make_tiny(self):
         folder = self.folder
+        folder.mkdir(exist_ok=True)
         if not (folder / 'done').exists():
-            folder.mkdir(exist_ok=True)
             rng = random.Random(1)
             patterns = [[rng.randrange(256) for _ in range(49)] for _ in range(10)]
-            for stem, n in (('train', 32), ('t10k', 16)):
+            for stem, n in (('train', 2 * self.batch), ('t10k', self.batch)):
                 labels = [i % 10 for i in range(n)]
                 pixels = bytearray()
                 for label in labels:
-                    pixels += bytes((patterns[label][y // 4 * 7 + x // 4] * 3 + rng.randrange(256)) // 4 for y in range(28) for x in range(28))
+                    pixels += bytes(
+                        (patterns[label][y // 4 * 7 + x // 4] * 3 + rng.randrange(256)) // 4
+                        for y in range(28)
+                        for x in range(28)
+                    )
                 (folder / f'{stem}-images-idx3-ubyte').write_bytes(struct.pack('>4i', 2051, n, 28, 28) + pixels)
                 (folder / f'{stem}-labels-idx1-ubyte').write_bytes(struct.pack('>2i', 2049, n) + bytes(labels))
             (folder / 'done').touch()
-        if not self.teacher.exists():
-            self.slot.run([self.slot.program('cmkd-train'), '--data', self.data, '--arch', self.teacher_arch, '--loss', 'ce', '--epochs', 2, '--device', 'cpu', '--threads', 1, '--quiet', '--resume', '--out', folder / 'teacher'])
+        if not (folder / 'trained').exists():
+            command = [self.slot.program('cmkd-train'), '--data', f'fashion-mnist:{folder}']
+            command += ['--arch', self.teacher_arch, '--loss', 'ce', '--epochs', 2]
+            command += ['--device', 'cpu', '--threads', 1, '--quiet', '--resume', '--out', folder / 'teacher']
+            self.slot.run(command, continues=True)
+            (folder / 'trained').touch()
 
 
-def from_item(slot, number, name, key):
-    """A case of another measurement, which must be done before: in this slot or a later one, or it is missing."""
-    path = slot.out / f'{number}-{name}.json'
-    case = json.loads(path.read_text())['cases'].get(key, {}) if path.exists() else {}
-    if not case.get('done'):
-        if number in slot.o.only:
-            raise OutOfTime
-        raise Missing(f'measurement {number} ({key}) comes first')
-    return case
+def finished(slot, name):
+    """The results of another measurement: {case: {run: result}}."""
+    for path in slot.out.glob(f'*-{name}.json'):
+        cases = json.loads(path.read_text())['cases']
+        results = lambda case: {run: entry['result'] for run, entry in case['runs'].items() if 'result' in entry}
+        return {key: results(case) for key, case in cases.items()}
+    return {}

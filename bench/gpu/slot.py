@@ -1,31 +1,36 @@
-"""One slot of time on a machine: the clock, the results on disk, and programs that are stopped when time is up. Standard library only."""
-import ctypes, fcntl, json, os, platform, shutil, signal, subprocess, sys, time
+"""One slot of time on a machine: the clock, and programs that are stopped when it runs out. Standard library only."""
+
+import ctypes, fcntl, json, os, signal, subprocess, sys, tarfile, time
 from pathlib import Path
-
-PROFILE_ENV = 'CMKD_CUDA_PROFILE'
-# Data sheets, dense, SXM where there are several: HBM in TB/s; TFLOP/s by precision. Overridden by --hbm and --tflops.
-CARDS = {'H200': (4.8, 989, 494.5, 67), 'H100': (3.35, 989, 494.5, 67), 'A100': (2.04, 312, 156, 19.5)}
-
-
-class OutOfTime(Exception):
-    """The slot ended before the work did; what there is is saved."""
+from typing import NamedTuple
+from machine import Machine
+from results import Failed, Missing, OutOfTime, check_settings, keep_settings, pack, unpack_results
 
 
-class Failed(Exception):
-    """A program failed; the message is its last words."""
+class Ended(NamedTuple):
+    """How a program ended. cut: None, 'slot' (the slot's time was up) or 'limit' (its own was)."""
+
+    command: str
+    text: str
+    errors: str
+    status: int
+    cut: str
+
+    def why(self):
+        words = [line for line in self.errors.strip().splitlines() if line.strip()]
+        last = words[-1] if words else f'ended with status {self.status}'
+        if self.cut == 'limit':
+            last = 'no answer within its limit of time'
+        return last if last.startswith(f'{self.command}: ') else f'{self.command}: {last}'
 
 
-class Missing(Exception):
-    """Something that this machine does not have (PyTorch, a library); the case is left out, and asked again in the next slot."""
-
-
-def write_atomically(path, text):
-    part = path.with_name(path.name + '.tmp')
-    with open(part, 'w') as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(part, path)
+def carried_archives(paths):
+    """Files as they are given; of a folder what our make targets leave there, and results.tar.gz."""
+    archives = []
+    for path in map(Path, paths):
+        named = ('gpu-data/*.tar', 'gpu-reference*.tar', 'results.tar.gz')
+        archives += [p for name in named for p in sorted(path.glob(name))] if path.is_dir() else [path]
+    return archives
 
 
 def die_with_parent():
@@ -35,21 +40,28 @@ def die_with_parent():
 class Slot:
     def __init__(self, options):
         self.o, self.began, self.worked, self.stopped = options, time.monotonic(), False, False
-        self.out, self.build, self.tiny, self.cuda = Path(options.out), Path(options.build), options.tiny, options.device != 'cpu'
+        self.out, self.work, self.build = Path(options.out), Path(options.work), Path(options.build).resolve()
+        self.tiny, self.cuda = options.tiny, options.device != 'cpu'
+        self.emulated = self.tiny and self.cuda  # a dry run on the emulated plugin: hundreds of times slower than a CPU
         self.out.mkdir(parents=True, exist_ok=True)
-        self.precision = options.precision or ('bf16' if self.cuda else 'fp32')
+        self.work.mkdir(parents=True, exist_ok=True)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self.on_signal)
         self.lock()
-        self.same_settings()
-        self.machine = self.describe()
+        self.precision = options.precision or ('bf16' if self.cuda else 'fp32')
+        for archive in carried_archives(options.carried):
+            self.unpack(archive)
+        self.settings = {key: getattr(options, key) for key in ('device', 'tiny', 'epochs')}
+        self.settings |= {'precision': self.precision, 'cudnn': options.cudnn != 'off'}
+        check_settings(self.out, self.settings)
+        self.machine = Machine(options, self.build)
 
     def on_signal(self, *_):
         self.stopped = True
 
     def lock(self):
         """Children inherit the lock, so a slot waits for what a killed one has left behind."""
-        self.lock_file = open(self.out / 'run-all.lock', 'w')
+        self.lock_file = open(self.work / 'run-all.lock', 'w')
         os.set_inheritable(self.lock_file.fileno(), True)
         until = time.monotonic() + 60
         while True:
@@ -57,39 +69,91 @@ class Slot:
                 return fcntl.flock(self.lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 if time.monotonic() > until or self.stopped:
-                    sys.exit(f'run-all: {self.out}: another run-all, or what it started, works there')
+                    sys.exit(f'run-all: {self.work}: another run-all, or what it started, works there')
                 time.sleep(0.2)
 
-    def same_settings(self):
-        """Results of one folder belong together."""
-        path, now = self.out / 'settings.json', {k: getattr(self.o, k) for k in ('device', 'tiny', 'epochs')} | {'precision': self.precision}
-        there = json.loads(path.read_text()) if path.exists() else now
-        for key in now:
-            if there.get(key) != now[key]:
-                sys.exit(f'run-all: {self.out} holds results with {key} {there.get(key)}, not {now[key]}; give another --out')
-        write_atomically(path, json.dumps(now) + '\n')
+    def unpack(self, archive):
+        """An archive that was carried along, once: an earlier call's results into OUT, all others into WORK/carried."""
+        if archive.name.startswith('results'):
+            return unpack_results(archive, self.out)
+        try:
+            there = archive.stat()
+        except OSError as e:
+            sys.exit(f'run-all: {archive}: {e.strerror}; carry it along, or leave it out of --carried')
+        mark = self.work / 'carried' / f'.{archive.name}-{there.st_size}-{int(there.st_mtime)}'
+        if mark.exists():
+            return
+        try:
+            with tarfile.open(archive) as tar:
+                tar.extractall(self.work / 'carried', **({'filter': 'data'} if hasattr(tarfile, 'data_filter') else {}))
+        except (OSError, EOFError, tarfile.TarError) as e:
+            sys.exit(f'run-all: {archive}: {e}; make it anew and carry it again')
+        mark.touch()
+
+    def pack(self):
+        if self.o.tar:
+            pack(self.out, Path(self.o.tar))
 
     # ---- the clock
 
     def left(self):
         return 0 if self.stopped else self.o.seconds - (time.monotonic() - self.began) - self.o.margin
 
-    def need(self, seconds):
-        """A piece that cannot be cut starts when it fits, or as the first of a slot."""
-        if self.tiny:
-            seconds /= 50
-        if self.stopped or self.left() <= 0 or (self.worked and self.left() < seconds):
-            raise OutOfTime
+    def admits(self, seconds):
+        """Whether a run starts: there is the time that it is known to need, or it is the first of a slot."""
+        return self.left() > 0 and (not self.worked or self.left() >= seconds)
+
+    def out_of_time(self):
+        raise OutOfTime
 
     # ---- programs
 
-    def environment(self, ours):
-        env = dict(os.environ, CMKD_RECIPES=str(self.o.root / 'recipes'))
+    def environment(self, ours, engine):
+        """engine: whose convolutions: 'cudnn' or 'own'."""
+        env = dict(os.environ)
         if self.tiny:
             env['OMP_NUM_THREADS'] = '1'  # a dry run shares its machine
-        if ours and self.o.libs:
-            env['LD_LIBRARY_PATH'] = ':'.join(filter(None, [str(self.o.libs), env.get('LD_LIBRARY_PATH')]))
+        if not ours:
+            caches = self.work.resolve()
+            return env | {
+                'TORCHINDUCTOR_CACHE_DIR': str(caches / 'inductor'),
+                'TRITON_CACHE_DIR': str(caches / 'triton'),
+            }
+        env.setdefault('CMKD_CUDA_PLUGIN', str(self.build / 'libcmkd-cuda.so'))
+        env.update(
+            CMKD_BUILD=str(self.build),
+            CMKD_RECIPES=str(self.o.root / 'recipes'),
+            CMKD_CUDA_PLANS=str(self.out.resolve() / 'plans.json'),
+            CMKD_CUDNN='off',
+        )
+        if self.cuda and engine == 'cudnn' and self.o.cudnn != 'off':
+            env['CMKD_CUDNN'] = self.cudnn()  # a library that is named is required, in every program
+            # pip's cuDNN finds pip's NVRTC by itself, but loads it anew for every engine
+            folders = [*self.machine.beside_cudnn(), env.get('LD_LIBRARY_PATH')]
+            env['LD_LIBRARY_PATH'] = ':'.join(filter(None, folders))
         return env
+
+    def open(self):
+        """Before anything is measured. One step of a tiny network on the device: where there is no GPU at all, nothing needs
+        to be tried. A device that opens and computes wrongly is for the tests to take apart."""
+        if self.cuda and self.left() > 0:
+            self.first_step()
+        keep_settings(self.out, self.settings)
+
+    def first_step(self):
+        command = [self.program('bench/gpu/step'), '--device', 'cuda', '--arch', 'resnet8', '--side', 8, '--batch', 2]
+        ended = self.start([*command, '--steps', 1, '--blocks', 1, '--images', 8], engine='own', limit=self.o.limit)
+        self.worked = False
+        if ended.status and ended.cut != 'slot':
+            if any(words in ended.errors for words in ('NVIDIA driver', 'libcmkd-cuda.so', 'there is no GPU')):
+                sys.exit(f'run-all: {ended.why()}')
+            print(f'run-all: a first step failed, going on with the tests: {ended.why()}', flush=True)
+
+    def cudnn(self):
+        path = self.machine.cudnn()
+        if not path:
+            raise Missing('cuDNN 9 is not here (pip install nvidia-cudnn-cu13, or --cudnn FILE); --cudnn off goes without')
+        return path
 
     def program(self, name):
         path = self.build / name
@@ -97,42 +161,63 @@ class Slot:
             raise Missing(f'{path} is not built (make gpu-kit)')
         return str(path)
 
-    def run(self, command, ours=True, cut=False, limit=None, env=None, tick=None):
-        """Standard output of a program. cut: when time is up it gets SIGINT, saves its state, and OutOfTime is raised; else it may go on to
-        `limit` seconds, and a few over the slot's end. tick(seconds) is called about once a second."""
-        self.worked = True
+    def torch(self):
+        python = self.machine.torch()
+        if not python:
+            raise Missing('no Python with PyTorch for this device (--python)')
+        return python
+
+    def start(self, command, ours=True, engine='cudnn', limit=None, env=None, tick=None):
+        """Runs a program to its end, to `limit` seconds, or to the end of the slot: then it gets SIGINT, and SIGKILL when it
+        does not obey. tick(seconds) is called about once a second."""
         command = [str(c) for c in command]
+        full = {**self.environment(ours, engine), **(env or {})}
         log = self.out / 'log'
         log.mkdir(exist_ok=True)
-        errors = log / (Path(command[0 if ours else 1]).name + '.err')
-        print('   ', ' '.join(command), flush=True)
+        self.worked = True
         began = told = time.monotonic()
-        asked = None
-        with open(errors, 'w') as err, open(log / 'stdout', 'w+') as out:
-            child = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env={**self.environment(ours), **(env or {})},
-                                     start_new_session=True, preexec_fn=die_with_parent, pass_fds=[self.lock_file.fileno()])
+        asked = cut = None
+        how = {'start_new_session': True, 'preexec_fn': die_with_parent, 'pass_fds': [self.lock_file.fileno()]}
+        with open(log / 'stderr', 'w+', errors='replace') as err, open(log / 'stdout', 'w+', errors='replace') as out:
+            try:
+                child = subprocess.Popen(command, stdout=out, stderr=err, stdin=subprocess.DEVNULL, env=full, **how)
+            except OSError as e:
+                raise Failed(f'{command[0]}: {e.strerror}')
             while child.poll() is None:
                 time.sleep(0.02)
                 now = time.monotonic()
                 if tick and now - told > 1:
                     tick(now - began)
                     told = now
-                over = self.left() <= 0 if cut or self.stopped else now - began > (limit or 600)
-                if over and asked is None:
-                    asked = now
-                    child.send_signal(signal.SIGINT)
-                elif asked is not None and now - asked > max(30, self.o.margin):
-                    child.kill()
+                if asked is None and (self.left() <= 0 or (limit and now - began > limit)):
+                    asked, cut = now, 'slot' if self.left() <= 0 else 'limit'
+                    os.killpg(child.pid, signal.SIGINT)
+                elif asked is not None and now - asked > max(2, self.o.margin - 2):
+                    os.killpg(child.pid, signal.SIGKILL)
             if tick:
                 tick(time.monotonic() - began)
             out.seek(0)
-            text = out.read()
-        if child.returncode == 0:
-            return text
-        if asked is not None and (cut or self.stopped):
+            err.seek(0)
+            text, errors = out.read(), err.read()
+        self.note(log / 'commands', command, time.monotonic() - began, child.returncode, cut, errors)
+        name = Path(command[0]).name if ours else Path(command[1]).name
+        return Ended(name, text, errors, child.returncode, cut if child.returncode else None)
+
+    @staticmethod
+    def note(path, command, seconds, status, cut, errors):
+        with open(path, 'a') as f:
+            f.write(f"{' '.join(command)}\n  {seconds:.1f} s, status {status}{f', cut: {cut}' if cut else ''}\n")
+            if status:
+                f.write(''.join(f'    {line}\n' for line in errors.strip().splitlines()[-20:]))
+
+    def run(self, command, continues=False, **how):
+        """Standard output of a program that succeeded. continues: started again, one that was cut goes on where it was."""
+        ended = self.start(command, **how)
+        if ended.status == 0:
+            return ended.text
+        if ended.cut == 'slot' or (ended.cut and continues):
             raise OutOfTime
-        words = errors.read_text(errors='replace').strip().splitlines()
-        raise Failed(f'{Path(command[0]).name}: ' + (f'no answer in {limit or 600} s' if asked is not None else words[-1] if words else f'status {child.returncode}'))
+        raise Failed(ended.why())
 
     def json(self, command, **how):
         """The last line of a program's output as JSON."""
@@ -141,127 +226,3 @@ class Slot:
             return json.loads(lines[-1])
         except (IndexError, ValueError):
             raise Failed(f'{Path(str(command[0])).name}: no JSON at the end of its output')
-
-    # ---- the machine
-
-    def describe(self):
-        m = {'card': 'none (cpu)', 'driver': None, 'cpu': platform.processor() or platform.machine(), 'cores': os.cpu_count()}
-        try:
-            m['cpu'] = next(l.split(':', 1)[1].strip() for l in open('/proc/cpuinfo') if l.startswith('model name'))
-        except (OSError, StopIteration):
-            pass
-        if not self.cuda:
-            return m
-        try:
-            line = subprocess.run(['nvidia-smi', '--query-gpu=name,driver_version,memory.total,clocks.max.sm,power.limit', '--format=csv,noheader'], capture_output=True, text=True, timeout=60).stdout.splitlines()[0]
-            m.update(zip(('card', 'driver', 'memory', 'max_clock', 'power_limit'), (w.strip() for w in line.split(','))))
-        except (OSError, IndexError, subprocess.SubprocessError):
-            m['card'] = 'unknown (no nvidia-smi)'
-        return m
-
-    def bounds(self, precision):
-        """(HBM in TB/s, TFLOP/s, where from), or Nones."""
-        row = next((v for k, v in CARDS.items() if k in self.machine['card']), None)
-        compute = row and {'bf16': row[1], 'fp16': row[1], 'tf32': row[2]}.get(precision, row[3])
-        where = 'given' if self.o.hbm and self.o.tflops else 'data sheet' if row else None
-        return self.o.hbm or (row and row[0]), self.o.tflops or compute, where
-
-    def torch(self):
-        """A Python with PyTorch for this device."""
-        if not hasattr(self, '_python'):
-            self._python = None
-            check = 'import torch, sys; sys.exit(not torch.cuda.is_available())' if self.cuda else 'import torch'
-            for python in [self.o.python] if self.o.python else filter(None, [shutil.which('python3'), '/usr/bin/python3']):
-                if os.access(python, os.X_OK) and subprocess.run([python, '-c', check], capture_output=True).returncode == 0:
-                    self._python = python
-                    break
-        if not self._python:
-            raise Missing('no Python with PyTorch for this device (--python)')
-        return self._python
-
-    def peer(self):
-        path = Path(self.o.shared) / 'peers' / 'torch_train.py'
-        if not path.is_file():
-            raise Missing(f'{path} is not here (CMKD_SHARED)')
-        return path
-
-
-class Item:
-    """The results of one measurement: a JSON file of cases and a Markdown table, both written anew after every case."""
-
-    def __init__(self, slot, number, name, title):
-        self.slot, self.number, self.title = slot, number, title
-        self.json_path, self.table_path = slot.out / f'{number}-{name}.json', slot.out / f'{number}-{name}.md'
-        self.data = {'item': number, 'title': title, 'cases': {}}
-        if self.json_path.exists():
-            self.data = json.loads(self.json_path.read_text())
-        self.pending = []
-
-    def get(self, key):
-        case = self.data['cases'].get(key, {})
-        return case if case.get('done') else None
-
-    def partial(self, key):
-        return self.data['cases'].setdefault(key, {'done': False, 'machine': self.slot.machine, 'precision': self.slot.precision})
-
-    def save(self, table=None):
-        write_atomically(self.json_path, json.dumps(self.data, indent=1) + '\n')
-        if table:
-            dry = 'A dry run on small networks and made-up data: no result.\n\n' if self.slot.tiny else ''
-            write_atomically(self.table_path, f'# {self.number}. {self.title}\n\n{dry}{table}')
-
-    def do(self, key, seconds, work):
-        """Runs a case unless it is done: work(case) fills its dict. seconds: what it needs in one piece (0: it can be cut). Its state: 'done',
-        'later', 'missing', 'failed'."""
-        if self.get(key):
-            return 'done'
-        case = self.partial(key)
-        case.update(machine=self.slot.machine, precision=self.slot.precision)
-        case.pop('error', None)
-        case.pop('missing', None)
-        try:
-            self.slot.need(seconds)
-            print(f'{self.number}. {key}', flush=True)
-            work(case)
-            case['done'] = True
-            state = 'done'
-        except OutOfTime:
-            state = 'later'
-        except Missing as e:
-            state, case['missing'] = 'missing', str(e)
-        except Failed as e:
-            state, case['error'] = 'failed', str(e)
-        if state != 'done':
-            self.pending.append((state, key, case.get('error') or case.get('missing') or ''))
-            if state != 'later':
-                print(f'    {state}: {self.pending[-1][2]}', flush=True)
-        if len(case) > 3 or state == 'done':
-            self.save()
-        else:
-            del self.data['cases'][key]
-        return state
-
-
-def median(values):
-    v = sorted(values)
-    return None if not v else v[len(v) // 2] if len(v) % 2 else (v[len(v) // 2 - 1] + v[len(v) // 2]) / 2
-
-
-def number(value, form='{:.0f}'):
-    return '-' if value is None else form.format(value)
-
-
-def table(heads, rows):
-    lines = [heads, ['---'] + ['---:'] * (len(heads) - 1)] + rows
-    return ''.join('| ' + ' | '.join(str(c) for c in line) + ' |\n' for line in lines)
-
-
-def machines(cases):
-    """The cards and drivers that the cases ran on, one line each."""
-    seen = []
-    for c in cases:
-        m = c.get('machine', {})
-        line = f"{m.get('card')}, driver {m.get('driver')}, {m.get('cores')} cores of {m.get('cpu')}"
-        if line not in seen:
-            seen.append(line)
-    return ''.join(f'Measured on: {line}.\n' for line in seen)

@@ -5,6 +5,7 @@
 
 One float batch lies ready in device memory; loss: cross-entropy + KD. --eval: inference alone. Prints one line of JSON: img/s, median over blocks.
 """
+
 import argparse, json, time
 import torch, torch.nn as nn, torch.nn.functional as F
 
@@ -14,7 +15,11 @@ class Block(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(i, o, 3, stride, 1, bias=False), nn.BatchNorm2d(o)
         self.conv2, self.bn2 = nn.Conv2d(o, o, 3, 1, 1, bias=False), nn.BatchNorm2d(o)
-        self.downsample = nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o)) if stride != 1 or i != o else nn.Identity()
+        self.downsample = (
+            nn.Sequential(nn.Conv2d(i, o, 1, stride, bias=False), nn.BatchNorm2d(o))
+            if stride != 1 or i != o
+            else nn.Identity()
+        )
 
     def forward(self, x):
         return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + self.downsample(x))
@@ -43,9 +48,17 @@ def kd(s, t, T=4.0):
 def main():
     p = argparse.ArgumentParser()
     add = p.add_argument
-    add('--arch', default='resnet20'); add('--teacher'); add('--batch', type=int, default=64); add('--classes', type=int, default=100)
-    add('--steps', type=int, default=50); add('--blocks', type=int, default=21); add('--warmup', type=int, default=3)
-    add('--device', default='cuda'); add('--precision', default='bf16', choices=('fp32', 'tf32', 'bf16', 'fp16')); add('--compile', action='store_true'); add('--eval', action='store_true')
+    add('--arch', default='resnet20')
+    add('--teacher')
+    add('--batch', type=int, default=64)
+    add('--classes', type=int, default=100)
+    add('--steps', type=int, default=50)
+    add('--blocks', type=int, default=21)
+    add('--warmup', type=int, default=3)
+    add('--device', default='cuda')
+    add('--precision', default='bf16', choices=('fp32', 'tf32', 'bf16', 'fp16'))
+    add('--compile', action='store_true')
+    add('--eval', action='store_true')
     a = p.parse_args()
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = a.precision == 'tf32'
@@ -56,10 +69,14 @@ def main():
     net = ResNet(a.arch, a.classes).to(a.device, memory_format=fmt).train(not a.eval)
     teacher = ResNet(a.teacher, a.classes).to(a.device, memory_format=fmt).eval() if a.teacher else None
     forward = torch.compile(net, mode='max-autotune') if a.compile else net
-    optimizer = torch.optim.SGD(net.parameters(), .05, momentum=.9, weight_decay=5e-4, **({'fused': True} if cuda else {}))
-    scaler = torch.cuda.amp.GradScaler(enabled=a.precision == 'fp16')
+    optimizer = torch.optim.SGD(
+        net.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, **({'fused': True} if cuda else {})
+    )
+    scaler = torch.amp.GradScaler(a.device, enabled=a.precision == 'fp16')
     x = torch.randn(a.batch, 3, 32, 32, device=a.device).to(memory_format=fmt)
-    y, cached = torch.randint(0, a.classes, (a.batch,), device=a.device), torch.randn(a.batch, a.classes, device=a.device)
+    y, cached = torch.randint(0, a.classes, (a.batch,), device=a.device), torch.randn(
+        a.batch, a.classes, device=a.device
+    )
 
     def step():
         if a.eval:
@@ -88,8 +105,24 @@ def main():
             times.append(time.perf_counter() - began)
     times.sort()
     rows = a.batch * a.steps
-    print(json.dumps(dict(arch=a.arch, teacher=a.teacher, batch=a.batch, precision=a.precision, compile=a.compile, eval=a.eval, torch=torch.__version__, device=torch.cuda.get_device_name() if cuda else 'cpu',
-                          blocks=a.blocks, steps=a.steps, img_per_s=round(rows / times[len(times) // 2], 1), best_img_per_s=round(rows / times[0], 1))))
+    print(
+        json.dumps(
+            dict(
+                arch=a.arch,
+                teacher=a.teacher,
+                batch=a.batch,
+                precision=a.precision,
+                compile=a.compile,
+                eval=a.eval,
+                torch=torch.__version__,
+                device=torch.cuda.get_device_name() if cuda else 'cpu',
+                blocks=a.blocks,
+                steps=a.steps,
+                img_per_s=round(rows / times[len(times) // 2], 1),
+                best_img_per_s=round(rows / times[0], 1),
+            )
+        )
+    )
 
 
 main()
