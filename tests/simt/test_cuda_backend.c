@@ -22,8 +22,10 @@ static int setup(void **state) {
   setenv("CMKD_CUDA_SELFCHECK", "0", 1); /* once is enough */
   const char *why;
   char plans[4096];
-  snprintf(plans, sizeof plans, "%s/plans.json", scratch_dir()); /* one choice for all: who is a little faster changes from time to time, and with it the bytes */
-  setenv("CMKD_CUDA_PLANS", plans, 1);
+  /* One choice for all tests, or for all processes where it is set: who is a little faster changes from time to time,
+   * and with it the bytes; and measuring takes most of the time. */
+  snprintf(plans, sizeof plans, "%s/plans.json", scratch_dir());
+  setenv("CMKD_CUDA_PLANS", plans, 0);
   if (!gpu) gpu = gpu_open(&why);
   if (gpu) cuda = GPU(cmkd_backend_plugin)();
   set_order(1, 1);
