@@ -21,13 +21,15 @@ const char *shared_path(const char *name) {
 const char *shared_cifar(const char *name) {
   static char path[4][1024];
   static int next;
-  const char *build = getenv("CMKD_BUILD"), *unpack = shared_path("data/unpack");
-  if (!unpack) return NULL;
   char *out = path[next++ % 4], command[4096];
+  const char *build = getenv("CMKD_BUILD");
+  snprintf(command, sizeof command, "data/%s", name);
+  const char *source = shared_path(command);
+  if (!source) return NULL;
   snprintf(out, 1024, "%s/data/%s", build ? build : "build", name);
-  snprintf(command, sizeof command, "mkdir -p '%s' && '%s' %s '%s' > /dev/null 2>&1", out, unpack, name, out);
+  snprintf(command, sizeof command, "mkdir -p '%s' && bench/gpu/cifar.py '%s' '%s' > /dev/null 2>&1", out, source, out);
   if (system(command) == 0) return out;
-  printf("SKIP: %s needs djxl (libjxl-tools) and python3\n", unpack);
+  printf("SKIP: %s needs djxl (libjxl-tools) and python3\n", source);
   return NULL;
 }
 

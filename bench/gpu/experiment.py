@@ -1,7 +1,7 @@
 """What measurements 7, 8 and 9 share: CIFAR-100, its teacher, the recipe, and the cache; with --tiny made-up data and a
 teacher trained on it."""
 
-import json, os, random, struct, sys
+import json, os, random, struct
 from pathlib import Path
 from results import Missing
 
@@ -36,22 +36,16 @@ class Experiment:
         return f'cifar100:{folder}'
 
     def unpacked(self):
-        """CIFAR-100 from its lossless files, once all pieces have been carried; their script checks it by its SHA-256."""
-        carried, target = self.slot.work / 'carried', self.slot.work / 'cifar-100'
-        if (target / 'done').exists():
-            return target
-        try:
-            wanted = [line.split() for line in (carried / 'data/cifar-100/FILES').read_text().splitlines()]
-        except OSError:
+        """CIFAR-100 from its lossless files, once all pieces have been carried."""
+        folder = self.slot.work / 'cifar-100'
+        done, total = self.slot.decode_data()
+        if not total:
             raise Missing('CIFAR-100 is not here: give --data DIR, or make gpu-data and carry gpu-data/cifar-100-*.tar')
-        size_of = lambda path: path.stat().st_size if path.is_file() else None
-        there = [name for name, size, _ in wanted if size_of(carried / name) == int(size)]
-        if len(there) < len(wanted):
-            raise Missing(f'CIFAR-100: {len(there)} of {len(wanted)} files are here; carry the other gpu-data/*.tar too')
-        path = {'PATH': f"{self.slot.build / 'bin'}:{os.environ.get('PATH', '')}"}  # the kit's djxl
-        self.slot.run([sys.executable, carried / 'data/unpack', 'cifar-100', target], ours=False, env=path, continues=True)
-        (target / 'done').touch()
-        return target
+        if done < total and self.slot.left() > 0:
+            raise Missing(f'CIFAR-100: {done} of {total} mosaics are here; carry the other gpu-data/*.tar too')
+        if done < total:
+            self.slot.out_of_time()
+        return folder
 
     def device(self):
         return ['--device', self.slot.o.device] + (['--threads', 1] if self.slot.tiny else [])
@@ -74,6 +68,7 @@ class Experiment:
     def cached(self):
         """The whole cache's path; a machine that does not hold it yet builds it."""
         if not self.cache.exists():
+            print('    this machine has no cache yet: building it', flush=True)
             self.build()
         return self.cache
 

@@ -70,11 +70,11 @@ def make_table(slot, m):
         ours = m.result(case, 'ours')
         for which in ('eager', 'compiled'):
             found = [m.result(case, f'{which}, {who}') for who in ('blocks', 'each step')]
-            if ours and any(found):
+            if ours and (any(found) or which == 'eager'):
                 rate, (blocks, each) = ours['img_per_s'], (r and r['img_per_s'] for r in found)
-                best = max(filter(None, (blocks, each)))
+                best = max(filter(None, (blocks, each)), default=None)
                 aim = AIMS.get((ours['arch'], ours['batch'])) if slot.cuda else None
-                numbers = [number(rate), number(blocks), number(each), f'{rate / best:.2f}', number(aim)]
+                numbers = [number(rate), number(blocks), number(each), number(best and rate / best, '{:.2f}'), number(aim)]
                 rows.append([case, ours['precision'], which, *numbers])
     heads = ['network', 'precision', 'PyTorch', 'ours', 'PyTorch, blocks', 'PyTorch, each step', 'x', 'aim']
     return machines(m) + NOTE + table(heads, rows)

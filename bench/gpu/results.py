@@ -49,20 +49,25 @@ def pack(out, archive):
     os.replace(part, archive)
 
 
-def unpack_results(archive, out):
-    """What an earlier machine packed, unless OUT has results already."""
+def unpack_results(archive, out, settings):
+    """What an earlier machine packed, unless OUT has results already. Says what it did."""
     if (out / 'settings.json').exists():
-        return
+        return f'{archive} is not needed: {out} has results already'
     try:
         with tarfile.open(archive) as tar:
-            for entry in tar:
-                name = Path(entry.name)
-                if entry.isfile() and name.parts[0] == 'results' and '..' not in name.parts:
-                    target = out.joinpath(*name.parts[1:])
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(tar.extractfile(entry).read())
-    except (OSError, EOFError, tarfile.TarError) as e:
+            files = {Path(e.name): tar.extractfile(e).read() for e in tar if e.isfile() and Path(e.name).parts[:1] == ('results',)}
+        there = json.loads(files[Path('results/settings.json')])
+    except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as e:
         sys.exit(f'run-all: {archive}: {e}; carry the results.tar.gz of an earlier call, or none')
+    differs = [f'{key} {there.get(key)}, not {settings[key]}' for key in settings if there.get(key) != settings[key]]
+    if differs:
+        sys.exit(f'run-all: {archive} holds results with {differs[0]}: put it elsewhere, or repeat its options')
+    for name, data in files.items():
+        if '..' not in name.parts:
+            target = out.joinpath(*name.parts[1:])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+    return f'{archive} goes on: {len(files)} files'
 
 
 def check_settings(out, now):
@@ -112,7 +117,7 @@ class Measurement:
 
     def save(self, pack=True):
         write_atomically(self.json_path, json.dumps(self.data, indent=1) + '\n')
-        notes = ''.join(f'- {name}: {state}{": " + why if why else ""}\n' for state, name, why in self.pending)
+        notes = ''.join(f'- {line}\n' for line in grouped(self.pending))
         dry = 'A dry run on small networks and made-up data: no result.\n\n' if self.slot.tiny else ''
         missing = f'\nNot measured:\n\n{notes}' if notes else ''
         text = f'# {self.number}. {self.title}\n\n{dry}{self.table(self.slot, self)}{missing}'
@@ -121,9 +126,15 @@ class Measurement:
             self.slot.pack()
 
     def leave(self, state, case, name, why=''):
-        self.pending.append((state, f'{case}: {name}' if name else case, why))
-        if state != 'later':
+        """Not done: for later, failed, or missing what it needs."""
+        self.pending.append((state, f'{case}: {name}', why))
+        if state == 'failed':
             print(f'{self.number}. {case}: {name}: {state}: {why}', flush=True)
+
+    def counts(self):
+        """How many runs are done, failed, missing what they need, left for later."""
+        done = sum('result' in r for case in self.cases().values() for r in case['runs'].values())
+        return [done] + [sum(state == s for s, _, _ in self.pending) for state in ('failed', 'missing', 'later')]
 
     def run(self, case, name, work, limits=1, continues=False):
         """The result of a run, made by work(limit) unless it is there; None where it is left for later, missing or failed. It
@@ -156,6 +167,17 @@ class Measurement:
         if 'result' in entry:
             print(f"{self.number}. {case}: {name}: {entry['seconds']:.1f} s", flush=True)
         return entry.get('result')
+
+
+def grouped(pending):
+    """Lines of what was not done; what is missing or left for the same reason stands in one."""
+    groups = {}
+    for state, name, why in pending:
+        groups.setdefault((state, why if state != 'failed' else f'{name}: {why}'), []).append(name)
+    for (state, why), names in groups.items():
+        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+        named = f" ({'; '.join(names[:3])}{more})" if state != 'failed' else ''
+        yield f"{state}{': ' + why if why else ''}{named}"
 
 
 # ---- tables

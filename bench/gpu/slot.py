@@ -3,6 +3,7 @@
 import ctypes, fcntl, json, os, signal, subprocess, sys, tarfile, time
 from pathlib import Path
 from typing import NamedTuple
+import cifar
 from machine import Machine
 from results import Failed, Missing, OutOfTime, check_settings, keep_settings, pack, unpack_results
 
@@ -49,11 +50,11 @@ class Slot:
             signal.signal(number, self.on_signal)
         self.lock()
         self.precision = options.precision or ('bf16' if self.cuda else 'fp32')
-        for archive in carried_archives(options.carried):
-            self.unpack(archive)
         self.settings = {key: getattr(options, key) for key in ('device', 'tiny', 'epochs')}
         self.settings |= {'precision': self.precision, 'cudnn': options.cudnn != 'off'}
         check_settings(self.out, self.settings)
+        for archive in carried_archives(options.carried):
+            self.unpack(archive)
         self.machine = Machine(options, self.build)
 
     def on_signal(self, *_):
@@ -75,7 +76,8 @@ class Slot:
     def unpack(self, archive):
         """An archive that was carried along, once: an earlier call's results into OUT, all others into WORK/carried."""
         if archive.name.startswith('results'):
-            return unpack_results(archive, self.out)
+            print(f'run-all: {unpack_results(archive, self.out, self.settings)}', flush=True)
+            return
         try:
             there = archive.stat()
         except OSError as e:
@@ -89,6 +91,18 @@ class Slot:
         except (OSError, EOFError, tarfile.TarError) as e:
             sys.exit(f'run-all: {archive}: {e}; make it anew and carry it again')
         mark.touch()
+        print(f'run-all: {archive} unpacked', flush=True)
+
+    def decode_data(self):
+        """CIFAR-100's mosaics that have been carried, into WORK/cifar-100: (how many are decoded, how many there will be)."""
+        source, djxl = self.work / 'carried' / 'data' / 'cifar-100', self.build / 'bin' / 'djxl'
+        if not (source / 'SHA256').exists():
+            return 0, 0
+        stop = lambda: self.stopped or (self.o.seconds > 0 and self.left() <= 0)
+        try:
+            return cifar.unpack(source, self.work / 'cifar-100', str(djxl) if djxl.exists() else 'djxl', stop)
+        except cifar.Broken as e:
+            raise Failed(str(e))
 
     def pack(self):
         if self.o.tar:
@@ -199,9 +213,10 @@ class Slot:
             out.seek(0)
             err.seek(0)
             text, errors = out.read(), err.read()
+        cut = cut if child.returncode else None
         self.note(log / 'commands', command, time.monotonic() - began, child.returncode, cut, errors)
         name = Path(command[0]).name if ours else Path(command[1]).name
-        return Ended(name, text, errors, child.returncode, cut if child.returncode else None)
+        return Ended(name, text, errors, child.returncode, cut)
 
     @staticmethod
     def note(path, command, seconds, status, cut, errors):
