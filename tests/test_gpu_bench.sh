@@ -75,11 +75,11 @@ check 'cut and resumed is the same as uncut' 'grep -q "\"last_sha256\":\"$(value
 "${again[@]}" --only 9 --seconds 5 > "$world/log" 2>&1 < /dev/null; status=$?
 check 'then nothing is left' '[ $status -eq 0 ] && grep -q "nothing is left to do" "$world/log"'
 "${again[@]}" --seconds 5 --epochs 3 > "$world/log" 2>&1 < /dev/null; status=$?
-check 'other settings need another folder' '[ $status -eq 1 ] && grep -q "epochs $epochs, not 3" "$world/log"'
+check 'other settings need another folder' '[ $status -eq 1 ] && grep -q "results of --epochs $epochs, not of --epochs 3" "$world/log"'
 "${again[@]}" --out "$world/moved" --carried "$world/results.tar.gz" --only 9 --seconds 30 > "$world/log" 2>&1 < /dev/null; status=$?
 check 'another machine goes on from the archive' '[ $status -eq 0 ] && cmp "$world/moved/9-published.json" "$out/9-published.json"'
 mkdir "$world/carried"; "${again[@]}" --out "$world/other" --epochs 3 --carried "$world/results.tar.gz" --seconds 5 > "$world/log" 2>&1 < /dev/null; status=$?
-check 'an archive of other settings is refused' '[ $status -eq 1 ] && grep -q "results.tar.gz holds results with epochs $epochs, not 3" "$world/log" && [ ! -e "$world/other/settings.json" ]'
+check 'an archive of other settings is refused' '[ $status -eq 1 ] && grep -q "results.tar.gz holds results of --epochs $epochs, not of --epochs 3" "$world/log" && [ ! -e "$world/other/settings.json" ]'
 check 'one page says what is done' 'grep -q "^| 9. Accuracies on CIFAR-100 | 9 | 0 | 0 | 0 |" "$world/moved/0-overview.md"'
 head -c 1000 "$world/results.tar.gz" > "$world/carried/results.tar.gz"
 "${again[@]}" --out "$world/broken" --carried "$world/carried" --seconds 30 > "$world/log" 2>&1 < /dev/null; status=$?

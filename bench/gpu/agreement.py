@@ -28,7 +28,7 @@ def reference(slot, mode, arch, limit):
         path = slot.work / 'tiny' / name
         path.parent.mkdir(exist_ok=True)
         if not path.exists():
-            slot.run(agree(slot, mode, arch, '--make', path), limit=limit)
+            slot.run(agree(slot, mode, arch, '--make', path), engine='own', limit=limit)
         return path
     for folder in folders:
         if (folder / name).exists():

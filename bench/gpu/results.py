@@ -49,6 +49,21 @@ def pack(out, archive):
     os.replace(part, archive)
 
 
+def option(key, value):
+    """A setting as it would be typed."""
+    if key == 'cudnn':
+        return 'with cuDNN' if value else 'of --cudnn off'
+    if not value:
+        return f'without --{key}'
+    return f'of --{key}' if value is True else f'of --{key} {value}'
+
+
+def difference(there, now):
+    """In what results and this call differ first, or None."""
+    differ = (key for key in now if there.get(key) != now[key])
+    return next((f'{option(key, there.get(key))}, not {option(key, now[key])}' for key in differ), None)
+
+
 def unpack_results(archive, out, settings):
     """What an earlier machine packed, unless OUT has results already. Says what it did."""
     if (out / 'settings.json').exists():
@@ -59,9 +74,8 @@ def unpack_results(archive, out, settings):
         there = json.loads(files[Path('results/settings.json')])
     except (OSError, EOFError, tarfile.TarError, KeyError, ValueError) as e:
         sys.exit(f'run-all: {archive}: {e}; carry the results.tar.gz of an earlier call, or none')
-    differs = [f'{key} {there.get(key)}, not {settings[key]}' for key in settings if there.get(key) != settings[key]]
-    if differs:
-        sys.exit(f'run-all: {archive} holds results with {differs[0]}: put it elsewhere, or repeat its options')
+    if difference(there, settings):
+        sys.exit(f'run-all: {archive} holds results {difference(there, settings)}: give the same, or put that file elsewhere')
     for name, data in files.items():
         if '..' not in name.parts:
             target = out.joinpath(*name.parts[1:])
@@ -74,9 +88,8 @@ def check_settings(out, now):
     """Results of one folder belong together."""
     path = out / 'settings.json'
     there = json.loads(path.read_text()) if path.exists() else now
-    for key in now:
-        if there.get(key) != now[key]:
-            sys.exit(f'run-all: {out} holds results with {key} {there.get(key)}, not {now[key]}; give another --out')
+    if difference(there, now):
+        sys.exit(f'run-all: {out} holds results {difference(there, now)}: give the same, or another --out and carry no results')
 
 
 def keep_settings(out, now):
@@ -116,6 +129,7 @@ class Measurement:
         return [r['result'] for key, r in runs.items() if 'result' in r and rounds.fullmatch(key)]
 
     def save(self, pack=True):
+        self.data['counts'] = self.counts()
         write_atomically(self.json_path, json.dumps(self.data, indent=1) + '\n')
         notes = ''.join(f'- {line}\n' for line in grouped(self.pending))
         dry = 'A dry run on small networks and made-up data: no result.\n\n' if self.slot.tiny else ''
@@ -130,6 +144,10 @@ class Measurement:
         self.pending.append((state, f'{case}: {name}', why))
         if state == 'failed':
             print(f'{self.number}. {case}: {name}: {state}: {why}', flush=True)
+
+    def saved_counts(self):
+        """counts() of the last call that worked at this measurement; None before."""
+        return self.data.get('counts')
 
     def counts(self):
         """How many runs are done, failed, missing what they need, left for later."""
@@ -154,7 +172,8 @@ class Measurement:
             entry = {'result': work(limit), 'seconds': round(time.monotonic() - began, 2)}
             entry['machine'] = self.slot.machine.line()
         except OutOfTime:
-            self.leave('later', case, name)
+            self.leave('later', case, name, 'cut, it goes on' if continues else 'cut, it starts again')
+            print(f'{self.number}. {case}: {name}: cut', flush=True)
             entry['had'] = max(entry.get('had', 0), min(had, time.monotonic() - began))
         except Missing as e:
             return self.leave('missing', case, name, str(e))

@@ -55,6 +55,6 @@ def make_table(slot, m):
             whole = 'yes' if m.ended(tool, program) else 'no'
             rows.append([f'{tool} {program}', len(tests), whole, found['errors'], ', '.join(bad(tests)) or '-'])
             words += ''.join(f'    {line}\n' for line in found['report'])
-    text = 'Only on a GPU.\n' if not slot.cuda or slot.tiny else machines(m) + '\n'
+    text = 'Only on a GPU, not in a dry run.\n\n' if not slot.cuda or slot.tiny else machines(m) + '\n'
     heads = ['tool and program', 'tests', 'to its end', 'errors', 'tests that failed']
     return text + table(heads, rows) + (f'\n{words}' if words else '')
