@@ -1,5 +1,5 @@
-/* Files of reference answers (bench/gpu/reference.c): as they are, as the content behind a good hash and frame, and as the numbers of a small
- * network's step. */
+/* Files of reference answers (bench/gpu/reference.c): as they are, as the content behind a good hash and frame, and as
+ * the numbers of a small network's step. */
 #include "bench/gpu/reference.c" /* linked into no library */
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

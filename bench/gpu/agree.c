@@ -36,7 +36,7 @@
 #include "bench/gpu/world.h"
 
 /* BLOCK: steps of a curve's run() calls; a GPU takes them as captured graphs of several, as in cmkd-train. */
-enum { WINDOW = 20, BLOCK = BENCH_STEPS_RUN, IMAGES = 2048, SAMPLED = 2048 };
+enum { WINDOW = 20, BLOCK = 50, IMAGES = 2048, SAMPLED = 2048 };
 /* bench_side_open's; --make finds out if it no longer is */
 static const double weight_decay = (double)5e-4f;
 
@@ -189,7 +189,7 @@ static cmkd_status one_step(const world *w, const bench_side *s, const compariso
   if (status == CMKD_OK) status = s->table->upload(s->model, CMKD_SLOT_MOMENTUM, zero, err);
   if (status == CMKD_OK) {
     bench_steps_fill(&block, &w->data, 0, c->rows, cmkd_loss_needs_teacher(w->loss), lr);
-    status = bench_steps_run(s, &block, 1, &a->loss, err);
+    status = bench_steps_train(s, &block, 1, &a->loss, err);
   }
   if (status == CMKD_OK) status = s->table->gradients(s->model, a->gradient.value, err);
   if (status == CMKD_OK) status = s->table->download(s->model, CMKD_SLOT_VALUE, a->value.value, err);
@@ -397,7 +397,7 @@ static cmkd_status one_curve(const world *w, const char *name, const char *preci
   if (status == CMKD_OK && who) snprintf(who, 256, "%s", s.table->describe(s.backend));
   for (int64_t i = 0; status == CMKD_OK && i < steps; i += k) {
     bench_steps_fill(&block, &w->data, i, (int)batch, cmkd_loss_needs_teacher(w->loss), lr);
-    status = bench_steps_run(&s, &block, steps - i < k ? (int)(steps - i) : k, curve + i, err);
+    status = bench_steps_train(&s, &block, steps - i < k ? (int)(steps - i) : k, curve + i, err);
   }
   bench_steps_free(&block);
   bench_side_close(&s);

@@ -3,18 +3,6 @@
 #include <stdio.h>
 #include "base/hash.h"
 
-cmkd_status bench_steps_run(const bench_side *s, const bench_steps *block, int n, double *loss, cmkd_error *err) {
-  cmkd_step_result result[BENCH_STEPS_RUN];
-  CMKD_TRY(s->table->run(s->model, CMKD_LIST_TRAIN, s->images, block->step, n, NULL, NULL, err));
-  for (int got = 0, k; got < n; got += k) {
-    k = n - got;
-    CMKD_TRY(s->table->read(s->model, result, &k, err));
-    if (k <= 0) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s gave back %d of %d steps", s->table->name, got, n);
-    for (int i = 0; i < k; i++) loss[got + i] = result[i].loss.loss;
-  }
-  return CMKD_OK;
-}
-
 static cmkd_status set_digest(json_t *o, const char *what, cmkd_hasher *h, cmkd_error *err) {
   char hex[CMKD_SHA256_HEX];
   cmkd_hasher_finish(h, hex);
@@ -79,7 +67,7 @@ static cmkd_status set_probe(json_t *o, const cmkd_loss *given, cmkd_error *err)
   if (status == CMKD_OK) status = bench_steps_create(3, 4, shape.classes, &block, err);
   if (status == CMKD_OK) {
     bench_steps_fill(&block, &data, 0, 4, cmkd_loss_needs_teacher(given), 0.05);
-    status = bench_steps_run(&s, &block, 3, loss, err);
+    status = bench_steps_train(&s, &block, 3, loss, err);
   }
   if (status == CMKD_OK) {
     snprintf(text, sizeof text, "%.8g", loss[2]);

@@ -1,15 +1,9 @@
-/* What a training step's answers depend on beside the device, as digests: a file of answers made for other inputs, or by
- * another version of world.c, is told from a device that computes wrongly. */
+/* What a training step's answers depend on beside the device, as digests: a file of answers made for other inputs, or
+ * by another version of world.c, is told from a device that computes wrongly. */
 #ifndef CMKD_BENCH_GPU_INPUTS_H
 #define CMKD_BENCH_GPU_INPUTS_H
 #include <jansson.h>
 #include "bench/gpu/world.h"
-
-enum { BENCH_STEPS_RUN = 50 }; /* steps of a bench_steps_run at most */
-
-/* Runs the block's first n steps in one run(), as captured graphs of several where the device has them, and waits for
- * their losses: loss (n). */
-cmkd_status bench_steps_run(const bench_side *side, const bench_steps *block, int n, double *loss, cmkd_error *err);
 
 /* o[what] = SHA-256 of all parameters. */
 cmkd_status bench_digest_params(json_t *o, const char *what, const cmkd_graph *graph, const cmkd_params *params,

@@ -42,24 +42,20 @@ static double activations_moved(const cmkd_graph *graph, int train) {
 /* One timing a block into `seconds`. */
 static cmkd_status time_blocks(bench_side *s, const bench_data *data, int train, int with_teacher, double *seconds, double *loss, cmkd_error *err) {
   bench_steps block;
-  cmkd_step_result *result = malloc((size_t)steps * sizeof *result);
+  double *losses = malloc((size_t)steps * sizeof *losses);
   float *logits = malloc((size_t)(steps * batch * classes) * sizeof *logits);
   cmkd_status status = bench_steps_create((int)steps, (int)batch, (int)classes, &block, err);
-  if (status == CMKD_OK && (!result || !logits)) status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  if (status == CMKD_OK && (!losses || !logits)) status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   for (int64_t b = -WARM_BLOCKS; status == CMKD_OK && b < blocks; b++) {
     bench_steps_fill(&block, data, (b + WARM_BLOCKS) * steps, (int)batch, with_teacher, 0.01);
     double start = cmkd_seconds();
-    status = s->table->run(s->model, train ? CMKD_LIST_TRAIN : CMKD_LIST_INFER, s->images, block.step, (int)steps, train ? NULL : logits, NULL, err);
-    for (int got = 0, k; train && status == CMKD_OK && got < steps; got += k) {
-      k = (int)steps - got;
-      status = s->table->read(s->model, result + got, &k, err);
-      if (status == CMKD_OK && k <= 0) status = cmkd_fail(err, CMKD_ERR_DEVICE, "%s gave back %d of %d steps", s->table->name, got, (int)steps);
-    }
+    if (train) status = bench_steps_train(s, &block, (int)steps, losses, err);
+    else status = s->table->run(s->model, CMKD_LIST_INFER, s->images, block.step, (int)steps, logits, NULL, err);
     if (b >= 0) seconds[b] = cmkd_seconds() - start;
-    if (status == CMKD_OK && train) *loss = result[steps - 1].loss.loss;
+    if (status == CMKD_OK && train) *loss = losses[steps - 1];
   }
   bench_steps_free(&block);
-  free(result);
+  free(losses);
   free(logits);
   return status;
 }

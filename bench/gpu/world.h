@@ -30,4 +30,8 @@ cmkd_status bench_backend_find(const char *device, const cmkd_backend_table **ou
 typedef struct bench_side { const cmkd_backend_table *table; cmkd_backend *backend; cmkd_be_images *images; cmkd_be_model *model; } bench_side;
 cmkd_status bench_side_open(const char *device, const char *precision, int threads, const cmkd_graph *graph, const cmkd_loss *loss, int batch, const bench_data *data, const cmkd_params *params, bench_side *out, cmkd_error *err);
 void bench_side_close(bench_side *side);
+
+/* Trains the block's first n steps in one run(), as captured graphs of several where the device has them, and waits
+ * for their losses: loss (n). */
+cmkd_status bench_steps_train(const bench_side *side, const bench_steps *block, int n, double *loss, cmkd_error *err);
 #endif
