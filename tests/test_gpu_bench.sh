@@ -29,7 +29,7 @@ print($2)" "$1" 2>> "$world/log"
 in_slots() {
   slots=0 killed=0 status=3
   while [ $status -eq 3 ] && [ $slots -lt 60 ]; do
-    local seconds=$((1 + RANDOM % 5 + slots / 4)).$((RANDOM % 10))
+    local seconds=$((1 + RANDOM % 5 + slots / 4)).$((1 + RANDOM % 9)) # more than --margin
     if [ $((RANDOM % 4)) -eq 0 ]; then
       "$@" --seconds 100 > "$world/log" 2>&1 < /dev/null & child=$!
       sleep "$seconds"; kill -9 $child 2> /dev/null; wait $child 2> /dev/null; child= status=3 killed=$((killed + 1))
@@ -168,6 +168,10 @@ chmod +x "$fake"/*/* "$fake"/bench/gpu/*
 made_up=(bench/gpu/run-all --build "$fake" --out "$world/made-up" --python /none --limit 2)
 NO_DRIVER=1 "${made_up[@]}" --seconds 60 > "$world/log" 2>&1; status=$?
 check 'without a driver: one line, nothing tried' '[ $status -eq 1 ] && [ "$(tail -n 1 "$world/log")" = "run-all: step: --device cuda: no NVIDIA driver here; install one, or use --device cpu" ] && [ ! -e "$world/made-up/1-device-tests.json" ]'
+bench/gpu/run-all --build "$world/nothing" --out "$world/unbuilt" --seconds 30 > "$world/log" 2>&1; status=$?
+bench/gpu/run-all --out "$world/short" --seconds 9 > "$world/short.log" 2>&1; short=$?
+check 'a call without any time is a mistake' '[ $short -eq 2 ] && grep -q -- "--margin" "$world/short.log"'
+check 'a folder without programs: one line' '[ $status -eq 1 ] && [ "$(tail -n 1 "$world/log")" = "run-all: $world/nothing/bench/gpu/step is not built (make gpu-kit)" ]'
 touch "$world/libcudnn.so.9"
 "${made_up[@]}" --cudnn "$world/libcudnn.so.9" --only 1,2 --seconds 60 > "$world/log" 2>&1; status=$?
 check 'tests go on past a failure, a crash and a hang' '[ "$(value "$world/made-up/1-device-tests.json" "list(d[\"cases\"][\"own kernels\"][\"tests\"][\"test_device_ops\"].values())")" = "['"'ok', 'failed', 'ok', 'crashed', 'over 2 s', 'ok'"']" ]'

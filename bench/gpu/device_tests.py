@@ -2,7 +2,7 @@
 what can fail most."""
 
 import re
-from results import Failed, machines, table
+from results import Failed, OutOfTime, machines, table
 
 TITLE = 'Device tests'
 UNCHECKED = {'CMKD_CUDA_SELFCHECK': '0'}  # these tests are the check
@@ -77,7 +77,7 @@ def bad(tests):
 def run_program(slot, measurement, key, program, engine, env, limit):
     for ended in test_program(slot, measurement, key, program, engine, env, limit=limit):
         if ended.cut == 'slot':
-            slot.out_of_time()
+            raise OutOfTime
     known = measurement.case(key)['tests'][program]
     if bad(known) or not known or ended.status != 0:
         raise Failed(', '.join(bad(known)) or ended.why())

@@ -3,7 +3,7 @@ teacher trained on it."""
 
 import json, os, random, struct
 from pathlib import Path
-from results import Missing
+from results import Missing, OutOfTime
 
 RECIPE = 'resnet56-resnet20'
 
@@ -44,7 +44,7 @@ class Experiment:
         if done < total and self.slot.left() > 0:
             raise Missing(f'CIFAR-100: {done} of {total} mosaics are here; carry the other gpu-data/*.tar too')
         if done < total:
-            self.slot.out_of_time()
+            raise OutOfTime
         return folder
 
     def device(self):

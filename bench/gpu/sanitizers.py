@@ -3,7 +3,7 @@
 
 import re
 from device_tests import bad, test_program
-from results import Failed, Missing, machines, table
+from results import Failed, Missing, OutOfTime, machines, table
 
 TITLE = 'compute-sanitizer'
 # each is cut where time is up, and goes on with the tests that are left
@@ -29,7 +29,7 @@ def check(slot, m, tool, program, limit):
         found['errors'] += max(errors, default=len(report))
         found['report'] = (found['report'] + report)[:60]
         if ended.cut == 'slot':
-            slot.out_of_time()
+            raise OutOfTime
         if not errors and not ended.cut:
             raise Failed(f'{tool}: no summary: {(report or [ended.why()])[-1]}')
     tests = case['tests'][program]

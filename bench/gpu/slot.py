@@ -117,9 +117,6 @@ class Slot:
         """Whether a run starts: there is the time that it is known to need, or it is the first of a slot."""
         return self.left() > 0 and (not self.worked or self.left() >= seconds)
 
-    def out_of_time(self):
-        raise OutOfTime
-
     # ---- programs
 
     def environment(self, ours, engine):
