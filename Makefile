@@ -82,17 +82,19 @@ LINK = $(CC) -Wl,--as-needed $(OPENMP) $(SAN) $(LDFLAGS)
 %_avx2.o:   ISA := -mavx2 -mfma -mf16c -mbmi2 -ffp-contract=fast
 %_avx512.o: ISA := -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vbmi -mfma -mf16c -mbmi2 -ffp-contract=fast
 $(BUILD)/tests/test_loss_lanes.o: ISA := -Wno-psabi # vectors wider than the machine's, static functions only
-$(BUILD)/kernels/cpu/conv_dnnl.o: ISA := $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) # the one file that knows of it
+$(BUILD)/kernels/cpu/conv/dnnl.o: ISA := $(if $(HAVE_ONEDNN),-DHAVE_ONEDNN=1) # the one file that knows of it
 CUDA_ISA = -I$(dir $(NVCC))../include $(if $(HAVE_CUDNN),-DHAVE_CUDNN=1)
 $(BUILD)/kernels/cuda/%.o $(BUILD)/tests/test_cudnn_plans.o: ISA := $(CUDA_ISA)
 
 # ---- objects ------------------------------------------------------------------------------------------------------------
-LIB_DIRS := base formats kernels kernels/ref kernels/cpu nets precompute train
-LIB_SRC  := $(filter-out %/main.c formats/h5zstd.c,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
+LIB_DIRS := base formats formats/cache formats/weights formats/images kernels kernels/ref kernels/cpu kernels/cpu/conv kernels/cpu/loss \
+            nets precompute train
+LIB_SRC  := $(filter-out %/main.c formats/cache/h5zstd.c,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
 PROGRAMS := $(BUILD)/cmkd-cache $(BUILD)/cmkd-train
 PLUGIN   := $(BUILD)/libh5zstd.so
-CU_SRC   := $(sort $(wildcard kernels/cuda/*.cu kernels/cuda/*.c))
+CU_DIRS  := kernels/cuda kernels/cuda/conv kernels/cuda/loss
+CU_SRC   := $(sort $(wildcard $(CU_DIRS:%=%/*.cu) $(CU_DIRS:%=%/*.c)))
 CUDA_LIB := $(if $(HAVE_CUDA),$(if $(CU_SRC),$(BUILD)/libcmkd-cuda.so))
 # the few files that know where things get installed
 PREFIX_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(shell grep -l CMKD_LIBDIR $(LIB_SRC) 2>/dev/null))
@@ -137,7 +139,7 @@ $(BUILD)/cmkd-cache $(BUILD)/cmkd-train:
 # opened by programs that are not sanitized
 $(BUILD)/libh5zstd.so: override ALL_CFLAGS := $(filter-out $(SAN),$(ALL_CFLAGS))
 $(BUILD)/libh5zstd.so: override SAN :=
-$(BUILD)/libh5zstd.so: $(BUILD)/formats/h5zstd.o
+$(BUILD)/libh5zstd.so: $(BUILD)/formats/cache/h5zstd.o
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -shared -o $@ $^ -lzstd
 $(BUILD)/cmkd.pc: Makefile $(CONFIG) $(BUILD)/prefix.stamp
@@ -247,6 +249,6 @@ clean:
 	rm -rf $(BUILD)
 
 -include $(LIB_OBJ:.o=.d) $(TESTS:=.d) $(FUZZ:=.d) $(TEST_SUPPORT:.o=.d) $(BENCH:%=$(BUILD)/bench/%.d) $(BUILD)/tests/check_vectors.d
--include $(BUILD)/precompute/main.d $(BUILD)/train/main.d $(BUILD)/formats/h5zstd.d $(CU_OBJ:.o=.d)
+-include $(BUILD)/precompute/main.d $(BUILD)/train/main.d $(BUILD)/formats/cache/h5zstd.d $(CU_OBJ:.o=.d)
 -include tests/simt/rules.mk
 -include bench/gpu/rules.mk

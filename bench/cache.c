@@ -13,7 +13,7 @@
 #include "base/progress.h"
 #include "base/rng.h"
 #include "cmkd/cache.h"
-#include "formats/cache_write.h"
+#include "formats/cache/write.h"
 
 #define POOL 2048   /* distinct rows; a chunk holds fewer, so repeats don't help the compressor */
 #define BATCH 1024  /* rows a call of the stream delivers */

@@ -8,7 +8,7 @@
 #include <time.h>
 #include "base/rng.h"
 #include "cmkd/loss.h"
-#include "kernels/cpu/loss_cpu.h"
+#include "kernels/cpu/loss/loss.h"
 
 static double seconds(void) { struct timespec t; clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t); return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec; }
 static int ascending(const void *a, const void *b) { double x = *(const double *)a, y = *(const double *)b; return (x > y) - (x < y); }

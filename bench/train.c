@@ -11,7 +11,7 @@
 #include <time.h>
 #include "base/options.h"
 #include "kernels/backend.h"
-#include "kernels/cpu/conv.h"
+#include "kernels/cpu/conv/conv.h"
 #include "kernels/plan.h"
 #include "nets/net.h"
 

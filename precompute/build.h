@@ -3,7 +3,7 @@
 #define CMKD_PRECOMPUTE_BUILD_H
 #include "cmkd/cache.h"
 #include "cmkd/dataset.h"
-#include "formats/cache_write.h"
+#include "formats/cache/write.h"
 #include "nets/teacher.h"
 #include "precompute/part.h"
 

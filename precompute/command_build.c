@@ -8,7 +8,7 @@
 #include "base/options.h"
 #include "base/progress.h"
 #include "cmkd/weights.h"
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "precompute/build.h"
 #include "precompute/precision.h"
 #include "precompute/commands.h"

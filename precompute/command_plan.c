@@ -7,7 +7,7 @@
 #include "base/options.h"
 #include "base/progress.h"
 #include "cmkd/dataset.h"
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
 

@@ -10,8 +10,8 @@
 #include "base/progress.h"
 #include "base/rng.h"
 #include "cmkd/cache.h"
-#include "formats/cache_verify.h"
-#include "formats/codec.h"
+#include "formats/cache/verify.h"
+#include "formats/cache/codec.h"
 #include "nets/teacher.h"
 #include "precompute/commands.h"
 

@@ -2,7 +2,7 @@
  * measured, as the root mean square over the logits of a few hundred views, and the former is recorded in the cache. */
 #ifndef CMKD_PRECOMPUTE_PRECISION_H
 #define CMKD_PRECOMPUTE_PRECISION_H
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "nets/teacher.h"
 
 typedef struct cmkd_precision_wish {

@@ -8,7 +8,7 @@
 #include "base/file.h"
 #include "base/interrupt.h"
 #include "base/progress.h"
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 
 typedef struct job {
   const cmkd_reshape *shape;

@@ -4,7 +4,7 @@
 #define CMKD_PRECOMPUTE_RESHAPE_H
 #include <jansson.h>
 #include "cmkd/cache.h"
-#include "formats/cache_write.h"
+#include "formats/cache/write.h"
 
 typedef struct cmkd_reshape_view { int input; uint32_t view; } cmkd_reshape_view; /* input -1: the sample's own */
 

@@ -1,4 +1,4 @@
-/* A device and a cuDNN made up for kernels/cuda/conv_choice.c, which is included here: device memory is host memory, every "convolution" is the same
+/* A device and a cuDNN made up for kernels/cuda/conv/select.c, which is included here: device memory is host memory, every "convolution" is the same
  * small sum, and a clock advances by what the table of plans says. So the choice among good, wrong, failing and slow plans can be tested. */
 #ifndef CMKD_TESTS_CONV_DOUBLE_H
 #define CMKD_TESTS_CONV_DOUBLE_H
@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define CMKD_CUDA_RUNTIME_H /* instead of kernels/cuda/runtime.h */
+#define CMKD_KERNELS_CUDA_RUNTIME_H /* instead of kernels/cuda/runtime.h */
 typedef int cudaError_t;
 typedef struct made_event { double ms; } *cudaEvent_t;
 typedef struct made_graph { double ms; int owners; } *cudaGraph_t, *cudaGraphExec_t;
@@ -99,7 +99,7 @@ static cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, void *s) {
   return now_broken();
 }
 
-#include "kernels/cuda/conv_choice.c"
+#include "kernels/cuda/conv/select.c"
 
 /* ---- every pass computes c[i] = a[i % na] + b[i % nb], rounded to c's dtype, on top of c where it accumulates; forward, image by image; then the
  * epilogue ---------------------------------------------------------------------------------------------------------------------------------- */

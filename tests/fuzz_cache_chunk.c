@@ -1,8 +1,8 @@
 /* One stored chunk: decompressed and decoded by every codec. The first two bytes choose classes and rows. */
 #include <stdlib.h>
 #include <string.h>
-#include "formats/cache_chunk.h"
-#include "formats/codec.h"
+#include "formats/cache/chunk.h"
+#include "formats/cache/codec.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

@@ -1,5 +1,5 @@
 /* Data set files: IDX of images and of labels, CIFAR records of both kinds. The first byte chooses. */
-#include "formats/readers.h"
+#include "formats/images/readers.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

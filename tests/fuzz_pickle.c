@@ -1,6 +1,6 @@
 /* Pickles on their own, and as the object of a legacy PyTorch stream with one storage of four floats behind it. */
 #include "cmkd/weights.h"
-#include "formats/pickle.h"
+#include "formats/weights/pickle.h"
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
 /* Zip archives: every entry is read. */
-#include "formats/zipfile.h"
+#include "formats/weights/zipfile.h"
 #include <stdlib.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);

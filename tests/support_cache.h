@@ -2,7 +2,7 @@
 #ifndef CMKD_TESTS_SUPPORT_CACHE_H
 #define CMKD_TESTS_SUPPORT_CACHE_H
 #include "cmkd/cache.h"
-#include "formats/cache_write.h"
+#include "formats/cache/write.h"
 
 typedef struct synthetic { uint32_t samples, views, classes, shard_rows, chunk_rows; const char *codec; uint64_t seed; int threads, names; } synthetic;
 void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *row);

@@ -7,11 +7,11 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/rng.h"
-#include "formats/cache_block.h"
-#include "formats/cache_chunk.h"
-#include "formats/cache_hash.h"
-#include "formats/cache_meta.h"
-#include "formats/cache_verify.h"
+#include "formats/cache/user_block.h"
+#include "formats/cache/chunk.h"
+#include "formats/cache/hash.h"
+#include "formats/cache/meta.h"
+#include "formats/cache/verify.h"
 #include "tests/support_cache.h"
 
 static cmkd_error err;

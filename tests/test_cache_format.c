@@ -2,7 +2,7 @@
 #include "tests/support.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "formats/cache_verify.h"
+#include "formats/cache/verify.h"
 #include "tests/support_cache.h"
 
 static cmkd_error err;

@@ -4,7 +4,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/rng.h"
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "tests/support_cache.h"
 
 static cmkd_error err;

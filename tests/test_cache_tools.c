@@ -5,7 +5,7 @@
 #include "base/file.h"
 #include "base/rng.h"
 #include "cmkd/dataset.h"
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "formats/npy.h"
 #include "tests/support_cache.h"
 

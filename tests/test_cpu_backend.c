@@ -2,7 +2,7 @@
  * with batch norm folded; determinism; who sits beside a row does not matter. Every network is run with each way of convolving. */
 #include "tests/support_backend.h"
 #include <math.h>
-#include "kernels/cpu/conv_dnnl.h"
+#include "kernels/cpu/conv/dnnl.h"
 
 static cmkd_error err;
 

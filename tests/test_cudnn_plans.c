@@ -2,7 +2,7 @@
  * networks that are trained here there is a deterministic one in the precision that was asked for. Nothing is run. Without cuDNN all but the
  * first test are skipped by name. */
 #include "tests/support.h"
-#include "kernels/cuda/conv_cudnn.c"
+#include "kernels/cuda/conv/cudnn.c"
 #include <dlfcn.h>
 #include "nets/net.h"
 

@@ -7,8 +7,8 @@
 #include "base/cpu.h"
 #include "base/half.h"
 #include "base/rng.h"
-#include "kernels/cpu/loss_cpu.h"
-#include "kernels/cpu/loss_simd.h"
+#include "kernels/cpu/loss/loss.h"
+#include "kernels/cpu/loss/simd.h"
 #include "kernels/loss.h"
 
 static const char *const everything = "ce:.5+kd:.3+dkd:.2+nkd:.1+dist:.4+cmkd:.7";

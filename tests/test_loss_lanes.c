@@ -1,4 +1,4 @@
-/* The CPU losses at the width of AVX-512, 16 lanes, in whatever instructions this machine has: the code of loss_rows_avx512.c but for its
+/* The CPU losses at the width of AVX-512, 16 lanes, in whatever instructions this machine has: the code of loss/rows_avx512.c but for its
  * min, max and half conversion, so that machines without AVX-512 test its sorting of 16 rows at once, its padding and its partial groups. */
 #define VF 16
 #define CMKD_LOSS_ROWS_TABLE wide_rows
@@ -11,8 +11,8 @@
 #define cmkd_loss_cpu wide_cpu
 #define cmkd_agreement_scratch wide_agreement_scratch
 #define cmkd_agreement_add wide_agreement_add
-#include "kernels/cpu/loss_rows.h"
-#include "kernels/cpu/loss_cpu.c"
+#include "kernels/cpu/loss/rows.h"
+#include "kernels/cpu/loss/loss.c"
 #include "base/rng.h"
 
 static void compare(const char *expression, int64_t B, int64_t C, double coarse) {

@@ -1,6 +1,6 @@
 /* The pickle reader on its own: values, containers, the memo, refusals, and bombs that must stay small. */
 #include "tests/support.h"
-#include "formats/pickle.h"
+#include "formats/weights/pickle.h"
 #include <sys/resource.h>
 
 static cmkd_status load(const void *bytes, size_t size, cmkd_pickle **out, cmkd_error *err) {

@@ -1,6 +1,6 @@
 /* The zip reader: archives made here byte by byte and by the seeds of tests/seeds/weights; damage of every field. */
 #include "tests/support.h"
-#include "formats/zipfile.h"
+#include "formats/weights/zipfile.h"
 #include "base/file.h"
 #include "base/rng.h"
 #include <zlib.h>

@@ -16,7 +16,7 @@ tests-build: $(GPU_PROGRAMS)
 KIT       := $(BUILD)/kit
 KIT_LIBS  := $(filter-out -ldnnl,$(LIBS))
 KIT_NVLIBS := -lgomp $(KIT_LIBS:-pthread=-lpthread)
-KIT_OBJ   := $(patsubst $(BUILD)/kernels/cpu/conv_dnnl.o,$(KIT)/conv_dnnl.o,$(LIB_OBJ))
+KIT_OBJ   := $(patsubst $(BUILD)/kernels/cpu/conv/dnnl.o,$(KIT)/conv_dnnl.o,$(LIB_OBJ))
 KIT_MAIN  := $(KIT)/cmkd-cache $(KIT)/cmkd-train
 KIT_GPU   := $(GPU_PROGRAMS:$(BUILD)/%=$(KIT)/%)
 KIT_TESTS := $(DEVICE_TESTS:$(BUILD)/%=$(KIT)/%)
@@ -27,7 +27,7 @@ KIT_LACKS := $(or $(KIT_LACKS),$(if $(SAN),a build without sanitizers))
 kit_link   = $(LINK) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/$(1)'
 kit_nvlink = $(NVCC) $(GENCODE) -Xlinker --disable-new-dtags,-rpath,'$$ORIGIN/$(1)'
 
-$(KIT)/conv_dnnl.o: kernels/cpu/conv_dnnl.c $(BUILD)/kernels/cpu/conv_dnnl.o
+$(KIT)/conv_dnnl.o: kernels/cpu/conv/dnnl.c $(BUILD)/kernels/cpu/conv/dnnl.o
 	@mkdir -p $(@D)
 	$(call say,CC,$@)
 	$(Q)$(CC) $(ALL_CFLAGS) -c -o $@ $<

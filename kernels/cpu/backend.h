@@ -1,6 +1,6 @@
 /* The table's functions that live in model.c. Internal to kernels/cpu. */
-#ifndef CMKD_CPU_BACKEND_H
-#define CMKD_CPU_BACKEND_H
+#ifndef CMKD_KERNELS_CPU_BACKEND_H
+#define CMKD_KERNELS_CPU_BACKEND_H
 #include "kernels/backend.h"
 
 cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out, cmkd_error *err);

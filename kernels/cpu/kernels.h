@@ -1,8 +1,8 @@
-/* The inner loops of the CPU backend, one table per instruction set. The same source (conv_impl.h, norm_impl.h, pool_impl.h) is compiled for baseline
+/* The inner loops of the CPU backend, one table per instruction set. The same source (conv/direct.h, norm_impl.h, pool_impl.h) is compiled for baseline
  * x86-64, AVX2 and AVX-512; cmkd_cpu_kernels_get() picks at run time. Single-threaded, no allocation, no knowledge of graphs or models.
  * Activations are NHWC float32. */
-#ifndef CMKD_CPU_KERNELS_H
-#define CMKD_CPU_KERNELS_H
+#ifndef CMKD_KERNELS_CPU_KERNELS_H
+#define CMKD_KERNELS_CPU_KERNELS_H
 #include <stdint.h>
 #include "kernels/graph.h"
 

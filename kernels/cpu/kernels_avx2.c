@@ -7,7 +7,7 @@ static const int32_t lane_masks[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 static inline __m256i first_lanes(int n) { return _mm256_loadu_si256((const __m256i *)(lane_masks + 8 - n)); }
 static inline __m256 load_part(const float *p, int n) { return _mm256_maskload_ps(p, first_lanes(n)); }
 static inline void store_part(float *p, __m256 v, int n) { _mm256_maskstore_ps(p, first_lanes(n), v); }
-#include "kernels/cpu/conv_impl.h"
+#include "kernels/cpu/conv/direct.h"
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/pool_impl.h"
 

@@ -6,7 +6,7 @@
 static inline __mmask16 first_lanes(int n) { return (__mmask16)((1u << n) - 1); }
 static inline __m512 load_part(const float *p, int n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 static inline void store_part(float *p, __m512 v, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v); }
-#include "kernels/cpu/conv_impl.h"
+#include "kernels/cpu/conv/direct.h"
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/pool_impl.h"
 

@@ -8,7 +8,7 @@ static inline __m128 load_part(const float *p, int n) { return n == 1 ? _mm_load
 static inline void store_part(float *p, __m128 v, int n) {
   for (int i = 0; i < n; i++) p[i] = v[i];
 }
-#include "kernels/cpu/conv_impl.h"
+#include "kernels/cpu/conv/direct.h"
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/pool_impl.h"
 

@@ -1,8 +1,8 @@
 /* What the files of the CPU backend share: the backend, a model with its memory, one lane per thread. Internal to kernels/cpu. */
-#ifndef CMKD_CPU_MODEL_H
-#define CMKD_CPU_MODEL_H
+#ifndef CMKD_KERNELS_CPU_MODEL_H
+#define CMKD_KERNELS_CPU_MODEL_H
 #include "kernels/backend.h"
-#include "kernels/cpu/conv.h"
+#include "kernels/cpu/conv/conv.h"
 #include "kernels/plan.h"
 
 #define CMKD_CPU_MAX_THREADS 1024

@@ -1,4 +1,4 @@
-/* Batch-norm passes, activations, additions and the optimizer over (px, c) arrays, in GCC vector extensions: included after conv_impl.h.
+/* Batch-norm passes, activations, additions and the optimizer over (px, c) arrays, in GCC vector extensions: included after conv/direct.h.
  * Sums over pixels run in float within one call (the caller hands in a few images) and leave as doubles. */
 
 /* Channels are taken W vectors at a time, so that wide blocks read whole cache lines once. */

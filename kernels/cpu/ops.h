@@ -1,7 +1,7 @@
 /* The operations of a network that are neither convolution nor batch norm: pools, additions, activations, channel moves; forwards and
  * backwards, on n images of one thread. */
-#ifndef CMKD_CPU_OPS_H
-#define CMKD_CPU_OPS_H
+#ifndef CMKD_KERNELS_CPU_OPS_H
+#define CMKD_KERNELS_CPU_OPS_H
 #include "kernels/cpu/kernels.h"
 
 /* in: values of op->in[0], op->in[1] (or NULL), each (n, h, w, c) of its shape. */

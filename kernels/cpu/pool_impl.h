@@ -1,4 +1,4 @@
-/* Pooling windows of one output pixel over all channels, in GCC vector extensions: included after conv_impl.h. A window is h x w pixels,
+/* Pooling windows of one output pixel over all channels, in GCC vector extensions: included after conv/direct.h. A window is h x w pixels,
  * `row` and `col` floats apart; what lies outside the image is not part of it. */
 
 /* out = the largest; NaN wins. */

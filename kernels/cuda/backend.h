@@ -11,11 +11,11 @@
  *   run.c      steps: input through pinned memory, captured graphs, results
  *
  * One stream does everything in order; a side stream takes what nobody waits for until the step's end. */
-#ifndef CMKD_CUDA_BACKEND_H
-#define CMKD_CUDA_BACKEND_H
+#ifndef CMKD_KERNELS_CUDA_BACKEND_H
+#define CMKD_KERNELS_CUDA_BACKEND_H
 #include "kernels/backend.h"
 #include "kernels/plan.h"
-#include "kernels/cuda/conv.h"
+#include "kernels/cuda/conv/conv.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
 #include "kernels/cuda/step.h"

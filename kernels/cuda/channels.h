@@ -2,8 +2,8 @@
  * For those sums a block is a tile: `groups` neighbouring groups of 8 channels times as many lanes as fit. Consecutive threads take consecutive
  * groups of a pixel, then the next pixel, so a warp reads whole sectors; a lane takes every lanes-th pixel of its slab. Any number of groups
  * goes, the threads left over (fewer than a lane's) idle. */
-#ifndef CMKD_CUDA_CHANNELS_H
-#define CMKD_CUDA_CHANNELS_H
+#ifndef CMKD_KERNELS_CUDA_CHANNELS_H
+#define CMKD_KERNELS_CUDA_CHANNELS_H
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 

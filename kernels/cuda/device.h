@@ -1,8 +1,8 @@
 /* The CUDA dialect of this folder. Every .cu file here compiles twice: with nvcc for a device, and with g++ -DCMKD_SIMT for the
  * emulation in tests/simt. So kernels launch through CMKD_LAUNCH, declare shared memory through the macros below, give full warp masks,
- * and use no CUB, cooperative groups, inline PTX (but for one load in conv_mma.h) or printf. */
-#ifndef CMKD_CUDA_DEVICE_H
-#define CMKD_CUDA_DEVICE_H
+ * and use no CUB, cooperative groups, inline PTX (but for one load in conv/mma.h) or printf. */
+#ifndef CMKD_KERNELS_CUDA_DEVICE_H
+#define CMKD_KERNELS_CUDA_DEVICE_H
 #include <stddef.h>
 #include <stdint.h>
 #include "cmkd/status.h"

@@ -1,8 +1,8 @@
 /* What this folder offers beside the losses, and one table of everything, through which the CUDA backend and the tests call it: directly in
  * the emulation, by dlsym of cmkd_cuda_functions from libcmkd-cuda.so on a device. Pointers are device memory unless said otherwise;
  * everything but the table's memory functions only queues work on `stream`. */
-#ifndef CMKD_CUDA_KERNELS_H
-#define CMKD_CUDA_KERNELS_H
+#ifndef CMKD_KERNELS_CUDA_KERNELS_H
+#define CMKD_KERNELS_CUDA_KERNELS_H
 #include "cmkd/loss_cuda.h"
 #include "cmkd/views.h"
 #ifdef __cplusplus

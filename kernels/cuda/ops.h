@@ -7,8 +7,8 @@
  * every function here writes them as 0. Arrays start at multiples of 256 bytes.
  *
  * Backward functions give the gradient of an input: `accumulate` 1 adds to what is there (rounding once), 0 overwrites it. */
-#ifndef CMKD_CUDA_OPS_H
-#define CMKD_CUDA_OPS_H
+#ifndef CMKD_KERNELS_CUDA_OPS_H
+#define CMKD_KERNELS_CUDA_OPS_H
 #include "cmkd/status.h"
 #include "cmkd/weights.h" /* cmkd_dtype */
 #include "kernels/graph.h"
@@ -74,7 +74,7 @@ cmkd_status cmkd_cuda_backward(const cmkd_cuda_call *call, void *stream, cmkd_er
 /* to = from as float, without the padding: from (rows, cmkd_cuda_stride(c)) of dtype -> to (rows, c). */
 cmkd_status cmkd_cuda_to_float(const void *from, cmkd_dtype dtype, int64_t rows, int c, float *to, void *stream, cmkd_error *err);
 
-/* ---- convolutions and linear layers (conv_gemm.cu, conv_depthwise.cu) ---------------------------------------------------------- */
+/* ---- convolutions and linear layers (conv/gemm.cu, conv/depthwise.cu) ---------------------------------------------------------- */
 
 /* A linear layer is a convolution whose kernel covers its input (kh = h, kw = w, no padding). Weights:
  *   groups = 1   (k_stride, kh, kw, c_stride), 0 where a channel is padding

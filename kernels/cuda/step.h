@@ -1,7 +1,7 @@
 /* What a step does besides the network: take its input from the queue, judge, update, write down what it produced. Everything that changes from
  * step to step lies in device memory, so that one captured graph serves every step of a size. Queues only; nothing allocates or waits. */
-#ifndef CMKD_CUDA_STEP_H
-#define CMKD_CUDA_STEP_H
+#ifndef CMKD_KERNELS_CUDA_STEP_H
+#define CMKD_KERNELS_CUDA_STEP_H
 #include "kernels/backend.h"
 #include "kernels/cuda/kernels.h"
 #ifdef __cplusplus

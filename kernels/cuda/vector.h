@@ -1,6 +1,6 @@
 /* Eight channels at a time: activations lie in groups of CMKD_CUDA_PAD, so a thread moves 16 bytes of halves or 32 of floats at once. */
-#ifndef CMKD_CUDA_VECTOR_H
-#define CMKD_CUDA_VECTOR_H
+#ifndef CMKD_KERNELS_CUDA_VECTOR_H
+#define CMKD_KERNELS_CUDA_VECTOR_H
 #include <type_traits>
 #include "kernels/cuda/device.h"
 

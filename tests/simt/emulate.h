@@ -1,6 +1,6 @@
 /* What a test says to the SIMT emulation. C and C++. */
-#ifndef CMKD_SIMT_EMULATE_H
-#define CMKD_SIMT_EMULATE_H
+#ifndef CMKD_TESTS_SIMT_EMULATE_H
+#define CMKD_TESTS_SIMT_EMULATE_H
 #include <stddef.h>
 #ifdef __cplusplus
 extern "C" {

@@ -1,7 +1,7 @@
 /* The device of a test: the emulation, or with -DON_DEVICE (programs test_device_*) the GPU behind libcmkd-cuda.so, where every test is
  * skipped by name when there is none. The same tests run on both. */
-#ifndef CMKD_TESTS_GPU_H
-#define CMKD_TESTS_GPU_H
+#ifndef CMKD_TESTS_SIMT_GPU_H
+#define CMKD_TESTS_SIMT_GPU_H
 #include "kernels/cuda/kernels.h"
 #include "tests/simt/emulate.h"
 #include "tests/support.h"

@@ -1,7 +1,7 @@
 /* The CUDA functions: linked in (emulated), or with -DON_DEVICE those of libcmkd-cuda.so on device 0. NULL: *why says
  * what is missing. The file is $CMKD_CUDA_PLUGIN, else in $CMKD_BUILD, else in the folder above the program's. */
-#ifndef CMKD_TESTS_OPEN_H
-#define CMKD_TESTS_OPEN_H
+#ifndef CMKD_TESTS_SIMT_OPEN_H
+#define CMKD_TESTS_SIMT_OPEN_H
 #include <dlfcn.h>
 #include <limits.h>
 #include <stdio.h>

@@ -7,7 +7,7 @@ SIMT_HAVE := $(if $(wildcard $(BUILD)/simt.found),1,$(shell mkdir -p $(BUILD); p
 ifeq ($(SIMT_HAVE),1)
 SIMT_OUT   := $(BUILD)/simt
 SIMT_FLAGS := -std=c++17 -O1 -g -fPIC -fno-strict-aliasing $(SIMT_SAN) -ffp-contract=off -fno-exceptions -fno-rtti -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -DCMKD_SIMT -I. -Iinclude
-SIMT_OBJ   := $(patsubst %,$(SIMT_OUT)/%.o,$(wildcard kernels/cuda/*.cu kernels/cuda/*.c) tests/simt/simt.cpp tests/simt/fiber.cpp tests/simt/runtime.cpp)
+SIMT_OBJ   := $(patsubst %,$(SIMT_OUT)/%.o,$(CU_SRC) tests/simt/simt.cpp tests/simt/fiber.cpp tests/simt/runtime.cpp)
 SIMT_CU    := $(patsubst tests/simt/%,%,$(wildcard tests/simt/test_*.cu))
 SIMT_C     := $(patsubst tests/simt/%,%,$(wildcard tests/simt/test_*.c))
 SIMT_TESTS := $(SIMT_C:%.c=$(BUILD)/tests/%)

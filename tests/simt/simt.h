@@ -7,8 +7,8 @@
  *     barrier changes the result in one of them.
  * What it won't do: cooperative groups, textures, cp.async, several blocks at once, time. No CUDA toolkit is needed; half and bfloat16
  * come from simt_half.h, tensor cores (nvcuda::wmma) from simt_mma.h. Not thread-safe. */
-#ifndef CMKD_SIMT_H
-#define CMKD_SIMT_H
+#ifndef CMKD_TESTS_SIMT_SIMT_H
+#define CMKD_TESTS_SIMT_SIMT_H
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -1,7 +1,7 @@
 /* Half and bfloat16 as CUDA spells them, for kernels compiled on the host without a toolkit. Storage and conversion only: kernels
  * here do arithmetic in float. Bit-exact, round to nearest even. */
-#ifndef CMKD_SIMT_HALF_H
-#define CMKD_SIMT_HALF_H
+#ifndef CMKD_TESTS_SIMT_SIMT_HALF_H
+#define CMKD_TESTS_SIMT_SIMT_HALF_H
 #include <stdint.h>
 #include <string.h>
 #include "base/half.h"

@@ -1,8 +1,8 @@
 /* Tensor cores as nvcuda::wmma spells them: 16 x 16 x 16, half or bfloat16 in, float out. The elements of a fragment lie differently than on a
  * device, as the programming guide allows. A lane computes half a row of the result from what its own fragments hold; what is checked is that
  * all lanes come to mma_sync, and that pointers and leading dimensions are aligned as a device wants them. */
-#ifndef CMKD_SIMT_MMA_H
-#define CMKD_SIMT_MMA_H
+#ifndef CMKD_TESTS_SIMT_SIMT_MMA_H
+#define CMKD_TESTS_SIMT_SIMT_MMA_H
 
 namespace nvcuda {
 namespace wmma {

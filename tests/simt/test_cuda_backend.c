@@ -3,7 +3,7 @@
  * out of memory or fail. In the emulation work is deferred until somebody waits, so that memory reused too early shows. */
 #include <jansson.h>
 #include <math.h>
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "tests/simt/gpu.h"
 #include "tests/support_backend.h"
 

@@ -3,7 +3,7 @@
 #include <math.h>
 #include "base/half.h"
 #include "base/rng.h"
-#include "formats/codec.h"
+#include "formats/cache/codec.h"
 #include "kernels/augment.h"
 #include "kernels/cuda/step.h"
 #include "kernels/loss.h"

@@ -1,7 +1,7 @@
 /* Kernels that break one rule each, and kernels that run the parts of kernels/cuda by themselves. */
 #include "tests/simt/test_simt.h"
-#include "kernels/cuda/hull.h"
-#include "kernels/cuda/sort.h"
+#include "kernels/cuda/loss/hull.h"
+#include "kernels/cuda/loss/sort.h"
 #include "kernels/cuda/vector.h"
 #include <type_traits>
 

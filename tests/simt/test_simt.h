@@ -1,5 +1,5 @@
-#ifndef CMKD_TEST_SIMT_H
-#define CMKD_TEST_SIMT_H
+#ifndef CMKD_TESTS_SIMT_TEST_SIMT_H
+#define CMKD_TESTS_SIMT_TEST_SIMT_H
 #include <stdint.h>
 #ifdef __cplusplus
 extern "C" {

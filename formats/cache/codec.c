@@ -1,0 +1,64 @@
+/* The registry of codecs, and what they share: finding bad numbers and HDF5's byte shuffle. */
+#include "formats/cache/codec.h"
+#include <math.h>
+#include <stdatomic.h>
+#include <string.h>
+#include "base/cpu.h"
+#include "base/options.h"
+
+static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk};
+static const char *const names[] = {"f16", "f32", "u8sqrt", "topk", NULL};
+#define KNOWN "f16, f32, u8sqrt, topk:K"
+
+uint32_t cmkd_codec_keep(const char *name) {
+  const char *digits = strchr(name, ':'), *end = digits ? digits + 1 : "";
+  uint32_t keep = 0;
+  if (*end < '1') return 0; /* one text a number */
+  for (; *end >= '0' && *end <= '9' && keep < 1000000; end++) keep = keep * 10 + (uint32_t)(*end - '0');
+  return *end ? 0 : keep;
+}
+
+cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err) {
+  const char *colon = strchr(name, ':');
+  for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++) {
+    const cmkd_codec *codec = codecs[i];
+    size_t length = strlen(codec->name);
+    if (strncmp(codec->name, name, length) != 0 || (name[length] && name + length != colon)) continue;
+    if (!codec->thin && colon) break;
+    if (codec->thin && !cmkd_codec_keep(name)) return cmkd_fail(err, CMKD_ERR_USAGE, "codec \"%.40s\": say how many logits of a row it keeps, for example %s:10", name, codec->name);
+    *out = codec;
+    return CMKD_OK;
+  }
+  const char *near = cmkd_nearest(name, names);
+  if (near) return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; did you mean \"%s\"? (" KNOWN ")", name, near);
+  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; this build has " KNOWN, name);
+}
+
+const cmkd_codec_kernels *cmkd_codec_kernels_get(void) {
+  static const cmkd_codec_kernels portable;
+  static _Atomic(const cmkd_codec_kernels *) chosen;
+  const cmkd_codec_kernels *kernels = atomic_load_explicit(&chosen, memory_order_acquire);
+  if (kernels) return kernels;
+  kernels = &portable;
+#if defined(__x86_64__)
+  if (cmkd_cpu_isa() >= CMKD_ISA_AVX2) kernels = &cmkd_codec_kernels_avx2;
+#endif
+  atomic_store_explicit(&chosen, kernels, memory_order_release);
+  return kernels;
+}
+
+int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit) {
+  float bound = (float)limit;
+  const cmkd_codec_kernels *kernels = cmkd_codec_kernels_get();
+  if (kernels->first_bad) return kernels->first_bad(logits, count, bound);
+  for (size_t i = 0; i < count; i++)
+    if (!(fabsf(logits[i]) <= bound)) return (int64_t)i;
+  return -1;
+}
+
+void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) {
+  const cmkd_codec_kernels *kernels = cmkd_codec_kernels_get();
+  if (item == 2 && kernels->shuffle2) { kernels->shuffle2(in, out, count); return; }
+  for (int p = 0; p < item; p++)
+    for (size_t e = 0; e < count; e++) out[(size_t)p * count + e] = in[e * (size_t)item + (size_t)p];
+}

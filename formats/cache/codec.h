@@ -1,0 +1,56 @@
+/* How a row of logits becomes bytes. One file a codec, one line in the registry (codec.c). A codec turns (rows, C) floats into (rows, C)
+ * items of 1, 2 or 4 bytes, plus at most two half-precision numbers a row; compression is the chunk's business (chunk.h). */
+#ifndef CMKD_FORMATS_CACHE_CODEC_H
+#define CMKD_FORMATS_CACHE_CODEC_H
+#include <stddef.h>
+#include <stdint.h>
+#include "cmkd/status.h"
+
+/* Decoding reads a chunk as it comes out of zstd: byte-shuffled, item byte p of element e at raw[p * plane + e]. */
+typedef struct cmkd_chunk_view {
+  const uint8_t *raw;
+  size_t plane;                        /* elements in a whole chunk: chunk rows * C */
+  size_t classes;                      /* C */
+  const uint16_t *row_max, *row_range; /* (chunk rows), halves; NULL unless the codec has row numbers */
+} cmkd_chunk_view;
+
+typedef struct cmkd_codec {
+  const char *name;
+  const char *summary;   /* one line for help and docs */
+  int item;              /* bytes of one class in /logits */
+  int row_numbers;       /* 1: /row_max and /row_range exist */
+  double limit;          /* largest |logit| it can hold */
+  double tolerance;      /* |decoded - original| <= tolerance * max(1, |original|), or for row codecs of the row's range */
+  /* logits (rows, C) -> items (rows * C * item bytes, little endian). row_max, row_range (rows) where it has them.
+   * Every logit is finite and within `limit`. */
+  void (*encode)(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max, uint16_t *row_range);
+  /* rows [first, first + rows) of a chunk -> out (rows, C) */
+  void (*decode)(const cmkd_chunk_view *chunk, size_t first, size_t rows, float *out);
+  /* Codecs that keep K logits of a row, under the name NAME:K, else NULL: what decoding will give but for rounding, row (classes) -> out (classes),
+   * 0 < keep < classes. Goes before encode. */
+  void (*thin)(const float *row, size_t classes, uint32_t keep, float *out);
+} cmkd_codec;
+
+/* Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. "topk:K" is topk. */
+cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err);
+uint32_t cmkd_codec_keep(const char *name); /* K of "topk:K", 0 of codecs that keep all */
+
+/* Index of the first element that is not finite or beyond `limit`, or -1. */
+int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit);
+/* items -> planes, as HDF5's shuffle filter: out[p * count + e] = in[e * item + p]. */
+void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item);
+
+/* Vector versions of the inner loops; a NULL entry means the portable loop serves. */
+typedef struct cmkd_codec_kernels {
+  void (*half_from_float)(const float *in, uint16_t *out, size_t count);
+  void (*float_from_half_planes)(const uint8_t *low, const uint8_t *high, float *out, size_t count);
+  void (*float_from_planes)(const uint8_t *const plane[4], float *out, size_t count);
+  void (*float_from_u8sqrt)(const uint8_t *q, float max, float step, float *out, size_t count);
+  int64_t (*first_bad)(const float *in, size_t count, float limit);
+  void (*shuffle2)(const uint8_t *in, uint8_t *out, size_t count);
+} cmkd_codec_kernels;
+const cmkd_codec_kernels *cmkd_codec_kernels_get(void); /* picked once by what the machine runs */
+extern const cmkd_codec_kernels cmkd_codec_kernels_avx2;
+
+extern const cmkd_codec cmkd_codec_f32, cmkd_codec_f16, cmkd_codec_u8sqrt, cmkd_codec_topk;
+#endif

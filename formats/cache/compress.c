@@ -1,0 +1,185 @@
+/* The writer's threads: some compress chunks, one publishes the sealed shard. Chunks land in fixed places, so the order of work does not
+ * show in the file. */
+#include <stdlib.h>
+#include <string.h>
+#include "base/progress.h"
+#include "formats/cache/chunk.h"
+#include "formats/cache/writer.h"
+
+static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
+  if (w->failure.status == CMKD_OK) w->failure = *err;
+  pthread_cond_broadcast(&w->changed);
+  pthread_cond_broadcast(&w->space);
+}
+
+/* Buffers for chunks, raw or compressed, go round: a few hundred KB from malloc would be fresh pages each time. */
+static size_t room_size(const cmkd_cache_writer *w) { return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item); }
+
+uint8_t *cmkd_writer_room_take(cmkd_cache_writer *w) {
+  pthread_mutex_lock(&w->room_mutex);
+  cmkd_room *room = w->rooms;
+  if (room) w->rooms = room->next;
+  pthread_mutex_unlock(&w->room_mutex);
+  if (room) return (uint8_t *)room;
+  size_t size = room_size(w);
+  return malloc(size < sizeof *room ? sizeof *room : size);
+}
+
+void cmkd_writer_room_return(cmkd_cache_writer *w, uint8_t *bytes) {
+  if (!bytes) return;
+  cmkd_room *room = (cmkd_room *)(void *)bytes;
+  pthread_mutex_lock(&w->room_mutex);
+  room->next = w->rooms;
+  w->rooms = room;
+  pthread_mutex_unlock(&w->room_mutex);
+}
+
+void cmkd_writer_rooms_free(cmkd_cache_writer *w) {
+  for (cmkd_room *next; w->rooms; w->rooms = next) {
+    next = w->rooms->next;
+    free(w->rooms);
+  }
+}
+
+/* `planes` has room for any raw chunk of this cache. */
+static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
+  cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
+  size_t elements = (size_t)job->shard->rows * w->head.classes;
+  chunk->stored = cmkd_writer_room_take(w);
+  chunk->size = coder && planes && chunk->stored ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, planes, chunk->stored) : 0;
+  cmkd_writer_room_return(w, chunk->items);
+  chunk->items = NULL;
+  return chunk->size != 0;
+}
+
+static void *compressor(void *argument) {
+  cmkd_cache_writer *w = argument;
+  cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
+  uint8_t *planes = malloc(room_size(w));
+  pthread_mutex_lock(&w->mutex);
+  for (;;) {
+    while (!w->queued && !w->stop) pthread_cond_wait(&w->work, &w->mutex);
+    if (!w->queued) break;
+    cmkd_chunk_job job = w->queue[w->head_at];
+    w->head_at = (w->head_at + 1) % CMKD_WRITER_QUEUE;
+    w->queued--;
+    pthread_cond_signal(&w->space);
+    pthread_mutex_unlock(&w->mutex);
+    double start = cmkd_seconds();
+    int fine = compress_one(w, coder, planes, &job);
+    double seconds = cmkd_seconds() - start;
+    pthread_mutex_lock(&w->mutex);
+    w->stats.compress_seconds += seconds;
+    if (!fine) {
+      cmkd_error err;
+      cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to compress; lower --shard-rows or --threads", w->path);
+      fail_locked(w, &err);
+    }
+    if (--job.shard->pending == 0) pthread_cond_broadcast(&w->changed);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  cmkd_chunk_coder_free(coder);
+  free(planes);
+  return NULL;
+}
+
+static void *publisher(void *argument) {
+  cmkd_cache_writer *w = argument;
+  pthread_mutex_lock(&w->mutex);
+  for (;;) {
+    while (!(w->sealed && !w->sealed->pending) && !(w->stop && !w->sealed)) pthread_cond_wait(&w->changed, &w->mutex);
+    if (!w->sealed) break;
+    cmkd_shard_work *shard = w->sealed;
+    cmkd_status status = w->failure.status;
+    pthread_mutex_unlock(&w->mutex);
+    cmkd_error err = {0};
+    if (status == CMKD_OK) status = cmkd_writer_publish(w, shard, &err);
+    cmkd_shard_work_free(w, shard);
+    pthread_mutex_lock(&w->mutex);
+    if (status != CMKD_OK) fail_locked(w, &err);
+    w->sealed = NULL;
+    pthread_cond_broadcast(&w->changed);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  return NULL;
+}
+
+cmkd_status cmkd_writer_threads_start(cmkd_cache_writer *w, cmkd_error *err) {
+  w->threads = calloc((size_t)w->thread_count, sizeof *w->threads);
+  if (!w->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for threads");
+  for (; w->threads_started < w->thread_count; w->threads_started++)
+    if (pthread_create(w->threads + w->threads_started, NULL, compressor, w) != 0) return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start %d threads; lower --threads", w->thread_count);
+  if (pthread_create(&w->publisher, NULL, publisher, w) != 0) return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start a thread; lower --threads");
+  w->publisher_started = 1;
+  return CMKD_OK;
+}
+
+void cmkd_writer_threads_stop(cmkd_cache_writer *w) {
+  pthread_mutex_lock(&w->mutex);
+  w->stop = 1;
+  pthread_cond_broadcast(&w->work);
+  pthread_cond_broadcast(&w->changed);
+  pthread_mutex_unlock(&w->mutex);
+  if (w->publisher_started) pthread_join(w->publisher, NULL);
+  for (int i = 0; i < w->threads_started; i++) pthread_join(w->threads[i], NULL);
+  free(w->threads);
+}
+
+static cmkd_status failed_locked(const cmkd_cache_writer *w, cmkd_error *err) {
+  if (w->failure.status != CMKD_OK && err) *err = w->failure;
+  return w->failure.status;
+}
+
+cmkd_status cmkd_writer_failed(cmkd_cache_writer *w, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uint64_t chunk, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  unsigned most = (unsigned)w->thread_count * 2 < CMKD_WRITER_QUEUE ? (unsigned)w->thread_count * 2 : CMKD_WRITER_QUEUE;
+  while (w->queued >= most && w->failure.status == CMKD_OK) pthread_cond_wait(&w->space, &w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  if (status == CMKD_OK) {
+    w->queue[(w->head_at + w->queued) % CMKD_WRITER_QUEUE] = (cmkd_chunk_job){shard, chunk};
+    w->queued++;
+    shard->pending++;
+    pthread_cond_signal(&w->work);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  while (w->sealed && w->failure.status == CMKD_OK) pthread_cond_wait(&w->changed, &w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  if (status == CMKD_OK) {
+    w->sealed = shard;
+    pthread_cond_broadcast(&w->changed);
+  }
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+void cmkd_writer_drain(cmkd_cache_writer *w, const cmkd_shard_work *shard) {
+  pthread_mutex_lock(&w->mutex);
+  while (shard->pending) pthread_cond_wait(&w->changed, &w->mutex);
+  pthread_mutex_unlock(&w->mutex);
+}
+
+cmkd_status cmkd_cache_writer_wait(cmkd_cache_writer *w, cmkd_error *err) {
+  pthread_mutex_lock(&w->mutex);
+  while (w->sealed && w->failure.status == CMKD_OK) pthread_cond_wait(&w->changed, &w->mutex);
+  cmkd_status status = failed_locked(w, err);
+  pthread_mutex_unlock(&w->mutex);
+  return status;
+}
+
+void cmkd_cache_writer_stats(cmkd_cache_writer *w, cmkd_writer_stats *out) {
+  pthread_mutex_lock(&w->mutex);
+  *out = w->stats;
+  pthread_mutex_unlock(&w->mutex);
+}

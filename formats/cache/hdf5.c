@@ -1,0 +1,275 @@
+/* libhdf5 with the core driver and no backing store: a full disk is then our own write() failing. Version 1.10's habits (stale superblock
+ * checksum, object times of the root group) are dealt with here. */
+#include "formats/cache/hdf5.h"
+#include <hdf5.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include "formats/cache/chunk.h"
+#include "formats/cache/hash.h"
+
+#define ZSTD_FILTER ((H5Z_filter_t)32015)
+#define FILTER_NAME "Zstandard compression: http://www.zstd.net" /* stored in every file: changing it changes all hashes */
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* libhdf5 is one per process and not thread-safe */
+
+/* Chunks arrive compressed, so the registered filter is never run. */
+static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *room, void **buffer) { return 0; }
+static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1, 1, FILTER_NAME, NULL, NULL, (H5Z_func_t)no_filter};
+
+/* libhdf5 builds its file in our buffer, which stays when the file is closed and serves the next one: no copy, no fresh pages. */
+static cmkd_image *building; /* guarded by `lock` */
+static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *unused) {
+  if (size <= building->room) return building->bytes;
+  size_t room = size + size / 4;
+  uint8_t *bytes = realloc(building->bytes, room);
+  if (!bytes) return NULL;
+  building->bytes = bytes;
+  building->room = room;
+  return bytes;
+}
+static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) { return image_resize(NULL, size, op, unused); }
+static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *unused) { return memcpy(to, from, size); }
+static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *unused) { return 0; }
+
+void cmkd_image_free(cmkd_image *image) {
+  free(image->bytes);
+  *image = (cmkd_image){NULL, 0, 0};
+}
+
+/* Sticky failure: after the first error every step is skipped, and closing still works. */
+typedef struct image { hid_t file; int failed; } image;
+static hid_t keep(image *im, hid_t id) { if (id < 0) im->failed = 1; return id; }
+static void need(image *im, herr_t status) { if (status < 0) im->failed = 1; }
+
+static void image_open(image *im, size_t increment) {
+  hid_t access = keep(im, H5Pcreate(H5P_FILE_ACCESS)), create = keep(im, H5Pcreate(H5P_FILE_CREATE));
+  H5FD_file_image_callbacks_t callbacks = {image_take, image_copy, image_resize, image_keep, NULL, NULL, NULL};
+  need(im, H5Pset_fapl_core(access, increment, 0));
+  need(im, H5Pset_file_image_callbacks(access, &callbacks));
+  need(im, H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110));
+  need(im, H5Pset_obj_track_times(create, 0));
+  need(im, H5Pset_attr_phase_change(create, 64, 0)); /* attributes stay in the root's header */
+  im->file = im->failed ? -1 : keep(im, H5Fcreate("cmkd-cache-image", H5F_ACC_TRUNC, create, access));
+  H5Pclose(create);
+  H5Pclose(access);
+}
+
+static void image_close(image *im) {
+  ssize_t bytes = -1;
+  uint8_t superblock[48] = {0};
+  if (im->file >= 0) {
+    if (!im->failed) need(im, H5Fflush(im->file, H5F_SCOPE_GLOBAL));
+    if (!im->failed) bytes = H5Fget_file_image(im->file, NULL, 0);
+    if (bytes >= 48) memcpy(superblock, building->bytes, sizeof superblock); /* closing gives back unused space: a file end before the image's */
+    need(im, H5Fclose(im->file));
+  }
+  if (im->failed || bytes < 48 || (size_t)bytes > building->room) { im->failed = 1; return; }
+  /* superblock 3: byte 11 says "open for writing", and the checksum in bytes 44-47 is that of another moment */
+  superblock[11] = 0;
+  uint32_t sum = cmkd_lookup3(superblock, 44);
+  for (int i = 0; i < 4; i++) superblock[44 + i] = (uint8_t)(sum >> 8 * i);
+  memcpy(building->bytes, superblock, sizeof superblock);
+  building->size = (size_t)bytes;
+}
+
+static void attribute(image *im, const char *name, hid_t memory, hid_t stored, hsize_t count, const void *value) {
+  if (im->failed) return;
+  hid_t space = keep(im, count ? H5Screate_simple(1, &count, NULL) : H5Screate(H5S_SCALAR));
+  hid_t attr = keep(im, H5Acreate2(im->file, name, stored, space, H5P_DEFAULT, H5P_DEFAULT));
+  need(im, H5Awrite(attr, memory, value));
+  H5Aclose(attr);
+  H5Sclose(space);
+}
+
+static hid_t text_type(size_t size) {
+  hid_t type = H5Tcopy(H5T_C_S1);
+  H5Tset_size(type, size);
+  H5Tset_cset(type, H5T_CSET_UTF8);
+  H5Tset_strpad(type, H5T_STR_NULLPAD);
+  return type;
+}
+static void text(image *im, const char *name, const char *value) {
+  hid_t type = text_type(value[0] ? strlen(value) : 1);
+  attribute(im, name, type, type, 0, value);
+  H5Tclose(type);
+}
+static void number(image *im, const char *name, int64_t value) { attribute(im, name, H5T_NATIVE_INT64, H5T_STD_I64LE, 0, &value); }
+
+static void identity(image *im, const cmkd_cache_head *head, const char *format) {
+  const cmkd_cache_identity *id = &head->identity;
+  text(im, "format", format);
+  number(im, "schema", 1);
+  text(im, "codec", id->codec);
+  number(im, "samples", (int64_t)head->samples);
+  number(im, "views", head->views);
+  number(im, "classes", head->classes);
+  text(im, "teacher_sha256", id->teacher_sha256);
+  text(im, "teacher_arch", id->teacher_arch);
+  text(im, "teacher_name", id->teacher_name);
+  if (id->channels) attribute(im, "mean", H5T_NATIVE_FLOAT, H5T_IEEE_F32LE, (hsize_t)id->channels, id->mean);
+  if (id->channels) attribute(im, "std", H5T_NATIVE_FLOAT, H5T_IEEE_F32LE, (hsize_t)id->channels, id->std);
+  text(im, "precision", id->precision);
+  if (id->precision_error > 0) attribute(im, "precision_error", H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE, 0, &id->precision_error);
+  number(im, "teacher_batch", id->teacher_batch);
+  text(im, "dataset", id->dataset);
+  text(im, "split", id->split);
+  text(im, "fingerprint", id->fingerprint);
+  number(im, "dataset_n", id->dataset_n);
+  text(im, "augment", cmkd_policy_name(id->policy));
+  text(im, "rng", id->rng_version);
+  attribute(im, "cache_seed", H5T_NATIVE_UINT64, H5T_STD_U64LE, 0, &id->cache_seed);
+  number(im, "all_variants", id->all_variants);
+  number(im, "clean_view", id->clean_view);
+  text(im, "tool_version", id->tool_version);
+}
+
+static hid_t half_type(void) {
+  hid_t type = H5Tcopy(H5T_IEEE_F32LE);
+  H5Tset_fields(type, 15, 10, 5, 0, 10);
+  H5Tset_size(type, 2);
+  H5Tset_ebias(type, 15);
+  return type;
+}
+
+/* A contiguous array, allocated at once so that its place is known. */
+static void flat(image *im, const char *name, hid_t memory, hid_t stored, hsize_t count, const void *data, cmkd_extent *extent) {
+  if (im->failed) return;
+  hid_t create = keep(im, H5Pcreate(H5P_DATASET_CREATE)), space = keep(im, H5Screate_simple(1, &count, NULL));
+  need(im, H5Pset_alloc_time(create, H5D_ALLOC_TIME_EARLY));
+  need(im, H5Pset_fill_time(create, H5D_FILL_TIME_NEVER));
+  need(im, H5Pset_obj_track_times(create, 0));
+  hid_t set = keep(im, H5Dcreate2(im->file, name, stored, space, H5P_DEFAULT, create, H5P_DEFAULT));
+  if (!im->failed) need(im, H5Dwrite(set, memory, H5S_ALL, H5S_ALL, H5P_DEFAULT, data));
+  if (!im->failed && extent) {
+    extent->offset = (uint64_t)H5Dget_offset(set);
+    extent->size = count * H5Tget_size(stored);
+    extent->hash = cmkd_xxh64(data, extent->size);
+    if (H5Dget_offset(set) == HADDR_UNDEF) im->failed = 1;
+  }
+  if (set >= 0) H5Dclose(set);
+  H5Sclose(space);
+  H5Pclose(create);
+}
+
+static void class_names(image *im, const cmkd_cache_head *head) {
+  if (!head->class_names || im->failed) return;
+  size_t width = 1;
+  for (uint32_t c = 0; c < head->classes; c++) if (strlen(head->class_names[c]) > width) width = strlen(head->class_names[c]);
+  char *table = width < 1024 ? calloc(head->classes, width) : NULL;
+  if (!table) { im->failed = 1; return; }
+  for (uint32_t c = 0; c < head->classes; c++) memcpy(table + c * width, head->class_names[c], strlen(head->class_names[c]));
+  hid_t type = text_type(width);
+  flat(im, "class_names", type, type, head->classes, table, NULL);
+  H5Tclose(type);
+  free(table);
+}
+
+/* A chunked (n, views[, classes]) array whose chunks are given as stored bytes, view after view. */
+typedef struct chunked { const char *name; hid_t type; int rank, filters, item; hsize_t dims[3], chunk[3]; } chunked;
+static void chunks(image *im, const chunked *c, const uint8_t *const *data, const size_t *sizes, cmkd_extent *extents) {
+  if (im->failed) return;
+  hid_t create = keep(im, H5Pcreate(H5P_DATASET_CREATE)), space = keep(im, H5Screate_simple(c->rank, c->dims, NULL));
+  const unsigned level = CMKD_CHUNK_LEVEL;
+  need(im, H5Pset_chunk(create, c->rank, c->chunk));
+  need(im, H5Pset_fill_time(create, H5D_FILL_TIME_NEVER));
+  need(im, H5Pset_obj_track_times(create, 0));
+  if (c->filters) {
+    if (c->item > 1) need(im, H5Pset_shuffle(create));
+    need(im, H5Pset_filter(create, ZSTD_FILTER, H5Z_FLAG_MANDATORY, 1, &level));
+    need(im, H5Pset_fletcher32(create));
+  }
+  hid_t set = im->failed ? -1 : keep(im, H5Dcreate2(im->file, c->name, c->type, space, H5P_DEFAULT, create, H5P_DEFAULT));
+  size_t blocks = (size_t)((c->dims[0] + c->chunk[0] - 1) / c->chunk[0]);
+  for (int pass = 0; pass < 2; pass++) { /* places are asked for when all are written */
+    for (size_t i = 0; i < blocks * c->dims[1] && !im->failed; i++) {
+      hsize_t at[3] = {i % blocks * c->chunk[0], i / blocks, 0}, stored = 0;
+      unsigned mask = 0;
+      haddr_t address = HADDR_UNDEF;
+      if (!pass) { need(im, H5Dwrite_chunk(set, H5P_DEFAULT, 0, at, sizes[i], data[i])); continue; }
+      need(im, H5Dget_chunk_info_by_coord(set, at, &mask, &address, &stored));
+      if (address == HADDR_UNDEF || stored != sizes[i] || mask) im->failed = 1;
+      extents[i] = (cmkd_extent){address, stored, cmkd_xxh64(data[i], sizes[i])};
+    }
+  }
+  if (set >= 0) H5Dclose(set);
+  H5Sclose(space);
+  H5Pclose(create);
+}
+
+/* A small (n, views) array: one unfiltered chunk a view, so that a reader of one view reads one piece. */
+static void columns(image *im, const char *name, hid_t type, const void *data, size_t item, hsize_t n, hsize_t views, cmkd_extent *extents) {
+  chunked c = {.name = name, .type = type, .rank = 2, .dims = {n, views}, .chunk = {n, 1}};
+  const uint8_t **pointers = malloc(views * sizeof *pointers);
+  size_t *sizes = malloc(views * sizeof *sizes);
+  if (!pointers || !sizes) im->failed = 1;
+  for (hsize_t v = 0; v < views && !im->failed; v++) {
+    pointers[v] = (const uint8_t *)data + v * n * item;
+    sizes[v] = n * item;
+  }
+  chunks(im, &c, pointers, sizes, extents);
+  free(pointers);
+  free(sizes);
+}
+
+typedef struct quiet { H5E_auto2_t function; void *data; } quiet;
+static void enter(quiet *q, cmkd_image *out) {
+  pthread_mutex_lock(&lock);
+  building = out;
+  out->size = 0;
+  H5Eget_auto2(H5E_DEFAULT, &q->function, &q->data);
+  H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
+}
+static void leave(const quiet *q) {
+  H5Eset_auto2(H5E_DEFAULT, q->function, q->data);
+  pthread_mutex_unlock(&lock);
+}
+
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, cmkd_image *out, cmkd_error *err) {
+  const cmkd_codec *codec;
+  CMKD_TRY(cmkd_codec_find(head->identity.codec, &codec, err));
+  quiet q;
+  image im = {-1, 0};
+  enter(&q, out);
+  need(&im, H5Zregister(&filter_class));
+  image_open(&im, 4u << 20);
+  identity(&im, head, "cmkd-shard");
+  number(&im, "shard", meta->index);
+  number(&im, "shards", head->shards);
+  number(&im, "first_sample", (int64_t)meta->first);
+  hid_t half = half_type(), type = codec->item == 1 ? H5T_STD_U8LE : codec->item == 2 ? half : H5T_IEEE_F32LE;
+  hsize_t n = meta->samples, views = head->views, rows = cmkd_shard_chunk_rows(head, meta->samples);
+  chunked logits = {"logits", type, 3, 1, codec->item, {n, views, head->classes}, {rows, 1, head->classes}};
+  chunks(&im, &logits, data->chunks, data->sizes, meta->logits);
+  columns(&im, "seeds", H5T_STD_U64LE, data->seeds, 8, n, views, meta->seeds);
+  if (codec->row_numbers) columns(&im, "row_max", half, data->row_max, 2, n, views, meta->row_max);
+  if (codec->row_numbers) columns(&im, "row_range", half, data->row_range, 2, n, views, meta->row_range);
+  flat(&im, "sample_id", H5T_NATIVE_UINT64, H5T_STD_U64LE, n, data->ids, &meta->sample_id);
+  flat(&im, "label", H5T_NATIVE_INT32, H5T_STD_I32LE, n, data->labels, &meta->label);
+  class_names(&im, head);
+  H5Tclose(half);
+  image_close(&im);
+  leave(&q);
+  return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build shard %u in memory (out of memory?)", meta->index) : CMKD_OK;
+}
+
+cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *out, cmkd_error *err) {
+  quiet q;
+  image im = {-1, 0};
+  enter(&q, out);
+  image_open(&im, 1u << 16);
+  identity(&im, &meta->head, "cmkd-cache");
+  number(&im, "shards", meta->head.shards);
+  number(&im, "shard_rows", meta->head.shard_rows);
+  text(&im, "cache_sha256", meta->fingerprint);
+  class_names(&im, &meta->head);
+  for (uint32_t k = 0; k < meta->head.shards && !im.failed; k++) {
+    char name[16], target[320];
+    snprintf(name, sizeof name, "shard-%05u", k % 100000);
+    snprintf(target, sizeof target, "%s/%s", meta->folder, meta->shards[k].file);
+    need(&im, H5Lcreate_external(target, "/", im.file, name, H5P_DEFAULT, H5P_DEFAULT));
+  }
+  image_close(&im);
+  leave(&q);
+  return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build the master file in memory (out of memory?)") : CMKD_OK;
+}

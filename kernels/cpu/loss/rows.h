@@ -1,0 +1,332 @@
+/* The row functions of one instruction set: included by rows_base.c, _avx2.c and _avx512.c, which differ in flags and name alone.
+ * Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are the caller's. */
+#include <stddef.h>
+#include "kernels/cpu/loss/passes.h"
+#include "kernels/cpu/loss/exact_rank.h"
+#include "kernels/cpu/loss/soft_rank.h"
+#include "kernels/cpu/loss/sort.h"
+
+/* One thread's memory, ld floats a row: s, t, rank (group, ld); e1, es, et, g, gs (ld); keys (n8, VF) int32; a
+ * sorted row. The radix sort's two arrays lie in the sorted row's. */
+typedef struct work {
+  int64_t n, ld;
+  float *s, *t, *rank, *e1, *es, *et, *g, *gs;
+  vi *keys;
+  int sorted;            /* keys hold the group's rows in order; otherwise rows are sorted one by one */
+  sorted_row row;
+} work;
+
+/* Rows that are sorted together: one a lane; long ones alone, so that few of them still make work for many threads. */
+static int group_of(int64_t n) { return n <= SORT_NETWORK ? VF : 1; }
+/* The network's work is for all lanes: a few long rows are better off one by one. */
+static int by_network(const work *w, int count) { return w->n <= SORT_FEW || (w->n <= SORT_NETWORK && count >= VF / 2); }
+
+static size_t carve(char *at, int64_t n, work *w) {
+  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, group = group_of(n), room = (n + 2 + 2 * VD) * 8;
+  char *start = at;
+#define TAKE(field, bytes) (w->field = (void *)at, at += ((bytes) + 63) / 64 * 64)
+  w->n = n;
+  w->ld = ld;
+  TAKE(s, group * ld * 4); TAKE(t, group * ld * 4); TAKE(rank, group * ld * 4);
+  TAKE(e1, ld * 4); TAKE(es, ld * 4); TAKE(et, ld * 4); TAKE(g, ld * 4); TAKE(gs, ld * 4);
+  TAKE(keys, group > 1 ? n8 * (int64_t)sizeof(vi) : 0);
+  TAKE(row.theta, room); TAKE(row.prefix, room); TAKE(row.prefix_b, room);
+  TAKE(row.off_theta, room / 2); TAKE(row.off_b, room / 2); TAKE(row.index, room / 2); TAKE(row.first, room / 2);
+#undef TAKE
+  return (size_t)(at - start);
+}
+
+static size_t thread_scratch(int64_t classes) { static char origin[64]; work w; return carve(origin, classes, &w); }
+
+/* Sorts `count` rows of a group, ld apart, by the network where that pays; others wait for order_row. Idle lanes repeat the first. */
+static void sort_group(work *w, const float *rows, const cmkd_row_stats *stats, int count) {
+  w->sorted = by_network(w, count);
+  if (!w->sorted) return;
+  key_row lanes[VF];
+  for (int lane = 0; lane < VF; lane++) {
+    int from = lane < count ? lane : 0;
+    lanes[lane] = (key_row){rows + from * w->ld, stats[from].min, stats[from].max};
+  }
+  make_keys(lanes, w->n, w->keys);
+  sort_network(w->keys, (w->n + 7) / 8 * 8);
+}
+
+static void exact_order(work *w, const float *x) { sort_radix(x, w->n, (uint64_t *)w->row.prefix, (uint64_t *)w->row.prefix_b, w->row.index); }
+
+/* One row's classes in descending order, but for logits that share a key. */
+static void order_row(work *w, const float *x, int lane) {
+  if (w->sorted) take_lane((const int32_t *)w->keys, lane, w->n, w->row.index);
+  else exact_order(w, x);
+}
+
+static void put_in_order(work *w, const float *x) {
+  if (!settle(x, w->n, w->row.index)) exact_order(w, x);
+}
+
+static double ranks_of_row(work *w, const float *x, int lane, float *rank) {
+  order_row(w, x, lane);
+  double squares = centred_ranks(x, w->row.index, w->n, rank);
+  if (squares >= 0) return squares;
+  put_in_order(w, x);
+  return centred_ranks(x, w->row.index, w->n, rank);
+}
+
+static int64_t lay_out_row(work *w, const float *x, int lane, double scale, const float *rank) {
+  order_row(w, x, lane);
+  int64_t runs = rank ? lay_out(&w->row, x, w->n, scale, rank) : lay_out(&w->row, x, w->n, scale, NULL);
+  if (runs) return runs;
+  put_in_order(w, x);
+  return rank ? lay_out(&w->row, x, w->n, scale, rank) : lay_out(&w->row, x, w->n, scale, NULL);
+}
+
+typedef struct row {
+  const cmkd_loss_job *job;
+  work *w;
+  int64_t index;         /* in the batch */
+  int lane;              /* in the group */
+  float *s, *t;          /* padded; restored after use */
+  const float *rank;     /* the teacher's centred ranks; CMKD */
+  double rank_squares;
+  int y;
+  cmkd_row_stats ss, st;
+  double z1;             /* sum exp(s - smax), e1 holds the terms */
+  double miss, ce;       /* 1 - p_y, -log p_y at temperature 1 */
+  double per_row;        /* 1 / B */
+  double *value;         /* this row's CMKD_ROW_VALUES */
+} row;
+
+static inline int bad_label(const cmkd_loss_batch *b, int64_t r) { return b->labels[r] < 0 || b->labels[r] >= b->classes; }
+
+/* ---- terms -------------------------------------------------------------------------------------------------------------- */
+static void term_ce(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  int64_t n = w->n;
+  double e = r->job->batch->label_smoothing, scale = term->weight * r->per_row;
+  r->z1 = exp_row(r->s, n, r->ss.max, 1, w->e1, NULL);
+  /* a confident row: what the other classes hold, not 1 - p_y. It is z1 - 1 when y has the largest logit, whose exponential is 1 */
+  r->miss = r->s[r->y] == r->ss.max ? (r->z1 - 1) / r->z1 : 1 - w->e1[r->y] / r->z1;
+  r->ce = r->s[r->y] == r->ss.max ? log1p(r->z1 - 1) : log(r->z1) + r->ss.max - r->s[r->y];
+  r->value[term->part] = (1 - e) * r->ce + (e > 0 ? e * (r->ss.max + log(r->z1) - r->ss.mean) : 0);
+  vf c = splat((float)(scale / r->z1)), smooth = splat((float)(-scale * e / (double)n));
+  for (int64_t i = 0; i < n; i += VF) store(w->g + i, load(w->e1 + i) * c + smooth);
+  w->g[r->y] = (float)(scale * (e - e / (double)n - r->miss));
+}
+
+static void term_kd(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  double T = term->T, scale = term->weight * r->per_row * T;
+  exp_pair x = exp_rows(r->s, r->t, w->n, r->ss.max, r->st.max, (float)(1 / T), w->es, w->et);
+  r->value[term->part] = T * T * (x.cross / x.zt - log1p(x.zt - 1) + log1p(x.zs - 1));
+  add_difference(w->g, w->es, w->et, &x, scale, scale, 0, w->n);
+}
+
+/* Softmax over the classes that are not y, for both sides: es, et are 0 at y. margin: s_y / T - lse of the rest. */
+typedef struct rest { exp_pair x; double margin_s, margin_t; } rest;
+
+static void rest_of(row *r, double T, rest *out) {
+  work *w = r->w;
+  int64_t n = w->n;
+  float sy = r->s[r->y], ty = r->t[r->y];
+  r->s[r->y] = r->ss.min; /* takes y out of the maximum */
+  r->t[r->y] = r->st.min;
+  if (r->y == 0) { store(r->s + n, splat(r->s[0])); store(r->t + n, splat(r->t[0])); }
+  vf hs = load(r->s), ht = load(r->t);
+  for (int64_t i = VF; i < n; i += VF) { hs = max_f(hs, load(r->s + i)); ht = max_f(ht, load(r->t + i)); }
+  float ms = largest_f(hs), mt = largest_f(ht);
+  r->s[r->y] = r->t[r->y] = -3e38f; /* and out of the sums */
+  out->x = exp_rows(r->s, r->t, n, ms, mt, (float)(1 / T), w->es, w->et);
+  out->margin_s = ((double)sy - ms) / T - log(out->x.zs);
+  out->margin_t = ((double)ty - mt) / T - log(out->x.zt);
+  r->s[r->y] = sy;
+  r->t[r->y] = ty;
+  if (r->y == 0) { store(r->s + n, splat(sy)); store(r->t + n, splat(ty)); }
+}
+
+static inline double log_sigmoid(double z) { return z > 0 ? -log1p(exp(-z)) : z - log1p(exp(z)); }
+
+static void term_dkd(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  double T = term->T, scale = cmkd_term_weight(term, r->job->batch->epoch) * r->per_row * T;
+  rest x;
+  rest_of(r, T, &x);
+  double ls = log_sigmoid(x.margin_s), ls_rest = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t), lt_rest = log_sigmoid(-x.margin_t);
+  double qy = exp(lt), qn = exp(lt_rest), difference = x.margin_s < 0 ? exp(ls) - qy : qn - exp(ls_rest);
+  r->value[term->part] = T * T * (qy * (lt - ls) + qn * (lt_rest - ls_rest));
+  r->value[term->part + 1] = T * T * (x.x.cross / x.x.zt - log1p(x.x.zt - 1) + log1p(x.x.zs - 1));
+  add_difference(w->g, w->es, w->et, &x.x, scale * (term->beta - term->alpha * difference), scale * term->beta, -scale * term->alpha * difference, w->n);
+  w->g[r->y] += (float)(scale * term->alpha * difference);
+}
+
+static void term_nkd(row *r, const cmkd_loss_term *term) {
+  work *w = r->w;
+  double T = term->T, scale = term->weight * r->per_row;
+  double qy = exp((double)r->t[r->y] - r->st.max) / exp_row(r->t, w->n, r->st.max, 1, NULL, NULL);
+  rest x;
+  rest_of(r, T, &x);
+  r->value[term->part] = qy * r->ce;
+  r->value[term->part + 1] = T * T * (log1p(x.x.zs - 1) - x.x.under / x.x.zt);
+  add_difference(w->g, w->es, w->et, &x.x, scale * term->gamma * T, scale * term->gamma * T, 0, w->n);
+  float before = w->g[r->y];
+  add2(w->g, w->e1, scale * qy / r->z1, w->e1, 0, w->n);
+  w->g[r->y] = before - (float)(scale * qy * r->miss);
+}
+
+static void term_cmkd(row *r, const cmkd_loss_term *term) {
+  const cmkd_loss_job *job = r->job;
+  work *w = r->w;
+  int64_t n = w->n;
+  double N = (double)n, wp, ws;
+  r->value[CMKD_ROW_BLOCKS] = 0;
+  if (r->ss.degenerate || r->st.degenerate) return; /* every value is 0 already */
+  int easy = term->gate == CMKD_GATE_OFF ? 1 : cmkd_gate_easy(job->entropy[r->index], job->entropy_mean);
+  cmkd_gate_weights(term, easy, &wp, &ws);
+  double sigma = term->zscore ? r->ss.sigma : 1, sigma_t = term->zscore ? r->st.sigma : 1, inverse = term->zscore ? 1 / sigma : 0;
+
+  double ks = 1 / (sigma * term->T), kt = 1 / (sigma_t * term->T), zs = 1, zt = 1;
+  int exact = ((double)r->ss.max - r->ss.min) * ks < .5 || ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see exact_rank.h */
+  correlation c;
+  if (exact) {
+    softmax_d(r->s, n, r->ss.max, ks, w->row.theta);
+    softmax_d(r->t, n, r->st.max, kt, w->row.prefix);
+    c = correlate_d(w->row.theta, w->row.prefix, r->s, r->ss.mean, inverse, n);
+  } else {
+    zs = exp_row(r->s, n, r->ss.max, (float)ks, w->es, NULL);
+    zt = exp_row(r->t, n, r->st.max, (float)kt, w->et, NULL);
+    c = correlate(w->es, 1 / zs, w->et, 1 / zt, r->s, r->ss.mean, inverse, n);
+  }
+  double na = sqrt(c.aa), nb = sqrt(c.bb), pearson = 0, pa = 0, pb = 0, dot = 0;
+  if (na > 0 && nb > 0) {
+    double rho = c.ab / (na * nb);
+    pearson = 1 - rho;
+    pa = rho / (na * na) / term->T; /* g_x = p (pa a + pb b), <g, 1> = 0 */
+    pb = -1 / (na * nb) / term->T;
+    dot = wp * (pa * c.pa + pb * c.pb) / N;
+  }
+  double scale = term->weight * r->per_row / sigma;
+  if (exact) { /* before the doubles are used again */
+    add_correlation_d(w->g, w->row.theta, w->row.prefix, scale * wp * pa, scale * wp * pb, n);
+    pa = pb = 0;
+    memset(w->es, 0, (size_t)w->ld * sizeof *w->es);
+    memset(w->et, 0, (size_t)w->ld * sizeof *w->et);
+  }
+  int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma), r->rank); /* theta but for a constant, which changes nothing */
+  spearman_out sp = spearman(&w->row, n, runs, r->rank_squares, w->gs);
+  if (term->zscore) dot += ws * sp.dot / N; /* sum(g_theta theta) = sum(g_x x): theta's constant drops out, since g sums to 0 */
+  else dot = 0;
+
+  r->value[term->part] = pearson;
+  r->value[term->part + 1] = sp.loss;
+  r->value[CMKD_ROW_BLOCKS] = (double)sp.blocks / N;
+  r->value[CMKD_ROW_WEIGHTED] = wp * pearson + ws * sp.loss;
+
+  vf is = splat((float)(1 / zs)), it = splat((float)(1 / zt)), each = splat((float)(1 / N));
+  vf ca = splat((float)(scale * wp * pa)), cb = splat((float)(scale * wp * pb)), cs = splat((float)(scale * ws * N / term->kappa));
+  vf cx = splat((float)(scale * dot * inverse)), mean = splat((float)r->ss.mean);
+  for (int64_t i = 0; i < n; i += VF) {
+    vf p = load(w->es + i) * is, q = load(w->et + i) * it, x = load(r->s + i) - mean;
+    vf g = load(w->g + i) + p * (ca * (p - each) + cb * (q - each)) + cs * load(w->gs + i) - cx * x;
+    store(w->g + i, g);
+  }
+}
+
+/* ---- passes over groups of rows ------------------------------------------------------------------------------------------ */
+/* The teacher's rows: numbers that the last pass needs before it can start. */
+static void teacher_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
+  const cmkd_loss_batch *b = job->batch;
+  work w;
+  carve(scratch, b->classes, &w);
+  for (int64_t r = first; r < first + count; r++) {
+    load_teacher(b->teacher, b->teacher_dtype, r, w.n, w.t);
+    cmkd_row_stats st = job->teacher_stats[r] = row_stats(w.t, w.n);
+    job->entropy[r] = 0;
+    if (!st.finite) { job->bad[r] = 1; continue; }
+    if (job->cmkd && job->cmkd->gate != CMKD_GATE_OFF) {
+      double dot, z = exp_row(w.t, w.n, st.max, 1, NULL, &dot);
+      job->entropy[r] = log(z) - dot / z;
+    }
+    if (!job->dist) continue;
+    load_student(b->student, r, w.n, w.s);
+    if (!row_stats(w.s, w.n).finite) job->bad[r] = 1;
+    else dist_load(job, r, w.s, w.t);
+  }
+}
+
+/* Loads and checks the rows of a group. Bad ones become zeros, so that NaN stays out of sorts and sums; the caller stops. */
+static void load_group(work *w, const float *student, const void *teacher, cmkd_dtype dtype, int64_t first, int count, uint8_t *bad, cmkd_row_stats *ss, cmkd_row_stats *st) {
+  for (int lane = 0; lane < count; lane++) {
+    float *s = w->s + lane * w->ld, *t = w->t + lane * w->ld;
+    load_student(student, first + lane, w->n, s);
+    ss[lane] = row_stats(s, w->n);
+    if (teacher) load_teacher(teacher, dtype, first + lane, w->n, t);
+    if (teacher && st) st[lane] = row_stats(t, w->n);
+    if (!ss[lane].finite || (teacher && st && !st[lane].finite)) bad[first + lane] = 1;
+    if (!bad[first + lane]) continue;
+    memset(s, 0, (size_t)w->ld * sizeof *s);
+    memset(t, 0, (size_t)w->ld * sizeof *t);
+    ss[lane].min = ss[lane].max = 0;
+    if (st) st[lane] = ss[lane];
+  }
+}
+
+static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
+  const cmkd_loss_batch *b = job->batch;
+  cmkd_row_stats ss[VF], *st = job->teacher_stats + first;
+  double squares[VF] = {0};
+  work w;
+  carve(scratch, b->classes, &w);
+  for (int lane = 0; lane < count; lane++) job->bad[first + lane] |= (uint8_t)bad_label(b, first + lane);
+  load_group(&w, b->student, job->loss->needs_teacher ? b->teacher : NULL, b->teacher_dtype, first, count, job->bad, ss, NULL);
+  if (job->cmkd) {
+    for (int lane = 0; lane < count; lane++) if (job->bad[first + lane]) st[lane] = ss[lane];
+    sort_group(&w, w.t, st, count);
+    for (int lane = 0; lane < count; lane++) squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
+    sort_group(&w, w.s, ss, count);
+  }
+  for (int lane = 0; lane < count; lane++) {
+    int64_t index = first + lane;
+    row r = {.job = job, .w = &w, .index = index, .lane = lane, .s = w.s + lane * w.ld, .t = w.t + lane * w.ld, .rank = w.rank + lane * w.ld, .rank_squares = squares[lane],
+             .y = b->labels[index], .ss = ss[lane], .st = st[lane], .per_row = 1 / (double)b->batch, .value = job->row_value + index * CMKD_ROW_VALUES};
+    for (int i = 0; i < CMKD_ROW_VALUES; i++) r.value[i] = 0;
+    if (job->bad[index]) continue;
+    for (int k = 0; k < job->loss->terms; k++) {
+      const cmkd_loss_term *term = &job->loss->term[k];
+      switch (term->kind) {
+        case CMKD_TERM_CE: term_ce(&r, term); break;
+        case CMKD_TERM_KD: term_kd(&r, term); break;
+        case CMKD_TERM_DKD: term_dkd(&r, term); break;
+        case CMKD_TERM_NKD: term_nkd(&r, term); break;
+        case CMKD_TERM_DIST: dist_row(job, term, index, r.value + term->part, w.g); break;
+        case CMKD_TERM_CMKD: term_cmkd(&r, term); break;
+      }
+    }
+    if (b->grad) memcpy(b->grad + index * w.n, w.g, (size_t)w.n * sizeof *w.g);
+  }
+}
+
+static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int count, void *scratch) {
+  cmkd_row_stats ss[VF], st[VF];
+  double squares[VF];
+  work w;
+  carve(scratch, job->classes, &w);
+  double N = (double)w.n;
+  load_group(&w, job->student, job->teacher, job->teacher_dtype, first, count, job->bad, ss, st);
+  sort_group(&w, w.t, st, count);
+  for (int lane = 0; lane < count; lane++) squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
+  sort_group(&w, w.s, ss, count);
+  for (int lane = 0; lane < count; lane++) {
+    double *out = job->row_value + (first + lane) * 3, ab = 0, ranks = 0, squares_s;
+    const float *s = w.s + lane * w.ld, *t = w.t + lane * w.ld, *rank = w.rank + lane * w.ld;
+    out[0] = out[1] = out[2] = 0;
+    if (job->bad[first + lane] || ss[lane].degenerate || st[lane].degenerate) continue;
+    squares_s = ranks_of_row(&w, s, lane, w.gs);
+    for (int64_t i = 0; i < w.n; i++) {
+      ab += ((double)s[i] - ss[lane].mean) * ((double)t[i] - st[lane].mean);
+      ranks += (double)w.gs[i] * rank[i];
+    }
+    out[0] = ab / (N * ss[lane].sigma * st[lane].sigma);
+    out[1] = ranks / sqrt(squares_s * squares[lane]);
+    out[2] = (double)pool(&w.row, w.n, lay_out_row(&w, s, lane, N / (job->kappa * ss[lane].sigma), NULL)) / N;
+  }
+}
+
+const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of, row_floats, thread_scratch, teacher_pass, dist_columns, rows_pass, agreement_pass};

@@ -1,0 +1,4 @@
+/* The losses' row functions for any machine. */
+#define CMKD_LOSS_ROWS_TABLE cmkd_loss_rows_base
+#define CMKD_LOSS_ROWS_NAME "base"
+#include "kernels/cpu/loss/rows.h"

@@ -1,4 +1,0 @@
-/* The losses' row functions for any machine. */
-#define CMKD_LOSS_ROWS_TABLE cmkd_loss_rows_base
-#define CMKD_LOSS_ROWS_NAME "base"
-#include "kernels/cpu/loss_rows.h"
