@@ -136,12 +136,12 @@ static cmkd_status gunzip(const char *path, const uint8_t *in, size_t in_size, u
       out = grown;
       capacity = bigger;
     }
-    uInt give = left > 1u << 30 ? 1u << 30 : (uInt)left, room = capacity - used > 1u << 30 ? 1u << 30 : (uInt)(capacity - used);
+    uInt give = left > 1u << 30 ? 1u << 30 : (uInt)left, space = capacity - used > 1u << 30 ? 1u << 30 : (uInt)(capacity - used);
     z.avail_in = give;
-    z.avail_out = room;
+    z.avail_out = space;
     z.next_out = out + used;
     code = inflate(&z, Z_NO_FLUSH);
-    used += room - z.avail_out;
+    used += space - z.avail_out;
     left -= give - z.avail_in;
     if (used > limit) { status = too_large(path, limit, err); break; }
     if (code == Z_STREAM_END) {

@@ -23,12 +23,12 @@ cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *er
                    near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
 }
 
-cmkd_move cmkd_move_of(cmkd_policy policy, uint64_t seed) {
-  cmkd_move move = {4, 4, 0};
+cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed) {
+  cmkd_view_transform transform = {4, 4, 0};
   uint32_t variant = (uint32_t)(seed % cmkd_policy_variants(policy));
-  if (policy & CMKD_AUGMENT_FLIP) { move.flip = (int)(variant % 2); variant /= 2; }
-  if (policy & CMKD_AUGMENT_CROP) { move.dx = (int)(variant % 9); move.dy = (int)(variant / 9); }
-  return move;
+  if (policy & CMKD_AUGMENT_FLIP) { transform.flip = (int)(variant % 2); variant /= 2; }
+  if (policy & CMKD_AUGMENT_CROP) { transform.dx = (int)(variant % 9); transform.dy = (int)(variant / 9); }
+  return transform;
 }
 
 uint64_t cmkd_clean_seed(cmkd_policy policy) {

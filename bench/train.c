@@ -184,7 +184,7 @@ static void run_peak(void) {
       float out[N * 32];
       const cmkd_seg seg = {0, K, 0};
       const cmkd_conv_class cls = {1, N, 0, 0, 1, K, 0, 0, &seg};
-      const cmkd_conv_pass pass = {.groups = 1, .outs = k->block, .dst_col = k->block, .classes = 1, .cls = &cls};
+      const cmkd_direct_pass pass = {.groups = 1, .outs = k->block, .dst_col = k->block, .classes = 1, .cls = &cls};
       for (int i = 0; i < 500; i++) k->conv_run(&pass, 1, source, weights, &(cmkd_epilogue){0}, out);
     }
     seconds[s] = now() - start;

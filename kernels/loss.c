@@ -94,7 +94,7 @@ static cmkd_status read_number(parser *p, const char *key, double min, double ma
   return CMKD_OK;
 }
 
-static cmkd_status read_choice(parser *p, const char *key, const char *const *names, int *out) {
+static cmkd_status read_keyword(parser *p, const char *key, const char *const *names, int *out) {
   read_word(p);
   for (int i = 0; names[i]; i++)
     if (!strcmp(names[i], p->word)) { *out = i; return CMKD_OK; }
@@ -122,8 +122,8 @@ static cmkd_status read_argument(parser *p, int kind, cmkd_loss_term *term) {
     if (k == KEYS) return unknown(p, what, names);
     if (*p->at != '=') return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': write %s=VALUE", p->text, keys[k].name);
     p->at++;
-    if (keys[k].key == KEY_GATE) CMKD_TRY(read_choice(p, "gate", gate_names, &term->gate));
-    else if (keys[k].key == KEY_ZSCORE) CMKD_TRY(read_choice(p, "zscore", switch_names, &term->zscore));
+    if (keys[k].key == KEY_GATE) CMKD_TRY(read_keyword(p, "gate", gate_names, &term->gate));
+    else if (keys[k].key == KEY_ZSCORE) CMKD_TRY(read_keyword(p, "zscore", switch_names, &term->zscore));
     else if (keys[k].key == KEY_ALPHA && kind == CMKD_TERM_CMKD) CMKD_TRY(read_number(p, "alpha", keys[k].min, keys[k].max, &p->cmkd_alpha));
     else CMKD_TRY(read_number(p, keys[k].name, keys[k].min, keys[k].max, (double *)((char *)term + keys[k].at)));
   }
@@ -189,13 +189,13 @@ static cmkd_status read_expression(parser *p) {
 
 /* ---- canonical text ------------------------------------------------------------------------------------------------------ */
 /* The shortest decimal that reads back as the same double, without an exponent where it is readable so. */
-static int print_number(char *out, size_t room, double x) {
+static int print_number(char *out, size_t capacity, double x) {
   char s[40];
   for (int digits = 1; digits <= 17; digits++) {
     snprintf(s, sizeof s, "%.*g", digits, x);
     if (strtod(s, NULL) == x && (x < 1e-4 || x > 1e9 || !strchr(s, 'e'))) break;
   }
-  return snprintf(out, room, "%s", s);
+  return snprintf(out, capacity, "%s", s);
 }
 
 static void write_text(cmkd_loss *loss) {

@@ -18,7 +18,7 @@ static size_t size_of(const cmkd_graph *graph, const cmkd_plan *plan, int tensor
   cmkd_shape s = graph->tensor[tensor];
   return (size_t)s.h * (size_t)s.w * (((size_t)s.c + pad - 1) / pad * pad);
 }
-static size_t room_of(const cmkd_graph *graph, const cmkd_plan *plan, int tensor) {
+static size_t size_in_arena(const cmkd_graph *graph, const cmkd_plan *plan, int tensor) {
   const size_t align = (size_t)plan->layout.align;
   return (size_of(graph, plan, tensor) + align - 1) / align * align;
 }
@@ -126,21 +126,21 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
     for (int t = 0; t < graph->tensors; t++) {
       const life *l = &lives[t];
       if (l->root != t || l->first != phase) continue;
-      cmkd_place *place = &plan->grad[t];
-      const size_t room = room_of(graph, plan, t);
-      *place = (cmkd_place){1, plan->layout.local && l->first == l->last, 0, size_of(graph, plan, t)};
+      cmkd_plan_buffer *place = &plan->grad[t];
+      const size_t capacity = size_in_arena(graph, plan, t);
+      *place = (cmkd_plan_buffer){1, plan->layout.local && l->first == l->last, 0, size_of(graph, plan, t)};
       if (place->local) {
         place->offset = local[phase];
-        local[phase] += room;
+        local[phase] += capacity;
         continue;
       }
       slot *best = NULL;
       for (int s = 0; s < count; s++)
-        if (slots[s].last < phase && slots[s].size >= room && (!best || slots[s].size < best->size)) best = &slots[s];
+        if (slots[s].last < phase && slots[s].size >= capacity && (!best || slots[s].size < best->size)) best = &slots[s];
       if (!best) {
         best = &slots[count++];
-        *best = (slot){plan->arena, room, 0};
-        plan->arena += room;
+        *best = (slot){plan->arena, capacity, 0};
+        plan->arena += capacity;
       }
       best->last = l->last;
       place->offset = best->offset;
@@ -194,8 +194,8 @@ cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cm
   cmkd_status status = written && lives && local ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
   if (status == CMKD_OK) {
     for (int t = 0; t < graph->tensors; t++) {
-      plan->value[t] = (cmkd_place){1, 0, plan->arena, size_of(graph, plan, t)};
-      plan->arena += room_of(graph, plan, t);
+      plan->value[t] = (cmkd_plan_buffer){1, 0, plan->arena, size_of(graph, plan, t)};
+      plan->arena += size_in_arena(graph, plan, t);
     }
     plan_forward(graph, plan, written);
     plan_backward(graph, plan, lives);
@@ -254,13 +254,13 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
     for (int i = 0; i < count; i++)
       if (live[i].last >= s) live[kept++] = live[i];
     count = kept;
-    size_t at = 0, size = room_of(graph, plan, out);
+    size_t at = 0, size = size_in_arena(graph, plan, out);
     int i = 0;
     while (i < count && live[i].offset - at < size) { at = live[i].offset + live[i].size; i++; } /* live is sorted by offset */
     memmove(&live[i + 1], &live[i], (size_t)(count - i) * sizeof *live);
     live[i] = (span){at, size, last[out] > s ? last[out] : s};
     count++;
-    plan->value[out] = (cmkd_place){1, 1, at, size_of(graph, plan, out)};
+    plan->value[out] = (cmkd_plan_buffer){1, 1, at, size_of(graph, plan, out)};
     top = at + size > top ? at + size : top;
   }
   free(live);

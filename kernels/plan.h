@@ -40,7 +40,7 @@ typedef struct cmkd_plan_step {
 typedef struct cmkd_plan_phase { int first, steps, chunk; } cmkd_plan_phase;
 
 /* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the arena. */
-typedef struct cmkd_place { int used, local; size_t offset, size; } cmkd_place;
+typedef struct cmkd_plan_buffer { int used, local; size_t offset, size; } cmkd_plan_buffer;
 
 /* How tensors lie: channels physically a multiple of `pad`, an image's numbers of one tensor beginning at a multiple of `align`. */
 typedef struct cmkd_plan_layout { int pad, align, local; } cmkd_plan_layout;
@@ -49,7 +49,7 @@ typedef struct cmkd_plan {
   cmkd_plan_step *step;
   cmkd_plan_phase *phase;
   int steps, phases, backward; /* backward: the first phase after the loss */
-  cmkd_place *value, *grad;    /* (tensors) */
+  cmkd_plan_buffer *value, *grad;    /* (tensors) */
   size_t arena, local;         /* numbers per image of the batch; numbers per thread (training) or per image (inference without `local`) */
   cmkd_plan_layout layout;
 } cmkd_plan;

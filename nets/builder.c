@@ -17,12 +17,12 @@ void cmkd_net_fail(net_builder *b, const char *message) {
 }
 
 /* One more element in a growing array; NULL after a failure. */
-static void *grow(net_builder *b, void **array, int *count, int *room, size_t size) {
-  if (*count == *room) {
-    int more = *room ? *room * 2 : 64;
+static void *grow(net_builder *b, void **array, int *count, int *capacity, size_t size) {
+  if (*count == *capacity) {
+    int more = *capacity ? *capacity * 2 : 64;
     void *bigger = realloc(*array, (size_t)more * size);
     if (!bigger) { failed(b, cmkd_fail(b->err, CMKD_ERR_MEMORY, "out of memory building `%s`", b->graph->arch)); return NULL; }
-    *array = bigger, *room = more;
+    *array = bigger, *capacity = more;
   }
   void *element = (char *)*array + (size_t)(*count)++ * size;
   memset(element, 0, size);
@@ -30,7 +30,7 @@ static void *grow(net_builder *b, void **array, int *count, int *room, size_t si
 }
 
 static int add_tensor(net_builder *b, cmkd_shape shape) {
-  cmkd_shape *s = grow(b, (void **)&b->graph->tensor, &b->graph->tensors, &b->tensor_room, sizeof *s);
+  cmkd_shape *s = grow(b, (void **)&b->graph->tensor, &b->graph->tensors, &b->tensor_capacity, sizeof *s);
   if (!s) return -1;
   *s = shape;
   return b->graph->tensors - 1;
@@ -81,7 +81,7 @@ static int append(net_builder *b, cmkd_op op, int out_c) {
     return failed(b, cmkd_fail(b->err, status, "`%s` on %dx%d images: %s", b->graph->arch, image.h, image.w, why.message));
   }
   op.out = add_tensor(b, out);
-  cmkd_op *slot = b->status == CMKD_OK ? grow(b, (void **)&b->graph->op, &b->graph->ops, &b->op_room, sizeof *slot) : NULL;
+  cmkd_op *slot = b->status == CMKD_OK ? grow(b, (void **)&b->graph->op, &b->graph->ops, &b->op_capacity, sizeof *slot) : NULL;
   if (!slot) return -1;
   *slot = op;
   return op.out;
@@ -93,7 +93,7 @@ static cmkd_op op_of(cmkd_op_kind kind, int x) {
 
 static int add_param(net_builder *b, const char *name, const char *suffix, cmkd_param_kind kind, cmkd_init init, int dims, const int64_t *shape, int64_t fan_in) {
   if (b->status != CMKD_OK) return -1;
-  cmkd_param *p = grow(b, (void **)&b->graph->param, &b->graph->params, &b->param_room, sizeof *p);
+  cmkd_param *p = grow(b, (void **)&b->graph->param, &b->graph->params, &b->param_capacity, sizeof *p);
   if (!p) return -1;
   int length = snprintf(p->name, sizeof p->name, "%s%s.%s", b->scope, name, suffix);
   if (length < 0 || (size_t)length >= sizeof p->name) return failed(b, cmkd_fail(b->err, CMKD_ERR_VALUE, "`%s`: a parameter's name is too long", b->graph->arch));

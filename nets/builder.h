@@ -12,7 +12,7 @@ typedef struct net_builder {
   cmkd_error *err;
   char scope[64];
   cmkd_init conv_init, linear_init, linear_bias_init; /* what the family's recipe starts from */
-  int tensor_room, op_room, param_room;
+  int tensor_capacity, op_capacity, param_capacity;
 } net_builder;
 
 /* Start and finish are the registry's; finish gives the checked graph or frees it. */

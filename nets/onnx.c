@@ -12,16 +12,16 @@
 #define LARGEST 0x7FFFFFFFu /* a protocol buffer ends at 2 GB */
 
 /* ---- protocol buffers ---------------------------------------------------------------------------------------------------- */
-typedef struct buffer { uint8_t *data; size_t size, room; int failed; } buffer;
+typedef struct buffer { uint8_t *data; size_t size, capacity; int failed; } buffer;
 
 static void put(buffer *b, const void *data, size_t size) {
   if (b->failed || size > LARGEST || b->size + size > LARGEST) { b->failed = 1; return; }
-  if (b->size + size > b->room) {
-    size_t room = b->room ? b->room : 256;
-    while (room < b->size + size) room *= 2;
-    uint8_t *bigger = realloc(b->data, room);
+  if (b->size + size > b->capacity) {
+    size_t capacity = b->capacity ? b->capacity : 256;
+    while (capacity < b->size + size) capacity *= 2;
+    uint8_t *bigger = realloc(b->data, capacity);
     if (!bigger) { b->failed = 1; return; }
-    b->data = bigger, b->room = room;
+    b->data = bigger, b->capacity = capacity;
   }
   if (size) memcpy(b->data + b->size, data, size);
   b->size += size;

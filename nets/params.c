@@ -59,11 +59,11 @@ static void list_add(list *l, const char *format, ...) {
   if (l->count++ >= 3 || l->used >= sizeof l->text - 1) return;
   va_list args;
   va_start(args, format);
-  size_t room = sizeof l->text - l->used;
-  int n = snprintf(l->text + l->used, room, "%s", l->count > 1 ? ", " : "");
-  l->used += (size_t)n < room ? (size_t)n : room - 1, room = sizeof l->text - l->used;
-  n = vsnprintf(l->text + l->used, room, format, args);
-  l->used += (size_t)n < room ? (size_t)n : room - 1;
+  size_t capacity = sizeof l->text - l->used;
+  int n = snprintf(l->text + l->used, capacity, "%s", l->count > 1 ? ", " : "");
+  l->used += (size_t)n < capacity ? (size_t)n : capacity - 1, capacity = sizeof l->text - l->used;
+  n = vsnprintf(l->text + l->used, capacity, format, args);
+  l->used += (size_t)n < capacity ? (size_t)n : capacity - 1;
   va_end(args);
 }
 
@@ -80,9 +80,9 @@ static int same_shape(const cmkd_param *p, const cmkd_tensor *t) {
   return 1;
 }
 
-static void add_section(char *text, size_t room, const char *label, const list *l) {
+static void add_section(char *text, size_t capacity, const char *label, const list *l) {
   size_t used = strlen(text);
-  if (l->count) snprintf(text + used, room - used, "%s%d %s (%s%s)", used ? "; " : "", l->count, label, l->text, l->count > 3 ? ", ..." : "");
+  if (l->count) snprintf(text + used, capacity - used, "%s%d %s (%s%s)", used ? "; " : "", l->count, label, l->text, l->count > 3 ? ", ..." : "");
 }
 
 static cmkd_status report_mismatch(const cmkd_graph *graph, const cmkd_weights *weights, const list *missing, const list *unexpected, const list *wrong, cmkd_error *err) {

@@ -19,9 +19,9 @@ typedef struct build {
   uint32_t batches;      /* per call, grown until a call takes a tenth of a second */
 } build;
 
-static void set_text(char *out, size_t room, const char *text) {
+static void set_text(char *out, size_t capacity, const char *text) {
   size_t i = 0;
-  for (; i + 1 < room && text[i]; i++) out[i] = text[i] >= ' ' && text[i] < 127 ? text[i] : '?'; /* a file name need not be UTF-8, an attribute must */
+  for (; i + 1 < capacity && text[i]; i++) out[i] = text[i] >= ' ' && text[i] < 127 ? text[i] : '?'; /* a file name need not be UTF-8, an attribute must */
   out[i] = 0;
 }
 

@@ -27,9 +27,9 @@ static cmkd_status parse_ranges(const char *text, uint32_t limit, const char *wh
   }
 }
 
-typedef struct choice { const char *samples, *views, *classes; } choice;
+typedef struct algorithm { const char *samples, *views, *classes; } algorithm;
 
-static cmkd_status choose_samples(cmkd_cache *cache, const choice *c, uint32_t **position, uint64_t *count, cmkd_error *err) {
+static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_t **position, uint64_t *count, cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   const uint64_t *ids;
   const int32_t *labels;
@@ -49,7 +49,7 @@ static cmkd_status choose_samples(cmkd_cache *cache, const choice *c, uint32_t *
   return status;
 }
 
-static cmkd_status choose_views(const cmkd_cache_info *info, const choice *c, cmkd_reshape *shape, cmkd_reshape_view *views, cmkd_error *err) {
+static cmkd_status choose_views(const cmkd_cache_info *info, const algorithm *c, cmkd_reshape *shape, cmkd_reshape_view *views, cmkd_error *err) {
   uint8_t *flags;
   cmkd_status status = parse_ranges(c->views, info->views, "views", &flags, err);
   uint32_t count = 0;
@@ -67,7 +67,7 @@ static cmkd_status choose_views(const cmkd_cache_info *info, const choice *c, cm
 
 cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   const char *paths[2] = {0}, *codec = NULL;
-  choice c = {0};
+  algorithm c = {0};
   int help = 0, positionals = 0, quiet = 0, json = 0;
   int64_t shard_rows = 0;
   const cmkd_option table[] = {

@@ -51,7 +51,7 @@ static const char *on_off(const char *value) {
   return value;
 }
 
-static cmkd_status make_expression(const cmkd_weights *w, char *out, size_t room, cmkd_error *err) {
+static cmkd_status make_expression(const cmkd_weights *w, char *out, size_t capacity, cmkd_error *err) {
   const char *loss = cmkd_weights_meta(w, "loss"), *T = cmkd_weights_meta(w, "T");
   if (!loss) return cmkd_fail(err, CMKD_ERR_FORMAT, "no metadata key 'loss'");
   char used[64] = {0}; /* by meta index */
@@ -61,19 +61,19 @@ static cmkd_status make_expression(const cmkd_weights *w, char *out, size_t room
   snprintf(list, sizeof list, strstr(loss, "ce+") == loss || !strcmp(loss, "ce") ? "%s" : "ce+%s", loss);
   for (char *term = strtok_r(list, "+", &save); term; term = strtok_r(NULL, "+", &save)) {
     int has_t = 0;
-    at += (size_t)snprintf(out + at, room - at, "%s%s", at ? "+" : "", term);
+    at += (size_t)snprintf(out + at, capacity - at, "%s%s", at ? "+" : "", term);
     char sign = ':';
     for (int i = 0; i < KEYS; i++) {
       const char *value = cmkd_weights_meta(w, keys[i].meta);
       if (!value || strcmp(keys[i].term, term)) continue;
       for (int m = 0; m < w->meta_count && m < (int)sizeof used; m++) if (!strcmp(w->meta_keys[m], keys[i].meta)) used[m] = 1;
       has_t |= !strcmp(keys[i].key, "T");
-      at += (size_t)snprintf(out + at, room - at, "%c%s=%s", sign, keys[i].key, !strcmp(keys[i].key, "zscore") ? on_off(value) : value);
+      at += (size_t)snprintf(out + at, capacity - at, "%c%s=%s", sign, keys[i].key, !strcmp(keys[i].key, "zscore") ? on_off(value) : value);
       sign = ',';
-      if (at >= room) return cmkd_fail(err, CMKD_ERR_FORMAT, "metadata too long");
+      if (at >= capacity) return cmkd_fail(err, CMKD_ERR_FORMAT, "metadata too long");
     }
-    if (T && !has_t && strcmp(term, "ce")) { at += (size_t)snprintf(out + at, room - at, "%cT=%s", sign, T); t_used = 1; }
-    if (at >= room) return cmkd_fail(err, CMKD_ERR_FORMAT, "metadata too long");
+    if (T && !has_t && strcmp(term, "ce")) { at += (size_t)snprintf(out + at, capacity - at, "%cT=%s", sign, T); t_used = 1; }
+    if (at >= capacity) return cmkd_fail(err, CMKD_ERR_FORMAT, "metadata too long");
   }
   if (!cmkd_weights_meta(w, "ce")) return cmkd_fail(err, CMKD_ERR_FORMAT, "no metadata key 'ce', the weight of cross-entropy");
   for (int m = 0; m < w->meta_count; m++) {

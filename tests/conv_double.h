@@ -173,11 +173,11 @@ static cmkd_cudnn_plan *plan_of(const made_plan *is, const cmkd_conv_request *re
   plans_live++;
   return plan;
 }
-cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t limit, int room, cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
+cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t limit, int capacity, cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
   *count = 0;
   if (lib->refuses) return cmkd_fail(err, CMKD_ERR_DEVICE, "made up");
   for (int i = 0; i < lib->count; i++)
-    if (lib->plan[i].pass == request->pass && *count < room) plans[(*count)++] = plan_of(&lib->plan[i], request);
+    if (lib->plan[i].pass == request->pass && *count < capacity) plans[(*count)++] = plan_of(&lib->plan[i], request);
   return CMKD_OK;
 }
 cmkd_status cmkd_cudnn_plan_named(cmkd_cudnn *lib, const cmkd_conv_request *request, const char *name, cmkd_cudnn_plan **out, cmkd_error *err) {

@@ -5,14 +5,14 @@
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   cmkd_error err;
-  cmkd_block block;
+  cmkd_user_block block;
   cmkd_cache_head head;
   cmkd_shard_meta shard;
   cmkd_master_meta master;
   if (size == 0) return 0;
   int kind = data[0] % 3;
   data++, size--;
-  if (kind == 0) return cmkd_block_parse(data, size, size, "fuzz", &block, &err) == CMKD_OK && block.json_size > size;
+  if (kind == 0) return cmkd_user_block_parse(data, size, size, "fuzz", &block, &err) == CMKD_OK && block.json_size > size;
   if (kind == 1 && cmkd_shard_json_parse((const char *)data, size, size * 16, "fuzz", &head, &shard, &err) == CMKD_OK) {
     cmkd_cache_head_free(&head);
     cmkd_shard_meta_free(&shard);

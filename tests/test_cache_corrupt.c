@@ -103,13 +103,13 @@ static void flips_and_truncations(void **state) {
 static cmkd_status open_with_json(const char *path, const char *json) {
   uint8_t *data;
   size_t size, block_size;
-  cmkd_block block;
+  cmkd_user_block block;
   cmkd_cache *cache;
   assert_ok(cmkd_file_read(path, 1 << 24, &data, &size, &err));
-  assert_ok(cmkd_block_parse(data, size, size, path, &block, &err));
+  assert_ok(cmkd_user_block_parse(data, size, size, path, &block, &err));
   size_t payload = size - (size_t)block.block_size;
   char *lie = cmkd_format("%s.lie", path);
-  uint8_t *made = cmkd_block_make(CMKD_BLOCK_MASTER, json, strlen(json), block.payload_sha256, payload, &block_size);
+  uint8_t *made = cmkd_user_block_make(CMKD_USER_BLOCK_MASTER, json, strlen(json), block.payload_sha256, payload, &block_size);
   const cmkd_piece pieces[] = {{made, block_size}, {data + block.block_size, payload}};
   assert_ok(cmkd_file_write(lie, pieces, 2, &err));
   cmkd_status status = cmkd_cache_open(lie, &cache, &err);
@@ -123,9 +123,9 @@ static cmkd_status open_with_json(const char *path, const char *json) {
 static char *master_json(const char *path) {
   uint8_t *data;
   size_t size;
-  cmkd_block block;
+  cmkd_user_block block;
   assert_ok(cmkd_file_read(path, 1 << 24, &data, &size, &err));
-  assert_ok(cmkd_block_parse(data, size, size, path, &block, &err));
+  assert_ok(cmkd_user_block_parse(data, size, size, path, &block, &err));
   char *json = strndup(block.json, block.json_size);
   free(data);
   return json;

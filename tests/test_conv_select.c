@@ -30,69 +30,69 @@ static int nothing_left(void **state) {
 static cmkd_conv_request request_of(cmkd_conv_pass pass, cmkd_dtype dtype) {
   return (cmkd_conv_request){.shape = {.n = 3, .h = 6, .w = 6, .c = 13, .oh = 6, .ow = 6, .k = 19, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 1, .y_stride = 24, .dtype = dtype, .y_dtype = dtype}, .pass = pass};
 }
-static cmkd_conv_chooser *open_chooser(cmkd_cudnn *cudnn, const char *name, const char *path) {
-  cmkd_conv_chooser *chooser;
-  assert_ok(cmkd_conv_chooser_open(cudnn, name, path, on_stream, &chooser, &err));
-  return chooser;
+static cmkd_conv_selector *open_selector(cmkd_cudnn *cudnn, const char *name, const char *path) {
+  cmkd_conv_selector *selector;
+  assert_ok(cmkd_conv_selector_open(cudnn, name, path, on_stream, &selector, &err));
+  return selector;
 }
 /* The name that is chosen for a request; `timed` whether anything was. */
-static const char *choose(cmkd_conv_chooser *chooser, cmkd_conv_request request, int *timed) {
+static const char *choose(cmkd_conv_selector *selector, cmkd_conv_request request, int *timed) {
   static char name[NAME_MAX_BYTES];
-  cmkd_conv_choice *choice;
+  cmkd_conv_algorithm *algorithm;
   const long before = made.timed;
-  assert_ok(cmkd_conv_choose(chooser, &request, &choice, &err));
-  snprintf(name, sizeof name, "%s", cmkd_conv_choice_name(choice));
-  cmkd_conv_choice_free(choice);
+  assert_ok(cmkd_conv_select(selector, &request, &algorithm, &err));
+  snprintf(name, sizeof name, "%s", cmkd_conv_algorithm_name(algorithm));
+  cmkd_conv_algorithm_free(algorithm);
   *timed = made.timed != before;
   return name;
 }
-static void assert_chosen(cmkd_conv_chooser *chooser, cmkd_conv_request request, const char *name, int timed) {
+static void assert_chosen(cmkd_conv_selector *selector, cmkd_conv_request request, const char *name, int timed) {
   int was_timed;
-  assert_string_equal(choose(chooser, request, &was_timed), name);
+  assert_string_equal(choose(selector, request, &was_timed), name);
   assert_int_equal(was_timed, timed);
 }
 
 static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
-  cmkd_conv_chooser *chooser = open_chooser(NULL, "GPU", memory);
+  cmkd_conv_selector *selector = open_selector(NULL, "GPU", memory);
   for (int pass = 0; pass < 4; pass++) {
     cmkd_conv_request r = request_of((cmkd_conv_pass)pass, CMKD_BF16);
-    cmkd_conv_choice *choice;
+    cmkd_conv_algorithm *algorithm;
     float c[20000] = {0}, bias[24] = {0}, a[20000] = {0};
-    assert_ok(cmkd_conv_choose(chooser, &r, &choice, &err));
-    assert_string_equal(cmkd_conv_choice_name(choice), "own");
-    assert_int_equal(cmkd_conv_choice_workspace(choice), 1000);
-    assert_int_equal(cmkd_conv_choice_dw_dtype(choice), CMKD_F32);
+    assert_ok(cmkd_conv_select(selector, &r, &algorithm, &err));
+    assert_string_equal(cmkd_conv_algorithm_name(algorithm), "own");
+    assert_int_equal(cmkd_conv_algorithm_workspace(algorithm), 1000);
+    assert_int_equal(cmkd_conv_algorithm_dw_dtype(algorithm), CMKD_F32);
     const long before = made.runs_own;
-    assert_ok(cmkd_conv_run(choice, a, a, c, pass == CMKD_CONV_FORWARD_FUSED ? &(cmkd_cuda_epilogue){bias, NULL, CMKD_ACT_NONE} : NULL, NULL, NULL, &err));
+    assert_ok(cmkd_conv_run(algorithm, a, a, c, pass == CMKD_CONV_FORWARD_FUSED ? &(cmkd_cuda_epilogue){bias, NULL, CMKD_ACT_NONE} : NULL, NULL, NULL, &err));
     assert_int_equal(made.runs_own, before + 1);
-    cmkd_conv_choice_free(choice);
+    cmkd_conv_algorithm_free(algorithm);
   }
   assert_int_equal(made.timed, 0);
   assert_false(cmkd_file_exists(memory));
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector_close(selector);
 }
 
 static void the_fastest_that_agrees_wins(void **state) {
   for (int d = 0; d < 3; d++) {
     const cmkd_dtype dtype = d == 0 ? CMKD_F32 : d == 1 ? CMKD_F16 : CMKD_BF16;
-    cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+    cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
     cmkd_conv_request add = request_of(CMKD_CONV_BACKWARD_DATA, dtype);
-    assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 1);
-    assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 0); /* decided */
-    assert_chosen(chooser, add, "cudnn:eng9{}", 1);
+    assert_chosen(selector, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 1);
+    assert_chosen(selector, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 0); /* decided */
+    assert_chosen(selector, add, "cudnn:eng9{}", 1);
     add.accumulate = 1;
-    assert_chosen(chooser, add, "cudnn:eng10{}", 1); /* the faster one forgets to add */
-    assert_chosen(chooser, request_of(CMKD_CONV_BACKWARD_WEIGHTS, dtype), "cudnn:eng11{}", 1);
-    cmkd_conv_chooser_close(chooser);
+    assert_chosen(selector, add, "cudnn:eng10{}", 1); /* the faster one forgets to add */
+    assert_chosen(selector, request_of(CMKD_CONV_BACKWARD_WEIGHTS, dtype), "cudnn:eng11{}", 1);
+    cmkd_conv_selector_close(selector);
   }
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
   cmkd_conv_request large = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F16); /* more than is looked at */
   large.shape.n = 40, large.shape.h = large.shape.w = large.shape.oh = large.shape.ow = 20;
   assert_true(count_x(&large.shape) > 2 * SAMPLE);
-  assert_chosen(chooser, large, "cudnn:eng9{}", 1);
+  assert_chosen(selector, large, "cudnn:eng9{}", 1);
   made.own_ms = 0.5;
-  assert_chosen(chooser, request_of(CMKD_CONV_FORWARD, CMKD_F32), "own", 1);
-  cmkd_conv_chooser_close(chooser);
+  assert_chosen(selector, request_of(CMKD_CONV_FORWARD, CMKD_F32), "own", 1);
+  cmkd_conv_selector_close(selector);
 }
 
 /* Where a row must not depend on its neighbours, a plan that treats the last image otherwise is out, however fast. */
@@ -101,165 +101,165 @@ static void who_leans_on_neighbours_is_out(void **state) {
                                   {"cudnn:eng1{}", CMKD_CONV_FORWARD_FUSED, 1, LEANING, 0}, {"cudnn:eng2{}", CMKD_CONV_FORWARD_FUSED, 2, GOOD, 0}};
   cmkd_cudnn library = {91900, 4, 0, two};
   for (int fused = 0; fused < 2; fused++) {
-    cmkd_conv_chooser *chooser = open_chooser(&library, "GPU", NULL);
+    cmkd_conv_selector *selector = open_selector(&library, "GPU", NULL);
     cmkd_conv_request r = request_of(fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD, CMKD_BF16);
     r.residual = fused;
-    assert_chosen(chooser, r, "cudnn:eng1{}", 1);
+    assert_chosen(selector, r, "cudnn:eng1{}", 1);
     r.alone = 1;
-    assert_chosen(chooser, r, "cudnn:eng2{}", 1);
+    assert_chosen(selector, r, "cudnn:eng2{}", 1);
     r.shape.n = 1; /* nobody to lean on */
-    assert_chosen(chooser, r, "cudnn:eng1{}", 1);
-    cmkd_conv_chooser_close(chooser);
+    assert_chosen(selector, r, "cudnn:eng1{}", 1);
+    cmkd_conv_selector_close(selector);
   }
 }
 
 /* A network's layers of equal shape: one plan, made and tried once, gone with the last of them. */
-static void equal_requests_share_a_choice(void **state) {
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
+static void equal_requests_share_an_algorithm(void **state) {
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
   cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), other = r;
-  cmkd_conv_choice *choice[3], *third;
-  assert_ok(cmkd_conv_choose(chooser, &r, &choice[0], &err));
+  cmkd_conv_algorithm *algorithm[3], *third;
+  assert_ok(cmkd_conv_select(selector, &r, &algorithm[0], &err));
   const long runs = made.runs_own + made.runs_plan;
-  assert_ok(cmkd_conv_choose(chooser, &r, &choice[1], &err));
-  assert_ok(cmkd_conv_choose(chooser, &r, &choice[2], &err));
+  assert_ok(cmkd_conv_select(selector, &r, &algorithm[1], &err));
+  assert_ok(cmkd_conv_select(selector, &r, &algorithm[2], &err));
   assert_int_equal(made.runs_own + made.runs_plan, runs);
   assert_int_equal(plans_live, 1);
   other.shape.n = 5;
-  assert_ok(cmkd_conv_choose(chooser, &other, &third, &err));
-  assert_ptr_not_equal(third, choice[0]);
-  cmkd_conv_choice_free(choice[1]);
-  cmkd_conv_choice_free(choice[0]);
+  assert_ok(cmkd_conv_select(selector, &other, &third, &err));
+  assert_ptr_not_equal(third, algorithm[0]);
+  cmkd_conv_algorithm_free(algorithm[1]);
+  cmkd_conv_algorithm_free(algorithm[0]);
   assert_int_equal(plans_live, 2);
-  assert_string_equal(cmkd_conv_choice_name(choice[2]), "cudnn:eng6{k1=2,k3=4}");
-  cmkd_conv_choice_free(choice[2]);
+  assert_string_equal(cmkd_conv_algorithm_name(algorithm[2]), "cudnn:eng6{k1=2,k3=4}");
+  cmkd_conv_algorithm_free(algorithm[2]);
   assert_int_equal(plans_live, 1);
-  cmkd_conv_choice_free(third);
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_algorithm_free(third);
+  cmkd_conv_selector_close(selector);
 }
 
 static void an_epilogue_may_come_after_a_faster_plan(void **state) {
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
   for (int residual = 0; residual < 2; residual++)
     for (int act = 0; act < 3; act++) {
       cmkd_conv_request r = request_of(CMKD_CONV_FORWARD_FUSED, CMKD_F32);
-      cmkd_conv_choice *choice;
+      cmkd_conv_algorithm *algorithm;
       static float a[4000], b[8000], c[4000], expected[4000], other[4000], bias[24], workspace[1250];
       for (int i = 0; i < 4000; i++) a[i] = other[i] = (float)(i % 17) - 8, b[i] = (float)(i % 5);
       r.residual = residual, r.act = (cmkd_act)act;
-      assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 1);
-      cmkd_conv_chooser *later = open_chooser(&with_plans, "GPU", memory);
+      assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 1);
+      cmkd_conv_selector *later = open_selector(&with_plans, "GPU", memory);
       assert_chosen(later, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 0);
-      assert_ok(cmkd_conv_choose(later, &r, &choice, &err));
+      assert_ok(cmkd_conv_select(later, &r, &algorithm, &err));
       const cmkd_cuda_epilogue epilogue = {bias, residual ? other : NULL, r.act};
       const long before = made.epilogues;
-      assert_ok(cmkd_conv_run(choice, a, b, c, &epilogue, workspace, on_stream, &err));
+      assert_ok(cmkd_conv_run(algorithm, a, b, c, &epilogue, workspace, on_stream, &err));
       assert_int_equal(made.epilogues, before + 1);
       made_conv(&r.shape, CMKD_CONV_FORWARD, a, b, expected, 0, CMKD_F32, 0);
       made_epilogue(&r.shape, &epilogue, expected);
       assert_memory_equal(c, expected, count_y(&r.shape) * sizeof(float));
       /* not what was asked for */
-      assert_int_equal(cmkd_conv_run(choice, a, b, c, NULL, workspace, on_stream, &err), CMKD_ERR_VALUE);
-      assert_int_equal(cmkd_conv_run(choice, a, b, c, &(cmkd_cuda_epilogue){NULL, epilogue.residual, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
-      assert_int_equal(cmkd_conv_run(choice, a, b, c, &(cmkd_cuda_epilogue){bias, residual ? NULL : other, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
-      assert_int_equal(cmkd_conv_run(choice, a, b, c, &epilogue, workspace, NULL, &err), CMKD_ERR_VALUE); /* another stream */
-      cmkd_conv_choice_free(choice);
-      cmkd_conv_chooser_close(later);
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, NULL, workspace, on_stream, &err), CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &(cmkd_cuda_epilogue){NULL, epilogue.residual, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &(cmkd_cuda_epilogue){bias, residual ? NULL : other, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &epilogue, workspace, NULL, &err), CMKD_ERR_VALUE); /* another stream */
+      cmkd_conv_algorithm_free(algorithm);
+      cmkd_conv_selector_close(later);
     }
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector_close(selector);
 }
 
 /* Logits have no channels for padding; the gradient of their weights has, and it is 0. */
 static void gradients_of_padding_are_zero(void **state) {
   cmkd_conv_request r = {.shape = {.n = 2, .h = 1, .w = 1, .c = 8, .oh = 1, .ow = 1, .k = 10, .kh = 1, .kw = 1, .stride = 1, .groups = 1, .y_stride = 10}, .pass = CMKD_CONV_BACKWARD_WEIGHTS};
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
-  cmkd_conv_choice *choice;
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
+  cmkd_conv_algorithm *algorithm;
   float x[16], dy[20], dw[16 * 8], workspace[16];
   for (int i = 0; i < 16; i++) x[i] = 1;
   for (int i = 0; i < 20; i++) dy[i] = 1;
   memset(dw, 0xFF, sizeof dw);
-  assert_ok(cmkd_conv_choose(chooser, &r, &choice, &err));
-  assert_string_equal(cmkd_conv_choice_name(choice), "cudnn:eng11{}");
-  assert_ok(cmkd_conv_run(choice, x, dy, dw, NULL, workspace, on_stream, &err));
+  assert_ok(cmkd_conv_select(selector, &r, &algorithm, &err));
+  assert_string_equal(cmkd_conv_algorithm_name(algorithm), "cudnn:eng11{}");
+  assert_ok(cmkd_conv_run(algorithm, x, dy, dw, NULL, workspace, on_stream, &err));
   for (int i = 0; i < 16 * 8; i++) assert_true(dw[i] == (i < 80 ? 2 : 0));
-  cmkd_conv_choice_free(choice);
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_algorithm_free(algorithm);
+  cmkd_conv_selector_close(selector);
 }
 
-static void choices_are_remembered_by_device(void **state) {
+static void algorithms_are_remembered_by_device(void **state) {
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
   cmkd_cudnn other = with_plans;
   other.version = 91800;
   for (int round = 0; round < 2; round++) { /* timed once, then remembered, the one beside the other */
-    cmkd_conv_chooser *a = open_chooser(&with_plans, "GPU A", memory), *b = open_chooser(&with_plans, "GPU \"B\"", memory), *c = open_chooser(&other, "GPU A", memory);
+    cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", memory), *b = open_selector(&with_plans, "GPU \"B\"", memory), *c = open_selector(&other, "GPU A", memory);
     assert_chosen(a, r, "cudnn:eng6{k1=2,k3=4}", !round);
     assert_chosen(b, r, "cudnn:eng6{k1=2,k3=4}", !round);
     assert_chosen(c, r, "cudnn:eng6{k1=2,k3=4}", !round);
-    cmkd_conv_chooser_close(a);
-    cmkd_conv_chooser_close(b);
-    cmkd_conv_chooser_close(c);
+    cmkd_conv_selector_close(a);
+    cmkd_conv_selector_close(b);
+    cmkd_conv_selector_close(c);
   }
   /* what differs in a way that matters is another request */
-  cmkd_conv_chooser *a = open_chooser(&with_plans, "GPU A", memory);
+  cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", memory);
   cmkd_conv_request tf32 = r, big = r;
   tf32.tf32 = 1, big.shape.n = 4;
   assert_chosen(a, tf32, "cudnn:eng6{k1=2,k3=4}", 1);
   assert_chosen(a, big, "cudnn:eng6{k1=2,k3=4}", 1);
-  cmkd_conv_chooser_close(a);
+  cmkd_conv_selector_close(a);
 }
 
 static void what_no_longer_works_is_measured_again(void **state) {
   const made_plan now[] = {{"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, FAILING, 0}, {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
   cmkd_cudnn changed = {91900, 2, 0, now}, gone = {91900, 0, 0, NULL}, refusing = {91900, 2, 1, now};
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
-  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
-  cmkd_conv_chooser_close(chooser);
-  chooser = open_chooser(&changed, "GPU", memory);
-  assert_chosen(chooser, r, "cudnn:eng1{k2=1}", 1);
-  cmkd_conv_chooser_close(chooser);
-  chooser = open_chooser(&gone, "GPU", memory);
-  assert_chosen(chooser, r, "own", 0);
-  cmkd_conv_chooser_close(chooser);
-  chooser = open_chooser(&refusing, "other", memory);
-  assert_chosen(chooser, r, "own", 0);
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
+  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_selector_close(selector);
+  selector = open_selector(&changed, "GPU", memory);
+  assert_chosen(selector, r, "cudnn:eng1{k2=1}", 1);
+  cmkd_conv_selector_close(selector);
+  selector = open_selector(&gone, "GPU", memory);
+  assert_chosen(selector, r, "own", 0);
+  cmkd_conv_selector_close(selector);
+  selector = open_selector(&refusing, "other", memory);
+  assert_chosen(selector, r, "own", 0);
+  cmkd_conv_selector_close(selector);
 }
 
-static void a_resumed_run_keeps_its_choices(void **state) {
+static void a_resumed_run_keeps_its_algorithms(void **state) {
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), d = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F32);
   const made_plan slow[] = {{"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
   cmkd_cudnn earlier = {91900, 1, 0, slow};
   char *text, *again;
   int used;
-  cmkd_conv_chooser *chooser = open_chooser(&earlier, "GPU", NULL);
-  assert_chosen(chooser, r, "cudnn:eng1{k2=1}", 1);
-  assert_ok(cmkd_conv_chooser_save(chooser, &text, &err));
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector *selector = open_selector(&earlier, "GPU", NULL);
+  assert_chosen(selector, r, "cudnn:eng1{k2=1}", 1);
+  assert_ok(cmkd_conv_selector_save(selector, &text, &err));
+  cmkd_conv_selector_close(selector);
 
-  chooser = open_chooser(&with_plans, "GPU", memory); /* has measured something faster */
-  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
-  cmkd_conv_chooser_close(chooser);
-  chooser = open_chooser(&with_plans, "GPU", memory);
-  assert_ok(cmkd_conv_chooser_load(chooser, text, &used, &err));
+  selector = open_selector(&with_plans, "GPU", memory); /* has measured something faster */
+  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_selector_close(selector);
+  selector = open_selector(&with_plans, "GPU", memory);
+  assert_ok(cmkd_conv_selector_load(selector, text, &used, &err));
   assert_int_equal(used, 1);
-  assert_chosen(chooser, r, "cudnn:eng1{k2=1}", 0);
-  assert_chosen(chooser, d, "cudnn:eng9{}", 1); /* what it did not bring */
-  assert_ok(cmkd_conv_chooser_save(chooser, &again, &err));
+  assert_chosen(selector, r, "cudnn:eng1{k2=1}", 0);
+  assert_chosen(selector, d, "cudnn:eng9{}", 1); /* what it did not bring */
+  assert_ok(cmkd_conv_selector_save(selector, &again, &err));
   assert_non_null(strstr(again, "cudnn:eng1{k2=1}"));
   assert_non_null(strstr(again, "cudnn:eng9{}"));
   assert_null(strchr(again, '\n'));
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector_close(selector);
 
-  chooser = open_chooser(&with_plans, "another GPU", NULL);
-  assert_ok(cmkd_conv_chooser_load(chooser, again, &used, &err));
+  selector = open_selector(&with_plans, "another GPU", NULL);
+  assert_ok(cmkd_conv_selector_load(selector, again, &used, &err));
   assert_int_equal(used, 0);
-  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
-  cmkd_conv_chooser_close(chooser);
-  chooser = open_chooser(NULL, "GPU", NULL);
-  assert_ok(cmkd_conv_chooser_load(chooser, again, &used, &err));
+  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_selector_close(selector);
+  selector = open_selector(NULL, "GPU", NULL);
+  assert_ok(cmkd_conv_selector_load(selector, again, &used, &err));
   assert_int_equal(used, 0);
-  assert_chosen(chooser, r, "own", 0);
-  cmkd_conv_chooser_close(chooser);
+  assert_chosen(selector, r, "own", 0);
+  cmkd_conv_selector_close(selector);
   free(text);
   free(again);
 }
@@ -268,19 +268,19 @@ static void failures_name_the_remedy(void **state) {
   const made_plan breaking[] = {{"cudnn:eng666{}", CMKD_CONV_FORWARD, 1, BREAKING, 0}};
   cmkd_cudnn cudnn = {91900, 1, 0, breaking};
   cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
-  cmkd_conv_choice *choice;
-  cmkd_conv_chooser *chooser = open_chooser(&cudnn, "GPU", memory);
+  cmkd_conv_algorithm *algorithm;
+  cmkd_conv_selector *selector = open_selector(&cudnn, "GPU", memory);
   made.full = 1;
-  assert_int_equal(cmkd_conv_choose(chooser, &r, &choice, &err), CMKD_ERR_MEMORY);
-  assert_null(choice);
+  assert_int_equal(cmkd_conv_select(selector, &r, &algorithm, &err), CMKD_ERR_MEMORY);
+  assert_null(algorithm);
   assert_non_null(strstr(err.message, "256 MB"));
   made.full = 0;
-  assert_int_equal(cmkd_conv_choose(chooser, &r, &choice, &err), CMKD_ERR_DEVICE);
-  assert_null(choice);
+  assert_int_equal(cmkd_conv_select(selector, &r, &algorithm, &err), CMKD_ERR_DEVICE);
+  assert_null(algorithm);
   assert_non_null(strstr(err.message, "cudnn:eng666{}"));
   assert_non_null(strstr(err.message, "CMKD_CUDNN=off"));
   assert_false(cmkd_file_exists(memory)); /* nothing is remembered of that */
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector_close(selector);
 }
 
 static void write_text(const void *text, size_t size) {
@@ -301,9 +301,9 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
     write_text(texts[i], strlen(texts[i]));
     for (int round = 0; round < 2; round++) {
-      cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
-      assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", !round);
-      cmkd_conv_chooser_close(chooser);
+      cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
+      assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", !round);
+      cmkd_conv_selector_close(selector);
     }
   }
   /* values of our own request that are no plan of ours */
@@ -314,25 +314,25 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
     json_t *root = json_pack("{s:i, s:{s:{s:s}}}", FILE_KIND, FILE_VERSION, "devices", "GPU, cuDNN 91900", key, names[i]);
     char *text = json_dumps(root, 0);
     write_text(text, strlen(text));
-    cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
-    assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
-    cmkd_conv_chooser_close(chooser);
+    cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
+    assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+    cmkd_conv_selector_close(selector);
     free(text);
     json_decref(root);
   }
   /* a folder in its place, and a file where its folder should be: not remembered, not fatal */
   assert_int_equal(unlink(memory), 0);
   assert_int_equal(mkdir(memory, 0777), 0);
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", memory);
-  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
+  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_selector_close(selector);
   assert_int_equal(rmdir(memory), 0);
   write_text("x", 1);
   char below[1300];
   snprintf(below, sizeof below, "%s/choices.json", memory);
-  chooser = open_chooser(&with_plans, "GPU", below);
-  assert_chosen(chooser, r, "cudnn:eng6{k1=2,k3=4}", 1);
-  cmkd_conv_chooser_close(chooser);
+  selector = open_selector(&with_plans, "GPU", below);
+  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_selector_close(selector);
 }
 
 /* Flipped, cut and repeated bytes of a good file: a choice is made all the same, and a state's text is used, ignored or refused. */
@@ -341,10 +341,10 @@ static void corrupt_texts_do_no_harm(void **state) {
   cmkd_rng rng = cmkd_rng_start(17, CMKD_STREAM_TEST, 0);
   char *text, *bad;
   int used, timed, refused = 0, ignored = 0, taken = 0;
-  cmkd_conv_chooser *chooser = open_chooser(&with_plans, "GPU", NULL);
-  for (int i = 0; i < 2; i++) choose(chooser, requests[i], &timed);
-  assert_ok(cmkd_conv_chooser_save(chooser, &text, &err));
-  cmkd_conv_chooser_close(chooser);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
+  for (int i = 0; i < 2; i++) choose(selector, requests[i], &timed);
+  assert_ok(cmkd_conv_selector_save(selector, &text, &err));
+  cmkd_conv_selector_close(selector);
   const size_t length = strlen(text);
   bad = malloc(2 * length + 1);
   for (int i = 0; i < 4000; i++) {
@@ -355,15 +355,15 @@ static void corrupt_texts_do_no_harm(void **state) {
     if (i % 7 == 1) memcpy(bad + length, text, length), size = 2 * length;
     bad[size] = 0;
     if (i % 400 == 0) write_text(bad, size);
-    chooser = open_chooser(&with_plans, "GPU", i % 400 ? NULL : memory);
-    cmkd_status status = cmkd_conv_chooser_load(chooser, bad, &used, &err);
+    selector = open_selector(&with_plans, "GPU", i % 400 ? NULL : memory);
+    cmkd_status status = cmkd_conv_selector_load(selector, bad, &used, &err);
     assert_true(status == CMKD_OK || (status == CMKD_ERR_FORMAT && !used));
     refused += status != CMKD_OK, ignored += status == CMKD_OK && !used, taken += used;
     if (i % 50 == 0) {
-      const char *name = choose(chooser, requests[0], &timed);
+      const char *name = choose(selector, requests[0], &timed);
       assert_true(!strncmp(name, "cudnn:eng", 9) || !strcmp(name, "own"));
     }
-    cmkd_conv_chooser_close(chooser);
+    cmkd_conv_selector_close(selector);
   }
   assert_true(refused && ignored && taken); /* all three ways were taken */
   free(bad);
@@ -373,9 +373,9 @@ static void corrupt_texts_do_no_harm(void **state) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, fresh, nothing_left)
 int main(void) {
   const struct CMUnitTest tests[] = {
-    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(who_leans_on_neighbours_is_out), TEST(equal_requests_share_a_choice), TEST(an_epilogue_may_come_after_a_faster_plan),
-    TEST(gradients_of_padding_are_zero),               TEST(choices_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
-    TEST(a_resumed_run_keeps_its_choices),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
+    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(who_leans_on_neighbours_is_out), TEST(equal_requests_share_an_algorithm), TEST(an_epilogue_may_come_after_a_faster_plan),
+    TEST(gradients_of_padding_are_zero),               TEST(algorithms_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
+    TEST(a_resumed_run_keeps_its_algorithms),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
     TEST(corrupt_texts_do_no_harm),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

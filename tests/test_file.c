@@ -112,8 +112,8 @@ static void pread_is_exact(void **state) {
   free(path);
 }
 
-static size_t gzip(const void *data, size_t size, uint8_t *out, size_t room) {
-  z_stream z = {.next_in = (Bytef *)data, .avail_in = (uInt)size, .next_out = out, .avail_out = (uInt)room};
+static size_t gzip(const void *data, size_t size, uint8_t *out, size_t capacity) {
+  z_stream z = {.next_in = (Bytef *)data, .avail_in = (uInt)size, .next_out = out, .avail_out = (uInt)capacity};
   assert_int_equal(deflateInit2(&z, 9, Z_DEFLATED, 15 + 16, 9, Z_DEFAULT_STRATEGY), Z_OK);
   assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
   deflateEnd(&z);

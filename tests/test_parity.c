@@ -47,7 +47,7 @@ static void keep_active(bench *b, const cmkd_be_model *model) {
     const cmkd_op *op = &b->graph->op[i];
     const int tensor = op->kind == CMKD_OP_MAXPOOL ? op->in[0] : op->act != CMKD_ACT_NONE ? op->out : -1;
     if (tensor < 0) continue;
-    const cmkd_place *place = &model->train.value[tensor];
+    const cmkd_plan_buffer *place = &model->train.value[tensor];
     const size_t count = place->size * (size_t)b->rows;
     b->active[i] = malloc(count * sizeof(float));
     memcpy(b->active[i], model->arena + place->offset * (size_t)model->config.batch, count * sizeof(float));
@@ -111,8 +111,8 @@ static void done(bench *b) {
   free(b->pixels), free(b->labels), free(b->logits);
 }
 
-static void near(const char *arch, const char *what, const char *name, double got, double want, double room) {
-  if (!(fabs(got - want) <= room)) fail_msg("%s: %s %s: %.9g, PyTorch %.9g, room %.2g", arch, what, name, got, want, room);
+static void near(const char *arch, const char *what, const char *name, double got, double want, double capacity) {
+  if (!(fabs(got - want) <= capacity)) fail_msg("%s: %s %s: %.9g, PyTorch %.9g, room %.2g", arch, what, name, got, want, capacity);
 }
 
 /* One line of a case: kind, name, sum, magnitudes, projection. */
@@ -133,8 +133,8 @@ static void check_digest(bench *b, const char *kind, const char *name, const dou
  * network with so many activations was found to keep away by SAFE, one of them may change sides, which moves gradients by FLIP. */
 #define SAFE 4e-6
 #define FLIP 5e-3
-typedef struct room { double logits, loss, grad, stat; } room;
-static const room in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 5e-5, 1e-4, 1e-4};
+typedef struct capacity { double logits, loss, grad, stat; } capacity;
+static const capacity in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 5e-5, 1e-4, 1e-4};
 
 /* The largest sum of magnitudes among a case's gradients: a bias in front of a batch norm has gradient 0, of which rounding leaves something
  * that is measured against this. */
@@ -147,7 +147,7 @@ static double largest_gradient(FILE *f) {
   return most;
 }
 
-static void replay(const char *device, const char *arch, const room *allowed) {
+static void replay(const char *device, const char *arch, const capacity *allowed) {
   char path[256], word[16], name[128];
   int side, channels, classes, rows, draw;
   double margin;

@@ -117,7 +117,7 @@ static void the_rest(void **state) {
 }
 
 /* What differences can't see: where channels go. */
-static void known_moves(void **state) {
+static void known_transforms(void **state) {
   (void)state;
   double x[6] = {0, 1, 2, 3, 4, 5}, y[8];
   cmkd_op op = {CMKD_OP_SHUFFLE, ONE, .groups = 2};
@@ -159,6 +159,6 @@ static void running_statistics(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(convolutions), cmocka_unit_test(norms), cmocka_unit_test(pointwise), cmocka_unit_test(pools), cmocka_unit_test(the_rest),
-                                     cmocka_unit_test(known_moves), cmocka_unit_test(sgd_as_pytorch), cmocka_unit_test(running_statistics)};
+                                     cmocka_unit_test(known_transforms), cmocka_unit_test(sgd_as_pytorch), cmocka_unit_test(running_statistics)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,24 +24,24 @@ static void policies(void **state) {
   assert_int_equal(cmkd_policy_parse("", &out, &err), CMKD_ERR_USAGE);
 }
 
-static void moves_are_bijective(void **state) {
+static void transforms_are_bijective(void **state) {
   for (int p = 0; p < 4; p++) {
     char seen[9][9][2] = {{{0}}};
     uint32_t variants = cmkd_policy_variants((cmkd_policy)p);
     for (uint64_t seed = 0; seed < variants; seed++) {
-      cmkd_move m = cmkd_move_of((cmkd_policy)p, seed);
+      cmkd_view_transform m = cmkd_view_transform_of((cmkd_policy)p, seed);
       assert_in_range(m.dy, 0, 8); assert_in_range(m.dx, 0, 8); assert_in_range(m.flip, 0, 1);
       assert_int_equal(seen[m.dy][m.dx][m.flip]++, 0);
       if (!(p & CMKD_AUGMENT_CROP)) { assert_int_equal(m.dy, 4); assert_int_equal(m.dx, 4); }
-      cmkd_move again = cmkd_move_of((cmkd_policy)p, seed + variants * 1000000007ull);
+      cmkd_view_transform again = cmkd_view_transform_of((cmkd_policy)p, seed + variants * 1000000007ull);
       assert_true(again.dy == m.dy && again.dx == m.dx && again.flip == m.flip);
     }
-    cmkd_move clean = cmkd_move_of((cmkd_policy)p, cmkd_clean_seed((cmkd_policy)p));
+    cmkd_view_transform clean = cmkd_view_transform_of((cmkd_policy)p, cmkd_clean_seed((cmkd_policy)p));
     assert_true(clean.dy == 4 && clean.dx == 4 && clean.flip == 0);
   }
-  cmkd_move m = cmkd_move_of(CMKD_AUGMENT_CROP_FLIP, 1 + 2 * 5 + 18 * 7);
+  cmkd_view_transform m = cmkd_view_transform_of(CMKD_AUGMENT_CROP_FLIP, 1 + 2 * 5 + 18 * 7);
   assert_true(m.flip == 1 && m.dx == 5 && m.dy == 7);
-  m = cmkd_move_of(CMKD_AUGMENT_CROP, 5 + 9 * 7);
+  m = cmkd_view_transform_of(CMKD_AUGMENT_CROP, 5 + 9 * 7);
   assert_true(m.flip == 0 && m.dx == 5 && m.dy == 7);
 }
 
@@ -209,7 +209,7 @@ static void speed(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(policies), cmocka_unit_test(moves_are_bijective), cmocka_unit_test(all_variants_permute), cmocka_unit_test(drawn_seeds),
+    cmocka_unit_test(policies), cmocka_unit_test(transforms_are_bijective), cmocka_unit_test(all_variants_permute), cmocka_unit_test(drawn_seeds),
     cmocka_unit_test(known_answers), cmocka_unit_test(epoch_view_visits_each_once), cmocka_unit_test(orders_are_permutations),
     cmocka_unit_test(a_window_suffices), cmocka_unit_test(orders_are_uniform), cmocka_unit_test(speed)};
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -41,12 +41,12 @@ static made stored(const char *name, const char *text) {
   return (made){name, (const uint8_t *)text, strlen(text), strlen(text), 0, 0, (uint32_t)crc32(0, (const uint8_t *)text, (uInt)strlen(text))};
 }
 
-static made deflated(const char *name, const uint8_t *data, size_t size, uint8_t *room, size_t room_size) {
+static made deflated(const char *name, const uint8_t *data, size_t size, uint8_t *capacity, size_t buffer_size) {
   z_stream z = {0};
   assert_int_equal(deflateInit2(&z, 9, Z_DEFLATED, -15, 9, Z_DEFAULT_STRATEGY), Z_OK);
-  z.next_in = (Bytef *)data; z.avail_in = (uInt)size; z.next_out = room; z.avail_out = (uInt)room_size;
+  z.next_in = (Bytef *)data; z.avail_in = (uInt)size; z.next_out = capacity; z.avail_out = (uInt)buffer_size;
   assert_int_equal(deflate(&z, Z_FINISH), Z_STREAM_END);
-  made e = {name, room, z.total_out, size, 8, 0, (uint32_t)crc32(0, data, (uInt)size)};
+  made e = {name, capacity, z.total_out, size, 8, 0, (uint32_t)crc32(0, data, (uInt)size)};
   deflateEnd(&z);
   return e;
 }
@@ -70,9 +70,9 @@ static cmkd_status read_all(const uint8_t *file, size_t size, uint64_t limit, cm
 
 static void reads(void **state) {
   cmkd_error err = {0};
-  uint8_t room[4096], text[3000], *owned;
+  uint8_t capacity[4096], text[3000], *owned;
   for (size_t i = 0; i < sizeof text; i++) text[i] = (uint8_t)(i % 251);
-  made entries[] = {stored("b/two", "hello"), deflated("a", text, sizeof text, room, sizeof room), stored("b/", "")};
+  made entries[] = {stored("b/two", "hello"), deflated("a", text, sizeof text, capacity, sizeof capacity), stored("b/", "")};
   size_t size = make(entries, 3);
   cmkd_zip zip;
   const uint8_t *data;
@@ -93,7 +93,7 @@ static void reads(void **state) {
 
 static void refusals(void **state) {
   cmkd_error err = {0};
-  static uint8_t zeros[1 << 19], room[4096];
+  static uint8_t zeros[1 << 19], capacity[4096];
   made good = stored("x", "hello"), e;
 #define REFUSED(says) do { \
     size_t n_ = make(&e, 1); \
@@ -105,7 +105,7 @@ static void refusals(void **state) {
   e = good; e.method = 12; REFUSED("method 12");
   e = good; e.flags = 1; REFUSED("encrypted");
   e = good; e.method = 8; REFUSED("not what its sizes say");
-  e = deflated("bomb", zeros, sizeof zeros, room, sizeof room); REFUSED("bomb");      /* honest about its size: over the limit */
+  e = deflated("bomb", zeros, sizeof zeros, capacity, sizeof capacity); REFUSED("bomb");      /* honest about its size: over the limit */
   e.size = 100; REFUSED("not what its sizes say");                                    /* lies: inflation stops at what it said */
   e = good; e.method = 8; e.size = 1 << 17; REFUSED("bomb");                          /* more than deflate can make of 5 bytes */
   made twice[] = {good, good};

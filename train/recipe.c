@@ -57,12 +57,12 @@ static void free_names(char **names) {
 
 /* ---- one file ------------------------------------------------------------------------------------------------------------ */
 
-static int copy_text(const json_t *object, const char *key, char *out, size_t room, int required) {
+static int copy_text(const json_t *object, const char *key, char *out, size_t capacity, int required) {
   const json_t *value = json_object_get(object, key);
   out[0] = 0;
   if (!value) return !required;
   const char *text = json_string_value(value);
-  if (!text || strlen(text) >= room) return 0;
+  if (!text || strlen(text) >= capacity) return 0;
   strcpy(out, text);
   return 1;
 }

@@ -89,11 +89,11 @@ cmkd_status cmkd_steps_open(const char *path, int64_t total_steps, FILE **out, c
   FILE *file = fopen(path, "a+e");
   if (!file) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
   char *line = NULL;
-  size_t room = 0;
+  size_t capacity = 0;
   off_t keep = 0;
   long long step;
   rewind(file);
-  for (ssize_t size; (size = getline(&line, &room, file)) > 0; keep += size)
+  for (ssize_t size; (size = getline(&line, &capacity, file)) > 0; keep += size)
     if (line[size - 1] != '\n' || sscanf(line, "{\"step\":%lld", &step) != 1 || step > total_steps) break;
   free(line);
   if (ftruncate(fileno(file), keep) != 0 || fseeko(file, 0, SEEK_END) != 0) {

@@ -73,13 +73,13 @@ static void move(double *field, double **slot, int save) {
   (*slot)++;
 }
 
-static void move_score(cmkd_score *score, double **slot, int save) {
+static void transfer_score(cmkd_score *score, double **slot, int save) {
   double *const fields[SCORE_NUMBERS] = {&score->top1, &score->top5, &score->test_loss, &score->test_pearson, &score->test_spearman, &score->val_top1, &score->loss,
                                          &score->train_top1, &score->train_pearson, &score->train_spearman, &score->blocks};
   for (int i = 0; i < SCORE_NUMBERS; i++) move(fields[i], slot, save);
 }
 
-static void move_numbers(cmkd_state *s, int64_t counters[COUNTERS], double numbers[NUMBERS], int save) {
+static void transfer_numbers(cmkd_state *s, int64_t counters[COUNTERS], double numbers[NUMBERS], int save) {
   int64_t *const counts[COUNTERS] = {&s->epoch, &s->step, &s->total_steps, &s->last.epoch, &s->best.epoch, &s->sums.images, &s->sums.top1, &s->sums.top5,
                                      &s->sums.blocks_rows, &s->sums.agreement_rows};
   for (int i = 0; i < COUNTERS; i++)
@@ -89,8 +89,8 @@ static void move_numbers(cmkd_state *s, int64_t counters[COUNTERS], double numbe
   double *slot = numbers;
   for (int i = 0; i < 7; i++) move(sums[i], &slot, save);
   for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++) move(&s->sums.part[i], &slot, save);
-  move_score(&s->last, &slot, save);
-  move_score(&s->best, &slot, save);
+  transfer_score(&s->last, &slot, save);
+  transfer_score(&s->best, &slot, save);
 }
 
 static void set_tensor(cmkd_tensor *t, char *name, cmkd_dtype dtype, int64_t count, const void *data) {
@@ -102,12 +102,12 @@ cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, co
   int most = 3 + 2 * graph->params, count = 0;
   cmkd_tensor *tensors = calloc((size_t)most, sizeof *tensors);
   char (*names)[112] = calloc((size_t)most, sizeof *names), *text = json_dumps(settings, JSON_COMPACT);
-  cmkd_state copy = *state; /* move_numbers takes it unconst */
+  cmkd_state copy = *state; /* transfer_numbers takes it unconst */
   int64_t counters[COUNTERS];
   double numbers[NUMBERS];
   cmkd_status status = tensors && names && text ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory while saving", path);
   if (status == CMKD_OK) {
-    move_numbers(&copy, counters, numbers, 1);
+    transfer_numbers(&copy, counters, numbers, 1);
     set_tensor(&tensors[count++], "counters", CMKD_I64, COUNTERS, counters);
     set_tensor(&tensors[count++], "numbers", CMKD_F64, NUMBERS, numbers);
     if (*state->log) set_tensor(&tensors[count++], "log", CMKD_U8, (int64_t)strlen(state->log), state->log);
@@ -172,7 +172,7 @@ cmkd_status cmkd_state_load(const cmkd_graph *graph, const cmkd_weights *file, c
   memcpy(number, numbers->data, sizeof number);
   for (int i = 0; i < COUNTERS; i++)
     if (counter[i] < 0) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a counter is negative: the state is damaged", file->path);
-  move_numbers(state, counter, number, 0);
+  transfer_numbers(state, counter, number, 0);
   if (log) {
     CMKD_TRY(find(file, "log", CMKD_U8, log->count, &log, err));
     char *text = malloc((size_t)log->count + 1);

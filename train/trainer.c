@@ -11,18 +11,18 @@
 enum { MAX_STEPS = 64, BLOCK_BYTES = 16 << 20 };
 #define BLOCK_SECONDS 0.15 /* what one block should last: progress stays alive, Ctrl-C is quick */
 
-typedef struct cmkd_block {
+typedef struct cmkd_step_block {
   int steps;
   cmkd_step step[MAX_STEPS];
   uint32_t *rows;  /* (room * batch) */
   uint64_t *seeds; /* (room * batch) */
   float *teacher;  /* (room * batch, classes) or NULL */
   uint32_t *index; /* (room * batch) of rows that are resident */
-} cmkd_block;
+} cmkd_step_block;
 
 static int64_t steps_per_epoch(const cmkd_trainer *t) { return t->settings->schedule.steps_per_epoch; }
 
-static void block_free(cmkd_block *b) {
+static void block_free(cmkd_step_block *b) {
   if (!b) return;
   free(b->rows);
   free(b->seeds);
@@ -31,14 +31,14 @@ static void block_free(cmkd_block *b) {
   free(b);
 }
 
-static int block_room(const cmkd_settings *s) {
+static int block_capacity(const cmkd_settings *s) {
   int64_t fits = BLOCK_BYTES / ((int64_t)s->batch * (s->views ? s->classes : 3) * (int64_t)sizeof(float));
   return fits < 1 ? 1 : fits > MAX_STEPS ? MAX_STEPS : (int)fits;
 }
 
-static cmkd_status block_create(const cmkd_settings *s, int resident, cmkd_block **out, cmkd_error *err) {
-  cmkd_block *b = *out = calloc(1, sizeof *b);
-  size_t rows = (size_t)block_room(s) * (size_t)s->batch;
+static cmkd_status block_create(const cmkd_settings *s, int resident, cmkd_step_block **out, cmkd_error *err) {
+  cmkd_step_block *b = *out = calloc(1, sizeof *b);
+  size_t rows = (size_t)block_capacity(s) * (size_t)s->batch;
   if (b) {
     b->rows = malloc(rows * sizeof *b->rows);
     b->seeds = malloc(rows * sizeof *b->seeds);
@@ -50,7 +50,7 @@ static cmkd_status block_create(const cmkd_settings *s, int resident, cmkd_block
 }
 
 /* Fills a block with up to `most` steps from the place that the source stands at; `first` is the step of the epoch it begins with. */
-static cmkd_status block_fill(cmkd_trainer *t, cmkd_block *b, int64_t first, int most, cmkd_error *err) {
+static cmkd_status block_fill(cmkd_trainer *t, cmkd_step_block *b, int64_t first, int most, cmkd_error *err) {
   const cmkd_settings *s = t->settings;
   size_t rows = 0;
   b->steps = 0;
@@ -109,7 +109,7 @@ static cmkd_status stop_on_bad_row(cmkd_trainer *t, const cmkd_step *step, int64
 }
 
 /* Reads back a block that ran and adds its steps to the state. */
-static cmkd_status block_settle(cmkd_trainer *t, const cmkd_block *b, cmkd_status ran, cmkd_error *err) {
+static cmkd_status block_settle(cmkd_trainer *t, const cmkd_step_block *b, cmkd_status ran, cmkd_error *err) {
   cmkd_step_result result[MAX_STEPS];
   cmkd_error read_error = {CMKD_OK, ""};
   cmkd_state *state = t->state;
@@ -144,8 +144,8 @@ static cmkd_status interrupted(cmkd_trainer *t, cmkd_error *err) {
 static cmkd_status train_epoch(cmkd_trainer *t, int *wanted, int *stopped, cmkd_error *err) {
   cmkd_state *state = t->state;
   int64_t place = state->step * t->settings->batch;
-  cmkd_block *now = t->block[0], *next = t->block[1];
-  int room = block_room(t->settings);
+  cmkd_step_block *now = t->block[0], *next = t->block[1];
+  int capacity = block_capacity(t->settings);
   CMKD_TRY(cmkd_source_epoch(t->source, (uint32_t)state->epoch, place < t->source->n ? (uint32_t)place : t->source->n, err));
   CMKD_TRY(block_fill(t, now, state->step, block_limit(t, state->step, *wanted), err));
   while (now->steps) {
@@ -158,7 +158,7 @@ static cmkd_status train_epoch(cmkd_trainer *t, int *wanted, int *stopped, cmkd_
     CMKD_TRY(block_settle(t, now, ran, err));
     double seconds = cmkd_seconds() - begin;
     state->sums.seconds += seconds;
-    while (*wanted < room && 2 * *wanted * seconds < BLOCK_SECONDS * now->steps) *wanted *= 2;
+    while (*wanted < capacity && 2 * *wanted * seconds < BLOCK_SECONDS * now->steps) *wanted *= 2;
     while (*wanted > 1 && *wanted * seconds > 2 * BLOCK_SECONDS * now->steps) *wanted /= 2;
     if (t->watch.steps_done) t->watch.steps_done(t->watch.self, state->epoch * (int64_t)t->source->n + state->sums.images, state->sums.loss / (double)state->sums.images);
     int stop = t->watch.stop && t->watch.stop(), full = t->max_steps && t->steps_run >= t->max_steps;
@@ -167,7 +167,7 @@ static cmkd_status train_epoch(cmkd_trainer *t, int *wanted, int *stopped, cmkd_
     if (filled != CMKD_OK) return cmkd_fail(err, filled, "%s", fill_error.message);
     if (stop) return interrupted(t, err);
     if (full) { *stopped = 1; return CMKD_OK; }
-    cmkd_block *swap = now;
+    cmkd_step_block *swap = now;
     now = next;
     next = swap;
   }
@@ -192,7 +192,7 @@ static cmkd_status test_epoch(cmkd_trainer *t, cmkd_score *score, cmkd_error *er
   return CMKD_OK;
 }
 
-static double choice(const cmkd_trainer *t, const cmkd_score *score) { return t->source->held ? score->val_top1 : score->top1; }
+static double selection_score(const cmkd_trainer *t, const cmkd_score *score) { return t->source->held ? score->val_top1 : score->top1; }
 
 /* Tests, then writes weights, log and, last of all, the state: whoever is killed in between does the same again. */
 static cmkd_status finish_epoch(cmkd_trainer *t, cmkd_error *err) {
@@ -219,7 +219,7 @@ static cmkd_status finish_epoch(cmkd_trainer *t, cmkd_error *err) {
   free(line);
   CMKD_TRY(status);
   state->last = score;
-  if (tested && (!state->best.epoch || choice(t, &score) > choice(t, &state->best))) {
+  if (tested && (!state->best.epoch || selection_score(t, &score) > selection_score(t, &state->best))) {
     state->best = score;
     CMKD_TRY(cmkd_weights_record(t, &score, t->folder->best, err));
   }

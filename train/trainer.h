@@ -37,7 +37,7 @@ typedef struct cmkd_trainer {
   int64_t save_every, max_steps;      /* 0: never */
   int log_steps;
   /* its own */
-  struct cmkd_block *block[2];
+  struct cmkd_step_block *block[2];
   FILE *steps;
   int64_t steps_run;                  /* of this call */
   double started, before;             /* monotonic start; seconds of earlier sessions */

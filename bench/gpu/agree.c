@@ -370,7 +370,7 @@ static int rounding_of(const char *name) {
 }
 
 /* Weights times 1 + by * U(-1, 1). */
-static void move_weights(const cmkd_graph *g, cmkd_params *p, double by) {
+static void perturb_weights(const cmkd_graph *g, cmkd_params *p, double by) {
   cmkd_rng rng = cmkd_rng_start(2, CMKD_STREAM_TEST, 0);
   for (int i = 0; i < g->params; i++) {
     if (!CMKD_PARAM_TRAINED(g->param[i].kind)) continue;
@@ -389,7 +389,7 @@ static cmkd_status one_curve(const world *w, const char *name, const char *preci
   cmkd_status status = cmkd_params_create(w->graph, &start, err);
   if (status == CMKD_OK) {
     cmkd_params_init(w->graph, 1, &start);
-    move_weights(w->graph, &start, moved);
+    perturb_weights(w->graph, &start, moved);
     status = side_open(w, name, precision_of, &start, &s, err);
   }
   const int k = steps < BLOCK ? (int)steps : BLOCK;

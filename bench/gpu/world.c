@@ -113,10 +113,10 @@ void bench_side_close(bench_side *side) {
 
 cmkd_status bench_steps_train(const bench_side *s, const bench_steps *block, int n, double *loss, cmkd_error *err) {
   cmkd_step_result result[64];
-  enum { ROOM = sizeof result / sizeof *result };
+  enum { CAPACITY = sizeof result / sizeof *result };
   CMKD_TRY(s->table->run(s->model, CMKD_LIST_TRAIN, s->images, block->step, n, NULL, NULL, err));
   for (int got = 0, k; got < n; got += k) {
-    k = n - got < ROOM ? n - got : ROOM;
+    k = n - got < CAPACITY ? n - got : CAPACITY;
     CMKD_TRY(s->table->read(s->model, result, &k, err));
     if (k <= 0) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s gave back %d of %d steps", s->table->name, got, n);
     for (int i = 0; i < k; i++) loss[got + i] = result[i].loss.loss;

@@ -13,31 +13,31 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
 }
 
 /* Buffers for chunks, raw or compressed, go round: a few hundred KB from malloc would be fresh pages each time. */
-static size_t room_size(const cmkd_cache_writer *w) { return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item); }
+static size_t buffer_size(const cmkd_cache_writer *w) { return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item); }
 
-uint8_t *cmkd_writer_room_take(cmkd_cache_writer *w) {
-  pthread_mutex_lock(&w->room_mutex);
-  cmkd_room *room = w->rooms;
-  if (room) w->rooms = room->next;
-  pthread_mutex_unlock(&w->room_mutex);
-  if (room) return (uint8_t *)room;
-  size_t size = room_size(w);
-  return malloc(size < sizeof *room ? sizeof *room : size);
+uint8_t *cmkd_writer_buffer_take(cmkd_cache_writer *w) {
+  pthread_mutex_lock(&w->buffer_mutex);
+  cmkd_free_buffer *buffer = w->free_buffers;
+  if (buffer) w->free_buffers = buffer->next;
+  pthread_mutex_unlock(&w->buffer_mutex);
+  if (buffer) return (uint8_t *)buffer;
+  size_t size = buffer_size(w);
+  return malloc(size < sizeof *buffer ? sizeof *buffer : size);
 }
 
-void cmkd_writer_room_return(cmkd_cache_writer *w, uint8_t *bytes) {
+void cmkd_writer_buffer_return(cmkd_cache_writer *w, uint8_t *bytes) {
   if (!bytes) return;
-  cmkd_room *room = (cmkd_room *)(void *)bytes;
-  pthread_mutex_lock(&w->room_mutex);
-  room->next = w->rooms;
-  w->rooms = room;
-  pthread_mutex_unlock(&w->room_mutex);
+  cmkd_free_buffer *buffer = (cmkd_free_buffer *)(void *)bytes;
+  pthread_mutex_lock(&w->buffer_mutex);
+  buffer->next = w->free_buffers;
+  w->free_buffers = buffer;
+  pthread_mutex_unlock(&w->buffer_mutex);
 }
 
-void cmkd_writer_rooms_free(cmkd_cache_writer *w) {
-  for (cmkd_room *next; w->rooms; w->rooms = next) {
-    next = w->rooms->next;
-    free(w->rooms);
+void cmkd_writer_buffers_free(cmkd_cache_writer *w) {
+  for (cmkd_free_buffer *next; w->free_buffers; w->free_buffers = next) {
+    next = w->free_buffers->next;
+    free(w->free_buffers);
   }
 }
 
@@ -45,9 +45,9 @@ void cmkd_writer_rooms_free(cmkd_cache_writer *w) {
 static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
   size_t elements = (size_t)job->shard->rows * w->head.classes;
-  chunk->stored = cmkd_writer_room_take(w);
+  chunk->stored = cmkd_writer_buffer_take(w);
   chunk->size = coder && planes && chunk->stored ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, planes, chunk->stored) : 0;
-  cmkd_writer_room_return(w, chunk->items);
+  cmkd_writer_buffer_return(w, chunk->items);
   chunk->items = NULL;
   return chunk->size != 0;
 }
@@ -55,7 +55,7 @@ static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *
 static void *compressor(void *argument) {
   cmkd_cache_writer *w = argument;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
-  uint8_t *planes = malloc(room_size(w));
+  uint8_t *planes = malloc(buffer_size(w));
   pthread_mutex_lock(&w->mutex);
   for (;;) {
     while (!w->queued && !w->stop) pthread_cond_wait(&w->work, &w->mutex);

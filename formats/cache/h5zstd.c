@@ -25,19 +25,19 @@ static size_t filter(unsigned flags, size_t values, const unsigned value[], size
   }
   int level = values > 0 ? (int)value[0] : 3;
   if (level > ZSTD_maxCLevel()) level = ZSTD_maxCLevel();
-  size_t room = ZSTD_compressBound(size);
-  void *out = malloc(room);
+  size_t capacity = ZSTD_compressBound(size);
+  void *out = malloc(capacity);
   ZSTD_CCtx *context = ZSTD_createCCtx();
   size_t got = 0;
   if (out && context) {
     ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, level);
     ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1);
-    got = ZSTD_compress2(context, out, room, *buffer, size);
+    got = ZSTD_compress2(context, out, capacity, *buffer, size);
     if (ZSTD_isError(got)) got = 0;
   }
   ZSTD_freeCCtx(context);
   if (!got) { free(out); return 0; }
-  return replace(buffer, buffer_size, out, room, got);
+  return replace(buffer, buffer_size, out, capacity, got);
 }
 
 static const H5Z_class2_t zstd_class = {H5Z_CLASS_T_VERS, (H5Z_filter_t)32015, 1, 1, "Zstandard compression: http://www.zstd.net", NULL, NULL, (H5Z_func_t)filter};

@@ -14,18 +14,18 @@
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* libhdf5 is one per process and not thread-safe */
 
 /* Chunks arrive compressed, so the registered filter is never run. */
-static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *room, void **buffer) { return 0; }
+static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *capacity, void **buffer) { return 0; }
 static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1, 1, FILTER_NAME, NULL, NULL, (H5Z_func_t)no_filter};
 
 /* libhdf5 builds its file in our buffer, which stays when the file is closed and serves the next one: no copy, no fresh pages. */
 static cmkd_image *building; /* guarded by `lock` */
 static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *unused) {
-  if (size <= building->room) return building->bytes;
-  size_t room = size + size / 4;
-  uint8_t *bytes = realloc(building->bytes, room);
+  if (size <= building->capacity) return building->bytes;
+  size_t capacity = size + size / 4;
+  uint8_t *bytes = realloc(building->bytes, capacity);
   if (!bytes) return NULL;
   building->bytes = bytes;
-  building->room = room;
+  building->capacity = capacity;
   return bytes;
 }
 static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) { return image_resize(NULL, size, op, unused); }
@@ -64,7 +64,7 @@ static void image_close(image *im) {
     if (bytes >= 48) memcpy(superblock, building->bytes, sizeof superblock); /* closing gives back unused space: a file end before the image's */
     need(im, H5Fclose(im->file));
   }
-  if (im->failed || bytes < 48 || (size_t)bytes > building->room) { im->failed = 1; return; }
+  if (im->failed || bytes < 48 || (size_t)bytes > building->capacity) { im->failed = 1; return; }
   /* superblock 3: byte 11 says "open for writing", and the checksum in bytes 44-47 is that of another moment */
   superblock[11] = 0;
   uint32_t sum = cmkd_lookup3(superblock, 44);

@@ -14,7 +14,7 @@ typedef struct cmkd_shard_data {
 } cmkd_shard_data;
 
 /* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with cmkd_image_free. */
-typedef struct cmkd_image { uint8_t *bytes; size_t size, room; } cmkd_image;
+typedef struct cmkd_image { uint8_t *bytes; size_t size, capacity; } cmkd_image;
 void cmkd_image_free(cmkd_image *image);
 
 /* Builds the image and fills meta's extents (offset, size, hash). Same input, same bytes. */

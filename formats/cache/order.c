@@ -72,7 +72,7 @@ static cmkd_status find_uses(cmkd_order_plan *p, uint32_t *jumping, cmkd_error *
   uint64_t samples = p->cache->info.samples;
   for (uint32_t i = 0, run; i < p->n; i += run) {
     if (p->order[i] >= samples) return out_of_range(p, i, err);
-    cmkd_place at = cmkd_order_locate(p, p->order[i]);
+    cmkd_row_location at = cmkd_order_locate(p, p->order[i]);
     cmkd_order_chunk *chunk = p->chunks + at.chunk;
     run = cmkd_order_run(p, p->order + i, p->n - i, at);
     if (chunk->first == UNUSED) { chunk->first = i; p->schedule[p->scheduled++] = at.chunk; }

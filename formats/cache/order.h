@@ -27,16 +27,16 @@ typedef struct cmkd_order_plan {
 cmkd_status cmkd_order_plan_make(cmkd_order_plan *plan, const cmkd_cache *cache, const uint32_t *order, uint32_t n, uint32_t piece_rows, uint64_t most_live, uint64_t most_rows, cmkd_error *err);
 void cmkd_order_plan_free(cmkd_order_plan *plan);
 
-typedef struct cmkd_place { uint32_t chunk, row; } cmkd_place;
-static inline cmkd_place cmkd_order_locate(const cmkd_order_plan *p, uint32_t sample) {
+typedef struct cmkd_row_location { uint32_t chunk, row; } cmkd_row_location;
+static inline cmkd_row_location cmkd_order_locate(const cmkd_order_plan *p, uint32_t sample) {
   uint32_t shard = cmkd_divide(p->by_shard, sample), inside = sample - shard * p->by_shard.d;
   cmkd_divider by = shard == p->last_shard ? p->by_last_chunk : p->by_chunk;
   uint32_t block = cmkd_divide(by, inside);
-  return (cmkd_place){p->first_chunk[shard] + block, inside - block * by.d};
+  return (cmkd_row_location){p->first_chunk[shard] + block, inside - block * by.d};
 }
 
 /* How many of order[0 .. count) follow each other in the chunk of the first, whose place is `at`. */
-static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *order, uint32_t count, cmkd_place at) {
+static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *order, uint32_t count, cmkd_row_location at) {
   const cmkd_order_chunk *chunk = p->chunks + at.chunk;
   const cmkd_shard *shard = p->cache->shards + chunk->shard;
   uint32_t start = chunk->block * shard->rows, left = shard->meta.samples - start, most = (left < shard->rows ? left : shard->rows) - at.row, run = 1;

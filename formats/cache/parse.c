@@ -19,11 +19,11 @@ static uint64_t number(parser *p, const json_t *value, const char *key, uint64_t
 }
 static uint64_t get_number(parser *p, const json_t *o, const char *key, uint64_t min, uint64_t max) { return number(p, json_object_get(o, key), key, min, max); }
 
-static void get_text(parser *p, const json_t *o, const char *key, char *out, size_t room) {
+static void get_text(parser *p, const json_t *o, const char *key, char *out, size_t capacity) {
   const json_t *value = json_object_get(o, key);
-  size_t length = json_is_string(value) ? json_string_length(value) : room;
+  size_t length = json_is_string(value) ? json_string_length(value) : capacity;
   out[0] = 0;
-  if (length >= room || (length && strlen(json_string_value(value)) != length)) { wrong(p, key); return; }
+  if (length >= capacity || (length && strlen(json_string_value(value)) != length)) { wrong(p, key); return; }
   memcpy(out, json_string_value(value), length + 1);
 }
 

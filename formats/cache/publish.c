@@ -13,8 +13,8 @@
 void cmkd_shard_work_free(cmkd_cache_writer *w, cmkd_shard_work *shard) {
   if (!shard) return;
   for (uint64_t i = 0; shard->chunks && i < shard->chunk_count; i++) {
-    cmkd_writer_room_return(w, shard->chunks[i].items);
-    cmkd_writer_room_return(w, shard->chunks[i].stored);
+    cmkd_writer_buffer_return(w, shard->chunks[i].items);
+    cmkd_writer_buffer_return(w, shard->chunks[i].stored);
   }
   free(shard->chunks);
   free(shard->seeds);
@@ -50,7 +50,7 @@ static cmkd_status write_file(const char *path, int kind, const char *json, cons
   char payload_sha256[CMKD_SHA256_HEX];
   size_t block_size = 0;
   cmkd_sha256(image->bytes, image->size, payload_sha256);
-  uint8_t *block = json ? cmkd_block_make(kind, json, strlen(json), payload_sha256, image->size, &block_size) : NULL;
+  uint8_t *block = json ? cmkd_user_block_make(kind, json, strlen(json), payload_sha256, image->size, &block_size) : NULL;
   if (!block) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: its header cannot be made: out of memory, or a name in it is not UTF-8", path);
   cmkd_sha256(block, block_size, block_sha256);
   *file_size = block_size + image->size;
@@ -65,12 +65,12 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
   uint32_t k = shard->meta.index;
   CMKD_TRY(build_image(w, shard, err));
   for (uint64_t i = 0; i < shard->chunk_count; i++) { /* the image holds them now */
-    cmkd_writer_room_return(w, shard->chunks[i].stored);
+    cmkd_writer_buffer_return(w, shard->chunks[i].stored);
     shard->chunks[i].stored = NULL;
   }
   char *json = cmkd_shard_json(&w->head, &shard->meta), *path = cmkd_writer_shard_path(w, k), sha256[CMKD_SHA256_HEX];
   uint64_t file_size = 0;
-  cmkd_status status = path ? write_file(path, CMKD_BLOCK_SHARD, json, &w->image, sha256, &file_size, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
+  cmkd_status status = path ? write_file(path, CMKD_USER_BLOCK_SHARD, json, &w->image, sha256, &file_size, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
   free(json);
   free(path);
   if (status != CMKD_OK) return status;
@@ -87,7 +87,7 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
   return CMKD_OK;
 }
 
-static cmkd_status hash_payload(int fd, const cmkd_block *block, const char *path, char hex[CMKD_SHA256_HEX], cmkd_error *err) {
+static cmkd_status hash_payload(int fd, const cmkd_user_block *block, const char *path, char hex[CMKD_SHA256_HEX], cmkd_error *err) {
   enum { STEP = 1 << 20 };
   uint8_t *buffer = malloc(STEP);
   cmkd_hasher *hasher = buffer ? cmkd_hasher_start() : NULL;
@@ -109,10 +109,10 @@ int cmkd_writer_check(cmkd_cache_writer *w, uint32_t k) {
   char *path = cmkd_writer_shard_path(w, k), *text = NULL, hex[CMKD_SHA256_HEX] = "";
   int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1, done = 0;
   uint8_t *bytes = NULL;
-  cmkd_block block;
+  cmkd_user_block block;
   cmkd_cache_head head = {0};
   cmkd_shard_meta meta = {0};
-  if (fd >= 0 && cmkd_block_read(fd, path, CMKD_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK &&
+  if (fd >= 0 && cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK &&
       cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &head, &meta, NULL) == CMKD_OK &&
       (text = cmkd_cache_head_text(&head)) && !strcmp(text, w->head_text) && meta.index == k &&
       hash_payload(fd, &block, path, hex, NULL) == CMKD_OK && !strcmp(hex, block.payload_sha256)) {
@@ -149,7 +149,7 @@ static cmkd_status write_master(cmkd_cache_writer *w, cmkd_error *err) {
   CMKD_TRY(cmkd_master_fingerprint(&meta, err));
   CMKD_TRY(cmkd_hdf5_master(&meta, &w->image, err));
   char *json = cmkd_master_json(&meta);
-  cmkd_status status = write_file(w->path, CMKD_BLOCK_MASTER, json, &w->image, sha256, &file_size, err);
+  cmkd_status status = write_file(w->path, CMKD_USER_BLOCK_MASTER, json, &w->image, sha256, &file_size, err);
   free(json);
   return status;
 }

@@ -25,7 +25,7 @@ static cmkd_status open_file(const char *path, int *fd, cmkd_error *err) {
 static cmkd_status open_master(cmkd_cache *cache, cmkd_error *err) {
   int fd;
   uint8_t *bytes = NULL, *rest = NULL;
-  cmkd_block block;
+  cmkd_user_block block;
   if (open_file(cache->path, &fd, err) != CMKD_OK) {
     if (errno != ENOENT) return CMKD_ERR_IO;
     char *folder = NULL;
@@ -35,7 +35,7 @@ static cmkd_status open_master(cmkd_cache *cache, cmkd_error *err) {
     free(folder);
     return cmkd_fail(err, CMKD_ERR_IO, parts ? "%s: its shards are there, but the build was not finished; run the same cmkd-cache build again" : "%s: no such file; cmkd-cache build makes one", cache->path);
   }
-  cmkd_status status = cmkd_block_read(fd, cache->path, CMKD_BLOCK_MASTER, &bytes, &block, err);
+  cmkd_status status = cmkd_user_block_read(fd, cache->path, CMKD_USER_BLOCK_MASTER, &bytes, &block, err);
   if (status == CMKD_OK) status = cmkd_master_json_parse(block.json, block.json_size, block.file_size, cache->path, &cache->master, err);
   if (status == CMKD_OK) { /* small, so all of it is checked */
     size_t size = (size_t)(block.file_size - block.block_size);
@@ -72,7 +72,7 @@ static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k,
   const cmkd_shard_entry *entry = cache->master.shards + k;
   cmkd_shard *shard = cache->shards + k;
   cmkd_cache_head head = {0};
-  cmkd_block block;
+  cmkd_user_block block;
   uint8_t *bytes = NULL;
   char hex[CMKD_SHA256_HEX];
   shard->path = cmkd_path_join(folder, entry->file);
@@ -80,7 +80,7 @@ static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k,
   shard->fd = open(shard->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (shard->fd < 0 && errno == ENOENT) return cmkd_fail(err, CMKD_ERR_IO, "%s: missing, a shard of %s; run the same cmkd-cache build again, or copy the whole folder", shard->path, cache->path);
   if (shard->fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be opened (%s)", shard->path, strerror(errno));
-  CMKD_TRY(cmkd_block_read(shard->fd, shard->path, CMKD_BLOCK_SHARD, &bytes, &block, err));
+  CMKD_TRY(cmkd_user_block_read(shard->fd, shard->path, CMKD_USER_BLOCK_SHARD, &bytes, &block, err));
   cmkd_sha256(bytes, (size_t)block.block_size, hex);
   cmkd_status status = CMKD_OK;
   if (strcmp(hex, entry->block_sha256) != 0 || block.file_size != entry->size) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: not the shard that %s was finished with; run the same cmkd-cache build again", shard->path, cache->path);
@@ -324,9 +324,9 @@ static void *bulk_run(void *argument) {
   bulk *b = argument;
   const cmkd_cache *cache = b->cache;
   uint32_t most = (cache->master.head.shard_rows + cache->master.head.chunk_rows - 1) / cache->master.head.chunk_rows, numbers_of = UINT32_MAX;
-  size_t stored_room = cmkd_cache_stored_bound(cache), raw_room = (size_t)cache->master.head.chunk_rows * cache->info.classes * (size_t)cache->codec->item;
+  size_t stored_capacity = cmkd_cache_stored_bound(cache), raw_capacity = (size_t)cache->master.head.chunk_rows * cache->info.classes * (size_t)cache->codec->item;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
-  uint8_t *stored = malloc(stored_room), *raw = malloc(raw_room);
+  uint8_t *stored = malloc(stored_capacity), *raw = malloc(raw_capacity);
   uint16_t *numbers = cache->codec->row_numbers ? malloc((size_t)cache->master.head.shard_rows * 4) : NULL;
   cmkd_error err = {0};
   if (!coder || !stored || !raw || (cache->codec->row_numbers && !numbers)) cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to read it", cache->path);

@@ -27,7 +27,7 @@ typedef struct stream_slot { int32_t index; atomic_uint ready; } stream_slot; /*
 /* One piece of the order: item byte p of row r, class c at bytes[p * plane + r * C + c]. */
 typedef struct stream_piece { uint8_t *bytes; uint16_t *row_max, *row_range; atomic_uint holds; } stream_piece; /* holds: piece + 1 */
 
-typedef struct hand { cmkd_chunk_coder *coder; uint8_t *stored, *raw, *row; } hand; /* what a thread works with; raw, row: to scatter */
+typedef struct worker { cmkd_chunk_coder *coder; uint8_t *stored, *raw, *row; } worker; /* what a thread works with; raw, row: to scatter */
 
 struct cmkd_stream {
   cmkd_cache *cache;
@@ -40,7 +40,7 @@ struct cmkd_stream {
   uint64_t *seeds;                 /* (samples) of the view, loaded when first asked for */
   uint16_t *row_max, *row_range;   /* (samples) or NULL */
   pthread_t *threads; int thread_count, helps;               /* helps: the caller works, too */
-  hand caller;
+  worker caller;
   pthread_mutex_t mutex;           /* guards the rest */
   pthread_cond_t work, progress;   /* there is something to do; a chunk or a piece is there */
   uint32_t next, prefix;           /* schedule: taken; all there up to here */
@@ -55,7 +55,7 @@ static inline size_t round_up(size_t size) { return (size + 63) / 64 * 64; }
 
 static inline uint8_t *slot_bytes(const cmkd_stream *s, uint32_t chunk) { return s->region.bytes + (size_t)s->slots[chunk].index * s->slot_size; }
 
-static void decode_rows(const cmkd_stream *s, cmkd_place at, uint32_t rows, float *out) {
+static void decode_rows(const cmkd_stream *s, cmkd_row_location at, uint32_t rows, float *out) {
   const cmkd_order_chunk *chunk = s->plan.chunks + at.chunk;
   const cmkd_shard *shard = s->cache->shards + chunk->shard;
   size_t C = s->cache->info.classes, first = shard->meta.first + (size_t)chunk->block * shard->rows;
@@ -70,7 +70,7 @@ typedef struct source { const uint8_t *bytes; size_t plane; } source;
 static inline source look_up(const cmkd_stream *s, uint32_t row, int item, size_t C) {
   if (s->table) return (source){s->table + row * s->stride, C};
   uint32_t sample = s->plan.order[row];
-  cmkd_place at = cmkd_order_locate(&s->plan, sample);
+  cmkd_row_location at = cmkd_order_locate(&s->plan, sample);
   size_t plane = s->cache->shards[s->plan.chunks[at.chunk].shard].rows * C;
   source from = {slot_bytes(s, at.chunk) + at.row * C, plane};
   for (int p = 0; p < item; p++) {
@@ -94,7 +94,7 @@ static inline void store_line(uint8_t *to, const uint8_t *from) {
 }
 
 /* The rows of a decoded chunk go to their places in the order. */
-static void scatter(const cmkd_stream *s, const cmkd_order_chunk *chunk, const hand *with) {
+static void scatter(const cmkd_stream *s, const cmkd_order_chunk *chunk, const worker *with) {
   const cmkd_shard *shard = s->cache->shards + chunk->shard;
   size_t C = s->cache->info.classes, plane = shard->rows * C, item = (size_t)s->cache->codec->item;
   uint32_t start = chunk->block * shard->rows, left = shard->meta.samples - start, rows = left < shard->rows ? left : shard->rows;
@@ -166,7 +166,7 @@ static void take_piece(cmkd_stream *s) {
   retire(s, s->gathered < s->plan.pieces ? s->gathered * s->plan.piece_rows : s->plan.n);
 }
 
-static cmkd_status take_chunk(cmkd_stream *s, const hand *with, cmkd_error *err) {
+static cmkd_status take_chunk(cmkd_stream *s, const worker *with, cmkd_error *err) {
   uint32_t number = s->plan.schedule[s->next++];
   const cmkd_order_chunk *chunk = s->plan.chunks + number;
   stream_slot *slot = s->slots + number;
@@ -182,7 +182,7 @@ static cmkd_status take_chunk(cmkd_stream *s, const hand *with, cmkd_error *err)
 }
 
 /* Does one thing that is due; 0: nothing is. */
-static int work_once(cmkd_stream *s, const hand *with) {
+static int work_once(cmkd_stream *s, const worker *with) {
   cmkd_error err = {0};
   if (piece_due(s)) take_piece(s);
   else if (!chunk_due(s)) return 0;
@@ -195,25 +195,25 @@ static int work_once(cmkd_stream *s, const hand *with) {
   return 1;
 }
 
-static int hand_make(hand *h, const cmkd_stream *s) {
+static int worker_make(worker *h, const cmkd_stream *s) {
   size_t row = s->cache->info.classes * (size_t)s->cache->codec->item;
-  *h = (hand){.coder = cmkd_chunk_coder_create(), .stored = malloc(cmkd_cache_stored_bound(s->cache))};
+  *h = (worker){.coder = cmkd_chunk_coder_create(), .stored = malloc(cmkd_cache_stored_bound(s->cache))};
   if (!s->table) return h->coder && h->stored;
   h->raw = malloc(s->cache->master.head.chunk_rows * row + SLACK);
   h->row = aligned_alloc(64, TOGETHER * round_up(row) + SLACK);
   return h->coder && h->stored && h->raw && h->row;
 }
-static void hand_free(hand *h) {
+static void worker_free(worker *h) {
   cmkd_chunk_coder_free(h->coder);
   free(h->stored);
   free(h->raw);
   free(h->row);
 }
 
-static void *worker(void *argument) {
+static void *run_worker(void *argument) {
   cmkd_stream *s = argument;
-  hand mine;
-  int fine = hand_make(&mine, s);
+  worker mine;
+  int fine = worker_make(&mine, s);
   pthread_mutex_lock(&s->mutex);
   if (!fine) {
     if (s->failure.status == CMKD_OK) cmkd_fail(&s->failure, CMKD_ERR_MEMORY, "%s: no memory to read it", s->cache->path);
@@ -227,7 +227,7 @@ static void *worker(void *argument) {
     s->sleeping--;
   }
   pthread_mutex_unlock(&s->mutex);
-  hand_free(&mine);
+  worker_free(&mine);
   return NULL;
 }
 
@@ -246,7 +246,7 @@ static cmkd_status load_row_numbers(cmkd_stream *s, cmkd_error *err) {
   return CMKD_OK;
 }
 
-static cmkd_status make_room(cmkd_stream *s, uint64_t memory, int threads, cmkd_error *err) {
+static cmkd_status evict_chunks(cmkd_stream *s, uint64_t memory, int threads, cmkd_error *err) {
   const cmkd_cache_head *head = &s->cache->master.head;
   size_t item = (size_t)s->cache->codec->item, row = head->classes * item, raw = head->chunk_rows * row;
   uint64_t most = memory / raw, wanted;
@@ -273,7 +273,7 @@ static cmkd_status make_room(cmkd_stream *s, uint64_t memory, int threads, cmkd_
   s->threads = calloc((size_t)threads, sizeof *s->threads);
   if (!s->region.size || !s->free_slots || !s->slots || !s->ring || !s->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to stream it", s->cache->path);
   if (s->plan.position) s->table = s->region.bytes;
-  if (!hand_make(&s->caller, s)) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to stream it", s->cache->path);
+  if (!worker_make(&s->caller, s)) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to stream it", s->cache->path);
   for (uint32_t i = 0; i < s->slot_count; i++) s->free_slots[s->free_count++] = (int32_t)(s->slot_count - 1 - i);
   for (uint32_t i = 0; i < s->ring_size; i++) {
     s->ring[i].bytes = s->region.bytes + slots_size + i * piece_size;
@@ -298,10 +298,10 @@ cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *o
   pthread_mutex_init(&s->mutex, NULL);
   pthread_cond_init(&s->work, NULL);
   pthread_cond_init(&s->progress, NULL);
-  cmkd_status status = make_room(s, options && options->memory ? options->memory : DEFAULT_MEMORY, threads, err);
+  cmkd_status status = evict_chunks(s, options && options->memory ? options->memory : DEFAULT_MEMORY, threads, err);
   if (status == CMKD_OK) status = load_row_numbers(s, err);
   if ((uint32_t)threads > s->plan.scheduled) threads = s->plan.scheduled ? (int)s->plan.scheduled : 1;
-  while (status == CMKD_OK && s->thread_count < threads && pthread_create(s->threads + s->thread_count, NULL, worker, s) == 0) s->thread_count++;
+  while (status == CMKD_OK && s->thread_count < threads && pthread_create(s->threads + s->thread_count, NULL, run_worker, s) == 0) s->thread_count++;
   if (status == CMKD_OK && !s->thread_count) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: cannot start a thread", cache->path);
   if (status != CMKD_OK) { cmkd_stream_free(s); return status; }
   *out = s;
@@ -320,7 +320,7 @@ void cmkd_stream_free(cmkd_stream *s) {
   pthread_cond_destroy(&s->work);
   pthread_cond_destroy(&s->progress);
   cmkd_order_plan_free(&s->plan);
-  hand_free(&s->caller);
+  worker_free(&s->caller);
   free(s->threads);
   free(s->free_slots);
   free(s->slots);
@@ -353,7 +353,7 @@ static cmkd_status deliver_straight(cmkd_stream *s, uint32_t count, float *logit
   size_t C = s->cache->info.classes;
   for (uint32_t i = 0, run; i < count; i += run) {
     const uint32_t *order = plan->order + s->at;
-    cmkd_place at = cmkd_order_locate(plan, *order);
+    cmkd_row_location at = cmkd_order_locate(plan, *order);
     run = cmkd_order_run(plan, order, count - i, at);
     CMKD_TRY(wait_for(s, &s->slots[at.chunk].ready, 1, err));
     decode_rows(s, at, run, logits + i * C);

@@ -7,25 +7,25 @@
 #include "base/hash.h"
 #include "cmkd/status.h"
 
-#define CMKD_BLOCK_HEADER 128
-#define CMKD_BLOCK_VERSION 1
-enum cmkd_block_kind { CMKD_BLOCK_SHARD = 1, CMKD_BLOCK_MASTER = 2 };
+#define CMKD_USER_BLOCK_HEADER 128
+#define CMKD_USER_BLOCK_VERSION 1
+enum cmkd_user_block_kind { CMKD_USER_BLOCK_SHARD = 1, CMKD_USER_BLOCK_MASTER = 2 };
 
-typedef struct cmkd_block {
+typedef struct cmkd_user_block {
   int kind;
   uint64_t block_size, file_size; /* bytes; the HDF5 image lies in [block_size, file_size) */
   const char *json;               /* (json_size) inside the caller's bytes, not terminated */
   size_t json_size;
   char payload_sha256[CMKD_SHA256_HEX]; /* of everything after the block */
-} cmkd_block;
+} cmkd_user_block;
 
 /* The whole block in fresh memory (caller frees); NULL when out of memory. */
-uint8_t *cmkd_block_make(int kind, const char *json, size_t json_size, const char *payload_sha256, uint64_t payload_size, size_t *block_size);
+uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, const char *payload_sha256, uint64_t payload_size, size_t *block_size);
 
-/* Checks the first CMKD_BLOCK_HEADER bytes of a file of `file_size` bytes; gives the size of the whole block, at most file_size. */
-cmkd_status cmkd_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path, uint64_t *block_size, cmkd_error *err);
+/* Checks the first CMKD_USER_BLOCK_HEADER bytes of a file of `file_size` bytes; gives the size of the whole block, at most file_size. */
+cmkd_status cmkd_user_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path, uint64_t *block_size, cmkd_error *err);
 /* Parses a whole block (block_size bytes from peek) and checks the JSON's hash and the zeros. `out` points into `bytes`. */
-cmkd_status cmkd_block_parse(const uint8_t *bytes, size_t size, uint64_t file_size, const char *path, cmkd_block *out, cmkd_error *err);
+cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t file_size, const char *path, cmkd_user_block *out, cmkd_error *err);
 /* Reads, peeks and parses the block of an open file. *bytes is fresh memory that `out` points into (caller frees). */
-cmkd_status cmkd_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_block *out, cmkd_error *err);
+cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_user_block *out, cmkd_error *err);
 #endif

@@ -68,10 +68,10 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
   if (fd < 0 && errno == ENOENT) return CMKD_OK;
   if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: exists and cannot be read (%s); choose another --out", w->path, strerror(errno));
   uint8_t *bytes = NULL, start[8] = {0};
-  cmkd_block block;
+  cmkd_user_block block;
   cmkd_master_meta meta = {0};
   ssize_t got = pread(fd, start, sizeof start, 0);
-  cmkd_status status = cmkd_block_read(fd, w->path, CMKD_BLOCK_MASTER, &bytes, &block, NULL);
+  cmkd_status status = cmkd_user_block_read(fd, w->path, CMKD_USER_BLOCK_MASTER, &bytes, &block, NULL);
   if (status == CMKD_OK) status = cmkd_master_json_parse(block.json, block.json_size, block.file_size, w->path, &meta, NULL);
   close(fd);
   free(bytes);
@@ -127,7 +127,7 @@ static cmkd_status writer_create(const char *path, cmkd_cache_writer **out, cmkd
   if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a cache writer");
   w->session = (cmkd_lock)CMKD_LOCK_NONE;
   pthread_mutex_init(&w->mutex, NULL);
-  pthread_mutex_init(&w->room_mutex, NULL);
+  pthread_mutex_init(&w->buffer_mutex, NULL);
   pthread_cond_init(&w->work, NULL);
   pthread_cond_init(&w->space, NULL);
   pthread_cond_init(&w->changed, NULL);
@@ -170,9 +170,9 @@ static cmkd_status find_head(cmkd_cache_writer *w, cmkd_error *err) {
     char *path = cmkd_path_join(w->folder, entry->d_name);
     int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
     uint8_t *bytes = NULL;
-    cmkd_block block;
+    cmkd_user_block block;
     cmkd_shard_meta meta = {0};
-    if (fd >= 0 && cmkd_block_read(fd, path, CMKD_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK)
+    if (fd >= 0 && cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK)
       found = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &w->head, &meta, NULL) == CMKD_OK;
     if (fd >= 0) close(fd);
     cmkd_shard_meta_free(&meta);
@@ -198,10 +198,10 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   cmkd_writer_threads_stop(w);
   if (w->session.fd >= 0 && w->folder) rmdir(w->folder); /* succeeds only when nothing was built */
   cmkd_lock_release(&w->session);
-  cmkd_writer_rooms_free(w);
+  cmkd_writer_buffers_free(w);
   cmkd_image_free(&w->image);
   pthread_mutex_destroy(&w->mutex);
-  pthread_mutex_destroy(&w->room_mutex);
+  pthread_mutex_destroy(&w->buffer_mutex);
   pthread_cond_destroy(&w->work);
   pthread_cond_destroy(&w->space);
   pthread_cond_destroy(&w->changed);
@@ -324,7 +324,7 @@ static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t fi
 /* Edge chunks are stored full: zeros behind the last row. */
 static uint8_t *new_items(cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
   size_t row = w->head.classes * (size_t)w->codec->item;
-  uint8_t *items = cmkd_writer_room_take(w);
+  uint8_t *items = cmkd_writer_buffer_take(w);
   if (items) memset(items + used * row, 0, (rows - used) * row);
   return items;
 }

@@ -21,7 +21,7 @@ typedef struct cmkd_shard_work {
 
 typedef struct cmkd_chunk_job { cmkd_shard_work *shard; uint64_t chunk; } cmkd_chunk_job;
 #define CMKD_WRITER_QUEUE 64
-typedef struct cmkd_room { struct cmkd_room *next; } cmkd_room; /* a free buffer, linked through itself */
+typedef struct cmkd_free_buffer { struct cmkd_free_buffer *next; } cmkd_free_buffer; /* a free buffer, linked through itself */
 
 struct cmkd_cache_writer {
   char *path, *dir, *folder;            /* the master; its folder; DIR/NAME.shards */
@@ -36,8 +36,8 @@ struct cmkd_cache_writer {
   uint64_t added;                       /* cmkd_cache_writer_add: samples so far */
   int add_open, add_skip;               /* a shard was begun by add; it was found done */
   cmkd_image image;                     /* of the shard being published, then of the master */
-  pthread_mutex_t room_mutex;           /* guards rooms */
-  cmkd_room *rooms;                     /* free buffers, each fit for a chunk, raw or compressed */
+  pthread_mutex_t buffer_mutex;           /* guards rooms */
+  cmkd_free_buffer *free_buffers;                     /* free buffers, each fit for a chunk, raw or compressed */
   /* everything below is guarded by `mutex` */
   pthread_mutex_t mutex;
   pthread_cond_t work, space, changed;  /* a job came; a job left; a shard was sealed or published, or an error */
@@ -57,9 +57,9 @@ cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uin
 cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err);                   /* takes the shard */
 void cmkd_writer_drain(cmkd_cache_writer *w, const cmkd_shard_work *shard); /* waits until none of its chunks is in work */
 cmkd_status cmkd_writer_failed(cmkd_cache_writer *w, cmkd_error *err);      /* the background's error, if any */
-uint8_t *cmkd_writer_room_take(cmkd_cache_writer *w); /* NULL when out of memory */
-void cmkd_writer_room_return(cmkd_cache_writer *w, uint8_t *room); /* NULL is fine */
-void cmkd_writer_rooms_free(cmkd_cache_writer *w);
+uint8_t *cmkd_writer_buffer_take(cmkd_cache_writer *w); /* NULL when out of memory */
+void cmkd_writer_buffer_return(cmkd_cache_writer *w, uint8_t *buffer); /* NULL is fine */
+void cmkd_writer_buffers_free(cmkd_cache_writer *w);
 
 /* publish.c */
 void cmkd_shard_work_free(cmkd_cache_writer *w, cmkd_shard_work *shard);

@@ -33,7 +33,7 @@ typedef struct machine {
   size_t size;
   const char *file;
   uint32_t *stack, *marks, *memo; /* value indices; stack heights; value indices + 1, 0: not set */
-  uint32_t height, stack_room, mark_count, mark_room, memo_count, memo_room;
+  uint32_t height, stack_capacity, mark_count, mark_capacity, memo_count, memo_capacity;
   uint64_t copied; /* items taken from lists by OrderedDict: a list used again and again must not multiply */
   cmkd_error *err;
 } machine;
@@ -43,29 +43,29 @@ static cmkd_status broken(machine *m, const char *what) {
 }
 
 /* Room for one more item of an array that doubles. */
-static void *doubled(machine *m, void *array, uint32_t *room, size_t item) {
-  uint32_t more = *room ? *room * 2 : 64;
-  void *bigger = more > *room ? realloc(array, more * item) : NULL;
-  if (bigger) *room = more;
+static void *doubled(machine *m, void *array, uint32_t *capacity, size_t item) {
+  uint32_t more = *capacity ? *capacity * 2 : 64;
+  void *bigger = more > *capacity ? realloc(array, more * item) : NULL;
+  if (bigger) *capacity = more;
   else cmkd_fail(m->err, CMKD_ERR_MEMORY, "%s: out of memory", m->file);
   return bigger;
 }
-#define GROW(array, count, room)                                        \
+#define GROW(array, count, capacity)                                        \
   do {                                                                  \
-    if ((count) < (room)) break;                                        \
-    void *bigger_ = doubled(m, (array), &(room), sizeof *(array));      \
+    if ((count) < (capacity)) break;                                        \
+    void *bigger_ = doubled(m, (array), &(capacity), sizeof *(array));      \
     if (!bigger_) return CMKD_ERR_MEMORY;                               \
     (array) = bigger_;                                                  \
   } while (0)
 
 static cmkd_status push(machine *m, uint32_t value) {
-  GROW(m->stack, m->height, m->stack_room);
+  GROW(m->stack, m->height, m->stack_capacity);
   m->stack[m->height++] = value;
   return CMKD_OK;
 }
 
 static cmkd_status push_new(machine *m, cmkd_pk_value value) {
-  GROW(m->p->values, m->p->value_count, m->p->value_room);
+  GROW(m->p->values, m->p->value_count, m->p->value_capacity);
   m->p->values[m->p->value_count] = value;
   return push(m, m->p->value_count++);
 }
@@ -166,12 +166,12 @@ static cmkd_status extend(machine *m, uint32_t first, cmkd_pk_kind kind) {
   if (kind == CMKD_PK_DICT && count % 2) return broken(m, "a key without a value");
   m->height = first;
   if (!count) return CMKD_OK;
-  uint64_t want = (uint64_t)target->length + count, room = 4, old_room = 4;
-  while (old_room < target->length) old_room *= 2;
-  while (room < want) room *= 2;
+  uint64_t want = (uint64_t)target->length + count, capacity = 4, old_capacity = 4;
+  while (old_capacity < target->length) old_capacity *= 2;
+  while (capacity < want) capacity *= 2;
   if (want > UINT32_MAX / 2) return broken(m, "too many items");
-  if (!target->length || room > old_room) {
-    uint32_t *bigger = realloc(target->length ? target->as.item : NULL, room * sizeof *bigger);
+  if (!target->length || capacity > old_capacity) {
+    uint32_t *bigger = realloc(target->length ? target->as.item : NULL, capacity * sizeof *bigger);
     if (!bigger) return cmkd_fail(m->err, CMKD_ERR_MEMORY, "%s: out of memory", m->file);
     target->as.item = bigger;
   }
@@ -196,14 +196,14 @@ static cmkd_status extend_by(machine *m, cmkd_pk_kind kind, uint32_t count) {
 static cmkd_status memo_put(machine *m, uint64_t index) {
   if (m->height <= floor_of(m)) return broken(m, "its stack runs empty");
   if (index >= m->size) return broken(m, "a memo number larger than the pickle"); /* writers count from 0 */
-  if (index >= m->memo_room) {
-    uint64_t room = m->memo_room ? m->memo_room : 256;
-    while (room <= index) room *= 2;
-    uint32_t *bigger = realloc(m->memo, room * sizeof *bigger);
+  if (index >= m->memo_capacity) {
+    uint64_t capacity = m->memo_capacity ? m->memo_capacity : 256;
+    while (capacity <= index) capacity *= 2;
+    uint32_t *bigger = realloc(m->memo, capacity * sizeof *bigger);
     if (!bigger) return cmkd_fail(m->err, CMKD_ERR_MEMORY, "%s: out of memory", m->file);
-    memset(bigger + m->memo_room, 0, (room - m->memo_room) * sizeof *bigger);
+    memset(bigger + m->memo_capacity, 0, (capacity - m->memo_capacity) * sizeof *bigger);
     m->memo = bigger;
-    m->memo_room = (uint32_t)room;
+    m->memo_capacity = (uint32_t)capacity;
   }
   m->memo_count += m->memo[index] == 0;
   m->memo[index] = m->stack[m->height - 1] + 1;
@@ -211,7 +211,7 @@ static cmkd_status memo_put(machine *m, uint64_t index) {
 }
 
 static cmkd_status memo_get(machine *m, uint64_t index) {
-  if (index >= m->memo_room || !m->memo[index]) return broken(m, "a memo number that was never set");
+  if (index >= m->memo_capacity || !m->memo[index]) return broken(m, "a memo number that was never set");
   return push(m, m->memo[index] - 1);
 }
 
@@ -276,7 +276,7 @@ static cmkd_status op_persistent_id(machine *m) {
     s.view_numel = numel->as.integer;
   }
   if (m->p->storage_count >= CMKD_MAX_TENSORS) return broken(m, "more than a million storages");
-  GROW(m->p->storages, m->p->storage_count, m->p->storage_room);
+  GROW(m->p->storages, m->p->storage_count, m->p->storage_capacity);
   m->p->storages[m->p->storage_count] = s;
   return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_STORAGE, .as.index = m->p->storage_count++});
 }
@@ -307,7 +307,7 @@ static cmkd_status make_tensor(machine *m, const cmkd_pk_value *args) {
   t.offset = offset->as.integer;
   t.dims = (int)size->length;
   if (m->p->tensor_count >= CMKD_MAX_TENSORS) return broken(m, "more than a million tensors");
-  GROW(m->p->tensors, m->p->tensor_count, m->p->tensor_room);
+  GROW(m->p->tensors, m->p->tensor_count, m->p->tensor_capacity);
   m->p->tensors[m->p->tensor_count] = t;
   return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_TENSOR, .as.index = m->p->tensor_count++});
 }
@@ -376,7 +376,7 @@ static cmkd_status op_int(machine *m, int bytes) {
 }
 
 static cmkd_status op_mark(machine *m) {
-  GROW(m->marks, m->mark_count, m->mark_room);
+  GROW(m->marks, m->mark_count, m->mark_capacity);
   m->marks[m->mark_count++] = m->height;
   return CMKD_OK;
 }
@@ -433,7 +433,7 @@ static cmkd_status step(machine *m, uint8_t code) {
 static cmkd_status run(machine *m, const uint8_t *bytes) {
   static const cmkd_pk_value first[] = {{.kind = CMKD_PK_NONE}, {.kind = CMKD_PK_BOOL, .as.integer = 1},
       {.kind = CMKD_PK_BOOL, .as.integer = 0}, {.kind = CMKD_PK_TUPLE}};
-  GROW(m->p->values, 0, m->p->value_room);
+  GROW(m->p->values, 0, m->p->value_capacity);
   memcpy(m->p->values, first, sizeof first);
   m->p->value_count = V_FIRST_FREE;
   if (m->at == m->end || *m->at != 0x80) return broken(m, "it does not begin with a protocol of 2 or more");

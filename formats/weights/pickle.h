@@ -37,9 +37,9 @@ typedef struct cmkd_pk_storage {
 typedef struct cmkd_pk_tensor { uint32_t storage; int64_t offset; int dims; int64_t size[CMKD_MAX_DIMS], stride[CMKD_MAX_DIMS]; } cmkd_pk_tensor;
 
 typedef struct cmkd_pickle {
-  cmkd_pk_value *values; uint32_t value_count, value_room;
-  cmkd_pk_storage *storages; uint32_t storage_count, storage_room;
-  cmkd_pk_tensor *tensors; uint32_t tensor_count, tensor_room;
+  cmkd_pk_value *values; uint32_t value_count, value_capacity;
+  cmkd_pk_storage *storages; uint32_t storage_count, storage_capacity;
+  cmkd_pk_tensor *tensors; uint32_t tensor_count, tensor_capacity;
   uint32_t root;             /* what STOP returned */
   size_t used;               /* bytes up to and with STOP: another pickle may follow */
 } cmkd_pickle;

@@ -127,13 +127,13 @@ static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, c
   int code = Z_OK;
   while (code == Z_OK) {
     uInt give = e->packed - in > 1u << 30 ? 1u << 30 : (uInt)(e->packed - in),
-        room = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
+        capacity = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
     z.next_in = (Bytef *)packed + in; z.avail_in = give;
-    z.next_out = out + done; z.avail_out = room;
+    z.next_out = out + done; z.avail_out = capacity;
     code = inflate(&z, Z_NO_FLUSH);
     in += give - z.avail_in;
-    done += room - z.avail_out;
-    if (code == Z_OK && give == z.avail_in && room == z.avail_out) break; /* no way forward */
+    done += capacity - z.avail_out;
+    if (code == Z_OK && give == z.avail_in && capacity == z.avail_out) break; /* no way forward */
   }
   inflateEnd(&z);
   if (code == Z_STREAM_END && done == e->size && in == e->packed) { *owned = out; return CMKD_OK; }

@@ -21,8 +21,8 @@ uint32_t cmkd_policy_variants(cmkd_policy policy);                              
  * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same without
  * the flip digit (mod 81: dx = variant % 9, dy = variant / 9). flip: variant = seed mod 2.
  * Output pixel (y, x) of a crop is input pixel (y + dy - 4, x + dx - 4), 0 outside; the flip comes after the crop. */
-typedef struct cmkd_move { int dy, dx, flip; } cmkd_move; /* dy, dx in 0..8; 4 is the centre */
-cmkd_move cmkd_move_of(cmkd_policy policy, uint64_t seed);
+typedef struct cmkd_view_transform { int dy, dx, flip; } cmkd_view_transform; /* dy, dx in 0..8; 4 is the centre */
+cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed);
 
 /* The seed whose move is the identity under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a clean view, so
  * that pixels follow from seed and policy with no special case. */

@@ -6,12 +6,12 @@
 /* Output columns [first, last) of a row come from the image; column x reads source column origin + step * x. */
 typedef struct span { int first, last, origin, step; } span;
 
-static span columns(cmkd_move move, int w) {
-  int shift = move.dx - 4;                        /* cropped column x' reads x' + shift */
+static span columns(cmkd_view_transform transform, int w) {
+  int shift = transform.dx - 4;                        /* cropped column x' reads x' + shift */
   int lo = shift < 0 ? -shift : 0, hi = shift > 0 ? w - shift : w;
   if (lo > w) lo = w;
   if (hi < lo) hi = lo;
-  if (!move.flip) return (span){lo, hi, shift, 1};
+  if (!transform.flip) return (span){lo, hi, shift, 1};
   return (span){w - hi, w - lo, w - 1 + shift, -1};
 }
 
@@ -21,10 +21,10 @@ void cmkd_augment_bytes_cpu(cmkd_policy policy, const uint8_t *pixels, const uin
   for (int i = 0; i < count; i++) {
     const uint8_t *source = pixels + (size_t)rows[i] * image;
     uint8_t *out = target + (size_t)i * image;
-    cmkd_move move = cmkd_move_of(policy, seeds ? seeds[i] : cmkd_clean_seed(policy));
-    span s = columns(move, w);
+    cmkd_view_transform transform = cmkd_view_transform_of(policy, seeds ? seeds[i] : cmkd_clean_seed(policy));
+    span s = columns(transform, w);
     for (int y = 0; y < h; y++, out += row_bytes) {
-      int sy = y + move.dy - 4;
+      int sy = y + transform.dy - 4;
       if (sy < 0 || sy >= h) { memset(out, 0, row_bytes); continue; }
       const uint8_t *in = source + (size_t)sy * row_bytes;
       memset(out, 0, (size_t)(s.first * c));
@@ -63,10 +63,10 @@ void cmkd_augment_cpu(cmkd_policy policy, const uint8_t *pixels, const uint32_t 
   for (int i = 0; i < count; i++) {
     const uint8_t *source = pixels + (size_t)rows[i] * image;
     float *out = target + (size_t)i * (size_t)h * row_floats;
-    cmkd_move move = cmkd_move_of(policy, seeds ? seeds[i] : cmkd_clean_seed(policy));
-    span s = columns(move, w);
+    cmkd_view_transform transform = cmkd_view_transform_of(policy, seeds ? seeds[i] : cmkd_clean_seed(policy));
+    span s = columns(transform, w);
     for (int y = 0; y < h; y++, out += row_floats) {
-      int sy = y + move.dy - 4;
+      int sy = y + transform.dy - 4;
       const uint8_t *in = sy < 0 || sy >= h ? NULL : source + (size_t)sy * row_bytes;
       if (c == 3 && stride_c == 3) put_row(out, in, s, w, 3, 3, table, mean, std);
       else if (c == 1 && stride_c == 1) put_row(out, in, s, w, 1, 1, table, mean, std);

@@ -22,7 +22,7 @@ typedef struct cmkd_wgrad_piece { int y, ny, nx, length, weights; int64_t src, d
 
 /* One convolution-like pass over images: destination pixel = sum over segments of source * weights.
  * Packed weights: [group][block][k][B], B = table.block output channels, zero-padded. Depthwise: [k][channels]. */
-typedef struct cmkd_conv_pass {
+typedef struct cmkd_direct_pass {
   int groups, outs;                    /* outs: output channels per group */
   int64_t src_row, src_col, src_group; /* source floats between output pixels one down, one right; between groups */
   int64_t dst_row, dst_col;            /* destination floats between neighbouring pixels of the same class: already times step */
@@ -32,7 +32,7 @@ typedef struct cmkd_conv_pass {
   const cmkd_conv_class *cls;          /* (classes) */
   const cmkd_seg *seg;                 /* the memory behind the classes' */
   const cmkd_wgrad_piece *piece;       /* (pieces) forward passes only */
-} cmkd_conv_pass;
+} cmkd_direct_pass;
 
 /* What happens to a finished sum before it is stored: out = act(sum + bias[channel] + add[same place]). */
 typedef struct cmkd_epilogue { const float *bias, *add; cmkd_act act; } cmkd_epilogue;
@@ -41,12 +41,12 @@ typedef struct cmkd_cpu_kernels {
   const char *name; /* "avx2" */
   int block;        /* output channels per packed block */
   /* n images. */
-  void (*conv_run)(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
+  void (*conv_run)(const cmkd_direct_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
   /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass. block floats past
    * the end of ddst must be readable. */
-  void (*conv_wgrad)(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad);
-  void (*depth_run)(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
-  void (*depth_wgrad)(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad);
+  void (*conv_wgrad)(const cmkd_direct_pass *pass, int n, const float *src, const float *ddst, float *grad);
+  void (*depth_run)(const cmkd_direct_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst);
+  void (*depth_wgrad)(const cmkd_direct_pass *pass, int n, const float *src, const float *ddst, float *grad);
 
   /* Per-channel mean and sum of squared deviations from that mean of x (px, c). Two passes: exact also where |mean| >> deviation. */
   void (*moments)(const float *x, int64_t px, int c, float *mean, float *m2);

@@ -48,7 +48,7 @@ struct cmkd_be_model {
   cpu_item *item; int items;
   int stale, fold_stale;              /* packed weights are older than the values */
   int32_t *labels; void *loss_scratch, *agreement_scratch;
-  cmkd_step_result *result; int results, result_room;
+  cmkd_step_result *result; int results, result_capacity;
 };
 
 static inline size_t cpu_size(const cmkd_graph *graph, int tensor) {

@@ -72,7 +72,7 @@ static void padshortcut(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const f
 }
 
 /* Copies or adds `c` channels a pixel between arrays of different widths. */
-static void move_channels(int64_t px, int c, const float *from, int from_c, float *to, int to_c, int accumulate) {
+static void rearrange_channels(int64_t px, int c, const float *from, int from_c, float *to, int to_c, int accumulate) {
   for (int64_t i = 0; i < px; i++, from += from_c, to += to_c)
     if (!accumulate) memcpy(to, from, sizeof *to * (size_t)c);
     else
@@ -98,10 +98,10 @@ void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, con
   switch (op->kind) {
   case CMKD_OP_ADD: case CMKD_OP_ACT: k->add_act(in[0], op->kind == CMKD_OP_ADD ? in[1] : NULL, op->act, out, n * out_size); return;
   case CMKD_OP_CONCAT:
-    move_channels(px, is.c, in[0], is.c, out, os.c, 0);
-    move_channels(px, os.c - is.c, in[1], os.c - is.c, out + is.c, os.c, 0);
+    rearrange_channels(px, is.c, in[0], is.c, out, os.c, 0);
+    rearrange_channels(px, os.c - is.c, in[1], os.c - is.c, out + is.c, os.c, 0);
     return;
-  case CMKD_OP_SLICE: move_channels(px, os.c, in[0] + op->first, is.c, out, os.c, 0); return;
+  case CMKD_OP_SLICE: rearrange_channels(px, os.c, in[0] + op->first, is.c, out, os.c, 0); return;
   case CMKD_OP_SHUFFLE: shuffle(px, os.c, op->groups, in[0], out, 0); return;
   default: break;
   }
@@ -129,10 +129,10 @@ void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, co
       if (din[i]) k->act_backward(dout, out, op->act, accumulate[i], din[i], n * out_size);
     return;
   case CMKD_OP_CONCAT:
-    if (din[0]) move_channels(px, is.c, dout, os.c, din[0], is.c, accumulate[0]);
-    if (din[1]) move_channels(px, os.c - is.c, dout + is.c, os.c, din[1], os.c - is.c, accumulate[1]);
+    if (din[0]) rearrange_channels(px, is.c, dout, os.c, din[0], is.c, accumulate[0]);
+    if (din[1]) rearrange_channels(px, os.c - is.c, dout + is.c, os.c, din[1], os.c - is.c, accumulate[1]);
     return;
-  case CMKD_OP_SLICE: if (din[0]) move_channels(px, os.c, dout, os.c, din[0] + op->first, is.c, 1); return;
+  case CMKD_OP_SLICE: if (din[0]) rearrange_channels(px, os.c, dout, os.c, din[0] + op->first, is.c, 1); return;
   case CMKD_OP_SHUFFLE: if (din[0]) shuffle(px, os.c, os.c / op->groups, dout, din[0], accumulate[0]); return;
   default: break;
   }

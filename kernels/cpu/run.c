@@ -19,7 +19,7 @@ typedef struct cpu_chunk {
   float *logits, *features;     /* INFER: the caller's */
 } cpu_chunk;
 
-static float *place(const cpu_chunk *c, const cmkd_place *p) {
+static float *place(const cpu_chunk *c, const cmkd_plan_buffer *p) {
   if (!p->used) return NULL;
   return p->local ? c->lane->local + p->offset * (size_t)c->stride : c->m->arena + p->offset * (size_t)c->m->config.batch + (size_t)c->first * p->size;
 }
@@ -266,12 +266,12 @@ static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_r
 }
 
 static cmkd_status next_result(cmkd_be_model *m, cmkd_step_result **out, cmkd_error *err) {
-  if (m->results == m->result_room) {
-    int room = m->result_room ? 2 * m->result_room : 64;
-    cmkd_step_result *bigger = realloc(m->result, (size_t)room * sizeof *bigger);
+  if (m->results == m->result_capacity) {
+    int capacity = m->result_capacity ? 2 * m->result_capacity : 64;
+    cmkd_step_result *bigger = realloc(m->result, (size_t)capacity * sizeof *bigger);
     if (!bigger) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory keeping step results");
     m->result = bigger;
-    m->result_room = room;
+    m->result_capacity = capacity;
   }
   *out = &m->result[m->results++];
   memset(*out, 0, sizeof **out);

@@ -27,9 +27,9 @@ struct cmkd_backend {
   cudaStream_t stream, side;
   cudaEvent_t fork, join;
   cmkd_cudnn *cudnn;                  /* NULL: our own kernels do everything */
-  cmkd_conv_chooser *chooser;
+  cmkd_conv_selector *selector;
   void *workspace; size_t workspace_bytes; /* shared by all models: they take turns on one stream */
-  int workspace_moves;                /* graphs captured before the last move are stale */
+  int workspace_generation;                /* graphs captured before the last move are stale */
   int check;                          /* $CMKD_CUDA_CHECK: no graphs, wait after every operation and name the one that failed */
   int streamed;                       /* $CMKD_CUDA_RESIDENT=0: images stay on the host */
   uint64_t serial;                    /* of the last images or rows: captured graphs know them by it, addresses come again */
@@ -60,25 +60,25 @@ typedef struct cuda_op {
 
 /* Who computes the convolutions of a list at one number of rows: choice[op][pass]. from16 (values / CMKD_CUDA_CHUNK): whose weight gradients are then
  * 16 bits wide; host, and NULL or device memory. */
-typedef struct cuda_choices {
+typedef struct cuda_conv_algorithms {
   int count, infer;
-  cmkd_conv_choice *(*choice)[CMKD_CONV_BACKWARD_WEIGHTS + 1];
+  cmkd_conv_algorithm *(*algorithm)[CMKD_CONV_BACKWARD_WEIGHTS + 1];
   uint8_t *from16_host, *from16;
   unsigned loaded;                    /* bits: such a step has run with that kind of teacher, so its kernels are on the device */
-} cuda_choices;
+} cuda_conv_algorithms;
 
 typedef struct cuda_graph {
   cudaGraphExec_t exec;
   const cmkd_be_images *images; const cmkd_be_rows *rows;
   uint64_t images_serial, rows_serial; /* theirs; 0 without rows */
-  int list, count, teacher, steps, moves; /* steps in a row; workspace_moves at capture */
+  int list, count, teacher, steps, generation; /* steps in a row; workspace_generation at capture */
   uint64_t used;                      /* for eviction: the last use */
 } cuda_graph;
 
 typedef enum cuda_class { CUDA_INPUT, CUDA_CONV_FORWARD, CUDA_CONV_DATA, CUDA_CONV_WEIGHTS, CUDA_NORM, CUDA_OTHER, CUDA_LOSS, CUDA_UPDATE, CUDA_CLASSES } cuda_class; /* of work, in a profile */
 typedef struct cuda_profile cuda_profile;
 
-enum { CUDA_GRAPHS = 16, CUDA_CHOICES = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2, CUDA_PIXELS = 1, CUDA_TEACHER = 2 };
+enum { CUDA_GRAPHS = 16, CUDA_ALGORITHMS = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2, CUDA_PIXELS = 1, CUDA_TEACHER = 2 };
 
 struct cmkd_be_model {
   cmkd_backend *backend;
@@ -112,13 +112,13 @@ struct cmkd_be_model {
   /* host */
   float *host;                        /* (values): uploads, downloads */
   int fold_stale;
-  cuda_choices choices[CUDA_CHOICES]; int choices_count;
+  cuda_conv_algorithms algorithms[CUDA_ALGORITHMS]; int algorithms_count;
   int trained_count;                  /* rows of the last TRAIN step: whose gradients there are */
   cuda_graph captured[CUDA_GRAPHS];
   uint64_t clock;
   cuda_profile *profile;              /* NULL: not asked for */
   int pending;                        /* results on the device that nobody has fetched */
-  cmkd_step_result *result; int results_count, results_room;
+  cmkd_step_result *result; int results_count, results_capacity;
 };
 
 static inline size_t cuda_dtype_size(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 4 : 2; }
@@ -172,8 +172,8 @@ void cmkd_cuda_profile_close(cmkd_be_model *m);
 cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int op, int count);
 /* Decides who computes each convolution at `count` rows and sees that there is workspace; may wait and allocate, so not while capturing. */
 cmkd_status cmkd_cuda_prepare(cmkd_be_model *m, cmkd_list list, int count, cmkd_error *err);
-void cmkd_cuda_choices_free(cmkd_be_model *m, cuda_choices *choices);
-cuda_choices *cmkd_cuda_choices_for(cmkd_be_model *m, cmkd_list list, int count); /* NULL: not prepared */
+void cmkd_cuda_algorithms_free(cmkd_be_model *m, cuda_conv_algorithms *algorithms);
+cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list, int count); /* NULL: not prepared */
 /* Queues one step: input from the queue, everything, its result. teacher: its rows are in the queue; rows: they are resident. */
 cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_be_rows *rows, int count, int teacher, cmkd_error *err);
 

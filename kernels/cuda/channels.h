@@ -10,7 +10,7 @@
 #define TILE_THREADS 256
 #define TILE_GROUPS 8                                   /* most groups of a tile */
 #define TILE_CHANNELS (8 * TILE_GROUPS)
-#define TILE_ROOM (8 * (TILE_THREADS + TILE_GROUPS))    /* doubles of shared memory for lane_sums */
+#define TILE_CAPACITY (8 * (TILE_THREADS + TILE_GROUPS))    /* doubles of shared memory for lane_sums */
 
 static __device__ __forceinline__ float activate(int act, float v) { /* NaN stays NaN */
   if (act != CMKD_ACT_NONE && v < 0.0f) v = 0.0f;
@@ -65,30 +65,30 @@ static __device__ __forceinline__ seat seat_of(const tiling &t, int tile, int st
 
 /* The second half of a sum: thread (part, column) = (threadIdx.x / columns, threadIdx.x % columns) brings K values, and the threads of part 0
  * get the sums over `parts` parts. room: K * TILE_THREADS doubles, free again after the caller's next barrier. All threads call. */
-template <int K> static __device__ __forceinline__ void part_sums(int columns, int parts, double (&v)[K], double *room) {
+template <int K> static __device__ __forceinline__ void part_sums(int columns, int parts, double (&v)[K], double *capacity) {
 #pragma unroll
-  for (int k = 0; k < K; k++) room[k * TILE_THREADS + (int)threadIdx.x] = v[k];
+  for (int k = 0; k < K; k++) capacity[k * TILE_THREADS + (int)threadIdx.x] = v[k];
   __syncthreads();
   if ((int)threadIdx.x < columns)
     for (int part = 1; part < parts; part++)
 #pragma unroll
-      for (int k = 0; k < K; k++) v[k] += room[k * TILE_THREADS + part * columns + (int)threadIdx.x];
+      for (int k = 0; k < K; k++) v[k] += capacity[k * TILE_THREADS + part * columns + (int)threadIdx.x];
 }
 
-/* sum[channel of the tile] = v of all lanes; threads without a lane bring zeros. room: TILE_ROOM doubles, sum: TILE_CHANNELS. All threads call;
+/* sum[channel of the tile] = v of all lanes; threads without a lane bring zeros. room: TILE_CAPACITY doubles, sum: TILE_CHANNELS. All threads call;
  * room is free again and sum is there for all when they return. */
-static __device__ __forceinline__ void lane_sums(const tiling &t, const seat &s, const double (&v)[8], double *room, double *sum) {
+static __device__ __forceinline__ void lane_sums(const tiling &t, const seat &s, const double (&v)[8], double *capacity, double *sum) {
   const int pitch = TILE_THREADS + t.groups; /* column by column in neighbouring banks */
   const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns, fit = TILE_THREADS / s.columns, parts = fit < t.lanes ? fit : t.lanes;
 #pragma unroll
-  for (int i = 0; i < 8; i++) room[i * pitch + (int)threadIdx.x] = v[i];
+  for (int i = 0; i < 8; i++) capacity[i * pitch + (int)threadIdx.x] = v[i];
   __syncthreads();
   const int i = column / t.groups, group = column - i * t.groups;
   double mine[1] = {0};
   if (part < parts)
-    for (int lane = part; lane < t.lanes; lane += parts) mine[0] += room[i * pitch + lane * t.groups + group];
+    for (int lane = part; lane < t.lanes; lane += parts) mine[0] += capacity[i * pitch + lane * t.groups + group];
   __syncthreads();
-  part_sums(s.columns, parts, mine, room);
+  part_sums(s.columns, parts, mine, capacity);
   if ((int)threadIdx.x < s.columns) sum[group * 8 + i] = mine[0];
   __syncthreads();
 }

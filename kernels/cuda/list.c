@@ -18,13 +18,13 @@ cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int index, int c
 
 /* ---- who computes what ------------------------------------------------------------------------------------------------------------ */
 
-cuda_choices *cmkd_cuda_choices_for(cmkd_be_model *m, cmkd_list list, int count) {
-  for (int i = 0; i < m->choices_count; i++)
-    if (m->choices[i].count == count && m->choices[i].infer == (list == CMKD_LIST_INFER)) return &m->choices[i];
+cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list, int count) {
+  for (int i = 0; i < m->algorithms_count; i++)
+    if (m->algorithms[i].count == count && m->algorithms[i].infer == (list == CMKD_LIST_INFER)) return &m->algorithms[i];
   return NULL;
 }
 
-static cmkd_conv_choice *choice_of(cmkd_be_model *m, cmkd_list list, int count, int op, cmkd_conv_pass pass) { return cmkd_cuda_choices_for(m, list, count)->choice[op][pass]; }
+static cmkd_conv_algorithm *algorithm_of(cmkd_be_model *m, cmkd_list list, int count, int op, cmkd_conv_pass pass) { return cmkd_cuda_algorithms_for(m, list, count)->algorithm[op][pass]; }
 
 /* The step of the backward plan that computes an op's gradients; NULL: nobody wants them. */
 static const cmkd_plan_step *backward_step(const cmkd_be_model *m, int op) {
@@ -37,14 +37,14 @@ static void need(size_t *most, size_t bytes) {
   if (bytes > *most) *most = bytes;
 }
 
-static cmkd_status choose(cmkd_be_model *m, const cmkd_conv_request *request, cmkd_conv_choice **out, size_t *workspace, cmkd_error *err) {
-  CMKD_TRY(cmkd_conv_choose(m->backend->chooser, request, out, err));
-  need(workspace, cmkd_conv_choice_workspace(*out));
+static cmkd_status choose(cmkd_be_model *m, const cmkd_conv_request *request, cmkd_conv_algorithm **out, size_t *workspace, cmkd_error *err) {
+  CMKD_TRY(cmkd_conv_select(m->backend->selector, request, out, err));
+  need(workspace, cmkd_conv_algorithm_workspace(*out));
   return CMKD_OK;
 }
 
-static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int count, cuda_choices *choices, size_t *workspace, cmkd_error *err) {
-  cmkd_conv_choice **choice = choices->choice[index];
+static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int count, cuda_conv_algorithms *algorithms, size_t *workspace, cmkd_error *err) {
+  cmkd_conv_algorithm **algorithm = algorithms->algorithm[index];
   const cmkd_op *op = &m->graph->op[index];
   cmkd_conv_request request = {.shape = cmkd_cuda_shape_of(m, index, count), .tf32 = m->backend->tf32};
   if (list == CMKD_LIST_INFER) {
@@ -53,31 +53,31 @@ static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int co
     request.pass = norm || op->param[1] >= 0 ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD;
     request.residual = norm && norm->in[1] >= 0;
     request.act = norm ? norm->act : CMKD_ACT_NONE;
-    return choose(m, &request, &choice[request.pass], workspace, err);
+    return choose(m, &request, &algorithm[request.pass], workspace, err);
   }
   const cmkd_plan_step *step = backward_step(m, index);
   request.pass = CMKD_CONV_FORWARD;
-  CMKD_TRY(choose(m, &request, &choice[request.pass], workspace, err));
+  CMKD_TRY(choose(m, &request, &algorithm[request.pass], workspace, err));
   if (!step) return CMKD_OK;
   if (op->param[1] >= 0) need(workspace, cmkd_cuda_conv_scratch(&request.shape));
   request.pass = CMKD_CONV_BACKWARD_WEIGHTS;
-  CMKD_TRY(choose(m, &request, &choice[request.pass], workspace, err));
-  if (cmkd_conv_choice_dw_dtype(choice[request.pass]) != CMKD_F32) {
+  CMKD_TRY(choose(m, &request, &algorithm[request.pass], workspace, err));
+  if (cmkd_conv_algorithm_dw_dtype(algorithm[request.pass]) != CMKD_F32) {
     const int64_t first = m->op[index].weight / CMKD_CUDA_CHUNK, chunks = (cmkd_cuda_conv_weights(&request.shape) + CMKD_CUDA_CHUNK - 1) / CMKD_CUDA_CHUNK;
-    memset(choices->from16_host + first, 1, (size_t)chunks);
+    memset(algorithms->from16_host + first, 1, (size_t)chunks);
   }
   if (step->skip[0]) return CMKD_OK;
   request.pass = CMKD_CONV_BACKWARD_DATA;
   request.accumulate = step->accumulate[0];
-  return choose(m, &request, &choice[request.pass], workspace, err);
+  return choose(m, &request, &algorithm[request.pass], workspace, err);
 }
 
-void cmkd_cuda_choices_free(cmkd_be_model *m, cuda_choices *c) {
-  for (int i = 0; c->choice && i < m->graph->ops; i++)
+void cmkd_cuda_algorithms_free(cmkd_be_model *m, cuda_conv_algorithms *c) {
+  for (int i = 0; c->algorithm && i < m->graph->ops; i++)
     for (int pass = 0; pass <= CMKD_CONV_BACKWARD_WEIGHTS; pass++)
-      if (c->choice[i][pass]) cmkd_conv_choice_free(c->choice[i][pass]);
+      if (c->algorithm[i][pass]) cmkd_conv_algorithm_free(c->algorithm[i][pass]);
   if (c->from16) (void)cudaFree(c->from16);
-  free(c->choice);
+  free(c->algorithm);
   free(c->from16_host);
 }
 
@@ -88,18 +88,18 @@ static cmkd_status grow_workspace(cmkd_backend *b, size_t bytes, cmkd_error *err
   if (b->workspace) (void)cudaFree(b->workspace);
   b->workspace = NULL;
   b->workspace_bytes = 0;
-  b->workspace_moves++;
+  b->workspace_generation++;
   CMKD_TRY(cmkd_cuda_status(cudaMalloc(&b->workspace, bytes), "workspace of the convolutions", err));
   b->workspace_bytes = bytes;
   return CMKD_OK;
 }
 
-static cmkd_status prepare(cmkd_be_model *m, cmkd_list list, cuda_choices *c, cmkd_error *err) {
+static cmkd_status prepare(cmkd_be_model *m, cmkd_list list, cuda_conv_algorithms *c, cmkd_error *err) {
   const size_t chunks = (size_t)(m->values / CMKD_CUDA_CHUNK);
   size_t workspace = 256;
-  c->choice = calloc((size_t)m->graph->ops, sizeof *c->choice);
+  c->algorithm = calloc((size_t)m->graph->ops, sizeof *c->algorithm);
   c->from16_host = calloc(chunks, 1);
-  if (!c->choice || !c->from16_host) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  if (!c->algorithm || !c->from16_host) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   for (int i = 0; i < m->graph->ops; i++) {
     const cmkd_op *op = &m->graph->op[i];
     const cmkd_shape s = m->graph->tensor[op->out];
@@ -114,13 +114,13 @@ static cmkd_status prepare(cmkd_be_model *m, cmkd_list list, cuda_choices *c, cm
 }
 
 cmkd_status cmkd_cuda_prepare(cmkd_be_model *m, cmkd_list list, int count, cmkd_error *err) {
-  if (cmkd_cuda_choices_for(m, list, count)) return CMKD_OK;
-  if (m->choices_count == CUDA_CHOICES) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "steps of more than %d different sizes", CUDA_CHOICES);
-  cuda_choices *c = &m->choices[m->choices_count];
-  *c = (cuda_choices){.count = count, .infer = list == CMKD_LIST_INFER};
+  if (cmkd_cuda_algorithms_for(m, list, count)) return CMKD_OK;
+  if (m->algorithms_count == CUDA_ALGORITHMS) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "steps of more than %d different sizes", CUDA_ALGORITHMS);
+  cuda_conv_algorithms *c = &m->algorithms[m->algorithms_count];
+  *c = (cuda_conv_algorithms){.count = count, .infer = list == CMKD_LIST_INFER};
   cmkd_status status = prepare(m, list, c, err);
-  if (status == CMKD_OK) m->choices_count++;
-  else cmkd_cuda_choices_free(m, c);
+  if (status == CMKD_OK) m->algorithms_count++;
+  else cmkd_cuda_algorithms_free(m, c);
   return status;
 }
 
@@ -133,7 +133,7 @@ typedef struct walk {
   int count;
 } walk;
 
-static void *place(const walk *w, const cmkd_place *p) { return p->used ? w->m->arena + p->offset * (size_t)w->m->config.batch * cuda_dtype_size(w->m->backend->dtype) : NULL; }
+static void *place(const walk *w, const cmkd_plan_buffer *p) { return p->used ? w->m->arena + p->offset * (size_t)w->m->config.batch * cuda_dtype_size(w->m->backend->dtype) : NULL; }
 static void *value(const walk *w, int tensor) { return tensor < 0 ? NULL : tensor == w->m->graph->logits ? (void *)w->m->logits : place(w, &w->plan->value[tensor]); }
 static void *grad(const walk *w, int tensor) { return tensor < 0 ? NULL : tensor == w->m->graph->logits ? (void *)w->m->logits_grad : place(w, &w->plan->grad[tensor]); }
 
@@ -179,10 +179,10 @@ static cmkd_status conv_forward(const walk *w, int index, int norm, cmkd_error *
   if (w->list == CMKD_LIST_INFER) {
     const cmkd_cuda_epilogue e = {m->fold_bias + o->channel, n ? value(w, n->in[1]) : NULL, n ? n->act : CMKD_ACT_NONE};
     const int fused = n || op->param[1] >= 0;
-    return cmkd_conv_run(choice_of(m, w->list, w->count, index, fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD), x, (char *)m->fold_weight + offset, y, fused ? &e : NULL, m->backend->workspace, stream, err);
+    return cmkd_conv_run(algorithm_of(m, w->list, w->count, index, fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD), x, (char *)m->fold_weight + offset, y, fused ? &e : NULL, m->backend->workspace, stream, err);
   }
   const char *weights = m->copy ? (char *)m->copy : (char *)m->value;
-  CMKD_TRY(cmkd_conv_run(choice_of(m, w->list, w->count, index, CMKD_CONV_FORWARD), x, weights + offset, y, NULL, m->backend->workspace, stream, err));
+  CMKD_TRY(cmkd_conv_run(algorithm_of(m, w->list, w->count, index, CMKD_CONV_FORWARD), x, weights + offset, y, NULL, m->backend->workspace, stream, err));
   if (o->bias < 0) return CMKD_OK;
   const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, index, w->count);
   const cmkd_cuda_epilogue e = {m->value + o->bias, NULL, CMKD_ACT_NONE};
@@ -194,9 +194,9 @@ static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd
   const cmkd_op *op = &m->graph->op[step->op];
   const cuda_op *o = &m->op[step->op];
   void *stream = m->backend->stream, *workspace = m->backend->workspace, *dy = grad(w, op->out);
-  const cmkd_conv_choice *weights = choice_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_WEIGHTS);
+  const cmkd_conv_algorithm *weights = algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_WEIGHTS);
   const size_t size = cuda_dtype_size(m->backend->dtype);
-  void *dw = cmkd_conv_choice_dw_dtype(weights) == CMKD_F32 ? (void *)(m->grad + o->weight) : (char *)m->grad16 + (size_t)o->weight * size;
+  void *dw = cmkd_conv_algorithm_dw_dtype(weights) == CMKD_F32 ? (void *)(m->grad + o->weight) : (char *)m->grad16 + (size_t)o->weight * size;
   CMKD_TRY(cmkd_conv_run(weights, value(w, op->in[0]), dy, dw, NULL, workspace, stream, err));
   if (o->bias >= 0) {
     const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, step->op, w->count);
@@ -205,7 +205,7 @@ static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd
   cmkd_cuda_profile_mark(m, CUDA_CONV_WEIGHTS);
   if (step->skip[0]) return CMKD_OK;
   const char *value_w = m->copy ? (char *)m->copy : (char *)m->value;
-  return cmkd_conv_run(choice_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_DATA), dy, value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
+  return cmkd_conv_run(algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_DATA), dy, value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
 }
 
 static cmkd_status queue_forward(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
@@ -306,7 +306,7 @@ static cmkd_status queue_loss(cmkd_be_model *m, int count, int teacher, cmkd_err
 
 static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
   cmkd_backend *b = m->backend;
-  const cmkd_cuda_update update = {.count = m->values, .w = m->value, .m = m->momentum, .grad = m->grad, .grad16 = m->grad16, .from16 = cmkd_cuda_choices_for(m, CMKD_LIST_TRAIN, count)->from16, .copy = m->copy, .copy_dtype = b->dtype,
+  const cmkd_cuda_update update = {.count = m->values, .w = m->value, .m = m->momentum, .grad = m->grad, .grad16 = m->grad16, .from16 = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, count)->from16, .copy = m->copy, .copy_dtype = b->dtype,
                                    .momentum = m->config.momentum, .decay = m->config.weight_decay, .nesterov = m->config.nesterov};
   if (b->dtype == CMKD_F16) CMKD_TRY(cmkd_cuda_check_gradients(&update, m->state, b->stream, err));
   CMKD_TRY(cmkd_cuda_sgd(&update, m->state, b->stream, err));

@@ -17,7 +17,7 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
   (void)cudaStreamSynchronize(m->backend->stream);
   cmkd_cuda_forget_graphs(m);
   cmkd_cuda_profile_close(m);
-  for (int i = 0; i < m->choices_count; i++) cmkd_cuda_choices_free(m, &m->choices[i]);
+  for (int i = 0; i < m->algorithms_count; i++) cmkd_cuda_algorithms_free(m, &m->algorithms[i]);
   for (int h = 0; h < CUDA_HALVES; h++)
     if (m->taken[h]) (void)cudaEventDestroy(m->taken[h]);
   cmkd_plan_free(&m->train);
@@ -266,7 +266,7 @@ cmkd_status cmkd_cuda_gradients(cmkd_be_model *m, float *const *params, cmkd_err
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(copy_floats(m, m->host, m->grad, (size_t)m->values, cudaMemcpyDeviceToHost, err));
   CMKD_TRY(cmkd_cuda_get(m->backend, &state, m->state, sizeof state, "gradients", err));
-  const cuda_choices *last = cmkd_cuda_choices_for(m, CMKD_LIST_TRAIN, m->trained_count);
+  const cuda_conv_algorithms *last = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, m->trained_count);
   for (int64_t chunk = 0; last && last->from16 && chunk < m->values / CMKD_CUDA_CHUNK; chunk++) {
     uint16_t narrow[CMKD_CUDA_CHUNK];
     if (!last->from16_host[chunk]) continue;

@@ -55,7 +55,7 @@ static __device__ __forceinline__ void take8(const float *row, int group, float 
 
 /* Mean and M2 of one slab and tile. Chunks are merged pairwise (Chan, Golub, LeVeque 1983), lanes about their common mean: nothing cancels. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, room, TILE_ROOM);
+  CMKD_SHARED(double, capacity, TILE_CAPACITY);
   CMKD_SHARED(double, mean_of, TILE_CHANNELS);
   CMKD_SHARED(double, m2_of, TILE_CHANNELS);
   const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
@@ -88,12 +88,12 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_
   double mine[8];
   const double inverse = 1.0 / r.slab_pixels;
   for (int i = 0; i < 8; i++) mine[i] = (double)mean[i] * r.count;
-  lane_sums(a.tile, s, mine, room, mean_of);
+  lane_sums(a.tile, s, mine, capacity, mean_of);
   for (int i = 0; i < 8; i++) {
     const double away = (double)mean[i] - mean_of[s.group * 8 + i] * inverse;
     mine[i] = (double)m2[i] + away * away * r.count;
   }
-  lane_sums(a.tile, s, mine, room, m2_of);
+  lane_sums(a.tile, s, mine, capacity, m2_of);
   const int column = (int)threadIdx.x, channel = s.first + column;
   if (column < s.columns && channel < a.stride) {
     norm_pair p;
@@ -104,7 +104,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_
 }
 
 /* Mean and variance of the batch for `channel`, in the threads of part 0. M2 about the first slab's mean, in double. */
-static __device__ __forceinline__ void merge_moments(const norm_args &a, const seat &s, double *room, double *mean, double *var) {
+static __device__ __forceinline__ void merge_moments(const norm_args &a, const seat &s, double *capacity, double *mean, double *var) {
   const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns, parts = TILE_THREADS / s.columns, channel = s.first + column;
   double v[3] = {0, 0, 0}, origin = 0;
   if (part < parts && channel < a.n.c) {
@@ -118,14 +118,14 @@ static __device__ __forceinline__ void merge_moments(const norm_args &a, const s
       v[2] += (double)p.b;
     }
   }
-  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, room);
+  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, capacity);
   const double away = v[0] * a.inverse, m2 = v[2] + v[1] - v[0] * away;
   *mean = origin + away;
   *var = m2 > 0 || !(m2 <= 0) ? m2 * a.inverse : 0; /* NaN stays NaN */
 }
 
 template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_forward_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, room, 3 * TILE_THREADS);
+  CMKD_SHARED(double, capacity, 3 * TILE_THREADS);
   CMKD_SHARED(float, row, 3 * TILE_CHANNELS); /* mean, gamma rstd, beta */
   const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
   const stretch r = stretch_of(a, s);
@@ -136,7 +136,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_forward_
 
   const int column = (int)threadIdx.x, channel = s.first + column, inside = column < s.columns && channel < a.n.c;
   double mean = 0, var = 0;
-  if (a.partial) merge_moments(a, s, room, &mean, &var);
+  if (a.partial) merge_moments(a, s, capacity, &mean, &var);
   else if (inside) { mean = (double)a.n.mean[channel]; var = (double)a.n.var[channel]; }
   if (column < s.columns) {
     const float rstd = inside ? 1.0f / sqrtf((float)(var + (double)a.n.eps)) : 0.0f;
@@ -179,7 +179,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_forward_
 
 /* Sums of g = dy where the activation let through, and of g xhat, of one slab and tile. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, room, TILE_ROOM);
+  CMKD_SHARED(double, capacity, TILE_CAPACITY);
   CMKD_SHARED(double, sum_of, TILE_CHANNELS);
   CMKD_SHARED(double, product_of, TILE_CHANNELS);
   const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
@@ -220,9 +220,9 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_k
   }
   double mine[8];
   for (int i = 0; i < 8; i++) mine[i] = (double)sum[i];
-  lane_sums(a.tile, s, mine, room, sum_of);
+  lane_sums(a.tile, s, mine, capacity, sum_of);
   for (int i = 0; i < 8; i++) mine[i] = (double)product[i];
-  lane_sums(a.tile, s, mine, room, product_of);
+  lane_sums(a.tile, s, mine, capacity, product_of);
   const int column = (int)threadIdx.x, channel = s.first + column;
   if (column < s.columns && channel < a.stride) {
     norm_pair p;
@@ -234,7 +234,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_k
 
 /* dx = gamma rstd (g - mean(g) - xhat mean(g xhat)) */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_backward_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, room, 2 * TILE_THREADS);
+  CMKD_SHARED(double, capacity, 2 * TILE_THREADS);
   CMKD_SHARED(float, row, 4 * TILE_CHANNELS); /* mean, gamma rstd, mean(g), rstd mean(g xhat) */
   const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
   const stretch r = stretch_of(a, s);
@@ -253,7 +253,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_backward
       v[0] += (double)p.a;
       v[1] += (double)p.b;
     }
-  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, room);
+  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, capacity);
   if (part == 0) {
     const float rstd = inside ? a.n.rstd[channel] : 0.0f;
     row[column] = inside ? a.n.mean[channel] : 0.0f;

@@ -71,7 +71,7 @@ static int is_set(const char *name) {
 static void close_device(cmkd_backend *b) {
   if (!b) return;
   (void)cmkd_cuda_use(b, NULL);
-  cmkd_conv_chooser_close(b->chooser);
+  cmkd_conv_selector_close(b->selector);
   cmkd_cudnn_close(b->cudnn);
   if (b->workspace) (void)cudaFree(b->workspace);
   if (b->fork) (void)cudaEventDestroy(b->fork);
@@ -111,7 +111,7 @@ static cmkd_status open_convolutions(cmkd_backend *b, cmkd_error *err) {
   }
   snprintf(b->text, sizeof b->text, "cuda: %s, %s, %s", b->name, b->precision, library);
   char *memory = plans_file();
-  cmkd_status status = cmkd_conv_chooser_open(b->cudnn, b->name, memory, b->stream, &b->chooser, err);
+  cmkd_status status = cmkd_conv_selector_open(b->cudnn, b->name, memory, b->stream, &b->selector, err);
   free(memory);
   return status;
 }

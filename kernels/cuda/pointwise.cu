@@ -1,4 +1,4 @@
-/* What computes a pixel from the same pixel: ADD and ACT, and the operations that only move channels. CONCAT, SLICE, SHUFFLE and PADSHORTCUT
+/* What computes a pixel from the same pixel: ADD and ACT, and the operations that only rearrange channels. CONCAT, SLICE, SHUFFLE and PADSHORTCUT
  * are one rule, in both directions: every channel that is written has at most one source. Also the door to all operations without weights
  * (cmkd_cuda_forward, cmkd_cuda_backward); the pools are in pool.cu. Bound by memory, a thread makes 8 channels. */
 #include "kernels/cuda/channels.h"
@@ -40,7 +40,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) add_backward_
 /* Channel c of pixel p of `to` comes from channel s = (c % transpose) * across + c / transpose + shift of `from` where 0 <= s < from_c, from
  * channel s - from_c of `second` where that is below second_c, else from nowhere (0). Its pixel is p itself, or with a step forwards every step-th
  * pixel of from, backwards (spread) pixel p / step where that divides. */
-struct move {
+struct rearrange {
   const void *from, *second;
   void *to;
   int accumulate, to_c, from_c, second_c;
@@ -49,10 +49,10 @@ struct move {
   int aligned;                            /* groups of 8 stay together */
   unsigned total;
 };
-struct moves { move part[2]; }; /* one a grid row */
+struct rearranges { rearrange part[2]; }; /* one a grid row */
 
 /* Pixel of from, or -1. */
-static __device__ __forceinline__ int64_t source_pixel(const move &m, unsigned pixel) {
+static __device__ __forceinline__ int64_t source_pixel(const rearrange &m, unsigned pixel) {
   if (m.step == 1) return pixel;
   const unsigned row = pixel / (unsigned)m.w, image = row / (unsigned)m.h;
   int x = (int)(pixel - row * (unsigned)m.w), y = (int)(row - image * (unsigned)m.h);
@@ -63,8 +63,8 @@ static __device__ __forceinline__ int64_t source_pixel(const move &m, unsigned p
   return ((int64_t)image * m.from_h + y) * m.from_w + x;
 }
 
-template <class T> __global__ void __launch_bounds__(TILE_THREADS) move_kernel(const __grid_constant__ moves a) {
-  const move &m = a.part[blockIdx.y];
+template <class T> __global__ void __launch_bounds__(TILE_THREADS) rearrange_kernel(const __grid_constant__ rearranges a) {
+  const rearrange &m = a.part[blockIdx.y];
   const unsigned at = blockIdx.x * TILE_THREADS + threadIdx.x;
   if (at >= m.total) return;
   const unsigned groups = (unsigned)(m.to_c + 7) / 8, pixel = at / groups;
@@ -93,9 +93,9 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) move_kernel(c
   give8((T *)m.to + (int64_t)at * 8, v, m.accumulate);
 }
 
-/* A move of whole pixels with its channels as they are; the caller changes what differs. */
-static move plain_move(const void *from, cmkd_shape from_shape, void *to, cmkd_shape to_shape, int n, int accumulate) {
-  move m;
+/* A rearrange of whole pixels with its channels as they are; the caller changes what differs. */
+static rearrange plain_copy(const void *from, cmkd_shape from_shape, void *to, cmkd_shape to_shape, int n, int accumulate) {
+  rearrange m;
   memset(&m, 0, sizeof m);
   m.from = from;
   m.to = to;
@@ -107,9 +107,9 @@ static move plain_move(const void *from, cmkd_shape from_shape, void *to, cmkd_s
   return m;
 }
 
-static move forward_move(const cmkd_cuda_call *call) {
+static rearrange forward_rearrange(const cmkd_cuda_call *call) {
   const cmkd_op *op = call->op;
-  move m = plain_move(call->x[0], call->in[0], call->y, call->out, call->n, 0);
+  rearrange m = plain_copy(call->x[0], call->in[0], call->y, call->out, call->n, 0);
   if (op->kind == CMKD_OP_CONCAT) m.second = call->x[1], m.second_c = call->in[1].c;
   else if (op->kind == CMKD_OP_SLICE) m.shift = op->first;
   else if (op->kind == CMKD_OP_PADSHORTCUT) m.shift = -op->first, m.step = op->stride;
@@ -117,9 +117,9 @@ static move forward_move(const cmkd_cuda_call *call) {
   return m;
 }
 
-static move backward_move(const cmkd_cuda_call *call, int k) {
+static rearrange backward_rearrange(const cmkd_cuda_call *call, int k) {
   const cmkd_op *op = call->op;
-  move m = plain_move(call->dy, call->out, call->dx[k], call->in[k], call->n, call->accumulate[k]);
+  rearrange m = plain_copy(call->dy, call->out, call->dx[k], call->in[k], call->n, call->accumulate[k]);
   if (op->kind == CMKD_OP_CONCAT) m.shift = k ? call->in[0].c : 0;
   else if (op->kind == CMKD_OP_SLICE) m.shift = -op->first;
   else if (op->kind == CMKD_OP_PADSHORTCUT) m.shift = op->first, m.step = op->stride, m.spread = 1;
@@ -129,14 +129,14 @@ static move backward_move(const cmkd_cuda_call *call, int k) {
 
 static unsigned blocks_for(unsigned threads) { return (threads + TILE_THREADS - 1) / TILE_THREADS; }
 
-static void launch_moves(moves a, int count, cmkd_dtype dtype, cudaStream_t stream) {
+static void launch_rearrange(rearranges a, int count, cmkd_dtype dtype, cudaStream_t stream) {
   unsigned blocks = 0;
   for (int k = 0; k < count; k++) {
-    move *m = &a.part[k];
+    rearrange *m = &a.part[k];
     m->aligned = m->transpose == 1 && m->shift % 8 == 0 && (!m->second || m->from_c % 8 == 0);
     if (blocks_for(m->total) > blocks) blocks = blocks_for(m->total);
   }
-  by_dtype(dtype, [&](auto *t) { CMKD_LAUNCH(move_kernel<std::remove_pointer_t<decltype(t)>>, dim3(blocks, (unsigned)count), dim3(TILE_THREADS), 0, stream, a); });
+  by_dtype(dtype, [&](auto *t) { CMKD_LAUNCH(rearrange_kernel<std::remove_pointer_t<decltype(t)>>, dim3(blocks, (unsigned)count), dim3(TILE_THREADS), 0, stream, a); });
 }
 
 /* ---- to float ----------------------------------------------------------------------------------------------------------------------- */
@@ -209,9 +209,9 @@ cmkd_status cmkd_cuda_forward(const cmkd_cuda_call *call, void *stream, cmkd_err
                   (T *)call->y, (int)call->op->act, total);
     });
   } else {
-    moves a;
-    a.part[0] = a.part[1] = forward_move(call);
-    launch_moves(a, 1, call->dtype, (cudaStream_t)stream);
+    rearranges a;
+    a.part[0] = a.part[1] = forward_rearrange(call);
+    launch_rearrange(a, 1, call->dtype, (cudaStream_t)stream);
   }
   return launch_status(cmkd_op_name(kind), err);
 }
@@ -234,15 +234,15 @@ cmkd_status cmkd_cuda_backward(const cmkd_cuda_call *call, void *stream, cmkd_er
                   twice ? (T *)nullptr : (T *)dx[1], call->accumulate[1], twice, (int)call->op->act, total);
     });
   } else {
-    moves a;
+    rearranges a;
     int count = 0;
     for (int k = 0; k < 2; k++)
-      if (dx[k]) a.part[count++] = backward_move(call, k);
+      if (dx[k]) a.part[count++] = backward_rearrange(call, k);
     if (twice) { /* one after the other: both add to the same numbers */
-      launch_moves(a, 1, call->dtype, (cudaStream_t)stream);
+      launch_rearrange(a, 1, call->dtype, (cudaStream_t)stream);
       a.part[0] = a.part[1];
     }
-    launch_moves(a, twice ? 1 : count, call->dtype, (cudaStream_t)stream);
+    launch_rearrange(a, twice ? 1 : count, call->dtype, (cudaStream_t)stream);
   }
   return launch_status(cmkd_op_name(kind), err);
 }

@@ -130,7 +130,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) avgpool_backw
 
 /* grid (images, tiles): a lane adds every lanes-th pixel in float, lanes are added in double. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS) globalpool_kernel(const __grid_constant__ pool_args a, const __grid_constant__ tiling t) {
-  CMKD_SHARED(double, room, TILE_ROOM);
+  CMKD_SHARED(double, capacity, TILE_CAPACITY);
   CMKD_SHARED(double, total, TILE_CHANNELS);
   const int stride = a.groups * 8, area = a.h * a.w;
   const seat s = seat_of(t, (int)blockIdx.y, stride);
@@ -147,7 +147,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) globalpool_ke
   }
   double mine[8];
   for (int i = 0; i < 8; i++) mine[i] = (double)sum[i];
-  lane_sums(t, s, mine, room, total);
+  lane_sums(t, s, mine, capacity, total);
   if (s.lane != 0) return;
 #pragma unroll
   for (int i = 0; i < 8; i++) sum[i] = (float)total[s.group * 8 + i] * a.weight;

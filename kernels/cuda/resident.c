@@ -5,11 +5,11 @@
 #include <string.h>
 #include "kernels/cuda/backend.h"
 
-#define ROOM_TO_LEAVE ((size_t)1 << 30) /* device memory for models, which come later */
+#define BYTES_TO_LEAVE ((size_t)1 << 30) /* device memory for models, which come later */
 
 static int fits(const cmkd_backend *b, size_t bytes) {
   size_t free_bytes = 0, total;
-  return !b->streamed && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess && free_bytes > ROOM_TO_LEAVE && bytes <= free_bytes - ROOM_TO_LEAVE;
+  return !b->streamed && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess && free_bytes > BYTES_TO_LEAVE && bytes <= free_bytes - BYTES_TO_LEAVE;
 }
 
 /* Once in the description. */

@@ -108,7 +108,7 @@ void cmkd_cuda_forget_graphs(cmkd_be_model *m) {
 static cuda_graph *find_graph(cmkd_be_model *m, const cuda_graph *key) {
   for (int i = 0; i < CUDA_GRAPHS; i++) {
     cuda_graph *g = &m->captured[i];
-    if (g->exec && g->images_serial == key->images_serial && g->rows_serial == key->rows_serial && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->moves == key->moves) return g;
+    if (g->exec && g->images_serial == key->images_serial && g->rows_serial == key->rows_serial && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->generation == key->generation) return g;
   }
   return NULL;
 }
@@ -163,18 +163,18 @@ static cmkd_status profile(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
 static cuda_graph key_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, int steps) {
   const cmkd_be_rows *rows = list == CMKD_LIST_TRAIN ? step->teacher_rows : NULL;
   return (cuda_graph){.images = images, .images_serial = images->serial, .rows = rows, .rows_serial = rows ? rows->serial : 0, .list = list, .count = step->count,
-                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows, .steps = steps, .moves = m->backend->workspace_moves};
+                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows, .steps = steps, .generation = m->backend->workspace_generation};
 }
 
 /* `steps` equal steps: one graph launch. The first of their kind are queued op by op, so that every kernel is loaded before it is captured; and so are
  * all where each operation is to be checked. */
 static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
-  cuda_choices *choices = cmkd_cuda_choices_for(m, (cmkd_list)key.list, key.count);
+  cuda_conv_algorithms *algorithms = cmkd_cuda_algorithms_for(m, (cmkd_list)key.list, key.count);
   cuda_graph *graph = find_graph(m, &key);
   if (m->profile && key.list == CMKD_LIST_TRAIN) return profile(m, key, err);
   const unsigned kind = 1u << (key.rows ? 2 + (int)key.rows->dtype : key.teacher);
-  if (m->backend->check || !(choices->loaded & kind)) {
-    choices->loaded |= kind;
+  if (m->backend->check || !(algorithms->loaded & kind)) {
+    algorithms->loaded |= kind;
     return queue_steps(m, &key, err);
   }
   if (!graph) CMKD_TRY(capture(m, &key, &graph, err));
@@ -265,7 +265,7 @@ static cmkd_status fold(cmkd_be_model *m, cmkd_error *err) {
 }
 
 /* Logits and features of the steps that ran, from pinned memory to the caller; the first row that is not finite fails. */
-static cmkd_status hand_over(const cmkd_be_model *m, const cmkd_step *steps, int k, float **logits, float **features, cmkd_error *err) {
+static cmkd_status fetch_outputs(const cmkd_be_model *m, const cmkd_step *steps, int k, float **logits, float **features, cmkd_error *err) {
   const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
   for (int i = 0; i < k; i++) {
     const size_t count = (size_t)steps[i].count;
@@ -304,7 +304,7 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
     }
     CMKD_TRY(half_taken(m, err));
     CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(stream), "inference", err));
-    CMKD_TRY(hand_over(m, steps + i, n, &logits, &features, err));
+    CMKD_TRY(fetch_outputs(m, steps + i, n, &logits, &features, err));
     i += n;
   }
   return CMKD_OK;
@@ -326,12 +326,12 @@ cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
 /* All results that the device has; waits for it. */
 static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err) {
   if (!m->pending) return CMKD_OK;
-  if (m->results_count + m->pending > m->results_room) {
-    int room = 2 * (m->results_count + m->pending);
-    cmkd_step_result *bigger = realloc(m->result, (size_t)room * sizeof *bigger);
+  if (m->results_count + m->pending > m->results_capacity) {
+    int capacity = 2 * (m->results_count + m->pending);
+    cmkd_step_result *bigger = realloc(m->result, (size_t)capacity * sizeof *bigger);
     if (!bigger) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory keeping step results");
     m->result = bigger;
-    m->results_room = room;
+    m->results_capacity = capacity;
   }
   const int pending = m->pending;
   m->pending = 0;
@@ -350,11 +350,11 @@ static cmkd_status release_halt(cmkd_be_model *m, cmkd_error *err) {
 }
 
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
-  const int room = *k;
+  const int capacity = *k;
   *k = 0;
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(fetch(m, err));
-  const int count = m->results_count < room ? m->results_count : room;
+  const int count = m->results_count < capacity ? m->results_count : capacity;
   if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
   if (count) memmove(m->result, m->result + count, (size_t)(m->results_count - count) * sizeof *results);
   m->results_count -= count;

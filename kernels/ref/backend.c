@@ -34,7 +34,7 @@ struct cmkd_be_model {
   float *student;                     /* (batch, classes), for the agreement figures */
   double *teacher;                    /* (batch, classes) */
   int32_t *labels;                    /* (batch) */
-  cmkd_step_result *results; int results_count, results_room;
+  cmkd_step_result *results; int results_count, results_capacity;
   void *pool[8];                      /* what model_free frees: arrays of arrays above share few allocations */
 };
 
@@ -244,11 +244,11 @@ static cmkd_status fail_row(const cmkd_be_model *model, const cmkd_step *step, i
 }
 
 static cmkd_step_result *new_result(cmkd_be_model *model, cmkd_error *err) {
-  if (model->results_count == model->results_room) {
-    int room = model->results_room ? 2 * model->results_room : 64;
-    cmkd_step_result *bigger = realloc(model->results, (size_t)room * sizeof *bigger);
+  if (model->results_count == model->results_capacity) {
+    int capacity = model->results_capacity ? 2 * model->results_capacity : 64;
+    cmkd_step_result *bigger = realloc(model->results, (size_t)capacity * sizeof *bigger);
     if (!bigger) { cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory"); return NULL; }
-    model->results = bigger, model->results_room = room;
+    model->results = bigger, model->results_capacity = capacity;
   }
   cmkd_step_result *result = &model->results[model->results_count++];
   *result = (cmkd_step_result){.loss.bad_row = -1, .loss.blocks = NAN};

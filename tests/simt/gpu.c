@@ -30,7 +30,7 @@ void *gpu_symbol(const char *name) {
   return symbol;
 }
 
-void *gpu_room(size_t bytes) {
+void *gpu_buffer(size_t bytes) {
   cmkd_error err;
   if (!bytes) return NULL;
   assert_true(count < (int)(sizeof held / sizeof *held));
@@ -42,7 +42,7 @@ void *gpu_room(size_t bytes) {
 void *gpu_put(const void *host, size_t bytes) {
   cmkd_error err;
   if (!host) return NULL;
-  void *device = gpu_room(bytes);
+  void *device = gpu_buffer(bytes);
   assert_ok(gpu->put(device, host, bytes, &err));
   return device;
 }

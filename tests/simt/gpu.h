@@ -35,7 +35,7 @@ void *gpu_symbol(const char *name);
 
 /* Device memory of this test, all freed by gpu_clear: a copy of host memory; fresh memory full of 0xFF. NULL and 0 bytes give NULL. */
 void *gpu_put(const void *host, size_t bytes);
-void *gpu_room(size_t bytes);
+void *gpu_buffer(size_t bytes);
 void gpu_get(void *host, const void *device, size_t bytes);
 void gpu_clear(void);
 #endif

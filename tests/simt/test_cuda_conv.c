@@ -152,7 +152,7 @@ static void forward_is_the_reference(problem *p, unsigned variant, int runs) {
   for (size_t i = 0; i < values; i++) p->y.value[i] = cmkd_ref_activate(act, p->y.value[i] + (residual ? p->residual.value[i] : 0));
   for (int order = 0; order < runs; order++) {
     set_order((order + (int)variant) % ORDERS, 7 + variant);
-    void *x = gpu_put(p->x.bytes, bytes_of(&p->x)), *w = gpu_put(p->w_bytes, p->weights * size_of(s->dtype)), *y = gpu_room(bytes_of(&p->y)), *scratch = gpu_room(GPU(cmkd_cuda_conv_scratch)(s));
+    void *x = gpu_put(p->x.bytes, bytes_of(&p->x)), *w = gpu_put(p->w_bytes, p->weights * size_of(s->dtype)), *y = gpu_buffer(bytes_of(&p->y)), *scratch = gpu_buffer(GPU(cmkd_cuda_conv_scratch)(s));
     const cmkd_cuda_epilogue epilogue = {bias ? gpu_put(p->bias_bytes, (size_t)cmkd_cuda_stride(s->k) * 4) : NULL, residual ? gpu_put(p->residual.bytes, bytes_of(&p->y)) : NULL, act};
     assert_ok(GPU(cmkd_cuda_conv_forward)(s, x, w, bias || residual || act ? &epilogue : NULL, y, scratch, NULL, &err));
     same_bytes("y", y, bytes_of(&p->y), order);
@@ -171,8 +171,8 @@ static void input_gradient_is_the_reference(problem *p, int runs) {
   for (int accumulate = 0; accumulate < 2; accumulate++) {
     for (int order = 0; order < runs; order++) {
       set_order((order + accumulate) % ORDERS, 11);
-      void *dy = gpu_put(p->dy.bytes, bytes_of(&p->dy)), *w = gpu_put(p->w_bytes, p->weights * size_of(s->dtype)), *scratch = gpu_room(GPU(cmkd_cuda_conv_scratch)(s));
-      void *dx = accumulate ? gpu_put(p->dx.bytes, bytes_of(&p->dx)) : gpu_room(bytes_of(&p->dx));
+      void *dy = gpu_put(p->dy.bytes, bytes_of(&p->dy)), *w = gpu_put(p->w_bytes, p->weights * size_of(s->dtype)), *scratch = gpu_buffer(GPU(cmkd_cuda_conv_scratch)(s));
+      void *dx = accumulate ? gpu_put(p->dx.bytes, bytes_of(&p->dx)) : gpu_buffer(bytes_of(&p->dx));
       assert_ok(GPU(cmkd_cuda_conv_backward_data)(s, dy, w, dx, accumulate, scratch, NULL, &err));
       same_bytes("dx", dx, bytes_of(&p->dx), order);
       gpu_get(got.bytes, dx, bytes_of(&got));
@@ -192,7 +192,7 @@ static void weight_gradients_are_the_reference(problem *p, int runs) {
   float *dw = malloc(p->weights * 4), *db = malloc((size_t)cmkd_cuda_stride(s->k) * 4);
   for (int order = 0; order < runs; order++) {
     set_order(order % ORDERS, 13);
-    void *x = gpu_put(p->x.bytes, bytes_of(&p->x)), *dy = gpu_put(p->dy.bytes, bytes_of(&p->dy)), *out = gpu_room(p->weights * 4), *scratch = gpu_room(GPU(cmkd_cuda_conv_scratch)(s));
+    void *x = gpu_put(p->x.bytes, bytes_of(&p->x)), *dy = gpu_put(p->dy.bytes, bytes_of(&p->dy)), *out = gpu_buffer(p->weights * 4), *scratch = gpu_buffer(GPU(cmkd_cuda_conv_scratch)(s));
     assert_ok(GPU(cmkd_cuda_conv_backward_weights)(s, x, dy, out, scratch, NULL, &err));
     same_bytes("dw", out, p->weights * 4, order);
     gpu_get(dw, out, p->weights * 4);
@@ -200,7 +200,7 @@ static void weight_gradients_are_the_reference(problem *p, int runs) {
   }
   for (int order = 0; order < runs; order++) {
     set_order(order % ORDERS, 17);
-    void *dy = gpu_put(p->dy.bytes, bytes_of(&p->dy)), *out = gpu_room((size_t)cmkd_cuda_stride(s->k) * 4), *scratch = gpu_room(GPU(cmkd_cuda_conv_scratch)(s));
+    void *dy = gpu_put(p->dy.bytes, bytes_of(&p->dy)), *out = gpu_buffer((size_t)cmkd_cuda_stride(s->k) * 4), *scratch = gpu_buffer(GPU(cmkd_cuda_conv_scratch)(s));
     assert_ok(GPU(cmkd_cuda_conv_backward_bias)(s, dy, out, scratch, NULL, &err));
     same_bytes("db", out, (size_t)cmkd_cuda_stride(s->k) * 4, order);
     gpu_get(db, out, (size_t)cmkd_cuda_stride(s->k) * 4);
@@ -375,7 +375,7 @@ static void mistakes_are_refused(void **state) {
   const cmkd_cuda_conv_shape good = {2, 4, 4, 8, 4, 4, 8, 3, 3, 1, 1, 1, 8, CMKD_F32, CMKD_F32, 0};
   cmkd_cuda_conv_shape bad[7] = {good, good, good, good, good, good, good};
   bad[0].oh = 3; bad[1].groups = 3; bad[2].y_stride = 16; bad[3].y_dtype = CMKD_F16; bad[4].n = 0; bad[5].dtype = CMKD_U8; bad[6].tile = 6;
-  void *a = gpu_room(4096 * 4), *b = gpu_room(4096 * 4), *c = gpu_room(4096 * 4);
+  void *a = gpu_buffer(4096 * 4), *b = gpu_buffer(4096 * 4), *c = gpu_buffer(4096 * 4);
   for (int i = 0; i < 7; i++) {
     assert_int_equal(GPU(cmkd_cuda_conv_forward)(&bad[i], a, b, NULL, c, NULL, NULL, &err), CMKD_ERR_VALUE);
     assert_non_null(strstr(err.message, "convolution"));

@@ -30,7 +30,7 @@ static void agreement_case(int64_t B, int64_t C, double kappa, int coarse) {
   for (int order = 0; order < ORDERS; order++) {
     set_order(order, 5);
     cmkd_agreement got = {.rows = 0};
-    void *scratch = gpu_room(gpu->agreement_scratch(B, C)), *sums = gpu_put(&got, sizeof got), *student = gpu_put(s, n * 4), *teacher = gpu_put(t, n * 2);
+    void *scratch = gpu_buffer(gpu->agreement_scratch(B, C)), *sums = gpu_put(&got, sizeof got), *student = gpu_put(s, n * 4), *teacher = gpu_put(t, n * 2);
     assert_ok(gpu->loss_init(scratch, NULL, &err));
     for (int k = 0; k < 2; k++) assert_ok(gpu->agreement_add(student, CMKD_F32, teacher, CMKD_F16, B, C, kappa, scratch, sums, NULL, &err));
     gpu_get(&got, sums, sizeof got);
@@ -77,7 +77,7 @@ static void images_are_the_same_bytes(void **state) {
       cmkd_cuda_pixel_table(mean, std, c, table);
       for (int clean = 0; clean < 2; clean++) {
         set_order(k % ORDERS, 1);
-        void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4), *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_room((size_t)count * image);
+        void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4), *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_buffer((size_t)count * image);
         cmkd_augment_bytes_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, want);
         assert_ok(gpu->augment_bytes((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_got, NULL, &err));
         gpu_get(got, d_got, (size_t)count * image);
@@ -85,7 +85,7 @@ static void images_are_the_same_bytes(void **state) {
         for (int stride = c; stride <= 8; stride += 8 - c) {
           const size_t floats = (size_t)(count * h * w * stride);
           float *want_f = malloc(floats * 4), *got_f = malloc(floats * 4);
-          void *d_table = gpu_put(table, sizeof table), *d_f = gpu_room(floats * 4);
+          void *d_table = gpu_put(table, sizeof table), *d_f = gpu_buffer(floats * 4);
           cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride, want_f);
           assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, CMKD_F32, d_f, NULL, &err));
           gpu_get(got_f, d_f, floats * 4);
@@ -122,7 +122,7 @@ static void cache_rows_decode_as_on_the_cpu(void **state) {
   for (int i = 0; i < COUNT; i++) codec->decode(&chunk, index[i], 1, want + i * C);
   for (int order = 0; order < ORDERS; order++) {
     set_order(order, 2);
-    void *d_index = gpu_put(index, sizeof index), *out = gpu_room(sizeof got);
+    void *d_index = gpu_put(index, sizeof index), *out = gpu_buffer(sizeof got);
     assert_ok(gpu->rows_u8sqrt(gpu_put(q, sizeof q), gpu_put(top, sizeof top), gpu_put(range, sizeof range), d_index, COUNT, C, out, NULL, &err));
     gpu_get(got, out, sizeof got);
     assert_memory_equal(got, want, sizeof got);
@@ -157,7 +157,7 @@ static void sgd_is_the_reference(void **state) {
     }
     set_order(variant % ORDERS, 3);
     u.w = gpu_put(w, sizeof w), u.m = gpu_put(m, sizeof m), u.grad = gpu_put(g, sizeof g), u.grad16 = gpu_put(narrow, sizeof narrow), u.from16 = gpu_put(from16, sizeof from16);
-    u.copy = gpu_room(sizeof copy);
+    u.copy = gpu_buffer(sizeof copy);
     for (int step = 0; step < 3; step++) {
       assert_ok(GPU(cmkd_cuda_sgd)(&u, gpu_put(&s, sizeof s), NULL, &err));
       cmkd_ref_sgd(wd, md, gd, N, (double)s.lr, (double)u.momentum, (double)u.decay, u.nesterov);
@@ -210,7 +210,7 @@ static void the_end_of_a_step_moves_the_scale(void **state) {
   cmkd_error err;
   cmkd_step_result result[3];
   cmkd_cuda_state s = {.scale = 1024, .overflow = 1, .good = 7, .top1 = 3, .loss = {.loss = 2, .bad_row = -1}};
-  void *d = gpu_put(&s, sizeof s), *r = gpu_room(sizeof result);
+  void *d = gpu_put(&s, sizeof s), *r = gpu_buffer(sizeof result);
   assert_ok(GPU(cmkd_cuda_end)(d, r, 5, 1, NULL, &err));
   gpu_get(&s, d, sizeof s);
   assert_true(s.scale == 512 && s.good == 0 && s.input == 1 && s.output == 1 && !s.halted);

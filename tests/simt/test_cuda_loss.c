@@ -58,10 +58,10 @@ static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, doub
   cmkd_error err;
   size_t bytes = gpu->loss_scratch(loss, p->B, p->C), n = (size_t)(p->B * p->C);
   assert_true(bytes > 0);
-  void *scratch = gpu_room(bytes);
+  void *scratch = gpu_buffer(bytes);
   cmkd_cuda_loss_batch b = {p->B, p->C, gpu_put(p->student, n * (p->student_dtype == CMKD_F32 ? 4 : 2)), p->student_dtype, gpu_put(p->teacher, n * (p->teacher_dtype == CMKD_F32 ? 4 : 2)),
-                            p->teacher_dtype, gpu_put(p->labels, (size_t)p->B * 4), grad ? gpu_room(n * 4) : NULL, epoch, smoothing, entropy_mean, NULL};
-  cmkd_loss_result *out = gpu_room(sizeof *out), again;
+                            p->teacher_dtype, gpu_put(p->labels, (size_t)p->B * 4), grad ? gpu_buffer(n * 4) : NULL, epoch, smoothing, entropy_mean, NULL};
+  cmkd_loss_result *out = gpu_buffer(sizeof *out), again;
   assert_ok(gpu->loss_init(scratch, NULL, &err));
   assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
   gpu_get(result, out, sizeof *result);

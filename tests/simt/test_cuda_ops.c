@@ -46,7 +46,7 @@ static void *put_tensor(double *values, size_t pixels, int c, cmkd_dtype dtype) 
   free(raw);
   return device;
 }
-static void *room_tensor(size_t pixels, int c, cmkd_dtype dtype) { return gpu_room(pixels * (size_t)cmkd_cuda_stride(c) * size_of(dtype)); }
+static void *empty_tensor(size_t pixels, int c, cmkd_dtype dtype) { return gpu_buffer(pixels * (size_t)cmkd_cuda_stride(c) * size_of(dtype)); }
 /* And back; fails where padding is not 0. */
 static void get_tensor(double *values, const void *device, size_t pixels, int c, cmkd_dtype dtype, const char *what) {
   const size_t stride = (size_t)cmkd_cuda_stride(c), size = size_of(dtype);
@@ -118,7 +118,7 @@ static void op_run(const op_case *t, cmkd_dtype dtype, int flags) {
     set_order(order, 7);
     cmkd_cuda_call call = {.op = &t->op, .n = t->n, .dtype = dtype, .in = {in[0], in[1]}, .out = out};
     for (int k = 0; k < inputs; k++) call.x[k] = put_tensor(x[k], pixels[k], in[k].c, dtype);
-    call.y = room_tensor(out_pixels, out.c, dtype);
+    call.y = empty_tensor(out_pixels, out.c, dtype);
     cmkd_ref_call ref = {.op = &t->op, .n = t->n, .train = 1, .in = {in[0], in[1]}, .out = out, .x = {x[0], x[1]}, .y = want};
     cmkd_ref_rules[t->op.kind].forward(&ref);
     assert_ok(GPU(cmkd_cuda_forward)(&call, NULL, &err));
@@ -135,7 +135,7 @@ static void op_run(const op_case *t, cmkd_dtype dtype, int flags) {
         call.dx[1] = call.dx[0], call.accumulate[1] = 1, dx[1] = dx[0];
         continue;
       }
-      call.dx[k] = accumulate ? put_tensor(start[k], pixels[k], in[k].c, dtype) : room_tensor(pixels[k], in[k].c, dtype);
+      call.dx[k] = accumulate ? put_tensor(start[k], pixels[k], in[k].c, dtype) : empty_tensor(pixels[k], in[k].c, dtype);
       call.accumulate[k] = accumulate;
       dx[k] = accumulate ? copy_of(start[k], size) : numbers(size);
     }
@@ -205,7 +205,7 @@ static void pools(void **state) {
   op_run(&large, CMKD_F32, 0);
 }
 
-static void channels_move(void **state) {
+static void channels_are_rearranged(void **state) {
   NEED_GPU();
   static const op_case cases[] = {
     {{.kind = CMKD_OP_PADSHORTCUT, .stride = 2, .first = 8}, 2, {8, 8, 16}, {0, 0, 0}, 32}, {{.kind = CMKD_OP_PADSHORTCUT, .stride = 2, .first = 3}, 2, {7, 5, 10}, {0, 0, 0}, 21},
@@ -234,7 +234,7 @@ static void maxpool_shows_nan(void **state) {
   for (int i = 0; i < 16; i++) dy[i] = i + 1;
   x[3] = x[32 + 3] = x[8 + 5] = (double)NAN;
   cmkd_cuda_call call = {.op = &op, .n = 1, .dtype = CMKD_F16, .in = {in}, .out = out, .x = {put_tensor(x, 8, 8, CMKD_F16)},
-                          .y = room_tensor(2, 8, CMKD_F16), .dy = put_tensor(dy, 2, 8, CMKD_F16), .dx = {room_tensor(8, 8, CMKD_F16)}};
+                          .y = empty_tensor(2, 8, CMKD_F16), .dy = put_tensor(dy, 2, 8, CMKD_F16), .dx = {empty_tensor(8, 8, CMKD_F16)}};
   cmkd_ref_call ref = {.op = &op, .n = 1, .in = {in}, .out = out, .x = {x}, .y = y, .dy = dy, .dx = {want}};
   cmkd_ref_rules[op.kind].forward(&ref);
   cmkd_ref_rules[op.kind].backward(&ref);
@@ -259,7 +259,7 @@ static void logits_lose_their_padding(void **state) {
       double *x = random_numbers(&rng, (size_t)(ROWS * c), 0);
       float *got = malloc((size_t)(ROWS * c) * 4);
       const void *from = put_tensor(x, ROWS, c, dtypes[d]);
-      void *to = gpu_room((size_t)(ROWS * c) * 4);
+      void *to = gpu_buffer((size_t)(ROWS * c) * 4);
       assert_ok(GPU(cmkd_cuda_to_float)(from, dtypes[d], ROWS, c, to, NULL, &err));
       gpu_get(got, to, (size_t)(ROWS * c) * 4);
       for (int i = 0; i < ROWS * c; i++) assert_true((double)got[i] == x[i]);
@@ -291,7 +291,7 @@ static void norm_infers(cmkd_cuda_norm norm, cmkd_ref_call ref, double loose, co
   const size_t pixels = (size_t)norm.pixels, count = pixels * (size_t)c;
   double *mean = numbers((size_t)c), *var = numbers((size_t)c), *want = numbers(count), *got = numbers(count);
   for (int k = 0; k < c; k++) mean[k] = ref.saved[k] + 0.25, var[k] = 0.5 + ref.saved[c + k];
-  norm.mean = put_tensor(mean, 1, c, CMKD_F32), norm.var = put_tensor(var, 1, c, CMKD_F32), norm.y = room_tensor(pixels, c, norm.dtype);
+  norm.mean = put_tensor(mean, 1, c, CMKD_F32), norm.var = put_tensor(var, 1, c, CMKD_F32), norm.y = empty_tensor(pixels, c, norm.dtype);
   ref.train = 0, ref.param[2] = mean, ref.param[3] = var, ref.y = want;
   cmkd_ref_rules[CMKD_OP_NORM].forward(&ref);
   assert_ok(GPU(cmkd_cuda_norm_infer)(&norm, NULL, &err));
@@ -319,8 +319,8 @@ static void norm_run(const norm_case *t) {
   for (int order = 0; order < (f & ONE_ORDER ? 1 : RUNS); order++) {
     set_order(order, 3);
     cmkd_cuda_norm norm = {.pixels = (int64_t)pixels, .c = c, .dtype = dtype, .act = t->act, .eps = op.eps, .x = put_tensor(x, pixels, c, dtype), .residual = put_tensor(residual, pixels, c, dtype),
-                           .y = room_tensor(pixels, c, dtype), .gamma = put_tensor(gamma, 1, c, CMKD_F32), .beta = put_tensor(beta, 1, c, CMKD_F32),
-                           .mean = gpu_room(row_bytes), .rstd = gpu_room(row_bytes), .var = gpu_room(row_bytes), .partial = gpu_room(GPU(cmkd_cuda_norm_scratch)((int64_t)pixels, c))};
+                           .y = empty_tensor(pixels, c, dtype), .gamma = put_tensor(gamma, 1, c, CMKD_F32), .beta = put_tensor(beta, 1, c, CMKD_F32),
+                           .mean = gpu_buffer(row_bytes), .rstd = gpu_buffer(row_bytes), .var = gpu_buffer(row_bytes), .partial = gpu_buffer(GPU(cmkd_cuda_norm_scratch)((int64_t)pixels, c))};
     cmkd_ref_call ref = {.op = &op, .n = (int)pixels, .train = 1, .in = {{1, 1, c}, {1, 1, residual ? c : 0}}, .out = {1, 1, c}, .x = {x, residual}, .y = want, .param = {gamma, beta}, .saved = saved};
     cmkd_ref_rules[CMKD_OP_NORM].forward(&ref);
     assert_ok(GPU(cmkd_cuda_norm_moments)(&norm, NULL, &err));
@@ -341,10 +341,10 @@ static void norm_run(const norm_case *t) {
     norm.mask_dy = (f & MASK_DY) != 0;
     norm.accumulate = (f & ADD_DX) != 0;
     norm.accumulate_residual = (f & ADD_RESIDUAL) != 0;
-    if (!(f & NO_DX)) norm.dx = norm.accumulate ? put_tensor(start, pixels, c, dtype) : room_tensor(pixels, c, dtype);
-    if (residual) norm.dresidual = norm.accumulate_residual ? put_tensor(start_residual, pixels, c, dtype) : room_tensor(pixels, c, dtype);
-    norm.dgamma = gpu_room(row_bytes);
-    norm.dbeta = gpu_room(row_bytes);
+    if (!(f & NO_DX)) norm.dx = norm.accumulate ? put_tensor(start, pixels, c, dtype) : empty_tensor(pixels, c, dtype);
+    if (residual) norm.dresidual = norm.accumulate_residual ? put_tensor(start_residual, pixels, c, dtype) : empty_tensor(pixels, c, dtype);
+    norm.dgamma = gpu_buffer(row_bytes);
+    norm.dbeta = gpu_buffer(row_bytes);
     double *ref_dy = copy_of(dy, count), *dgamma = numbers((size_t)c), *dbeta = numbers((size_t)c); /* copies after dy and start were rounded */
     double *dx = !norm.dx ? NULL : f & ADD_DX ? copy_of(start, count) : numbers(count), *dresidual = !residual ? NULL : f & ADD_RESIDUAL ? copy_of(start_residual, count) : numbers(count);
     cmkd_ref_call back = ref;
@@ -487,7 +487,7 @@ static void arguments_are_checked(void **state) {
 
 int main(void) {
   struct CMUnitTest tests[] = {
-    cmocka_unit_test(sums_and_activations), cmocka_unit_test(pools), cmocka_unit_test(channels_move), cmocka_unit_test(maxpool_shows_nan), cmocka_unit_test(logits_lose_their_padding),
+    cmocka_unit_test(sums_and_activations), cmocka_unit_test(pools), cmocka_unit_test(channels_are_rearranged), cmocka_unit_test(maxpool_shows_nan), cmocka_unit_test(logits_lose_their_padding),
     cmocka_unit_test(norms_of_every_shape), cmocka_unit_test(norms_of_many_pixels), cmocka_unit_test(norms_do_not_cancel), cmocka_unit_test(running_statistics_are_the_reference),
     cmocka_unit_test(arguments_are_checked),
   };

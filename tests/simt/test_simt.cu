@@ -144,10 +144,10 @@ int simt_run(const char *name, int threads, int out[64]) {
 }
 
 template <bool WARP> static __global__ void hull_kernel(const double *values, int n, int per, double *Y, uint32_t *list, int *blocks) {
-  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(double, capacity, TEAM_SHARED);
   CMKD_SHARED(int, count, 1024);
   team<WARP> tm;
-  tm.start(room);
+  tm.start(capacity);
   double sum = 0;
   for (int i = tm.rank * per; i < min(n, (tm.rank + 1) * per); i++) sum += values[i];
   double before = tm.before(sum);

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void pass_free(cmkd_conv_pass *pass, int *tap) {
+static void pass_free(cmkd_direct_pass *pass, int *tap) {
   free((void *)pass->cls);
   free((void *)pass->seg);
   free((void *)pass->piece);
@@ -82,7 +82,7 @@ static int backward_axis(axis *a, int kernel, int stride, int pad, int in, int o
 }
 
 /* Adds taps [first, end) of x at tap ty of y to a class of `pass`; neighbours share a segment where nothing lies between them. */
-static int add_segments(const cmkd_conv_pass *pass, cmkd_seg *seg, int64_t row, int channels, int inner, int merge, const axis *y, const axis *x, int ty, int first, int end) {
+static int add_segments(const cmkd_direct_pass *pass, cmkd_seg *seg, int64_t row, int channels, int inner, int merge, const axis *y, const axis *x, int ty, int first, int end) {
   int count = 0;
   for (int t = first; t < end; t++) {
     const int64_t offset = y->at[ty] * row + (int64_t)x->at[t] * channels;
@@ -93,7 +93,7 @@ static int add_segments(const cmkd_conv_pass *pass, cmkd_seg *seg, int64_t row, 
 }
 
 /* The classes of one phase. inner: source channels a group; channels: source channels of a pixel; row: source floats of a row. */
-static void add_classes(cmkd_conv_pass *pass, cmkd_conv_class *cls, cmkd_seg *seg, int *segs, const axis *y, const axis *x, int64_t row, int channels, int inner, int phase_y, int phase_x, int stride, int64_t weights) {
+static void add_classes(cmkd_direct_pass *pass, cmkd_conv_class *cls, cmkd_seg *seg, int *segs, const axis *y, const axis *x, int64_t row, int channels, int inner, int phase_y, int phase_x, int stride, int64_t weights) {
   for (int i = 0; i < y->ranges; i++)
     for (int j = 0; j < x->ranges; j++) {
       const axis_range *ry = &y->range[i], *rx = &x->range[j];
@@ -110,7 +110,7 @@ static void add_classes(cmkd_conv_pass *pass, cmkd_conv_class *cls, cmkd_seg *se
 
 /* Weight gradients, piece by piece: a rectangle of output pixels that all read one run of source floats. Few channels are taken several taps
  * at a time, with the pixels at the edges apart; many, one tap at a time. */
-static void add_pieces(cmkd_conv_pass *pass, cmkd_wgrad_piece *piece, const axis *y, const axis *x, int64_t row, int channels, int inner) {
+static void add_pieces(cmkd_direct_pass *pass, cmkd_wgrad_piece *piece, const axis *y, const axis *x, int64_t row, int channels, int inner) {
   const int together = pass->groups == 1 && inner < 16;
   for (int ty = 0; ty < y->taps; ty++) {
     int y0, y1;
@@ -137,7 +137,7 @@ static int plan_forward(cmkd_conv *conv) {
   cmkd_seg *seg = calloc(classes * (size_t)taps + 1, sizeof *seg);
   cmkd_wgrad_piece *piece = calloc((size_t)g->kh * (size_t)(x.ranges > x.taps ? x.ranges : x.taps) + 1, sizeof *piece);
   conv->fwd_tap = calloc((size_t)taps, sizeof *conv->fwd_tap);
-  conv->fwd = (cmkd_conv_pass){.groups = g->groups, .outs = g->oc / g->groups, .cls = cls, .seg = seg, .piece = piece, .src_row = row * g->stride, .src_col = (int64_t)g->ic * g->stride, .src_group = gi,
+  conv->fwd = (cmkd_direct_pass){.groups = g->groups, .outs = g->oc / g->groups, .cls = cls, .seg = seg, .piece = piece, .src_row = row * g->stride, .src_col = (int64_t)g->ic * g->stride, .src_group = gi,
                                .dst_row = (int64_t)g->ow * g->oc, .dst_y = (int64_t)g->ow * g->oc, .dst_col = g->oc, .dst_x = g->oc, .src_image = g->ih * row, .dst_image = (int64_t)g->oh * g->ow * g->oc};
   good = good && cls && seg && piece && conv->fwd_tap;
   if (good) {
@@ -166,7 +166,7 @@ static int plan_backward(cmkd_conv *conv) {
   cmkd_seg *seg = calloc(ny * nx * (size_t)taps + 1, sizeof *seg);
   conv->bwd_tap = calloc((size_t)taps + 1, sizeof *conv->bwd_tap);
   conv->phase = calloc((size_t)(sy * sx), sizeof *conv->phase);
-  conv->bwd = (cmkd_conv_pass){.groups = g->groups, .outs = g->ic / g->groups, .cls = cls, .seg = seg, .src_row = row, .src_col = g->oc, .src_group = go,
+  conv->bwd = (cmkd_direct_pass){.groups = g->groups, .outs = g->ic / g->groups, .cls = cls, .seg = seg, .src_row = row, .src_col = g->oc, .src_group = go,
                                .dst_y = (int64_t)g->iw * g->ic, .dst_x = g->ic, .dst_row = (int64_t)g->iw * g->ic * g->stride, .dst_col = (int64_t)g->ic * g->stride,
                                .src_image = g->oh * row, .dst_image = (int64_t)g->ih * g->iw * g->ic};
   good = good && cls && seg && conv->bwd_tap && conv->phase;

@@ -25,7 +25,7 @@ typedef struct cmkd_conv {
   cmkd_conv_geometry g;
   const cmkd_cpu_kernels *kernels;
   int depthwise;
-  cmkd_conv_pass fwd, bwd;
+  cmkd_direct_pass fwd, bwd;
   int *fwd_tap, *bwd_tap;            /* (kh * kw) kernel_y * kw + kernel_x of every tap, in packed order */
   cmkd_conv_phase *phase; int phases;
   size_t forward_floats, backward_floats, grad_floats; /* packed weights and weight gradient */

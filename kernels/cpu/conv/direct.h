@@ -79,7 +79,7 @@ static const int tile_width[4] = {6, 4, 2, 1};
 
 /* All pixels of one class in n images, one group, one block of `lanes` (<= 2V) output channels, over some of the class's segments.
  * src, dst, add: already at the group and block. */
-static void run_block(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, int n, const float *src, const cmkd_seg *seg, int segs, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, int lanes) {
+static void run_block(const cmkd_direct_pass *pass, const cmkd_conv_class *cls, int n, const float *src, const cmkd_seg *seg, int segs, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, int lanes) {
   tile_function *const *tiles = tile_table[lanes > V];
   const int pixels = n * cls->ny * cls->nx, part = lanes % V;
   const int64_t src_wrap = pass->src_row - (int64_t)cls->nx * pass->src_col, dst_wrap = pass->dst_row - (int64_t)cls->nx * pass->dst_col;
@@ -111,7 +111,7 @@ static void run_block(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, in
 
 #define MAX_K 2048 /* source floats a pass over the pixels: their weights stay in the second-level cache. Longer sums go on from what dst holds */
 
-static void conv_run(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
+static void conv_run(const cmkd_direct_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
   const int blocks = (pass->outs + 2 * V - 1) / (2 * V);
   for (int c = 0; c < pass->classes; c++) {
     const cmkd_conv_class *cls = &pass->cls[c];
@@ -177,14 +177,14 @@ static wgrad_function *const wgrad_table[2][5] = {WGRAD_TABLE(1), WGRAD_TABLE(2)
 
 /* Images that are taken at once, and rows of one image where that is one: as much as stays in the first-level cache while all tiles pass over
  * it, but not fewer pixels than are worth fetching a gradient for that has left the second level. */
-static void choose_band(const cmkd_conv_pass *pass, int n, int ny, int blocks, int *images, int *rows) {
+static void choose_band(const cmkd_direct_pass *pass, int n, int ny, int blocks, int *images, int *rows) {
   const int64_t nx = pass->dst_row / pass->dst_col, floats = pass->src_row + nx * 2 * V, grad_floats = pass->groups * blocks * (int64_t)pass->cls[0].k * 2 * V;
   const int64_t fits = 6144 / (floats > 0 ? floats : 1), pays = (grad_floats > 65536 ? 128 : 48) / nx, want = fits > pays ? fits : pays > 1 ? pays : 1;
   *images = want < ny ? 1 : (int)(want / ny < n ? want / ny : n);
   *rows = want < ny ? (int)want : ny;
 }
 
-static void piece_wgrad(const cmkd_conv_pass *pass, const cmkd_wgrad_piece *piece, int blocks, int images, int first, int rows, const float *src, const float *ddst, float *grad) {
+static void piece_wgrad(const cmkd_direct_pass *pass, const cmkd_wgrad_piece *piece, int blocks, int images, int first, int rows, const float *src, const float *ddst, float *grad) {
   const wgrad_walk walk = {.ny = rows, .rows = images * rows, .cols = piece->nx, .xcol = pass->src_col, .xrow = pass->src_row, .xturn = pass->src_image - rows * pass->src_row,
                            .dcol = pass->dst_col, .drow = pass->dst_row, .dturn = pass->dst_image - rows * pass->dst_row};
   src += first * pass->src_row + piece->src, ddst += first * pass->dst_row + piece->dst;
@@ -201,7 +201,7 @@ static void piece_wgrad(const cmkd_conv_pass *pass, const cmkd_wgrad_piece *piec
 }
 
 /* Lanes past the last output channel collect neighbouring floats; the caller drops them and keeps 2V floats readable past the end. */
-static void conv_wgrad(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad) {
+static void conv_wgrad(const cmkd_direct_pass *pass, int n, const float *src, const float *ddst, float *grad) {
   const int blocks = (pass->outs + 2 * V - 1) / (2 * V), ny = (int)(pass->dst_image / pass->dst_row);
   int images, rows;
   choose_band(pass, n, ny, blocks, &images, &rows);
@@ -219,7 +219,7 @@ static void conv_wgrad(const cmkd_conv_pass *pass, int n, const float *src, cons
 #define MAX_SEGS 9 /* windows up to 3x3 keep their weights in registers (AVX2: 9 of 16) */
 
 /* One vector of channels of one class in n images. segs is a constant, or 0: then cls->segs and weights from memory. */
-INLINE void depth_vector(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, const int segs, int n, const float *src, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, const int part) {
+INLINE void depth_vector(const cmkd_direct_pass *pass, const cmkd_conv_class *cls, const int segs, int n, const float *src, const float *w, const float *bias, const float *add, cmkd_act act, float *dst, const int part) {
   vf wv[MAX_SEGS], start = {0};
   if (bias) start = LOAD_LANES(bias, part);
   UNROLL for (int s = 0; s < segs; s++) wv[s] = LOAD_LANES(w + (int64_t)cls->seg[s].weights * pass->groups, part);
@@ -238,7 +238,7 @@ INLINE void depth_vector(const cmkd_conv_pass *pass, const cmkd_conv_class *cls,
     }
 }
 
-static void depth_run(const cmkd_conv_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
+static void depth_run(const cmkd_direct_pass *pass, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
   const int channels = pass->groups;
   for (int m = 0; m < pass->classes; m++) {
     const cmkd_conv_class *cls = &pass->cls[m];
@@ -260,7 +260,7 @@ static void depth_run(const cmkd_conv_pass *pass, int n, const float *src, const
 }
 
 /* Gradients of `segs` taps of a class from tap `first` on, one vector of channels. */
-INLINE void depth_wgrad_vector(const cmkd_conv_pass *pass, const cmkd_conv_class *cls, int n, const int segs, int first, const float *src, const float *ddst, float *grad, const int part) {
+INLINE void depth_wgrad_vector(const cmkd_direct_pass *pass, const cmkd_conv_class *cls, int n, const int segs, int first, const float *src, const float *ddst, float *grad, const int part) {
   vf sum[3];
   UNROLL for (int s = 0; s < segs; s++) sum[s] = LOAD_LANES(grad + (int64_t)cls->seg[first + s].weights * pass->groups, part);
   for (int i = 0; i < n; i++)
@@ -274,7 +274,7 @@ INLINE void depth_wgrad_vector(const cmkd_conv_pass *pass, const cmkd_conv_class
   UNROLL for (int s = 0; s < segs; s++) STORE_LANES(grad + (int64_t)cls->seg[first + s].weights * pass->groups, sum[s], part);
 }
 
-static void depth_wgrad(const cmkd_conv_pass *pass, int n, const float *src, const float *ddst, float *grad) {
+static void depth_wgrad(const cmkd_direct_pass *pass, int n, const float *src, const float *ddst, float *grad) {
   const int channels = pass->groups;
   for (int m = 0; m < pass->classes; m++) {
     const cmkd_conv_class *cls = &pass->cls[m];

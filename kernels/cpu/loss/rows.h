@@ -22,7 +22,7 @@ static int group_of(int64_t n) { return n <= SORT_NETWORK ? VF : 1; }
 static int by_network(const work *w, int count) { return w->n <= SORT_FEW || (w->n <= SORT_NETWORK && count >= VF / 2); }
 
 static size_t carve(char *at, int64_t n, work *w) {
-  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, group = group_of(n), room = (n + 2 + 2 * VD) * 8;
+  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, group = group_of(n), capacity = (n + 2 + 2 * VD) * 8;
   char *start = at;
 #define TAKE(field, bytes) (w->field = (void *)at, at += ((bytes) + 63) / 64 * 64)
   w->n = n;
@@ -30,8 +30,8 @@ static size_t carve(char *at, int64_t n, work *w) {
   TAKE(s, group * ld * 4); TAKE(t, group * ld * 4); TAKE(rank, group * ld * 4);
   TAKE(e1, ld * 4); TAKE(es, ld * 4); TAKE(et, ld * 4); TAKE(g, ld * 4); TAKE(gs, ld * 4);
   TAKE(keys, group > 1 ? n8 * (int64_t)sizeof(vi) : 0);
-  TAKE(row.theta, room); TAKE(row.prefix, room); TAKE(row.prefix_b, room);
-  TAKE(row.off_theta, room / 2); TAKE(row.off_b, room / 2); TAKE(row.index, room / 2); TAKE(row.first, room / 2);
+  TAKE(row.theta, capacity); TAKE(row.prefix, capacity); TAKE(row.prefix_b, capacity);
+  TAKE(row.off_theta, capacity / 2); TAKE(row.off_b, capacity / 2); TAKE(row.index, capacity / 2); TAKE(row.first, capacity / 2);
 #undef TAKE
   return (size_t)(at - start);
 }

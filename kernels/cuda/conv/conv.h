@@ -35,7 +35,7 @@ cmkd_status cmkd_cudnn_open(void *stream, const char *device_json, cmkd_cudnn **
 void cmkd_cudnn_close(cmkd_cudnn *cudnn);
 int cmkd_cudnn_version(const cmkd_cudnn *cudnn); /* 91900 */
 /* Up to `room` deterministic plans for a request, the heuristic's favourite first; *count 0 when there is none. Workspace limit in bytes. */
-cmkd_status cmkd_cudnn_plans(cmkd_cudnn *cudnn, const cmkd_conv_request *request, size_t workspace_limit, int room, cmkd_cudnn_plan **plans, int *count, cmkd_error *err);
+cmkd_status cmkd_cudnn_plans(cmkd_cudnn *cudnn, const cmkd_conv_request *request, size_t workspace_limit, int capacity, cmkd_cudnn_plan **plans, int *count, cmkd_error *err);
 /* The plan of that name again (as remembered), or *out NULL when this cuDNN has none. */
 cmkd_status cmkd_cudnn_plan_named(cmkd_cudnn *cudnn, const cmkd_conv_request *request, const char *name, cmkd_cudnn_plan **out, cmkd_error *err);
 void cmkd_cudnn_plan_free(cmkd_cudnn_plan *plan);
@@ -47,26 +47,26 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *cudnn, const cmkd_cudnn_plan *plan, const
 
 /* ---- the choice (select.c) --------------------------------------------------------------------------------------------------- */
 
-typedef struct cmkd_conv_chooser cmkd_conv_chooser; /* one a backend; knows what is remembered */
-typedef struct cmkd_conv_choice cmkd_conv_choice;   /* one request, decided; equal requests share it, each frees it once */
+typedef struct cmkd_conv_selector cmkd_conv_selector; /* one a backend; knows what is remembered */
+typedef struct cmkd_conv_algorithm cmkd_conv_algorithm;   /* one request, decided; equal requests share it, each frees it once */
 
 /* cudnn NULL: our own kernels only. memory: file of remembered choices, NULL: none. `device` names the GPU in it. */
-cmkd_status cmkd_conv_chooser_open(cmkd_cudnn *cudnn, const char *device, const char *memory, void *stream, cmkd_conv_chooser **out, cmkd_error *err);
-void cmkd_conv_chooser_close(cmkd_conv_chooser *chooser); /* after its choices */
-/* Decides: what a resumed run brought (cmkd_conv_chooser_load), else what is remembered, else the fastest of our own and cuDNN's, timed on fresh scratch
+cmkd_status cmkd_conv_selector_open(cmkd_cudnn *cudnn, const char *device, const char *memory, void *stream, cmkd_conv_selector **out, cmkd_error *err);
+void cmkd_conv_selector_close(cmkd_conv_selector *selector); /* after its choices */
+/* Decides: what a resumed run brought (cmkd_conv_selector_load), else what is remembered, else the fastest of our own and cuDNN's, timed on fresh scratch
  * buffers full of numbers, each several times, median. Where there is nothing to compare nothing is timed. */
-cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, cmkd_conv_choice **out, cmkd_error *err);
-void cmkd_conv_choice_free(cmkd_conv_choice *choice);
-size_t cmkd_conv_choice_workspace(const cmkd_conv_choice *choice);
-cmkd_dtype cmkd_conv_choice_dw_dtype(const cmkd_conv_choice *choice);
-const char *cmkd_conv_choice_name(const cmkd_conv_choice *choice); /* "own" or the plan's */
+cmkd_status cmkd_conv_select(cmkd_conv_selector *selector, const cmkd_conv_request *request, cmkd_conv_algorithm **out, cmkd_error *err);
+void cmkd_conv_algorithm_free(cmkd_conv_algorithm *algorithm);
+size_t cmkd_conv_algorithm_workspace(const cmkd_conv_algorithm *algorithm);
+cmkd_dtype cmkd_conv_algorithm_dw_dtype(const cmkd_conv_algorithm *algorithm);
+const char *cmkd_conv_algorithm_name(const cmkd_conv_algorithm *algorithm); /* "own" or the plan's */
 /* As cmkd_cudnn_run; FORWARD takes no epilogue, FUSED always has one. Queues only. */
-cmkd_status cmkd_conv_run(const cmkd_conv_choice *choice, const void *a, const void *b, void *c, const cmkd_cuda_epilogue *epilogue, void *workspace, void *stream, cmkd_error *err);
+cmkd_status cmkd_conv_run(const cmkd_conv_algorithm *algorithm, const void *a, const void *b, void *c, const cmkd_cuda_epilogue *epilogue, void *workspace, void *stream, cmkd_error *err);
 
 /* Every choice made so far as one JSON text for a run's state (caller frees), and back: choices in it win over measuring. A text of another GPU
  * or cuDNN is ignored, *used 0. */
-cmkd_status cmkd_conv_chooser_save(const cmkd_conv_chooser *chooser, char **json, cmkd_error *err);
-cmkd_status cmkd_conv_chooser_load(cmkd_conv_chooser *chooser, const char *json, int *used, cmkd_error *err);
+cmkd_status cmkd_conv_selector_save(const cmkd_conv_selector *selector, char **json, cmkd_error *err);
+cmkd_status cmkd_conv_selector_load(cmkd_conv_selector *selector, const char *json, int *used, cmkd_error *err);
 #ifdef __cplusplus
 }
 #endif

@@ -59,10 +59,10 @@ static void finish(bag *b, descriptor d, const char *what) {
   if (b->status == CUDNN_STATUS_SUCCESS) failed(b, b->lib->cudnnBackendFinalize(d), what);
 }
 /* How many values were got; 0 after a failure. */
-static int64_t get(bag *b, descriptor d, attribute name, cudnnBackendAttributeType_t type, int64_t room, void *values) {
+static int64_t get(bag *b, descriptor d, attribute name, cudnnBackendAttributeType_t type, int64_t capacity, void *values) {
   int64_t count = 0;
-  if (b->status == CUDNN_STATUS_SUCCESS && failed(b, b->lib->cudnnBackendGetAttribute(d, name, type, room, &count, values), "an attribute")) return 0;
-  return room && count > room ? room : count;
+  if (b->status == CUDNN_STATUS_SUCCESS && failed(b, b->lib->cudnnBackendGetAttribute(d, name, type, capacity, &count, values), "an attribute")) return 0;
+  return capacity && count > capacity ? capacity : count;
 }
 static void empty(bag *b) {
   while (b->count) b->lib->cudnnBackendDestroyDescriptor(b->held[--b->count]);
@@ -347,7 +347,7 @@ void cmkd_cudnn_plan_free(cmkd_cudnn_plan *plan) {
 /* *out NULL where this cuDNN cannot, or we do not want it. */
 static cmkd_status plan_make(graph *g, const cmkd_conv_request *request, const recipe *r, size_t workspace_limit, cmkd_cudnn_plan **out, cmkd_error *err) {
   cudnnBackendNumericalNote_t notes[NOTES];
-  descriptor choice[KNOBS];
+  descriptor algorithm[KNOBS];
   *out = NULL;
   cmkd_cudnn_plan *plan = calloc(1, sizeof *plan);
   if (!plan) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
@@ -366,14 +366,14 @@ static cmkd_status plan_make(graph *g, const cmkd_conv_request *request, const r
   if (b->status == CUDNN_STATUS_SUCCESS && !allowed(request, notes, count)) failed(b, CUDNN_STATUS_NOT_SUPPORTED, "an engine");
   for (int i = 0; i < r->knobs; i++) {
     const cudnnBackendKnobType_t type = (cudnnBackendKnobType_t)r->knob[i];
-    choice[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
-    set(b, choice[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
-    set_int64(b, choice[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, r->value[i]);
-    finish(b, choice[i], "a knob");
+    algorithm[i] = make(b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+    set(b, algorithm[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
+    set_int64(b, algorithm[i], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, r->value[i]);
+    finish(b, algorithm[i], "a knob");
   }
   descriptor config = make(b, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
   set_part(b, config, CUDNN_ATTR_ENGINECFG_ENGINE, engine);
-  if (r->knobs) set(b, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, r->knobs, choice);
+  if (r->knobs) set(b, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, r->knobs, algorithm);
   finish(b, config, "an engine's configuration");
   plan->plan = make(b, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
   if (b->lib->handle) set(b, plan->plan, CUDNN_ATTR_EXECUTION_PLAN_HANDLE, CUDNN_TYPE_HANDLE, 1, &b->lib->handle);
@@ -389,15 +389,15 @@ static cmkd_status plan_make(graph *g, const cmkd_conv_request *request, const r
 /* An engine's configuration taken apart; 0 after a failure. */
 static int recipe_read(const cmkd_cudnn *lib, descriptor config, recipe *r) {
   bag b = {.lib = lib};
-  descriptor engine = make(&b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), choice[KNOBS];
+  descriptor engine = make(&b, CUDNN_BACKEND_ENGINE_DESCRIPTOR), algorithm[KNOBS];
   get(&b, config, CUDNN_ATTR_ENGINECFG_ENGINE, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &engine);
   get(&b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64, 1, &r->engine);
-  for (int k = 0; k < KNOBS; k++) choice[k] = make(&b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
-  r->knobs = (int)get(&b, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, KNOBS, choice);
+  for (int k = 0; k < KNOBS; k++) algorithm[k] = make(&b, CUDNN_BACKEND_KNOB_CHOICE_DESCRIPTOR);
+  r->knobs = (int)get(&b, config, CUDNN_ATTR_ENGINECFG_KNOB_CHOICES, CUDNN_TYPE_BACKEND_DESCRIPTOR, KNOBS, algorithm);
   for (int k = 0; k < r->knobs; k++) {
     cudnnBackendKnobType_t type = 0;
-    get(&b, choice[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
-    get(&b, choice[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &r->value[k]);
+    get(&b, algorithm[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_TYPE, CUDNN_TYPE_KNOB_TYPE, 1, &type);
+    get(&b, algorithm[k], CUDNN_ATTR_KNOB_CHOICE_KNOB_VALUE, CUDNN_TYPE_INT64, 1, &r->value[k]);
     r->knob[k] = type;
   }
   empty(&b);
@@ -422,7 +422,7 @@ static int propose(const graph *g, cudnnBackendHeurMode_t mode, recipe *proposal
   return found;
 }
 
-cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t workspace_limit, int room, cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
+cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t workspace_limit, int capacity, cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
   static const cudnnBackendHeurMode_t modes[2] = {CUDNN_HEUR_MODE_A, CUDNN_HEUR_MODE_FALLBACK};
   cmkd_status status;
   graph *g;
@@ -431,9 +431,9 @@ cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, 
   if (!g) return CMKD_OK;
   recipe *proposal = malloc(PROPOSALS * sizeof *proposal);
   status = proposal ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  for (int mode = 0; mode < 2 && status == CMKD_OK && *count < room; mode++) {
+  for (int mode = 0; mode < 2 && status == CMKD_OK && *count < capacity; mode++) {
     const int proposals = propose(g, modes[mode], proposal);
-    for (int i = 0; i < proposals && status == CMKD_OK && *count < room; i++) {
+    for (int i = 0; i < proposals && status == CMKD_OK && *count < capacity; i++) {
       cmkd_cudnn_plan *plan;
       status = plan_make(g, request, &proposal[i], workspace_limit, &plan, err);
       for (int j = 0; plan && j < *count; j++)
@@ -491,7 +491,7 @@ cmkd_status cmkd_cudnn_open(void *stream, const char *device_json, cmkd_cudnn **
 }
 void cmkd_cudnn_close(cmkd_cudnn *lib) {}
 int cmkd_cudnn_version(const cmkd_cudnn *lib) { return 0; }
-cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t workspace_limit, int room, cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
+cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t workspace_limit, int capacity, cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
   *count = 0;
   return CMKD_OK;
 }

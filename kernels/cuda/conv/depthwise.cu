@@ -91,7 +91,7 @@ template <class T, bool FORWARD, int RUN> __global__ void __launch_bounds__(DEPT
  * `from` is x; to_h, to_w, to_stride, to_c are dy's. */
 template <class T> __global__ void __launch_bounds__(DEPTHWISE_WEIGHT_THREADS) depthwise_weights_kernel(const __grid_constant__ depthwise_args a) {
   constexpr int WARPS = DEPTHWISE_WEIGHT_THREADS / 32, TAPS = DEPTHWISE_WEIGHT_TAPS;
-  CMKD_SHARED(float, room, WARPS * TAPS * 64);
+  CMKD_SHARED(float, capacity, WARPS * TAPS * 64);
   const int width = a.lanes * 8, c0 = (int)blockIdx.y * width, c = c0 + (int)threadIdx.x % a.lanes * 8;
   const int row_groups = (a.kw + TAPS - 1) / TAPS, ky = (int)blockIdx.x / row_groups, kx0 = (int)blockIdx.x % row_groups * TAPS;
   const int first = (int)blockIdx.z * a.split_pixels, last = min(first + a.split_pixels, a.n * a.to_h * a.to_w);
@@ -119,7 +119,7 @@ template <class T> __global__ void __launch_bounds__(DEPTHWISE_WEIGHT_THREADS) d
 #pragma unroll
     for (int j = 0; j < 8; j++) {
       for (int d = a.lanes; d < 32; d <<= 1) sum[i][j] += __shfl_xor_sync(CMKD_WARP, sum[i][j], d);
-      if (lane < a.lanes) room[(warp * TAPS + i) * 64 + lane * 8 + j] = sum[i][j];
+      if (lane < a.lanes) capacity[(warp * TAPS + i) * 64 + lane * 8 + j] = sum[i][j];
     }
   __syncthreads();
   if ((int)threadIdx.x >= TAPS * width) return;
@@ -127,7 +127,7 @@ template <class T> __global__ void __launch_bounds__(DEPTHWISE_WEIGHT_THREADS) d
   if (kx0 + i >= a.kw || c0 + at >= a.k) return;
   double total = 0;
 #pragma unroll
-  for (int k = 0; k < WARPS; k++) total += room[(k * TAPS + i) * 64 + at];
+  for (int k = 0; k < WARPS; k++) total += capacity[(k * TAPS + i) * 64 + at];
   ((float *)a.to)[blockIdx.z * a.part + (int64_t)(c0 + at) * a.kh * a.kw + ky * a.kw + kx0 + i] = (float)total;
 }
 

@@ -9,16 +9,16 @@
 #define SUM_COLUMNS 32 /* numbers a block; the other dimension of its threads takes every 8th part */
 __global__ void __launch_bounds__(OWN_THREADS) add_partials_kernel(const float *partial, int parts, int64_t count, float *sum) {
   constexpr int ROWS = OWN_THREADS / SUM_COLUMNS;
-  CMKD_SHARED(double, room, ROWS * SUM_COLUMNS);
+  CMKD_SHARED(double, capacity, ROWS * SUM_COLUMNS);
   const int column = (int)threadIdx.x % SUM_COLUMNS, row = (int)threadIdx.x / SUM_COLUMNS;
   const int64_t at = (int64_t)blockIdx.x * SUM_COLUMNS + column;
   double total = 0;
 #pragma unroll 4
   for (int i = row; i < parts; i += ROWS) total += at < count ? partial[i * count + at] : 0.0f;
-  room[row * SUM_COLUMNS + column] = total;
+  capacity[row * SUM_COLUMNS + column] = total;
   __syncthreads();
   if (row || at >= count) return;
-  for (int i = 1; i < ROWS; i++) total += room[i * SUM_COLUMNS + column];
+  for (int i = 1; i < ROWS; i++) total += capacity[i * SUM_COLUMNS + column];
   sum[at] = (float)total;
 }
 
@@ -33,7 +33,7 @@ cmkd_status conv_add_partials(const float *partial, int parts, int64_t count, fl
 /* grid (channels / 64, parts): part of sum[c] over the pixels of dy, 0 in the padding. */
 template <class T> __global__ void __launch_bounds__(OWN_THREADS) bias_kernel(const T *dy, int pixels, int part_pixels, int k, int stride, bool vector, float *parts) {
   constexpr int ROWS = OWN_THREADS / BIAS_SLICES;
-  CMKD_SHARED(float, room, ROWS * BIAS_SLICES * 8);
+  CMKD_SHARED(float, capacity, ROWS * BIAS_SLICES * 8);
   const int slice = (int)threadIdx.x % BIAS_SLICES, row = (int)threadIdx.x / BIAS_SLICES, c = ((int)blockIdx.x * BIAS_SLICES + slice) * 8;
   const int first = (int)blockIdx.y * part_pixels, last = min(first + part_pixels, pixels);
   float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, v[8];
@@ -43,13 +43,13 @@ template <class T> __global__ void __launch_bounds__(OWN_THREADS) bias_kernel(co
     for (int i = 0; i < 8; i++) sum[i] += v[i];
   }
 #pragma unroll
-  for (int i = 0; i < 8; i++) room[(row * BIAS_SLICES + slice) * 8 + i] = sum[i];
+  for (int i = 0; i < 8; i++) capacity[(row * BIAS_SLICES + slice) * 8 + i] = sum[i];
   __syncthreads();
   const int at = (int)threadIdx.x, channel = (int)blockIdx.x * BIAS_SLICES * 8 + at, padded = (k + CMKD_CUDA_PAD - 1) / CMKD_CUDA_PAD * CMKD_CUDA_PAD;
   if (at >= BIAS_SLICES * 8 || channel >= padded) return;
   double total = 0;
 #pragma unroll 4
-  for (int i = 0; i < ROWS; i++) total += room[i * BIAS_SLICES * 8 + at];
+  for (int i = 0; i < ROWS; i++) total += capacity[i * BIAS_SLICES * 8 + at];
   parts[(int64_t)blockIdx.y * padded + channel] = channel < k ? (float)total : 0.0f;
 }
 

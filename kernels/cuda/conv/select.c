@@ -11,7 +11,7 @@
 #include "kernels/cuda/conv/conv.h"
 #include "kernels/cuda/runtime.h"
 
-enum { KEY = 256, NAME_MAX_BYTES = 1024, ROOM = 10, ROOM_COMPILED = 3, WARM_UPS = 3, SAMPLES = 5, RUNS = 10, SAMPLE = 1 << 16 };
+enum { KEY = 256, NAME_MAX_BYTES = 1024, CAPACITY = 10, CAPACITY_COMPILED = 3, WARM_UPS = 3, SAMPLES = 5, RUNS = 10, SAMPLE = 1 << 16 };
 #define WORKSPACE_LIMIT ((size_t)256 << 20)
 #define PLUG ((size_t)256 << 20) /* bytes that are cleared ahead of what is timed: the device is busy while it is being queued */
 #define OWN "own"
@@ -20,22 +20,22 @@ enum { KEY = 256, NAME_MAX_BYTES = 1024, ROOM = 10, ROOM_COMPILED = 3, WARM_UPS 
 #define FILE_VERSION 1
 #define FILE_LIMIT ((uint64_t)8 << 20)
 
-struct cmkd_conv_chooser {
+struct cmkd_conv_selector {
   cmkd_cudnn *cudnn;
   void *stream;
   char *device, *memory;             /* device: GPU and cuDNN in one text; memory: NULL when nothing is remembered */
   json_t *brought, *decided, *known; /* request -> name: of a resumed run, of this one, of the file */
-  cmkd_conv_choice *live;            /* handed out: layers of equal shape share one, for a plan may take a second to make */
+  cmkd_conv_algorithm *live;            /* handed out: layers of equal shape share one, for a plan may take a second to make */
 };
 
-struct cmkd_conv_choice {
-  cmkd_conv_chooser *chooser;
+struct cmkd_conv_algorithm {
+  cmkd_conv_selector *selector;
   cmkd_conv_request request;
   cmkd_cudnn_plan *plan; /* NULL: own */
   int apart;             /* FORWARD_FUSED: the plan is FORWARD, the epilogue is ours */
   char name[NAME_MAX_BYTES], key[KEY];
   int users;             /* 0: not handed out */
-  cmkd_conv_choice *next;
+  cmkd_conv_algorithm *next;
 };
 
 static size_t align(size_t bytes) { return (bytes + 255) & ~(size_t)255; }
@@ -62,7 +62,7 @@ static json_t *parse(const char *text, size_t size) {
 }
 
 /* The choices for one device: a new object, empty where there are none. Entries of the wrong kind are left out. *found: the device is there. */
-static json_t *choices_of(json_t *root, const char *device, int *found) {
+static json_t *algorithms_of(json_t *root, const char *device, int *found) {
   json_t *out = json_object(), *from = json_object_get(json_object_get(root, "devices"), device), *value;
   const char *key;
   if (found) *found = json_is_object(from);
@@ -83,98 +83,98 @@ static json_t *read_memory(const char *path) {
 static json_t *document(json_t *devices) { return json_pack("{s:i, s:o}", FILE_KIND, FILE_VERSION, "devices", devices); }
 
 /* What other processes have written since stays. A file that cannot be written is not tried again: nothing depends on it. */
-static void write_memory(cmkd_conv_chooser *chooser) {
-  json_t *root = read_memory(chooser->memory);
+static void write_memory(cmkd_conv_selector *selector) {
+  json_t *root = read_memory(selector->memory);
   if (!root) root = document(json_object());
-  json_t *devices = json_object_get(root, "devices"), *ours = choices_of(root, chooser->device, NULL);
-  json_object_update(ours, chooser->known);
-  json_object_set_new(devices, chooser->device, ours);
-  char *text = json_dumps(root, JSON_INDENT(1) | JSON_SORT_KEYS), *folder = cmkd_path_dir(chooser->memory);
-  if (!text || !folder || cmkd_make_dirs(folder, NULL) != CMKD_OK || cmkd_file_write(chooser->memory, &(cmkd_piece){text, strlen(text)}, 1, NULL) != CMKD_OK) {
-    free(chooser->memory);
-    chooser->memory = NULL;
+  json_t *devices = json_object_get(root, "devices"), *ours = algorithms_of(root, selector->device, NULL);
+  json_object_update(ours, selector->known);
+  json_object_set_new(devices, selector->device, ours);
+  char *text = json_dumps(root, JSON_INDENT(1) | JSON_SORT_KEYS), *folder = cmkd_path_dir(selector->memory);
+  if (!text || !folder || cmkd_make_dirs(folder, NULL) != CMKD_OK || cmkd_file_write(selector->memory, &(cmkd_piece){text, strlen(text)}, 1, NULL) != CMKD_OK) {
+    free(selector->memory);
+    selector->memory = NULL;
   }
   free(text);
   free(folder);
   json_decref(root);
 }
 
-cmkd_status cmkd_conv_chooser_open(cmkd_cudnn *cudnn, const char *device, const char *memory, void *stream, cmkd_conv_chooser **out, cmkd_error *err) {
+cmkd_status cmkd_conv_selector_open(cmkd_cudnn *cudnn, const char *device, const char *memory, void *stream, cmkd_conv_selector **out, cmkd_error *err) {
   *out = NULL;
-  cmkd_conv_chooser *chooser = calloc(1, sizeof *chooser);
-  if (!chooser) return no_memory(err);
-  chooser->cudnn = cudnn, chooser->stream = stream;
-  chooser->device = cmkd_format("%s, cuDNN %d", device, cudnn ? cmkd_cudnn_version(cudnn) : 0);
-  if (cudnn && memory) chooser->memory = strdup(memory);
-  chooser->brought = json_object(), chooser->decided = json_object();
-  json_t *root = chooser->memory && chooser->device ? read_memory(chooser->memory) : NULL;
-  chooser->known = choices_of(root, chooser->device ? chooser->device : "", NULL);
+  cmkd_conv_selector *selector = calloc(1, sizeof *selector);
+  if (!selector) return no_memory(err);
+  selector->cudnn = cudnn, selector->stream = stream;
+  selector->device = cmkd_format("%s, cuDNN %d", device, cudnn ? cmkd_cudnn_version(cudnn) : 0);
+  if (cudnn && memory) selector->memory = strdup(memory);
+  selector->brought = json_object(), selector->decided = json_object();
+  json_t *root = selector->memory && selector->device ? read_memory(selector->memory) : NULL;
+  selector->known = algorithms_of(root, selector->device ? selector->device : "", NULL);
   json_decref(root);
-  if (!chooser->device || (cudnn && memory && !chooser->memory) || !chooser->brought || !chooser->decided || !chooser->known) {
-    cmkd_conv_chooser_close(chooser);
+  if (!selector->device || (cudnn && memory && !selector->memory) || !selector->brought || !selector->decided || !selector->known) {
+    cmkd_conv_selector_close(selector);
     return no_memory(err);
   }
-  *out = chooser;
+  *out = selector;
   return CMKD_OK;
 }
 
-void cmkd_conv_chooser_close(cmkd_conv_chooser *chooser) {
-  if (!chooser) return;
-  json_decref(chooser->brought);
-  json_decref(chooser->decided);
-  json_decref(chooser->known);
-  free(chooser->device);
-  free(chooser->memory);
-  free(chooser);
+void cmkd_conv_selector_close(cmkd_conv_selector *selector) {
+  if (!selector) return;
+  json_decref(selector->brought);
+  json_decref(selector->decided);
+  json_decref(selector->known);
+  free(selector->device);
+  free(selector->memory);
+  free(selector);
 }
 
-cmkd_status cmkd_conv_chooser_save(const cmkd_conv_chooser *chooser, char **json, cmkd_error *err) {
-  json_t *root = document(json_pack("{s:O}", chooser->device, chooser->decided));
+cmkd_status cmkd_conv_selector_save(const cmkd_conv_selector *selector, char **json, cmkd_error *err) {
+  json_t *root = document(json_pack("{s:O}", selector->device, selector->decided));
   *json = root ? json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
   json_decref(root);
   return *json ? CMKD_OK : no_memory(err);
 }
 
-cmkd_status cmkd_conv_chooser_load(cmkd_conv_chooser *chooser, const char *json, int *used, cmkd_error *err) {
+cmkd_status cmkd_conv_selector_load(cmkd_conv_selector *selector, const char *json, int *used, cmkd_error *err) {
   *used = 0;
   json_t *root = parse(json, strlen(json));
   if (!root) return cmkd_fail(err, CMKD_ERR_FORMAT, "the convolutions' choices in the run's state are not what this version writes");
-  json_t *brought = choices_of(root, chooser->device, used);
+  json_t *brought = algorithms_of(root, selector->device, used);
   json_decref(root);
   if (!brought) return no_memory(err);
-  json_decref(chooser->brought);
-  chooser->brought = brought;
+  json_decref(selector->brought);
+  selector->brought = brought;
   return CMKD_OK;
 }
 
 /* ---- a choice ------------------------------------------------------------------------------------------------------------------------- */
 
-void cmkd_conv_choice_free(cmkd_conv_choice *choice) {
-  if (!choice || (choice->users && --choice->users)) return;
-  for (cmkd_conv_choice **at = &choice->chooser->live; *at; at = &(*at)->next)
-    if (*at == choice) {
-      *at = choice->next;
+void cmkd_conv_algorithm_free(cmkd_conv_algorithm *algorithm) {
+  if (!algorithm || (algorithm->users && --algorithm->users)) return;
+  for (cmkd_conv_algorithm **at = &algorithm->selector->live; *at; at = &(*at)->next)
+    if (*at == algorithm) {
+      *at = algorithm->next;
       break;
     }
-  cmkd_cudnn_plan_free(choice->plan);
-  free(choice);
+  cmkd_cudnn_plan_free(algorithm->plan);
+  free(algorithm);
 }
 
 /* Takes the plan. */
-static cmkd_status choice_make(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, cmkd_cudnn_plan *plan, int apart, cmkd_conv_choice **out, cmkd_error *err) {
+static cmkd_status algorithm_make(cmkd_conv_selector *selector, const cmkd_conv_request *request, cmkd_cudnn_plan *plan, int apart, cmkd_conv_algorithm **out, cmkd_error *err) {
   *out = calloc(1, sizeof **out);
   if (!*out) {
     cmkd_cudnn_plan_free(plan);
     return no_memory(err);
   }
-  (*out)->chooser = chooser, (*out)->request = *request, (*out)->plan = plan, (*out)->apart = apart;
+  (*out)->selector = selector, (*out)->request = *request, (*out)->plan = plan, (*out)->apart = apart;
   snprintf((*out)->name, sizeof (*out)->name, "%s%s", plan ? cmkd_cudnn_plan_name(plan) : OWN, apart ? APART : "");
   return CMKD_OK;
 }
 
-size_t cmkd_conv_choice_workspace(const cmkd_conv_choice *choice) { return choice->plan ? cmkd_cudnn_plan_workspace(choice->plan) : cmkd_cuda_conv_scratch(&choice->request.shape); }
-cmkd_dtype cmkd_conv_choice_dw_dtype(const cmkd_conv_choice *choice) { return choice->plan ? cmkd_cudnn_plan_dw_dtype(choice->plan) : CMKD_F32; }
-const char *cmkd_conv_choice_name(const cmkd_conv_choice *choice) { return choice->name; }
+size_t cmkd_conv_algorithm_workspace(const cmkd_conv_algorithm *algorithm) { return algorithm->plan ? cmkd_cudnn_plan_workspace(algorithm->plan) : cmkd_cuda_conv_scratch(&algorithm->request.shape); }
+cmkd_dtype cmkd_conv_algorithm_dw_dtype(const cmkd_conv_algorithm *algorithm) { return algorithm->plan ? cmkd_cudnn_plan_dw_dtype(algorithm->plan) : CMKD_F32; }
+const char *cmkd_conv_algorithm_name(const cmkd_conv_algorithm *algorithm) { return algorithm->name; }
 
 static cmkd_status run_own(const cmkd_conv_request *r, const void *a, const void *b, void *c, const cmkd_cuda_epilogue *epilogue, void *workspace, void *stream, cmkd_error *err) {
   if (r->pass == CMKD_CONV_BACKWARD_DATA) return cmkd_cuda_conv_backward_data(&r->shape, a, b, c, r->accumulate, workspace, stream, err);
@@ -182,21 +182,21 @@ static cmkd_status run_own(const cmkd_conv_request *r, const void *a, const void
   return cmkd_cuda_conv_forward(&r->shape, a, b, epilogue, c, workspace, stream, err);
 }
 
-cmkd_status cmkd_conv_run(const cmkd_conv_choice *choice, const void *a, const void *b, void *c, const cmkd_cuda_epilogue *epilogue, void *workspace, void *stream, cmkd_error *err) {
-  const cmkd_conv_request *r = &choice->request;
+cmkd_status cmkd_conv_run(const cmkd_conv_algorithm *algorithm, const void *a, const void *b, void *c, const cmkd_cuda_epilogue *epilogue, void *workspace, void *stream, cmkd_error *err) {
+  const cmkd_conv_request *r = &algorithm->request;
   const cmkd_cuda_conv_shape *s = &r->shape;
   const int fused = r->pass == CMKD_CONV_FORWARD_FUSED;
   if (!fused != !epilogue || (fused && (!epilogue->bias || !epilogue->residual != !r->residual || epilogue->act != r->act)))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "%s: not the epilogue that was asked for", choice->name);
-  if (!choice->plan) return run_own(r, a, b, c, epilogue, workspace, stream, err);
-  if (stream != choice->chooser->stream) return cmkd_fail(err, CMKD_ERR_VALUE, "%s: not the chooser's stream", choice->name);
-  const int whole = fused && !choice->apart;
-  CMKD_TRY(cmkd_cudnn_run(choice->chooser->cudnn, choice->plan, a, b, c, whole ? epilogue->bias : NULL, whole ? epilogue->residual : NULL, workspace, err));
-  if (choice->apart) return cmkd_cuda_conv_epilogue(s, epilogue, c, stream, err);
+    return cmkd_fail(err, CMKD_ERR_VALUE, "%s: not the epilogue that was asked for", algorithm->name);
+  if (!algorithm->plan) return run_own(r, a, b, c, epilogue, workspace, stream, err);
+  if (stream != algorithm->selector->stream) return cmkd_fail(err, CMKD_ERR_VALUE, "%s: not the chooser's stream", algorithm->name);
+  const int whole = fused && !algorithm->apart;
+  CMKD_TRY(cmkd_cudnn_run(algorithm->selector->cudnn, algorithm->plan, a, b, c, whole ? epilogue->bias : NULL, whole ? epilogue->residual : NULL, workspace, err));
+  if (algorithm->apart) return cmkd_cuda_conv_epilogue(s, epilogue, c, stream, err);
   if (r->pass == CMKD_CONV_BACKWARD_WEIGHTS && s->groups == 1 && s->y_stride != cmkd_cuda_stride(s->k)) { /* cuDNN knows nothing of weights for padding that dy does not have */
-    const size_t size = cmkd_dtype_size(cmkd_conv_choice_dw_dtype(choice)), all = (size_t)cmkd_cuda_conv_weights(s), written = all / (size_t)cmkd_cuda_stride(s->k) * (size_t)s->k;
+    const size_t size = cmkd_dtype_size(cmkd_conv_algorithm_dw_dtype(algorithm)), all = (size_t)cmkd_cuda_conv_weights(s), written = all / (size_t)cmkd_cuda_stride(s->k) * (size_t)s->k;
     cudaError_t error = cudaMemsetAsync((char *)c + written * size, 0, (all - written) * size, stream);
-    if (error != cudaSuccess) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s: %s", choice->name, cudaGetErrorString(error));
+    if (error != cudaSuccess) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s: %s", algorithm->name, cudaGetErrorString(error));
   }
   return CMKD_OK;
 }
@@ -314,17 +314,17 @@ static cmkd_status bench_open(bench *t, const cmkd_conv_request *r, size_t works
   return device_status(cudaEventCreate(&t->end), err);
 }
 
-static cmkd_status bench_run(bench *t, const cmkd_conv_choice *choice, cmkd_error *err) {
-  return cmkd_conv_run(choice, t->a, t->b, t->c, t->request->pass == CMKD_CONV_FORWARD_FUSED ? &t->epilogue : NULL, t->workspace, t->stream, err);
+static cmkd_status bench_run(bench *t, const cmkd_conv_algorithm *algorithm, cmkd_error *err) {
+  return cmkd_conv_run(algorithm, t->a, t->b, t->c, t->request->pass == CMKD_CONV_FORWARD_FUSED ? &t->epilogue : NULL, t->workspace, t->stream, err);
 }
 
 /* So many runs as one captured graph, as steps are; NULL: this cannot be captured. A plan may allocate, wait, or use streams of its own. */
-static cudaGraphExec_t bench_capture(bench *t, const cmkd_conv_choice *choice, int runs) {
+static cudaGraphExec_t bench_capture(bench *t, const cmkd_conv_algorithm *algorithm, int runs) {
   cudaGraph_t graph = NULL;
   cudaGraphExec_t exec = NULL;
   cmkd_status status = CMKD_OK;
   if (cudaStreamBeginCapture(t->stream, cudaStreamCaptureModeThreadLocal) != cudaSuccess) return NULL;
-  for (int i = 0; i < runs && status == CMKD_OK; i++) status = bench_run(t, choice, NULL);
+  for (int i = 0; i < runs && status == CMKD_OK; i++) status = bench_run(t, algorithm, NULL);
   if (cudaStreamEndCapture(t->stream, &graph) != cudaSuccess) status = CMKD_ERR_DEVICE;
   if (status == CMKD_OK && cudaGraphInstantiate(&exec, graph, 0) != cudaSuccess) exec = NULL;
   if (graph) cudaGraphDestroy(graph);
@@ -332,10 +332,10 @@ static cudaGraphExec_t bench_capture(bench *t, const cmkd_conv_choice *choice, i
 }
 
 /* One run, itself or through a graph, onto a known c, then the first and last entries of c as floats and in raw + at; *count of them. */
-static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, int captured, float *values, size_t at, size_t *count, cmkd_error *err) {
+static cmkd_status bench_result(bench *t, const cmkd_conv_algorithm *algorithm, int captured, float *values, size_t at, size_t *count, cmkd_error *err) {
   const cmkd_cuda_conv_shape *s = &t->request->shape;
   const int data = t->request->pass == CMKD_CONV_BACKWARD_DATA, weights = t->request->pass == CMKD_CONV_BACKWARD_WEIGHTS;
-  const cmkd_dtype dtype = data ? s->dtype : weights ? cmkd_conv_choice_dw_dtype(choice) : s->y_dtype;
+  const cmkd_dtype dtype = data ? s->dtype : weights ? cmkd_conv_algorithm_dw_dtype(algorithm) : s->y_dtype;
   const size_t size = cmkd_dtype_size(dtype), all = weights ? (size_t)cmkd_cuda_conv_weights(s) : data ? (size_t)s->n * (size_t)s->h * (size_t)s->w * (size_t)cmkd_cuda_stride(s->c)
                                                                                                        : (size_t)s->n * (size_t)s->oh * (size_t)s->ow * (size_t)s->y_stride;
   const size_t first = all < SAMPLE ? all : SAMPLE, last = all - first < SAMPLE ? all - first : SAMPLE;
@@ -343,13 +343,13 @@ static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, int ca
   if (data && t->request->accumulate) CMKD_TRY(fill_x(t, t->c, err));
   else CMKD_TRY(device_status(cudaMemsetAsync(t->c, 0xFF, t->c_bytes, t->stream), err)); /* NaN: everything must be written */
   if (captured) {
-    cudaGraphExec_t graph = bench_capture(t, choice, 1);
-    if (!graph) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s cannot be captured", choice->name);
+    cudaGraphExec_t graph = bench_capture(t, algorithm, 1);
+    if (!graph) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s cannot be captured", algorithm->name);
     cudaError_t error = cudaGraphLaunch(graph, t->stream);
     if (error == cudaSuccess) error = cudaStreamSynchronize(t->stream);
     cudaGraphExecDestroy(graph);
     CMKD_TRY(device_status(error, err));
-  } else CMKD_TRY(bench_run(t, choice, err));
+  } else CMKD_TRY(bench_run(t, algorithm, err));
   CMKD_TRY(device_status(cudaMemcpyAsync(raw, t->c, first * size, cudaMemcpyDeviceToHost, t->stream), err));
   CMKD_TRY(device_status(cudaMemcpyAsync(raw + first * size, (char *)t->c + (all - last) * size, last * size, cudaMemcpyDeviceToHost, t->stream), err));
   CMKD_TRY(device_status(cudaStreamSynchronize(t->stream), err));
@@ -359,15 +359,15 @@ static cmkd_status bench_result(bench *t, const cmkd_conv_choice *choice, int ca
 }
 
 /* The candidate gives our numbers, up to rounding, and the same bytes again from a captured graph. */
-static int agrees(bench *t, const cmkd_conv_choice *choice, size_t own_count) {
+static int agrees(bench *t, const cmkd_conv_algorithm *algorithm, size_t own_count) {
   const cmkd_conv_request *r = t->request;
   const int f32 = r->shape.dtype == CMKD_F32;
   const double bound = f32 && !r->tf32 ? 2e-5 : r->shape.dtype == CMKD_BF16 ? 2e-2 : 5e-3;
   const size_t half = 2 * SAMPLE * sizeof(float);
-  const cmkd_dtype dtype = r->pass == CMKD_CONV_BACKWARD_WEIGHTS ? cmkd_conv_choice_dw_dtype(choice) : r->pass == CMKD_CONV_BACKWARD_DATA ? r->shape.dtype : r->shape.y_dtype;
+  const cmkd_dtype dtype = r->pass == CMKD_CONV_BACKWARD_WEIGHTS ? cmkd_conv_algorithm_dw_dtype(algorithm) : r->pass == CMKD_CONV_BACKWARD_DATA ? r->shape.dtype : r->shape.y_dtype;
   double largest = 0, difference = 0;
   size_t count;
-  if (bench_result(t, choice, 0, t->now, half, &count, NULL) != CMKD_OK || bench_result(t, choice, 1, t->now, 0, &count, NULL) != CMKD_OK || count != own_count) return 0;
+  if (bench_result(t, algorithm, 0, t->now, half, &count, NULL) != CMKD_OK || bench_result(t, algorithm, 1, t->now, 0, &count, NULL) != CMKD_OK || count != own_count) return 0;
   if (memcmp(t->raw, t->raw + half, count * cmkd_dtype_size(dtype))) return 0;
   for (size_t i = 0; i < count; i++) {
     const double d = fabs((double)t->now[i] - t->own[i]), v = fabs((double)t->own[i]);
@@ -379,7 +379,7 @@ static int agrees(bench *t, const cmkd_conv_choice *choice, size_t own_count) {
 }
 
 /* The first image once more as the last one: its result must be the same bytes there. */
-static int stands_alone(bench *t, const cmkd_conv_choice *choice) {
+static int stands_alone(bench *t, const cmkd_conv_algorithm *algorithm) {
   const cmkd_conv_request *r = t->request;
   const cmkd_cuda_conv_shape *s = &r->shape;
   const size_t x = (size_t)s->h * (size_t)s->w * (size_t)cmkd_cuda_stride(s->c) * cmkd_dtype_size(s->dtype), y = (size_t)s->oh * (size_t)s->ow * (size_t)s->y_stride * cmkd_dtype_size(s->y_dtype);
@@ -388,7 +388,7 @@ static int stands_alone(bench *t, const cmkd_conv_choice *choice) {
   if (!host) return 0;
   cudaError_t error = cudaMemcpyAsync((char *)t->a + last * x, t->a, x, cudaMemcpyDeviceToDevice, t->stream);
   if (error == cudaSuccess && residual) error = cudaMemcpyAsync(residual + last * y, residual, y, cudaMemcpyDeviceToDevice, t->stream);
-  int good = error == cudaSuccess && bench_run(t, choice, NULL) == CMKD_OK;
+  int good = error == cudaSuccess && bench_run(t, algorithm, NULL) == CMKD_OK;
   good = good && cudaMemcpyAsync(host, t->c, y, cudaMemcpyDeviceToHost, t->stream) == cudaSuccess;
   good = good && cudaMemcpyAsync(host + y, (char *)t->c + last * y, y, cudaMemcpyDeviceToHost, t->stream) == cudaSuccess && cudaStreamSynchronize(t->stream) == cudaSuccess;
   good = good && !memcmp(host, host + y, y);
@@ -398,12 +398,12 @@ static int stands_alone(bench *t, const cmkd_conv_choice *choice) {
 }
 
 /* Milliseconds, the device's time, of one run or of the graph if there is one: the device clears the plug while the host queues. Negative: failed. */
-static double bench_time(bench *t, const cmkd_conv_choice *choice, cudaGraphExec_t graph) {
+static double bench_time(bench *t, const cmkd_conv_algorithm *algorithm, cudaGraphExec_t graph) {
   float ms = 0;
   for (int i = 0; i < 2; i++)
     if (cudaMemsetAsync(t->plug, 0, PLUG, t->stream) != cudaSuccess) return -1;
   if (cudaEventRecord(t->begin, t->stream) != cudaSuccess) return -1;
-  if (graph ? cudaGraphLaunch(graph, t->stream) != cudaSuccess : bench_run(t, choice, NULL) != CMKD_OK) return -1;
+  if (graph ? cudaGraphLaunch(graph, t->stream) != cudaSuccess : bench_run(t, algorithm, NULL) != CMKD_OK) return -1;
   if (cudaEventRecord(t->end, t->stream) != cudaSuccess || cudaEventSynchronize(t->end) != cudaSuccess || cudaEventElapsedTime(&ms, t->begin, t->end) != cudaSuccess) return -1;
   return (double)ms;
 }
@@ -411,13 +411,13 @@ static double bench_time(bench *t, const cmkd_conv_choice *choice, cudaGraphExec
 static int by_value(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
 
 /* The median of a run in a graph of several, or a first impression where that is hopeless against `best` (0: none yet). */
-static double bench_median(bench *t, const cmkd_conv_choice *choice, double best) {
+static double bench_median(bench *t, const cmkd_conv_algorithm *algorithm, double best) {
   double sample[SAMPLES];
-  for (int i = 0; i < WARM_UPS; i++) sample[0] = bench_time(t, choice, NULL);
+  for (int i = 0; i < WARM_UPS; i++) sample[0] = bench_time(t, algorithm, NULL);
   if (sample[0] < 0 || (best > 0 && sample[0] > 4 * best)) return sample[0];
-  cudaGraphExec_t graph = bench_capture(t, choice, RUNS);
-  int good = graph && bench_time(t, choice, graph) >= 0; /* the first launch uploads it */
-  for (int i = 0; i < SAMPLES && good; i++) good = (sample[i] = bench_time(t, choice, graph) / RUNS) >= 0;
+  cudaGraphExec_t graph = bench_capture(t, algorithm, RUNS);
+  int good = graph && bench_time(t, algorithm, graph) >= 0; /* the first launch uploads it */
+  for (int i = 0; i < SAMPLES && good; i++) good = (sample[i] = bench_time(t, algorithm, graph) / RUNS) >= 0;
   if (graph) cudaGraphExecDestroy(graph);
   if (!good) return -1;
   qsort(sample, SAMPLES, sizeof *sample, by_value);
@@ -426,14 +426,14 @@ static double bench_median(bench *t, const cmkd_conv_choice *choice, double best
 
 /* Drops candidates that fail or disagree, and all but the fastest of the rest: candidate[0] is our own, which alone may not fail. With a
  * single candidate beside ours to check (`race` 0) nothing is timed. *winner: its index, 0 where no other is good. */
-static cmkd_status try_out(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, cmkd_conv_choice **candidate, int count, int race, int *winner, cmkd_error *err) {
+static cmkd_status try_out(cmkd_conv_selector *selector, const cmkd_conv_request *request, cmkd_conv_algorithm **candidate, int count, int race, int *winner, cmkd_error *err) {
   size_t workspace = 0, own_count;
   double best = 0;
   bench t;
   *winner = 0;
   for (int i = 0; i < count; i++)
-    if (cmkd_conv_choice_workspace(candidate[i]) > workspace) workspace = cmkd_conv_choice_workspace(candidate[i]);
-  cmkd_status status = bench_open(&t, request, workspace, race ? PLUG : 0, chooser->stream, err);
+    if (cmkd_conv_algorithm_workspace(candidate[i]) > workspace) workspace = cmkd_conv_algorithm_workspace(candidate[i]);
+  cmkd_status status = bench_open(&t, request, workspace, race ? PLUG : 0, selector->stream, err);
   if (status == CMKD_OK) status = bench_result(&t, candidate[0], 0, t.own, 0, &own_count, err);
   if (status == CMKD_OK && race && (best = bench_median(&t, candidate[0], 0)) < 0)
     status = cmkd_fail(err, CMKD_ERR_DEVICE, "timing convolutions: our own failed: %s", cudaGetErrorString(cudaGetLastError()));
@@ -443,7 +443,7 @@ static cmkd_status try_out(cmkd_conv_chooser *chooser, const cmkd_conv_request *
     if (agrees(&t, candidate[i], own_count) && (!alone || stands_alone(&t, candidate[i]))) ms = race ? bench_median(&t, candidate[i], best) : 0;
     if (ms >= 0 && (!race || ms < best)) best = ms, *winner = i;
     cudaGetLastError(); /* a plan that would not launch is forgotten; a broken device is not */
-    cudaError_t error = cudaStreamSynchronize(chooser->stream);
+    cudaError_t error = cudaStreamSynchronize(selector->stream);
     if (error != cudaSuccess) status = cmkd_fail(err, CMKD_ERR_DEVICE, "%s broke the device: %s; CMKD_CUDNN=off goes without cuDNN", candidate[i]->name, cudaGetErrorString(error));
   }
   bench_close(&t);
@@ -453,19 +453,19 @@ static cmkd_status try_out(cmkd_conv_chooser *chooser, const cmkd_conv_request *
 /* ---- choosing --------------------------------------------------------------------------------------------------------------------------- */
 
 /* A remembered name as a choice; *out NULL where it no longer works. */
-static cmkd_status remembered(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, const char *name, cmkd_conv_choice **out, cmkd_error *err) {
+static cmkd_status remembered(cmkd_conv_selector *selector, const cmkd_conv_request *request, const char *name, cmkd_conv_algorithm **out, cmkd_error *err) {
   const size_t length = strlen(name), tail = strlen(APART);
   const int apart = length > tail && !strcmp(name + length - tail, APART);
   cmkd_conv_request asked = *request;
   char plain[NAME_MAX_BYTES];
   cmkd_cudnn_plan *plan = NULL;
-  cmkd_conv_choice *pair[2] = {NULL, NULL};
+  cmkd_conv_algorithm *pair[2] = {NULL, NULL};
   *out = NULL;
-  if (!strcmp(name, OWN)) return choice_make(chooser, request, NULL, 0, out, err);
-  if (!chooser->cudnn || length >= sizeof plain || (apart && request->pass != CMKD_CONV_FORWARD_FUSED)) return CMKD_OK;
+  if (!strcmp(name, OWN)) return algorithm_make(selector, request, NULL, 0, out, err);
+  if (!selector->cudnn || length >= sizeof plain || (apart && request->pass != CMKD_CONV_FORWARD_FUSED)) return CMKD_OK;
   memcpy(plain, name, length + 1);
   if (apart) plain[length - tail] = 0, asked.pass = CMKD_CONV_FORWARD;
-  cmkd_status status = cmkd_cudnn_plan_named(chooser->cudnn, &asked, plain, &plan, err);
+  cmkd_status status = cmkd_cudnn_plan_named(selector->cudnn, &asked, plain, &plan, err);
   if (status == CMKD_ERR_DEVICE) status = CMKD_OK; /* cuDNN would not: as if it had none */
   if (status == CMKD_OK && plan && cmkd_cudnn_plan_workspace(plan) > WORKSPACE_LIMIT) {
     cmkd_cudnn_plan_free(plan);
@@ -473,54 +473,54 @@ static cmkd_status remembered(cmkd_conv_chooser *chooser, const cmkd_conv_reques
   }
   if (status != CMKD_OK || !plan) return status;
   int winner;
-  status = choice_make(chooser, request, plan, apart, &pair[1], err);
-  if (status == CMKD_OK) status = choice_make(chooser, request, NULL, 0, &pair[0], err);
-  if (status == CMKD_OK) status = try_out(chooser, request, pair, 2, 0, &winner, err);
+  status = algorithm_make(selector, request, plan, apart, &pair[1], err);
+  if (status == CMKD_OK) status = algorithm_make(selector, request, NULL, 0, &pair[0], err);
+  if (status == CMKD_OK) status = try_out(selector, request, pair, 2, 0, &winner, err);
   if (status == CMKD_OK && winner == 1) *out = pair[1], pair[1] = NULL;
-  cmkd_conv_choice_free(pair[0]);
-  cmkd_conv_choice_free(pair[1]);
+  cmkd_conv_algorithm_free(pair[0]);
+  cmkd_conv_algorithm_free(pair[1]);
   return status;
 }
 
 /* Appends cuDNN's plans for a request; none where it has none or fails. */
-static cmkd_status add_plans(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, int apart, int room, cmkd_conv_choice **candidate, int *count, cmkd_error *err) {
-  cmkd_cudnn_plan *plan[ROOM];
+static cmkd_status add_plans(cmkd_conv_selector *selector, const cmkd_conv_request *request, int apart, int capacity, cmkd_conv_algorithm **candidate, int *count, cmkd_error *err) {
+  cmkd_cudnn_plan *plan[CAPACITY];
   cmkd_conv_request asked = *request;
   int plans = 0;
   if (apart) asked.pass = CMKD_CONV_FORWARD;
-  cmkd_status status = cmkd_cudnn_plans(chooser->cudnn, &asked, WORKSPACE_LIMIT, room, plan, &plans, err);
+  cmkd_status status = cmkd_cudnn_plans(selector->cudnn, &asked, WORKSPACE_LIMIT, capacity, plan, &plans, err);
   if (status == CMKD_ERR_DEVICE) status = CMKD_OK, plans = 0;
   for (int i = 0; i < plans; i++) {
     if (status != CMKD_OK) cmkd_cudnn_plan_free(plan[i]);
-    else if ((status = choice_make(chooser, request, plan[i], apart, &candidate[*count], err)) == CMKD_OK) ++*count;
+    else if ((status = algorithm_make(selector, request, plan[i], apart, &candidate[*count], err)) == CMKD_OK) ++*count;
   }
   return status;
 }
 
-static cmkd_status measure(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, cmkd_conv_choice **out, int *measured, cmkd_error *err) {
-  cmkd_conv_choice *candidate[1 + ROOM + ROOM_COMPILED];
+static cmkd_status measure(cmkd_conv_selector *selector, const cmkd_conv_request *request, cmkd_conv_algorithm **out, int *measured, cmkd_error *err) {
+  cmkd_conv_algorithm *candidate[1 + CAPACITY + CAPACITY_COMPILED];
   int count = 0, winner = 0;
   const int fused = request->pass == CMKD_CONV_FORWARD_FUSED;
-  cmkd_status status = choice_make(chooser, request, NULL, 0, &candidate[0], err);
+  cmkd_status status = algorithm_make(selector, request, NULL, 0, &candidate[0], err);
   if (status == CMKD_OK) count = 1;
   /* engines that fuse are mostly compiled at run time, about a second each: few of those */
-  if (status == CMKD_OK && chooser->cudnn) status = add_plans(chooser, request, 0, fused ? ROOM_COMPILED : ROOM, candidate, &count, err);
-  if (status == CMKD_OK && chooser->cudnn && fused) status = add_plans(chooser, request, 1, ROOM, candidate, &count, err);
+  if (status == CMKD_OK && selector->cudnn) status = add_plans(selector, request, 0, fused ? CAPACITY_COMPILED : CAPACITY, candidate, &count, err);
+  if (status == CMKD_OK && selector->cudnn && fused) status = add_plans(selector, request, 1, CAPACITY, candidate, &count, err);
   *measured = count > 1;
-  if (status == CMKD_OK && count > 1) status = try_out(chooser, request, candidate, count, 1, &winner, err);
+  if (status == CMKD_OK && count > 1) status = try_out(selector, request, candidate, count, 1, &winner, err);
   for (int i = 0; i < count; i++)
     if (status == CMKD_OK && i == winner) *out = candidate[i];
-    else cmkd_conv_choice_free(candidate[i]);
+    else cmkd_conv_algorithm_free(candidate[i]);
   return status;
 }
 
-cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request *request, cmkd_conv_choice **out, cmkd_error *err) {
-  json_t *const sources[3] = {chooser->brought, chooser->decided, chooser->known};
+cmkd_status cmkd_conv_select(cmkd_conv_selector *selector, const cmkd_conv_request *request, cmkd_conv_algorithm **out, cmkd_error *err) {
+  json_t *const sources[3] = {selector->brought, selector->decided, selector->known};
   char key[KEY];
   int measured = 0;
   *out = NULL;
   request_key(request, key);
-  for (cmkd_conv_choice *c = chooser->live; c; c = c->next)
+  for (cmkd_conv_algorithm *c = selector->live; c; c = c->next)
     if (!strcmp(c->key, key)) {
       c->users++;
       *out = c;
@@ -528,16 +528,16 @@ cmkd_status cmkd_conv_choose(cmkd_conv_chooser *chooser, const cmkd_conv_request
     }
   for (int i = 0; i < 3 && !*out; i++) {
     const char *name = json_string_value(json_object_get(sources[i], key));
-    if (name) CMKD_TRY(remembered(chooser, request, name, out, err));
+    if (name) CMKD_TRY(remembered(selector, request, name, out, err));
   }
-  if (!*out) CMKD_TRY(measure(chooser, request, out, &measured, err));
-  if (json_object_set_new(chooser->decided, key, json_string((*out)->name)) || (measured && json_object_set_new(chooser->known, key, json_string((*out)->name)))) {
-    cmkd_conv_choice_free(*out);
+  if (!*out) CMKD_TRY(measure(selector, request, out, &measured, err));
+  if (json_object_set_new(selector->decided, key, json_string((*out)->name)) || (measured && json_object_set_new(selector->known, key, json_string((*out)->name)))) {
+    cmkd_conv_algorithm_free(*out);
     *out = NULL;
     return no_memory(err);
   }
-  if (measured && chooser->memory) write_memory(chooser);
+  if (measured && selector->memory) write_memory(selector);
   memcpy((*out)->key, key, sizeof key);
-  (*out)->users = 1, (*out)->next = chooser->live, chooser->live = *out;
+  (*out)->users = 1, (*out)->next = selector->live, selector->live = *out;
   return CMKD_OK;
 }

@@ -21,10 +21,10 @@ static __device__ __forceinline__ bool last_block(unsigned *counter, unsigned ex
   return true;
 }
 
-/* `room`: TEAM_ROOM doubles of shared memory. Only when all of a.B rows are done. */
-static __device__ void loss_result_write(const loss_args &a, double *room) {
+/* `room`: TEAM_SHARED doubles of shared memory. Only when all of a.B rows are done. */
+static __device__ void loss_result_write(const loss_args &a, double *capacity) {
   team<false> tm;
-  tm.start(room);
+  tm.start(capacity);
   const volatile double *rows = a.rows;
   for (int first = 0; first < a.stride; first += 4) {
     double v[4] = {0, 0, 0, 0};
@@ -51,9 +51,9 @@ static __device__ void loss_result_write(const loss_args &a, double *room) {
   }
 }
 /* The same for agreement figures: a.rows (B, 3) is added to *sums. */
-static __device__ void agreement_add(const loss_args &a, cmkd_agreement *sums, double *room) {
+static __device__ void agreement_add(const loss_args &a, cmkd_agreement *sums, double *capacity) {
   team<false> tm;
-  tm.start(room);
+  tm.start(capacity);
   const volatile double *rows = a.rows;
   double v[3] = {0, 0, 0};
   for (int64_t r = tm.rank; r < a.B; r += tm.size)

@@ -126,9 +126,9 @@ struct long_row {
   }
 };
 
-static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *room, int *count) {
+static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *capacity, int *count) {
   const int64_t r = w.first + slot, keys = slot * (a.C + 1), places = slot * a.C;
-  row.tm.start(room);
+  row.tm.start(capacity);
   row.C = a.C;
   row.share = (a.C + LONG_THREADS - 1) / LONG_THREADS;
   row.student_dtype = a.student_dtype;
@@ -148,21 +148,21 @@ static __device__ void long_start(long_row &row, const loss_args &a, const long_
 }
 
 __global__ void __launch_bounds__(LONG_THREADS) long_row_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
-  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(double, capacity, TEAM_SHARED);
   CMKD_SHARED(int, count, LONG_THREADS);
   long_row row;
-  long_start(row, a, w, blockIdx.x, room, count);
+  long_start(row, a, w, blockIdx.x, capacity, count);
   row_loss(row, a, w.first + blockIdx.x);
-  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) loss_result_write(a, room);
+  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) loss_result_write(a, capacity);
 }
 
 __global__ void __launch_bounds__(LONG_THREADS) long_agreement_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w, double kappa, cmkd_agreement *sums) {
-  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(double, capacity, TEAM_SHARED);
   CMKD_SHARED(int, count, LONG_THREADS);
   long_row row;
-  long_start(row, a, w, blockIdx.x, room, count);
+  long_start(row, a, w, blockIdx.x, capacity, count);
   row_agreement(row, a, w.first + blockIdx.x, kappa);
-  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) agreement_add(a, sums, room);
+  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) agreement_add(a, sums, capacity);
 }
 
 /* ---- host --------------------------------------------------------------------------------------------------------------- */

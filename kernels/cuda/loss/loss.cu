@@ -8,29 +8,29 @@
 
 template <int E, bool WARP, int THREADS> __global__ void __launch_bounds__(THREADS, THREADS == 256 ? 4 : 1) loss_kernel(const __grid_constant__ loss_args a) {
   CMKD_DYNAMIC_SHARED(memory);
-  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(double, capacity, TEAM_SHARED);
   const int64_t r = WARP ? (int64_t)blockIdx.x * WARP_ROWS + (threadIdx.x >> 5) : blockIdx.x;
   if (r < a.B) {
     short_row<E, WARP> row;
-    row.start(a, r, memory + (WARP ? (threadIdx.x >> 5) * short_row<E, WARP>::bytes(32) : 0), room);
+    row.start(a, r, memory + (WARP ? (threadIdx.x >> 5) * short_row<E, WARP>::bytes(32) : 0), capacity);
     row_loss(row, a, r);
     if (a.grad)
 #pragma unroll
       for (int k = 0; k < E; k++)
         if (row.at(k) < a.C) a.grad[r * a.C + row.at(k)] = row.g(k);
   }
-  if (last_block(&a.state->done, gridDim.x)) loss_result_write(a, room);
+  if (last_block(&a.state->done, gridDim.x)) loss_result_write(a, capacity);
 }
 
 /* Entropies of softmax(teacher), a warp (four rows a block) or a block a row, and their mean in state->entropy_mean. A row that is not
  * finite gives NaN, which no gate sees: its batch is refused anyway. */
 #define ENTROPY_LONG 2048 /* classes from which a block takes a row */
 template <bool WARP> __global__ void __launch_bounds__(256) entropy_kernel(const void *teacher, int dtype, int64_t B, int C, double *entropy, loss_state *state) {
-  CMKD_SHARED(double, room, TEAM_ROOM);
+  CMKD_SHARED(double, capacity, TEAM_SHARED);
   const int64_t r = WARP ? (int64_t)blockIdx.x * WARP_ROWS + (threadIdx.x >> 5) : blockIdx.x;
   if (r < B) {
     team<WARP> tm;
-    tm.start(room);
+    tm.start(capacity);
     double top[1] = {-HUGE_VAL}, sum[2] = {0, 0};
     for (int c = tm.rank; c < C; c += tm.size) top[0] = max_op::of(top[0], load_float(teacher, dtype, r * C + c));
     tm.maximum(top);
@@ -44,7 +44,7 @@ template <bool WARP> __global__ void __launch_bounds__(256) entropy_kernel(const
   }
   if (!last_block(&state->done_entropy, gridDim.x)) return;
   team<false> all;
-  all.start(room);
+  all.start(capacity);
   const volatile double *every = entropy;
   double mean = 0;
   for (int64_t i = all.rank; i < B; i += all.size) mean += every[i];

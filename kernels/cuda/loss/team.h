@@ -5,30 +5,30 @@
 #include "kernels/cuda/device.h"
 
 #define TEAM_VALUES 8                     /* most values reduced at once */
-#define TEAM_ROOM (2 * TEAM_VALUES * 32)  /* doubles of shared memory for a block team: two turns, so that one barrier is enough */
+#define TEAM_SHARED (2 * TEAM_VALUES * 32)  /* doubles of shared memory for a block team: two turns, so that one barrier is enough */
 
 struct add_op { static __device__ __forceinline__ double of(double a, double b) { return a + b; } };
 struct max_op { static __device__ __forceinline__ double of(double a, double b) { return a > b ? a : b; } };
 
 template <bool WARP> struct team {
   int rank, size, lane, warp, warps, turn;
-  double *room; /* (TEAM_ROOM) shared; unused by a warp team */
+  double *capacity; /* (TEAM_SHARED) shared; unused by a warp team */
 
-  __device__ __forceinline__ void start(double *shared_room) {
+  __device__ __forceinline__ void start(double *shared_buffer) {
     lane = (int)threadIdx.x & 31;
     warp = WARP ? 0 : (int)threadIdx.x >> 5;
     rank = WARP ? lane : (int)threadIdx.x;
     size = WARP ? 32 : (int)blockDim.x;
     warps = size >> 5;
     turn = 0;
-    room = shared_room;
+    capacity = shared_buffer;
   }
   __device__ __forceinline__ void sync() const {
     if constexpr (WARP) __syncwarp();
     else __syncthreads();
   }
-  __device__ __forceinline__ double *next_room() {
-    double *r = room + turn * (TEAM_VALUES * 32);
+  __device__ __forceinline__ double *next_buffer() {
+    double *r = capacity + turn * (TEAM_VALUES * 32);
     turn ^= 1;
     return r;
   }
@@ -40,7 +40,7 @@ template <bool WARP> struct team {
 #pragma unroll
       for (int d = 16; d > 0; d >>= 1) v[k] = OP::of(v[k], __shfl_xor_sync(CMKD_WARP, v[k], d));
     if constexpr (!WARP) {
-      double *r = next_room();
+      double *r = next_buffer();
       if (lane == 0)
         for (int k = 0; k < K; k++) r[k * 32 + warp] = v[k];
       __syncthreads();
@@ -61,7 +61,7 @@ template <bool WARP> struct team {
     double mine = inclusive(value), exclusive = __shfl_up_sync(CMKD_WARP, mine, 1);
     if (lane == 0) exclusive = 0;
     if constexpr (!WARP) {
-      double *r = next_room();
+      double *r = next_buffer();
       if (lane == 31) r[warp] = mine;
       __syncthreads();
       double total = inclusive(lane < warps ? r[lane] : 0.0);
