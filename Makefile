@@ -34,7 +34,7 @@ quote = '$(subst ','\'',$(1))'
 again = $(MAKE) $(if $(filter -j% --jobserver%,$(MAKEFLAGS)),,-j$(shell nproc 2>/dev/null || echo 1))
 
 # ---- what the machine has: each line compiles and links a real program -------------------------------------------------
-OUTER  := help deps check demo asan fuzz clean uninstall
+OUTER  := help deps check demo asan fuzz format clean uninstall
 CONFIG := $(BUILD)/config.mk
 ifneq ($(filter-out $(OUTER),$(or $(MAKECMDGOALS),all)),)
 include $(CONFIG)
@@ -217,7 +217,7 @@ uninstall:
 	-rmdir $(ROOT)/lib/cmkd 2> /dev/null
 
 # ---- from a bare clone --------------------------------------------------------------------------------------------------
-.PHONY: help deps check asan fuzz demo clean
+.PHONY: help deps check asan fuzz demo format clean
 help:
 	@printf '%s\n' 'make                builds the programs and the library into $(BUILD)/' \
 	  'make demo           a teacher, its cache, three students on Fashion-MNIST; one table (a few minutes)' \
@@ -229,7 +229,7 @@ help:
 	  'make gpu-data       CIFAR-100 for it, from CMKD_SHARED=../shared: $(BUILD)/gpu-data/, pieces of at most 25 MB' \
 	  'make gpu-reference  what the CPU computes, for it to compare with: $(BUILD)/gpu-reference.tar' \
 	  'make install        into PREFIX=$(PREFIX), under DESTDIR if given; make uninstall takes it away' \
-	  'make clean          removes $(BUILD)/' '' 'V=1 shows commands; BUILD=DIR builds elsewhere; CC, OPT, SAN, CFLAGS, NVCC, GENCODE as usual.'
+	  'make format         every C and CUDA file as .clang-format has it' 'make clean          removes $(BUILD)/' '' 'V=1 shows commands; BUILD=DIR builds elsewhere; CC, OPT, SAN, CFLAGS, NVCC, GENCODE as usual.'
 deps:
 	@.ci/deps '$(BUILD)'
 check: deps
@@ -245,6 +245,9 @@ fuzz: deps
 	  OPT='-O1 -g' SAN='-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=undefined' fuzz-build \
 	  && tests/fuzz '$(abspath $(BUILD))/fuzz' '$(SECONDS)'; \
 	else echo 'SKIP: make fuzz needs clang with libFuzzer (apt-get install clang)'; fi
+# with the version that tests/test_format.sh checks with
+format:
+	git ls-files '*.c' '*.h' '*.cu' '*.cpp' | xargs $$(command -v clang-format-14 || echo clang-format) -i
 clean:
 	rm -rf $(BUILD)
 

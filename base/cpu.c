@@ -12,8 +12,11 @@ cmkd_isa cmkd_cpu_isa(void) {
   cmkd_isa isa = CMKD_ISA_BASELINE;
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")) isa = CMKD_ISA_AVX2; /* F16C came before AVX2 */
-  if (isa && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi")) isa = CMKD_ISA_AVX512;
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
+    isa = CMKD_ISA_AVX2; /* F16C came before AVX2 */
+  if (isa && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi"))
+    isa = CMKD_ISA_AVX512;
 #endif
   const char *asked = getenv("CMKD_ISA");
   for (int i = 0; asked && i < (int)isa; i++)
@@ -28,7 +31,8 @@ int cmkd_cpu_count(void) {
   return count > 0 ? count : 1;
 }
 
-#define SPINS "10000" /* some 0.2 ms: longer than threads with equal shares wait for each other, shorter than a time slice */
+#define SPINS \
+  "10000" /* some 0.2 ms: longer than threads with equal shares wait for each other, shorter than a time slice */
 
 void cmkd_cpu_bound_spinning(char **argv) {
   if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || setenv("GOMP_SPINCOUNT", SPINS, 1) != 0) return;

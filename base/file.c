@@ -26,17 +26,22 @@ char *cmkd_format(const char *format, ...) {
 char *cmkd_path_join(const char *dir, const char *name) {
   if (!dir || !*dir) return strdup(name);
   size_t length = strlen(dir);
-  while (length > 1 && dir[length - 1] == '/') length--;
-  while (*name == '/') name++;
+  while (length > 1 && dir[length - 1] == '/')
+    length--;
+  while (*name == '/')
+    name++;
   return cmkd_format("%.*s%s%s", (int)length, dir, dir[length - 1] == '/' ? "" : "/", name);
 }
 
 char *cmkd_path_dir(const char *path) {
   size_t length = strlen(path);
-  while (length > 1 && path[length - 1] == '/') length--; /* "a/b/" is "a/b" */
-  while (length && path[length - 1] != '/') length--;
+  while (length > 1 && path[length - 1] == '/')
+    length--; /* "a/b/" is "a/b" */
+  while (length && path[length - 1] != '/')
+    length--;
   if (!length) return strdup(".");
-  while (length > 1 && path[length - 1] == '/') length--;
+  while (length > 1 && path[length - 1] == '/')
+    length--;
   return strndup(path, length);
 }
 
@@ -53,7 +58,8 @@ cmkd_status cmkd_make_dirs(const char *path, cmkd_error *err) {
     char kept = copy[i];
     copy[i] = 0;
     if (mkdir(copy, 0777) != 0 && !(errno == EEXIST && stat(copy, &info) == 0 && S_ISDIR(info.st_mode)))
-      status = cmkd_fail(err, CMKD_ERR_IO, "%s: cannot make the folder: %s", copy, errno == EEXIST ? "a file of that name is in the way" : strerror(errno));
+      status = cmkd_fail(err, CMKD_ERR_IO, "%s: cannot make the folder: %s", copy,
+                         errno == EEXIST ? "a file of that name is in the way" : strerror(errno));
     copy[i] = kept;
   }
   free(copy);
@@ -71,17 +77,21 @@ static cmkd_status open_regular(const char *path, int *fd, uint64_t *size, cmkd_
     return CMKD_OK;
   }
   close(*fd);
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; a file is needed", path, S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file");
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; a file is needed", path,
+                   S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file");
 }
 
 cmkd_status cmkd_pread_full(int fd, void *data, size_t size, uint64_t offset, const char *path, cmkd_error *err) {
   uint8_t *at = data;
-  if (offset > INT64_MAX || size > INT64_MAX - offset) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: offset out of range; the file is corrupt", path);
+  if (offset > INT64_MAX || size > INT64_MAX - offset)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: offset out of range; the file is corrupt", path);
   while (size) {
     ssize_t got = pread(fd, at, size, (off_t)offset);
     if (got < 0 && errno == EINTR) continue;
     if (got < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: reading failed: %s", path, strerror(errno));
-    if (got == 0) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: ends %zu bytes too early; the file is truncated, get it again", path, size);
+    if (got == 0)
+      return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: ends %zu bytes too early; the file is truncated, get it again", path,
+                       size);
     at += got;
     offset += (uint64_t)got;
     size -= (size_t)got;
@@ -91,7 +101,8 @@ cmkd_status cmkd_pread_full(int fd, void *data, size_t size, uint64_t offset, co
 
 static cmkd_status read_open(int fd, uint64_t size, const char *path, uint8_t **data, cmkd_error *err) {
   *data = size < SIZE_MAX ? malloc((size_t)size + 1) : NULL;
-  if (!*data) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %llu bytes", path, (unsigned long long)size);
+  if (!*data)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %llu bytes", path, (unsigned long long)size);
   cmkd_status status = cmkd_pread_full(fd, *data, (size_t)size, 0, path, err);
   if (status != CMKD_OK) {
     free(*data);
@@ -103,7 +114,8 @@ static cmkd_status read_open(int fd, uint64_t size, const char *path, uint8_t **
 }
 
 static cmkd_status too_large(const char *path, uint64_t limit, cmkd_error *err) {
-  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: larger than the %llu bytes such a file may have; is it the right file?", path, (unsigned long long)limit);
+  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: larger than the %llu bytes such a file may have; is it the right file?",
+                   path, (unsigned long long)limit);
 }
 
 cmkd_status cmkd_file_read(const char *path, uint64_t limit, uint8_t **data, size_t *size, cmkd_error *err) {
@@ -118,10 +130,13 @@ cmkd_status cmkd_file_read(const char *path, uint64_t limit, uint8_t **data, siz
   return status;
 }
 
-/* Inflates every member of the gzip file `in`. Memory grows with what really came out, never with what a header claims. */
-static cmkd_status gunzip(const char *path, const uint8_t *in, size_t in_size, uint64_t limit, uint8_t **data, size_t *size, cmkd_error *err) {
+/* Inflates every member of the gzip file `in`. Memory grows with what really came out, never with what a header claims.
+ */
+static cmkd_status gunzip(const char *path, const uint8_t *in, size_t in_size, uint64_t limit, uint8_t **data,
+                          size_t *size, cmkd_error *err) {
   z_stream z = {0};
-  size_t capacity = 1 << 16, used = 0, most = limit < SIZE_MAX - 1 ? (size_t)limit + 1 : SIZE_MAX; /* one more tells "too large" from "full" */
+  size_t capacity = 1 << 16, used = 0,
+         most = limit < SIZE_MAX - 1 ? (size_t)limit + 1 : SIZE_MAX; /* one more tells "too large" from "full" */
   uint8_t *out = NULL;
   cmkd_status status = CMKD_OK;
   int code = Z_OK;
@@ -132,30 +147,39 @@ static cmkd_status gunzip(const char *path, const uint8_t *in, size_t in_size, u
       size_t bigger = !out ? capacity : capacity > most / 2 ? most : capacity * 2;
       if (bigger > most) bigger = most;
       uint8_t *grown = realloc(out, bigger + 1);
-      if (!grown) { status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %zu bytes", path, bigger); break; }
+      if (!grown) {
+        status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %zu bytes", path, bigger);
+        break;
+      }
       out = grown;
       capacity = bigger;
     }
-    uInt give = left > 1u << 30 ? 1u << 30 : (uInt)left, space = capacity - used > 1u << 30 ? 1u << 30 : (uInt)(capacity - used);
+    uInt give = left > 1u << 30 ? 1u << 30 : (uInt)left,
+         space = capacity - used > 1u << 30 ? 1u << 30 : (uInt)(capacity - used);
     z.avail_in = give;
     z.avail_out = space;
     z.next_out = out + used;
     code = inflate(&z, Z_NO_FLUSH);
     used += space - z.avail_out;
     left -= give - z.avail_in;
-    if (used > limit) { status = too_large(path, limit, err); break; }
+    if (used > limit) {
+      status = too_large(path, limit, err);
+      break;
+    }
     if (code == Z_STREAM_END) {
       if (!left) break;
       const uint8_t *rest = in + (in_size - left);
       if (left < 2 || rest[0] != 0x1f || rest[1] != 0x8b || inflateReset(&z) != Z_OK) {
-        status = cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %zu bytes of something else follow the gzip data; get the file again", path, left);
+        status = cmkd_fail(err, CMKD_ERR_FORMAT,
+                           "%s: %zu bytes of something else follow the gzip data; get the file again", path, left);
         break;
       }
     } else if (code == Z_MEM_ERROR) {
       status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
       break;
     } else if (code != Z_OK && code != Z_BUF_ERROR) {
-      status = cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt gzip data (%s); get the file again", path, z.msg ? z.msg : "bad stream");
+      status = cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt gzip data (%s); get the file again", path,
+                         z.msg ? z.msg : "bad stream");
       break;
     } else if (!left && z.avail_out) {
       status = cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated gzip data; get the file again", path);
@@ -184,7 +208,8 @@ cmkd_status cmkd_file_read_gz(const char *path, uint64_t limit, uint8_t **data, 
   int gzip = magic[0] == 0x1f && magic[1] == 0x8b;
   /* stored blocks and member headers make a gzip file slightly larger than its content at worst */
   uint64_t most = gzip && limit < UINT64_MAX / 2 ? limit + limit / 64 + 65536 : limit;
-  if (status == CMKD_OK) status = length > most ? too_large(path, limit, err) : read_open(fd, length, path, &packed, err);
+  if (status == CMKD_OK)
+    status = length > most ? too_large(path, limit, err) : read_open(fd, length, path, &packed, err);
   close(fd);
   if (status != CMKD_OK) return status;
   if (!gzip) {
@@ -200,10 +225,11 @@ cmkd_status cmkd_file_read_gz(const char *path, uint64_t limit, uint8_t **data, 
 /* ---- writing ---- */
 
 static cmkd_status write_failed(const char *path, const char *what, int code, cmkd_error *err) {
-  const char *remedy = code == ENOSPC || code == EDQUOT ? "; make room or choose another folder"
-    : code == EFBIG ? "; raise the file size limit (ulimit -f)"
-    : code == EACCES || code == EPERM || code == EROFS ? "; choose a folder that can be written to"
-    : code == ENOENT || code == ENOTDIR ? "; is its folder there?" : "";
+  const char *remedy = code == ENOSPC || code == EDQUOT                   ? "; make room or choose another folder"
+                       : code == EFBIG                                    ? "; raise the file size limit (ulimit -f)"
+                       : code == EACCES || code == EPERM || code == EROFS ? "; choose a folder that can be written to"
+                       : code == ENOENT || code == ENOTDIR                ? "; is its folder there?"
+                                                                          : "";
   return cmkd_fail(err, CMKD_ERR_IO, "%s: %s: %s%s", path, what, strerror(code), remedy);
 }
 
@@ -252,7 +278,8 @@ cmkd_status cmkd_file_write(const char *path, const cmkd_piece *pieces, int coun
   struct stat info;
   /* renaming over a device or a FIFO would destroy it */
   if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
-    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", path, S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file");
+    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", path,
+                     S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file");
   char *temporary = cmkd_format("%s.tmp", path);
   if (!temporary) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
   cmkd_status status = CMKD_OK;
@@ -265,10 +292,14 @@ cmkd_status cmkd_file_write(const char *path, const cmkd_piece *pieces, int coun
   code = write_guarded(fd, pieces, count);
   if (!code && fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP) code = errno;
   if (close(fd) != 0 && !code && errno != EINTR) code = errno;
-  if (code) status = write_failed(path, "writing failed", code, err);
-  else if (rename(temporary, path) != 0) status = write_failed(path, "cannot be put in place", errno, err);
-  if (status != CMKD_OK) unlink(temporary);
-  else if ((code = sync_folder(path))) status = write_failed(path, "its folder could not be flushed", code, err);
+  if (code)
+    status = write_failed(path, "writing failed", code, err);
+  else if (rename(temporary, path) != 0)
+    status = write_failed(path, "cannot be put in place", errno, err);
+  if (status != CMKD_OK)
+    unlink(temporary);
+  else if ((code = sync_folder(path)))
+    status = write_failed(path, "its folder could not be flushed", code, err);
 done:
   free(temporary);
   return status;

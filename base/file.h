@@ -14,14 +14,18 @@ cmkd_status cmkd_file_read_gz(const char *path, uint64_t limit, uint8_t **data, 
 cmkd_status cmkd_pread_full(int fd, void *data, size_t size, uint64_t offset, const char *path, cmkd_error *err);
 
 /* Pieces are written one after the other. A stale PATH.tmp of a dead writer is replaced. */
-typedef struct cmkd_piece { const void *data; size_t size; } cmkd_piece;
+typedef struct cmkd_piece {
+  const void *data;
+  size_t size;
+} cmkd_piece;
 cmkd_status cmkd_file_write(const char *path, const cmkd_piece *pieces, int count, cmkd_error *err);
 
-cmkd_status cmkd_make_dirs(const char *path, cmkd_error *err);        /* mkdir -p */
+cmkd_status cmkd_make_dirs(const char *path, cmkd_error *err); /* mkdir -p */
 int cmkd_file_exists(const char *path);
-/* "dir/name" with a single slash into fresh memory; a NULL or empty dir gives a copy of name. NULL when out of memory. */
+/* "dir/name" with a single slash into fresh memory; a NULL or empty dir gives a copy of name. NULL when out of memory.
+ */
 char *cmkd_path_join(const char *dir, const char *name);
-char *cmkd_path_dir(const char *path);                                /* "." where there is no slash; fresh memory */
+char *cmkd_path_dir(const char *path); /* "." where there is no slash; fresh memory */
 /* printf into fresh memory. NULL when out of memory. */
 char *cmkd_format(const char *format, ...) CMKD_PRINTF(1, 2);
 #endif

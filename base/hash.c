@@ -23,7 +23,9 @@ void cmkd_sha256(const void *data, size_t size, char hex[CMKD_SHA256_HEX]) {
   if (EVP_Digest(size ? data : "", size, digest, NULL, EVP_sha256(), NULL) == 1) to_hex(digest, hex);
 }
 
-struct cmkd_hasher { EVP_MD_CTX *context; };
+struct cmkd_hasher {
+  EVP_MD_CTX *context;
+};
 
 cmkd_hasher *cmkd_hasher_start(void) {
   cmkd_hasher *hasher = malloc(sizeof *hasher);
@@ -76,8 +78,10 @@ cmkd_status cmkd_sha256_file(const char *path, char hex[CMKD_SHA256_HEX], cmkd_e
     cmkd_hasher_update(hasher, chunk, (size_t)got);
   }
   cmkd_hasher_finish(hasher, hex);
-  if (status != CMKD_OK) hex[0] = 0;
-  else if (!hex[0]) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory while hashing", path);
+  if (status != CMKD_OK)
+    hex[0] = 0;
+  else if (!hex[0])
+    status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory while hashing", path);
   free(chunk);
   close(fd);
   return status;

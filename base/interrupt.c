@@ -14,7 +14,8 @@ void cmkd_interrupt_install(void) {
   const int numbers[] = {SIGINT, SIGTERM};
   for (int i = 0; i < 2; i++) {
     struct sigaction action = {0}, old;
-    if (sigaction(numbers[i], NULL, &old) == 0 && old.sa_handler == SIG_IGN) continue; /* nohup, background jobs of plain shells */
+    if (sigaction(numbers[i], NULL, &old) == 0 && old.sa_handler == SIG_IGN)
+      continue; /* nohup, background jobs of plain shells */
     action.sa_handler = on_signal;
     action.sa_flags = SA_RESTART;
     sigemptyset(&action.sa_mask);

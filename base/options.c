@@ -15,7 +15,8 @@ enum { LONGEST = 64 };
 static int edit_distance(const char *a, const char *b) {
   int n = (int)strlen(a), m = (int)strlen(b), rows[3][LONGEST + 1];
   int *before = rows[0], *last = rows[1], *now = rows[2];
-  for (int j = 0; j <= m; j++) last[j] = before[j] = j;
+  for (int j = 0; j <= m; j++)
+    last[j] = before[j] = j;
   for (int i = 1; i <= n; i++) {
     now[0] = i;
     for (int j = 1; j <= m; j++) {
@@ -23,7 +24,9 @@ static int edit_distance(const char *a, const char *b) {
       int best = last[j - 1] + (ca != cb);
       if (last[j] + 1 < best) best = last[j] + 1;
       if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-      if (i > 1 && j > 1 && ca == tolower((unsigned char)b[j - 2]) && cb == tolower((unsigned char)a[i - 2]) && before[j - 2] + 1 < best) best = before[j - 2] + 1;
+      if (i > 1 && j > 1 && ca == tolower((unsigned char)b[j - 2]) && cb == tolower((unsigned char)a[i - 2]) &&
+          before[j - 2] + 1 < best)
+        best = before[j - 2] + 1;
       now[j] = best;
     }
     int *spare = before;
@@ -65,11 +68,13 @@ static cmkd_status in_range(const cmkd_option *o, double value, const char *text
 
 static cmkd_status parse_double(const cmkd_option *o, const char *text, size_t length, double *value, cmkd_error *err) {
   char copy[64], *end;
-  if (length == 0 || length >= sizeof copy || isspace((unsigned char)text[0])) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs a number", o->name, text);
+  if (length == 0 || length >= sizeof copy || isspace((unsigned char)text[0]))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs a number", o->name, text);
   memcpy(copy, text, length);
   copy[length] = 0;
   *value = strtod(copy, &end);
-  if (*end || !isfinite(*value)) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs a finite number", o->name, text);
+  if (*end || !isfinite(*value))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs a finite number", o->name, text);
   return in_range(o, *value, copy, err);
 }
 
@@ -77,16 +82,22 @@ static cmkd_status parse_integer(const cmkd_option *o, const char *text, cmkd_er
   char *end;
   const char *digits = text + (o->kind == CMKD_OPT_INT && text[0] == '-');
   int hex = digits[0] == '0' && (digits[1] == 'x' || digits[1] == 'X');
-  if (!isdigit((unsigned char)digits[0])) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs a %s", o->name, text, o->kind == CMKD_OPT_INT ? "whole number" : "whole number from 0");
+  if (!isdigit((unsigned char)digits[0]))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs a %s", o->name, text,
+                     o->kind == CMKD_OPT_INT ? "whole number" : "whole number from 0");
   errno = 0;
   if (o->kind == CMKD_OPT_INT) {
     long long value = strtoll(text, &end, hex ? 16 : 10);
-    if (*end || errno) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: %s", o->name, text, errno ? "is too large" : "needs a whole number");
+    if (*end || errno)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: %s", o->name, text,
+                       errno ? "is too large" : "needs a whole number");
     CMKD_TRY(in_range(o, (double)value, text, err));
     *(int64_t *)o->target = value;
   } else {
     unsigned long long value = strtoull(text, &end, hex ? 16 : 10);
-    if (*end || errno) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: %s", o->name, text, errno ? "is too large" : "needs a whole number from 0");
+    if (*end || errno)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: %s", o->name, text,
+                       errno ? "is too large" : "needs a whole number from 0");
     CMKD_TRY(in_range(o, (double)value, text, err));
     *(uint64_t *)o->target = value;
   }
@@ -101,14 +112,16 @@ static cmkd_status parse_floats3(const cmkd_option *o, const char *text, cmkd_er
   const char *at = text;
   for (;;) {
     size_t length = strcspn(at, ",");
-    if (count == 3) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs three numbers, as in %s", o->name, text, o->argument);
+    if (count == 3)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs three numbers, as in %s", o->name, text, o->argument);
     CMKD_TRY(parse_double(o, at, length, &value, err));
     if (fabs(value) > 3.4e38) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: is too large", o->name, text);
     out[count++] = (float)value;
     if (!at[length]) break;
     at += length + 1;
   }
-  if (count == 2) return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs three numbers, as in %s", o->name, text, o->argument);
+  if (count == 2)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s %.80s: needs three numbers, as in %s", o->name, text, o->argument);
   if (count == 1) out[1] = out[2] = out[0];
   memcpy(o->target, out, sizeof out);
   return CMKD_OK;
@@ -116,15 +129,15 @@ static cmkd_status parse_floats3(const cmkd_option *o, const char *text, cmkd_er
 
 static cmkd_status set_value(const cmkd_option *o, const char *text, cmkd_error *err) {
   switch (o->kind) {
-    case CMKD_OPT_FLAG: *(int *)o->target = 1; break;
-    case CMKD_OPT_STRING:
-      if (!*text) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: needs a value: %s %s", o->name, o->name, o->argument);
-      *(const char **)o->target = text;
-      break;
-    case CMKD_OPT_INT:
-    case CMKD_OPT_UINT64: CMKD_TRY(parse_integer(o, text, err)); break;
-    case CMKD_OPT_DOUBLE: CMKD_TRY(parse_double(o, text, strlen(text), o->target, err)); break;
-    case CMKD_OPT_FLOATS3: CMKD_TRY(parse_floats3(o, text, err)); break;
+  case CMKD_OPT_FLAG: *(int *)o->target = 1; break;
+  case CMKD_OPT_STRING:
+    if (!*text) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: needs a value: %s %s", o->name, o->name, o->argument);
+    *(const char **)o->target = text;
+    break;
+  case CMKD_OPT_INT:
+  case CMKD_OPT_UINT64: CMKD_TRY(parse_integer(o, text, err)); break;
+  case CMKD_OPT_DOUBLE: CMKD_TRY(parse_double(o, text, strlen(text), o->target, err)); break;
+  case CMKD_OPT_FLOATS3: CMKD_TRY(parse_floats3(o, text, err)); break;
   }
   if (o->seen) *o->seen = 1;
   return CMKD_OK;
@@ -137,7 +150,10 @@ static cmkd_status unknown_option(const cmkd_command *command, const char *word,
   const char *names[MOST + 2], *nearest = NULL;
   char copy[LONGEST + 1];
   int count = 0;
-  while (count < MOST && command->options[count].name) { names[count] = command->options[count].name; count++; }
+  while (count < MOST && command->options[count].name) {
+    names[count] = command->options[count].name;
+    count++;
+  }
   names[count++] = "--help";
   names[count] = NULL;
   if (length <= LONGEST) {
@@ -145,8 +161,11 @@ static cmkd_status unknown_option(const cmkd_command *command, const char *word,
     copy[length] = 0;
     nearest = cmkd_nearest(copy, names);
   }
-  if (nearest) return cmkd_fail(err, CMKD_ERR_USAGE, "unknown option %.*s; did you mean %s?", (int)(length < 200 ? length : 200), word, nearest);
-  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown option %.*s; %s --help lists all", (int)(length < 200 ? length : 200), word, command->name);
+  if (nearest)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "unknown option %.*s; did you mean %s?", (int)(length < 200 ? length : 200),
+                     word, nearest);
+  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown option %.*s; %s --help lists all", (int)(length < 200 ? length : 200),
+                   word, command->name);
 }
 
 static const cmkd_option *find_option(const cmkd_command *command, const char *word, size_t length) {
@@ -155,7 +174,8 @@ static const cmkd_option *find_option(const cmkd_command *command, const char *w
   return NULL;
 }
 
-cmkd_status cmkd_options_parse(const cmkd_command *command, int argc, char **argv, const char **positional, int *positionals, int *help, cmkd_error *err) {
+cmkd_status cmkd_options_parse(const cmkd_command *command, int argc, char **argv, const char **positional,
+                               int *positionals, int *help, cmkd_error *err) {
   int count = 0, only_positional = 0;
   if (help) *help = 0;
   if (positionals) *positionals = 0;
@@ -168,12 +188,17 @@ cmkd_status cmkd_options_parse(const cmkd_command *command, int argc, char **arg
   for (int i = 1; i < argc && argv[i]; i++) {
     const char *word = argv[i];
     if (only_positional || word[0] != '-' || !word[1]) {
-      if (count >= command->max_positional) return cmkd_fail(err, CMKD_ERR_USAGE, "unexpected word %.200s; usage: %s %s", word, command->name, command->usage);
+      if (count >= command->max_positional)
+        return cmkd_fail(err, CMKD_ERR_USAGE, "unexpected word %.200s; usage: %s %s", word, command->name,
+                         command->usage);
       if (positional) positional[count] = word;
       count++;
       continue;
     }
-    if (!strcmp(word, "--")) { only_positional = 1; continue; }
+    if (!strcmp(word, "--")) {
+      only_positional = 1;
+      continue;
+    }
     size_t length = strcspn(word, "=");
     const cmkd_option *o = find_option(command, word, length);
     if (!o) return unknown_option(command, word, length, err);
@@ -189,7 +214,8 @@ cmkd_status cmkd_options_parse(const cmkd_command *command, int argc, char **arg
     }
     CMKD_TRY(set_value(o, value, err));
   }
-  if (count < command->min_positional) return cmkd_fail(err, CMKD_ERR_USAGE, "too few words; usage: %s %s", command->name, command->usage);
+  if (count < command->min_positional)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "too few words; usage: %s %s", command->name, command->usage);
   if (positionals) *positionals = count;
   return CMKD_OK;
 }
@@ -204,9 +230,12 @@ void cmkd_options_help(const cmkd_command *command, FILE *out) {
   for (const cmkd_option *o = command->options; o->name; o++) {
     if (!o->help) continue; /* named in another line */
     int length = fprintf(out, "  %s%s%s", o->name, o->argument ? " " : "", o->argument ? o->argument : "") - 2;
-    if (!*o->help) fputc('\n', out);
-    else if (length > width) fprintf(out, "\n%*s  %s\n", width + 2, "", o->help);
-    else fprintf(out, "%*s  %s\n", width - length, "", o->help);
+    if (!*o->help)
+      fputc('\n', out);
+    else if (length > width)
+      fprintf(out, "\n%*s  %s\n", width + 2, "", o->help);
+    else
+      fprintf(out, "%*s  %s\n", width - length, "", o->help);
   }
   fprintf(out, "  %-*s  this text\n", width, "--help");
   if (command->examples) {

@@ -15,9 +15,12 @@ double cmkd_seconds(void) {
 
 char *cmkd_duration(double seconds, char *buffer) {
   if (!(seconds >= 0)) seconds = 0;
-  if (seconds > 1e9) snprintf(buffer, 24, "for ever");
-  else if (seconds < 59.95) snprintf(buffer, 24, "%.1f s", seconds);
-  else if (seconds < 3599.5) snprintf(buffer, 24, "%d min %02d s", (int)(seconds + 0.5) / 60, (int)(seconds + 0.5) % 60);
+  if (seconds > 1e9)
+    snprintf(buffer, 24, "for ever");
+  else if (seconds < 59.95)
+    snprintf(buffer, 24, "%.1f s", seconds);
+  else if (seconds < 3599.5)
+    snprintf(buffer, 24, "%d min %02d s", (int)(seconds + 0.5) / 60, (int)(seconds + 0.5) % 60);
   else {
     int minutes = (int)(seconds / 60 + 0.5);
     snprintf(buffer, 24, "%d h %02d min", minutes / 60, minutes % 60);
@@ -28,7 +31,10 @@ char *cmkd_duration(double seconds, char *buffer) {
 /* Three digits that matter, in powers of 1000. */
 static void scaled(double value, const char *const *units, char *buffer, size_t size) {
   int unit = 0;
-  while (value >= 999.5 && units[unit + 1]) { value /= 1000; unit++; }
+  while (value >= 999.5 && units[unit + 1]) {
+    value /= 1000;
+    unit++;
+  }
   int digits = (unit == 0 && value == floor(value)) || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
   snprintf(buffer, size, "%.*f%s", digits, value, units[unit]);
 }
@@ -53,7 +59,8 @@ static void figures(const cmkd_progress *p, double now, char *buffer, size_t siz
   char rate_text[24] = "", left_text[24], count[24];
   double passed = now - p->started, rate = passed > 0 && p->done > p->base ? (double)(p->done - p->base) / passed : 0;
   size_t at = 0;
-  if (p->total) at += (size_t)snprintf(buffer, size, "%3d%%", (int)(100.0 * (double)p->done / (double)p->total));
+  if (p->total)
+    at += (size_t)snprintf(buffer, size, "%3d%%", (int)(100.0 * (double)p->done / (double)p->total));
   else {
     scaled((double)p->done, units, count, sizeof count);
     at += (size_t)snprintf(buffer, size, "%s %s", count, p->unit);
@@ -94,9 +101,15 @@ static void draw_plain(const cmkd_progress *p, double now) {
   fprintf(stderr, "%s: %s%s%s\n", p->label, text + strspn(text, " "), p->note[0] ? "  " : "", p->note);
 }
 
-void cmkd_progress_start(cmkd_progress *p, const char *label, const char *unit, uint64_t total, uint64_t done, int quiet) {
+void cmkd_progress_start(cmkd_progress *p, const char *label, const char *unit, uint64_t total, uint64_t done,
+                         int quiet) {
   const char *term = getenv("TERM");
-  *p = (cmkd_progress){.label = label ? label : "", .unit = unit ? unit : "", .total = total, .done = done, .base = done, .quiet = quiet};
+  *p = (cmkd_progress){.label = label ? label : "",
+                       .unit = unit ? unit : "",
+                       .total = total,
+                       .done = done,
+                       .base = done,
+                       .quiet = quiet};
   p->terminal = isatty(STDERR_FILENO) && !(term && !strcmp(term, "dumb"));
   p->started = cmkd_seconds();
   p->shown = p->terminal ? p->started - 1 : p->started; /* a bar at once; plain lines only for work that lasts */
@@ -109,8 +122,10 @@ void cmkd_progress_update(cmkd_progress *p, uint64_t done) {
   double now = cmkd_seconds();
   if (now - p->shown < (p->terminal ? 0.1 : 10.0)) return;
   p->shown = now;
-  if (p->terminal) draw_bar(p, now);
-  else draw_plain(p, now);
+  if (p->terminal)
+    draw_bar(p, now);
+  else
+    draw_plain(p, now);
 }
 
 void cmkd_progress_end(cmkd_progress *p) {

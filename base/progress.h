@@ -5,17 +5,19 @@
 #include <stdint.h>
 
 typedef struct cmkd_progress {
-  const char *label, *unit; /* "epoch 3/20", "images" */
+  const char *label, *unit;   /* "epoch 3/20", "images" */
   uint64_t total, done, base; /* base: done at start (resume), left out of the rate */
-  double started, shown;    /* seconds, monotonic */
+  double started, shown;      /* seconds, monotonic */
   int terminal, quiet;
-  char note[96];            /* shown behind the bar: loss, accuracy */
+  char note[96]; /* shown behind the bar: loss, accuracy */
 } cmkd_progress;
 
-void cmkd_progress_start(cmkd_progress *p, const char *label, const char *unit, uint64_t total, uint64_t done, int quiet);
-void cmkd_progress_update(cmkd_progress *p, uint64_t done); /* cheap: draws at most 10 times a second (plain: every 10 s) */
-void cmkd_progress_end(cmkd_progress *p);                   /* clears the bar; leaves the cursor on a fresh line */
-double cmkd_seconds(void);                                  /* monotonic clock */
+void cmkd_progress_start(cmkd_progress *p, const char *label, const char *unit, uint64_t total, uint64_t done,
+                         int quiet);
+void cmkd_progress_update(cmkd_progress *p,
+                          uint64_t done); /* cheap: draws at most 10 times a second (plain: every 10 s) */
+void cmkd_progress_end(cmkd_progress *p); /* clears the bar; leaves the cursor on a fresh line */
+double cmkd_seconds(void);                /* monotonic clock */
 /* "1 h 02 min", "3 min 20 s", "12.3 s" into buffer (at least 24 bytes); returns it */
 char *cmkd_duration(double seconds, char *buffer);
 /* "1.24 GB" */

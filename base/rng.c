@@ -37,7 +37,8 @@ uint32_t cmkd_rng_below(cmkd_rng *rng, uint32_t bound) {
   uint64_t product = (uint64_t)cmkd_rng_u32(rng) * bound;
   if ((uint32_t)product < bound) {
     uint32_t threshold = (0u - bound) % bound; /* 2^32 mod bound low parts would be drawn once too often */
-    while ((uint32_t)product < threshold) product = (uint64_t)cmkd_rng_u32(rng) * bound;
+    while ((uint32_t)product < threshold)
+      product = (uint64_t)cmkd_rng_u32(rng) * bound;
   }
   return (uint32_t)(product >> 32);
 }

@@ -1,6 +1,6 @@
-/* The contract of include/cmkd/views.h, in Philox draws. Every rule here is recorded in caches as CMKD_RNG_VERSION and pinned by known
- * answers in tests/test_views.c: a change that alters one number needs a new version string.
- * Will not do: allocate, keep state, or touch pixels. */
+/* The contract of include/cmkd/views.h, in Philox draws. Every rule here is recorded in caches as CMKD_RNG_VERSION and
+ * pinned by known answers in tests/test_views.c: a change that alters one number needs a new version string. Will not
+ * do: allocate, keep state, or touch pixels. */
 #include "cmkd/views.h"
 #include "base/options.h"
 #include "base/rng.h"
@@ -16,18 +16,31 @@ uint32_t cmkd_policy_variants(cmkd_policy policy) { return policy_variants[polic
 
 cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err) {
   for (int i = 0; policy_names[i]; i++)
-    if (!strcmp(name, policy_names[i])) { *out = (cmkd_policy)i; return CMKD_OK; }
-  if (!strcmp(name, "flip+crop")) { *out = CMKD_AUGMENT_CROP_FLIP; return CMKD_OK; }
+    if (!strcmp(name, policy_names[i])) {
+      *out = (cmkd_policy)i;
+      return CMKD_OK;
+    }
+  if (!strcmp(name, "flip+crop")) {
+    *out = CMKD_AUGMENT_CROP_FLIP;
+    return CMKD_OK;
+  }
   const char *near = cmkd_nearest(name, policy_names);
-  return cmkd_fail(err, CMKD_ERR_USAGE, "no augmentation is called '%.60s'%s%s%s; there are none, flip, crop, crop+flip", name,
+  return cmkd_fail(err, CMKD_ERR_USAGE,
+                   "no augmentation is called '%.60s'%s%s%s; there are none, flip, crop, crop+flip", name,
                    near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
 }
 
 cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed) {
   cmkd_view_transform transform = {4, 4, 0};
   uint32_t variant = (uint32_t)(seed % cmkd_policy_variants(policy));
-  if (policy & CMKD_AUGMENT_FLIP) { transform.flip = (int)(variant % 2); variant /= 2; }
-  if (policy & CMKD_AUGMENT_CROP) { transform.dx = (int)(variant % 9); transform.dy = (int)(variant / 9); }
+  if (policy & CMKD_AUGMENT_FLIP) {
+    transform.flip = (int)(variant % 2);
+    variant /= 2;
+  }
+  if (policy & CMKD_AUGMENT_CROP) {
+    transform.dx = (int)(variant % 9);
+    transform.dy = (int)(variant / 9);
+  }
   return transform;
 }
 
@@ -39,25 +52,33 @@ uint64_t cmkd_clean_seed(cmkd_policy policy) {
 static uint64_t first64(cmkd_philox block) { return block.word[0] | (uint64_t)block.word[1] << 32; }
 
 /* Fisher-Yates from the back: the sample's own order of 0 .. variants-1. */
-static uint32_t permute_variants(uint64_t cache_seed, uint64_t sample_id, cmkd_policy policy, uint8_t order[MAX_VARIANTS]) {
+static uint32_t permute_variants(uint64_t cache_seed, uint64_t sample_id, cmkd_policy policy,
+                                 uint8_t order[MAX_VARIANTS]) {
   uint32_t variants = cmkd_policy_variants(policy);
   cmkd_rng rng = cmkd_rng_start(cache_seed, CMKD_STREAM_VIEW_ALL, sample_id);
-  for (uint32_t i = 0; i < variants; i++) order[i] = (uint8_t)i;
+  for (uint32_t i = 0; i < variants; i++)
+    order[i] = (uint8_t)i;
   for (uint32_t i = variants - 1; i > 0; i--) {
     uint32_t j = cmkd_rng_below(&rng, i + 1);
-    uint8_t t = order[i]; order[i] = order[j]; order[j] = t;
+    uint8_t t = order[i];
+    order[i] = order[j];
+    order[j] = t;
   }
   return variants;
 }
 
-void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy, int all_variants, uint64_t *out) {
+void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy, int all_variants,
+                     uint64_t *out) {
   uint8_t order[MAX_VARIANTS];
   uint32_t variants = 0;
   if (policy != CMKD_AUGMENT_NONE && all_variants) variants = permute_variants(cache_seed, sample_id, policy, order);
   for (uint32_t v = 0; v < views; v++)
-    if (policy == CMKD_AUGMENT_NONE) out[v] = cmkd_clean_seed(policy);
-    else if (!all_variants) out[v] = first64(cmkd_philox_block(cache_seed, CMKD_STREAM_VIEW_SEED, sample_id, v));
-    else out[v] = v < variants ? order[v] : cmkd_clean_seed(policy); /* past the last variant: the clean view */
+    if (policy == CMKD_AUGMENT_NONE)
+      out[v] = cmkd_clean_seed(policy);
+    else if (!all_variants)
+      out[v] = first64(cmkd_philox_block(cache_seed, CMKD_STREAM_VIEW_SEED, sample_id, v));
+    else
+      out[v] = v < variants ? order[v] : cmkd_clean_seed(policy); /* past the last variant: the clean view */
 }
 
 uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy, int all_variants) {
@@ -78,8 +99,10 @@ uint32_t cmkd_epoch_view(uint64_t train_seed, uint32_t epoch, uint32_t views) {
   uint32_t place = epoch % views;
   for (uint32_t i = views - 1; i > 0; i--) {
     uint32_t j = cmkd_rng_below(&rng, i + 1);
-    if (place == i) place = j;
-    else if (place == j) place = i;
+    if (place == i)
+      place = j;
+    else if (place == j)
+      place = i;
   }
   return place;
 }
@@ -87,26 +110,29 @@ uint32_t cmkd_epoch_view(uint64_t train_seed, uint32_t epoch, uint32_t views) {
 static void shuffle(cmkd_rng *rng, uint32_t *a, uint32_t n) {
   for (uint32_t i = n; i > 1; i--) {
     uint32_t j = cmkd_rng_below(rng, i), t = a[i - 1];
-    a[i - 1] = a[j]; a[j] = t;
+    a[i - 1] = a[j];
+    a[j] = t;
   }
 }
 
-/* out[0 .. blocks) holds block numbers; spread each to its samples. Going backwards, a block's samples never land on a number that is
- * still to be read, since every block has at least one sample. */
+/* out[0 .. blocks) holds block numbers; spread each to its samples. Going backwards, a block's samples never land on a
+ * number that is still to be read, since every block has at least one sample. */
 static void spread_blocks(uint32_t *out, uint32_t n, uint32_t block, uint32_t blocks) {
   uint32_t at = n;
   for (uint32_t k = blocks; k-- > 0;) {
     uint32_t first = out[k] * block, size = n - first < block ? n - first : block;
     at -= size;
-    for (uint32_t i = 0; i < size; i++) out[at + i] = first + i;
+    for (uint32_t i = 0; i < size; i++)
+      out[at + i] = first + i;
   }
 }
 
-/* out[i .. i+live) are the samples left of the window's blocks; what follows are whole blocks in their order. Draw one of the live,
- * and when its block is used up let the next block in. */
+/* out[i .. i+live) are the samples left of the window's blocks; what follows are whole blocks in their order. Draw one
+ * of the live, and when its block is used up let the next block in. */
 static void draw_from_window(cmkd_rng *rng, uint32_t *out, uint32_t n, uint32_t block) {
   uint32_t id[CMKD_SHUFFLE_WINDOW], left[CMKD_SHUFFLE_WINDOW], live = 0;
-  for (int s = 0; s < CMKD_SHUFFLE_WINDOW; s++) left[s] = 0, id[s] = UINT32_MAX;
+  for (int s = 0; s < CMKD_SHUFFLE_WINDOW; s++)
+    left[s] = 0, id[s] = UINT32_MAX;
   for (uint32_t i = 0; i < n; i++) {
     for (int s = 0; s < CMKD_SHUFFLE_WINDOW; s++) {
       if (left[s] || live == n - i) continue;
@@ -116,10 +142,12 @@ static void draw_from_window(cmkd_rng *rng, uint32_t *out, uint32_t n, uint32_t 
       live += left[s];
     }
     uint32_t j = i + cmkd_rng_below(rng, live), t = out[i];
-    out[i] = out[j]; out[j] = t;
+    out[i] = out[j];
+    out[j] = t;
     live--;
     uint32_t drawn = out[i] / block;
-    for (int s = 0; s < CMKD_SHUFFLE_WINDOW; s++) left[s] -= id[s] == drawn && left[s];
+    for (int s = 0; s < CMKD_SHUFFLE_WINDOW; s++)
+      left[s] -= id[s] == drawn && left[s];
   }
 }
 
@@ -127,7 +155,8 @@ void cmkd_epoch_order(uint64_t train_seed, uint32_t epoch, uint32_t n, uint32_t 
   if (n == 0) return;
   cmkd_rng rng = cmkd_rng_start(train_seed, CMKD_STREAM_ORDER, epoch);
   uint32_t units = shuffle_block ? (n - 1) / shuffle_block + 1 : n;
-  for (uint32_t i = 0; i < units; i++) out[i] = i;
+  for (uint32_t i = 0; i < units; i++)
+    out[i] = i;
   shuffle(&rng, out, units);
   if (!shuffle_block) return;
   spread_blocks(out, n, shuffle_block, units);

@@ -15,14 +15,20 @@
 #define MAX_HEADER (1u << 20)
 
 static const char *const descriptions[] = {
-  [CMKD_F32] = "<f4", [CMKD_F64] = "<f8", [CMKD_F16] = "<f2", [CMKD_BF16] = NULL, [CMKD_I64] = "<i8", [CMKD_I32] = "<i4", [CMKD_U8] = "|u1",
-  [CMKD_BOOL] = "|b1", [CMKD_I8] = "|i1", [CMKD_I16] = "<i2", [CMKD_U16] = "<u2", [CMKD_U32] = "<u4", [CMKD_U64] = "<u8"};
+    [CMKD_F32] = "<f4", [CMKD_F64] = "<f8", [CMKD_F16] = "<f2",  [CMKD_BF16] = NULL, [CMKD_I64] = "<i8",
+    [CMKD_I32] = "<i4", [CMKD_U8] = "|u1",  [CMKD_BOOL] = "|b1", [CMKD_I8] = "|i1",  [CMKD_I16] = "<i2",
+    [CMKD_U16] = "<u2", [CMKD_U32] = "<u4", [CMKD_U64] = "<u8"};
 
-/* ---- reading: the header is a Python dict literal of exactly three keys ------------------------------------------------- */
+/* ---- reading: the header is a Python dict literal of exactly three keys ---- */
 
-typedef struct text { const char *at, *end; } text;
+typedef struct text {
+  const char *at, *end;
+} text;
 
-static void blanks(text *t) { while (t->at < t->end && (*t->at == ' ' || *t->at == '\n' || *t->at == '\t')) t->at++; }
+static void blanks(text *t) {
+  while (t->at < t->end && (*t->at == ' ' || *t->at == '\n' || *t->at == '\t'))
+    t->at++;
+}
 
 static int accept(text *t, char c) {
   blanks(t);
@@ -43,13 +49,19 @@ static int quoted(text *t, const char **word, size_t *length) {
   return 1;
 }
 
-static int is(const char *word, size_t length, const char *what) { return length == strlen(what) && !memcmp(word, what, length); }
+static int is(const char *word, size_t length, const char *what) {
+  return length == strlen(what) && !memcmp(word, what, length);
+}
 
 static int boolean(text *t, int *out) {
   blanks(t);
   for (int v = 0; v < 2; v++) {
     size_t n = v ? 4 : 5;
-    if ((size_t)(t->end - t->at) >= n && !memcmp(t->at, v ? "True" : "False", n)) { t->at += n; *out = v; return 1; }
+    if ((size_t)(t->end - t->at) >= n && !memcmp(t->at, v ? "True" : "False", n)) {
+      t->at += n;
+      *out = v;
+      return 1;
+    }
   }
   return 0;
 }
@@ -73,12 +85,14 @@ static int tuple(text *t, cmkd_npy *array) {
 static cmkd_status description(const char *word, size_t length, const char *name, cmkd_dtype *out, cmkd_error *err) {
   for (int d = CMKD_F32; d <= CMKD_U64; d++) {
     const char *known = descriptions[d];
-    if (!known || (!is(word, length, known) && (known[0] != '|' || length != 3 || memcmp(word + 1, known + 1, 2)))) continue;
+    if (!known || (!is(word, length, known) && (known[0] != '|' || length != 3 || memcmp(word + 1, known + 1, 2))))
+      continue;
     *out = (cmkd_dtype)d;
     return CMKD_OK;
   }
-  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: an array of type '%.*s'; known are little-endian floats, integers and booleans", name,
-      (int)(length < 40 ? length : 40), word);
+  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                   "%s: an array of type '%.*s'; known are little-endian floats, integers and booleans", name,
+                   (int)(length < 40 ? length : 40), word);
 }
 
 static cmkd_status parse_header(text t, const char *name, cmkd_npy *array, cmkd_error *err) {
@@ -88,18 +102,27 @@ static cmkd_status parse_header(text t, const char *name, cmkd_npy *array, cmkd_
   if (!accept(&t, '{')) goto damaged;
   while (!accept(&t, '}')) {
     if (!quoted(&t, &key, &key_length) || !accept(&t, ':')) goto damaged;
-    int which = is(key, key_length, "descr") ? 1 : is(key, key_length, "fortran_order") ? 2 : is(key, key_length, "shape") ? 4 : 0;
+    int which = is(key, key_length, "descr")           ? 1
+                : is(key, key_length, "fortran_order") ? 2
+                : is(key, key_length, "shape")         ? 4
+                                                       : 0;
     if (!which || seen & which) goto damaged;
     seen |= which;
     if (which == 1) {
-      if (!quoted(&t, &word, &length)) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: a structured array; only plain numbers are read", name);
+      if (!quoted(&t, &word, &length))
+        return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: a structured array; only plain numbers are read", name);
       CMKD_TRY(description(word, length, name, &array->dtype, err));
-    } else if (!(which == 2 ? boolean(&t, &fortran) : tuple(&t, array))) goto damaged;
-    if (!accept(&t, ',')) { if (!accept(&t, '}')) goto damaged; break; }
+    } else if (!(which == 2 ? boolean(&t, &fortran) : tuple(&t, array)))
+      goto damaged;
+    if (!accept(&t, ',')) {
+      if (!accept(&t, '}')) goto damaged;
+      break;
+    }
   }
   blanks(&t);
   if (seen != 7 || t.at != t.end) goto damaged;
-  if (fortran && array->dims > 1) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: in Fortran order; save numpy.ascontiguousarray(x)", name);
+  if (fortran && array->dims > 1)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: in Fortran order; save numpy.ascontiguousarray(x)", name);
   return CMKD_OK;
 damaged:
   return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: damaged .npy header; write the file again", name);
@@ -109,7 +132,8 @@ static cmkd_status parse(const uint8_t *bytes, size_t size, const char *name, cm
   if (size < 10 || memcmp(bytes, "\x93NUMPY", 6)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a .npy file", name);
   size_t start = bytes[6] == 1 ? 10 : 12, length = (size_t)bytes[8] | (size_t)bytes[9] << 8;
   if (bytes[6] < 1 || bytes[6] > 3 || bytes[7] != 0)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: .npy version %u.%u; known are 1.0 to 3.0", name, bytes[6], bytes[7]);
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: .npy version %u.%u; known are 1.0 to 3.0", name, bytes[6],
+                     bytes[7]);
   if (size < start) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header", name);
   if (start == 12) length |= (size_t)bytes[10] << 16 | (size_t)bytes[11] << 24;
   if (length > MAX_HEADER || length > size - start)
@@ -123,8 +147,9 @@ static cmkd_status parse(const uint8_t *bytes, size_t size, const char *name, cm
   uint64_t want = (uint64_t)array->count * cmkd_dtype_size(array->dtype);
   if (have != want)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s: %zu bytes of numbers where its shape needs %llu", name,
-        have < want ? "truncated" : "oversized", have, (unsigned long long)want);
-  if (!(array->data = malloc(have + 1))) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %zu bytes", name, have);
+                     have < want ? "truncated" : "oversized", have, (unsigned long long)want);
+  if (!(array->data = malloc(have + 1)))
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %zu bytes", name, have);
   memcpy(array->data, bytes + start + length, have);
   return CMKD_OK;
 }
@@ -134,7 +159,10 @@ cmkd_status cmkd_npy_parse(const uint8_t *bytes, size_t size, const char *name, 
   cmkd_npy *array = calloc(1, sizeof *array);
   if (!array) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", name);
   cmkd_status status = parse(bytes, size, name, array, err);
-  if (status != CMKD_OK) { cmkd_npy_free(array); return status; }
+  if (status != CMKD_OK) {
+    cmkd_npy_free(array);
+    return status;
+  }
   *out = array;
   return CMKD_OK;
 }
@@ -155,13 +183,20 @@ void cmkd_npy_free(cmkd_npy *array) {
   free(array);
 }
 
-/* ---- writing ------------------------------------------------------------------------------------------------------------ */
+/* ---- writing ---- */
 
-struct cmkd_npy_writer { char *path, *temporary; int fd; size_t item; uint64_t left; /* items still to come */ };
+struct cmkd_npy_writer {
+  char *path, *temporary;
+  int fd;
+  size_t item;
+  uint64_t left; /* items still to come */
+};
 
 static cmkd_status failed(const char *path, int code, cmkd_error *err) {
-  const char *remedy = code == ENOSPC || code == EDQUOT ? "; make room or choose another folder"
-    : code == EFBIG ? "; raise the file size limit (ulimit -f)" : code == ENOENT || code == ENOTDIR ? "; is its folder there?" : "";
+  const char *remedy = code == ENOSPC || code == EDQUOT    ? "; make room or choose another folder"
+                       : code == EFBIG                     ? "; raise the file size limit (ulimit -f)"
+                       : code == ENOENT || code == ENOTDIR ? "; is its folder there?"
+                                                           : "";
   return cmkd_fail(err, CMKD_ERR_IO, "%s: writing failed: %s%s", path, strerror(code), remedy);
 }
 
@@ -174,9 +209,12 @@ static int write_all(int fd, const uint8_t *at, uint64_t left) {
   pthread_sigmask(SIG_BLOCK, &set, &old);
   while (left && !code) {
     ssize_t done = write(fd, at, left < 1u << 30 ? left : 1u << 30);
-    if (done < 0 && errno != EINTR) code = errno;
-    else if (done == 0) code = EIO;
-    else if (done > 0) at += done, left -= (uint64_t)done;
+    if (done < 0 && errno != EINTR)
+      code = errno;
+    else if (done == 0)
+      code = EIO;
+    else if (done > 0)
+      at += done, left -= (uint64_t)done;
   }
   if (code == EFBIG && !sigismember(&old, SIGXFSZ) && sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ))
     sigtimedwait(&set, NULL, &(struct timespec){0});
@@ -186,7 +224,10 @@ static int write_all(int fd, const uint8_t *at, uint64_t left) {
 
 void cmkd_npy_abort(cmkd_npy_writer *w) {
   if (!w) return;
-  if (w->fd >= 0) { close(w->fd); unlink(w->temporary); }
+  if (w->fd >= 0) {
+    close(w->fd);
+    unlink(w->temporary);
+  }
   free(w->path);
   free(w->temporary);
   free(w);
@@ -196,20 +237,27 @@ static cmkd_status open_temporary(cmkd_npy_writer *w, cmkd_error *err) {
   struct stat st;
   int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
   if (stat(w->path, &st) == 0 && !S_ISREG(st.st_mode))
-    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", w->path, S_ISDIR(st.st_mode) ? "is a folder" : "is not a regular file");
+    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", w->path,
+                     S_ISDIR(st.st_mode) ? "is a folder" : "is not a regular file");
   w->fd = open(w->temporary, flags, 0666);
-  if (w->fd < 0 && errno == EEXIST && unlink(w->temporary) == 0) w->fd = open(w->temporary, flags, 0666); /* a dead writer's */
+  if (w->fd < 0 && errno == EEXIST && unlink(w->temporary) == 0)
+    w->fd = open(w->temporary, flags, 0666); /* a dead writer's */
   return w->fd < 0 ? failed(w->path, errno, err) : CMKD_OK;
 }
 
-/* "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }", blanks and a newline up to a multiple of 64 with the 10 bytes before it. */
+/* "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }", blanks and a newline up to a multiple of 64 with the
+ * 10 bytes before it. */
 static size_t build_header(cmkd_dtype dtype, int dims, const int64_t *shape, uint8_t out[512]) {
   char *dict = (char *)out + 10;
   size_t at = (size_t)snprintf(dict, 400, "{'descr': '%s', 'fortran_order': False, 'shape': (", descriptions[dtype]);
   for (int d = 0; d < dims; d++)
-    at += (size_t)snprintf(dict + at, 400 - at, "%lld%s", (long long)shape[d], d + 1 < dims ? ", " : dims == 1 ? "," : "");
+    at += (size_t)snprintf(dict + at, 400 - at, "%lld%s", (long long)shape[d],
+                           d + 1 < dims ? ", "
+                           : dims == 1  ? ","
+                                        : "");
   at += (size_t)snprintf(dict + at, 400 - at, "), }");
-  while ((10 + at + 1) % 64) dict[at++] = ' ';
+  while ((10 + at + 1) % 64)
+    dict[at++] = ' ';
   dict[at++] = '\n';
   memcpy(out, "\x93NUMPY\1", 8);
   out[8] = (uint8_t)at;
@@ -217,23 +265,31 @@ static size_t build_header(cmkd_dtype dtype, int dims, const int64_t *shape, uin
   return 10 + at;
 }
 
-cmkd_status cmkd_npy_begin(const char *path, cmkd_dtype dtype, int dims, const int64_t *shape, cmkd_npy_writer **out, cmkd_error *err) {
+cmkd_status cmkd_npy_begin(const char *path, cmkd_dtype dtype, int dims, const int64_t *shape, cmkd_npy_writer **out,
+                           cmkd_error *err) {
   uint8_t header[512];
   *out = NULL;
   if (dims < 0 || dims > CMKD_MAX_DIMS || !descriptions[dtype])
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: NumPy can't hold %d dimensions of %s", path, dims, cmkd_dtype_name(dtype));
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: NumPy can't hold %d dimensions of %s", path, dims,
+                     cmkd_dtype_name(dtype));
   cmkd_tensor measure = {.name = "", .dtype = dtype, .dims = dims};
-  for (int d = 0; d < dims; d++) measure.shape[d] = shape[d];
+  for (int d = 0; d < dims; d++)
+    measure.shape[d] = shape[d];
   CMKD_TRY(cmkd_tensor_measure(&measure, path, err));
   cmkd_npy_writer *w = calloc(1, sizeof *w);
   if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
-  *w = (cmkd_npy_writer){strdup(path), cmkd_format("%s.tmp", path), -1, cmkd_dtype_size(dtype), (uint64_t)measure.count};
-  cmkd_status status = w->path && w->temporary ? open_temporary(w, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
+  *w =
+      (cmkd_npy_writer){strdup(path), cmkd_format("%s.tmp", path), -1, cmkd_dtype_size(dtype), (uint64_t)measure.count};
+  cmkd_status status =
+      w->path && w->temporary ? open_temporary(w, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
   if (status == CMKD_OK) {
     int code = write_all(w->fd, header, build_header(dtype, dims, shape, header));
     if (code) status = failed(path, code, err);
   }
-  if (status != CMKD_OK) { cmkd_npy_abort(w); return status; }
+  if (status != CMKD_OK) {
+    cmkd_npy_abort(w);
+    return status;
+  }
   *out = w;
   return CMKD_OK;
 }
@@ -248,15 +304,26 @@ cmkd_status cmkd_npy_append(cmkd_npy_writer *w, const void *items, uint64_t coun
 
 cmkd_status cmkd_npy_end(cmkd_npy_writer *w, cmkd_error *err) {
   cmkd_status status = w->left ? cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu numbers fewer than its shape holds", w->path,
-      (unsigned long long)w->left) : CMKD_OK;
-  if (status == CMKD_OK && fsync(w->fd) != 0 && errno != EINVAL && errno != ENOTSUP) status = failed(w->path, errno, err);
-  if (status == CMKD_OK && close(w->fd) != 0 && errno != EINTR) { status = failed(w->path, errno, err); unlink(w->temporary); w->fd = -1; }
-  else if (status == CMKD_OK) {
+                                           (unsigned long long)w->left)
+                               : CMKD_OK;
+  if (status == CMKD_OK && fsync(w->fd) != 0 && errno != EINVAL && errno != ENOTSUP)
+    status = failed(w->path, errno, err);
+  if (status == CMKD_OK && close(w->fd) != 0 && errno != EINTR) {
+    status = failed(w->path, errno, err);
+    unlink(w->temporary);
     w->fd = -1;
-    if (rename(w->temporary, w->path) != 0) { status = failed(w->path, errno, err); unlink(w->temporary); }
+  } else if (status == CMKD_OK) {
+    w->fd = -1;
+    if (rename(w->temporary, w->path) != 0) {
+      status = failed(w->path, errno, err);
+      unlink(w->temporary);
+    }
     char *dir = cmkd_path_dir(w->path);
     int fd = status == CMKD_OK && dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (fd >= 0) { fsync(fd); close(fd); }
+    if (fd >= 0) {
+      fsync(fd);
+      close(fd);
+    }
     free(dir);
   }
   cmkd_npy_abort(w);

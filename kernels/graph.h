@@ -1,9 +1,9 @@
-/* The operation list: what a network is to a backend. nets/ builds it, backends run it; it holds shapes and names, no numbers.
- * Ops are stored in execution order (topological). Training backends walk it forwards, then backwards: the gradient rule is a
- * property of the op kind, and gradients of a tensor read by several ops add up in list order.
+/* The operation list: what a network is to a backend. nets/ builds it, backends run it; it holds shapes and names, no
+ * numbers. Ops are stored in execution order (topological). Training backends walk it forwards, then backwards: the
+ * gradient rule is a property of the op kind, and gradients of a tensor read by several ops add up in list order.
  * Activations are (batch, h, w, c), NHWC; channels here are logical, a backend may pad them physically.
- * Parameters are given to and taken from backends as float32 in the layout of PyTorch state dicts: convolution (out, in/groups, kh, kw),
- * linear (out, in). */
+ * Parameters are given to and taken from backends as float32 in the layout of PyTorch state dicts: convolution (out,
+ * in/groups, kh, kw), linear (out, in). */
 #ifndef CMKD_KERNELS_GRAPH_H
 #define CMKD_KERNELS_GRAPH_H
 #include <stdint.h>
@@ -13,10 +13,11 @@ extern "C" {
 #endif
 
 typedef enum cmkd_op_kind {
-  CMKD_OP_CONV,        /* in0 -> out; params: weight, bias or -1 */
-  CMKD_OP_NORM,        /* out = act(batchnorm(in0) [+ in1]); params: weight, bias, mean, var. Folded into the conv at inference */
-  CMKD_OP_ADD,         /* out = act(in0 + in1) */
-  CMKD_OP_ACT,         /* out = act(in0) */
+  CMKD_OP_CONV, /* in0 -> out; params: weight, bias or -1 */
+  CMKD_OP_NORM, /* out = act(batchnorm(in0) [+ in1]); params: weight, bias, mean, var. Folded into the conv at inference
+                 */
+  CMKD_OP_ADD,  /* out = act(in0 + in1) */
+  CMKD_OP_ACT,  /* out = act(in0) */
   CMKD_OP_MAXPOOL,     /* kernel, stride, pad; padding never wins */
   CMKD_OP_AVGPOOL,     /* kernel, stride, pad; count_include_pad as in PyTorch's default */
   CMKD_OP_GLOBALPOOL,  /* mean over h, w: out is (1, 1, c) */
@@ -29,53 +30,71 @@ typedef enum cmkd_op_kind {
 
 typedef enum cmkd_act { CMKD_ACT_NONE, CMKD_ACT_RELU, CMKD_ACT_RELU6 } cmkd_act;
 
-typedef struct cmkd_shape { int h, w, c; } cmkd_shape; /* per image */
+typedef struct cmkd_shape {
+  int h, w, c;
+} cmkd_shape; /* per image */
 
 typedef struct cmkd_op {
   cmkd_op_kind kind;
   cmkd_act act;
-  int in[2];            /* tensor indices; -1: none */
+  int in[2]; /* tensor indices; -1: none */
   int out;
-  int param[4];         /* parameter indices; -1: none */
+  int param[4]; /* parameter indices; -1: none */
   int kernel_h, kernel_w, stride, pad, groups;
-  int first;            /* SLICE: first channel; PADSHORTCUT: pad_before */
-  float eps, momentum;  /* NORM: 1e-5, 0.1 (weight of the new batch in the running statistics; unbiased variance, as PyTorch) */
+  int first; /* SLICE: first channel; PADSHORTCUT: pad_before */
+  float eps,
+      momentum; /* NORM: 1e-5, 0.1 (weight of the new batch in the running statistics; unbiased variance, as PyTorch) */
 } cmkd_op;
 
-typedef enum cmkd_param_kind { CMKD_PARAM_WEIGHT, CMKD_PARAM_BIAS, CMKD_PARAM_SCALE, CMKD_PARAM_SHIFT, CMKD_PARAM_MEAN, CMKD_PARAM_VAR } cmkd_param_kind;
+typedef enum cmkd_param_kind {
+  CMKD_PARAM_WEIGHT,
+  CMKD_PARAM_BIAS,
+  CMKD_PARAM_SCALE,
+  CMKD_PARAM_SHIFT,
+  CMKD_PARAM_MEAN,
+  CMKD_PARAM_VAR
+} cmkd_param_kind;
 /* MEAN and VAR are buffers: not trained, no momentum, no weight decay. */
 #define CMKD_PARAM_TRAINED(kind) ((kind) < CMKD_PARAM_MEAN)
-typedef enum cmkd_init { CMKD_INIT_ZERO, CMKD_INIT_ONE, CMKD_INIT_KAIMING_FAN_OUT, /* N(0, sqrt(2 / (k*k*out))) */
-                         CMKD_INIT_UNIFORM_FAN_IN,  /* U(-b, b), b = 1/sqrt(fan_in): PyTorch's default for conv and linear, weight and bias alike */
-                         CMKD_INIT_NORMAL_001       /* N(0, 0.01) */ } cmkd_init;
+typedef enum cmkd_init {
+  CMKD_INIT_ZERO,
+  CMKD_INIT_ONE,
+  CMKD_INIT_KAIMING_FAN_OUT, /* N(0, sqrt(2 / (k*k*out))) */
+  CMKD_INIT_UNIFORM_FAN_IN,  /* U(-b, b), b = 1/sqrt(fan_in): PyTorch's default for conv and linear, weight and bias
+                                alike */
+  CMKD_INIT_NORMAL_001       /* N(0, 0.01) */
+} cmkd_init;
 
 typedef struct cmkd_param {
-  char name[96];        /* as in circulation: "layer1.0.conv1.weight" */
+  char name[96]; /* as in circulation: "layer1.0.conv1.weight" */
   cmkd_param_kind kind;
   cmkd_init init;
   int dims;
   int64_t shape[4], count;
-  int64_t fan_in;       /* of the layer that it belongs to: a bias needs it for its init */
+  int64_t fan_in; /* of the layer that it belongs to: a bias needs it for its init */
 } cmkd_param;
 
 typedef struct cmkd_graph {
   char arch[64];
   int classes;
   int tensors, ops, params;
-  cmkd_shape *tensor;   /* (tensors); tensor 0 is the normalised input image */
-  cmkd_op *op;          /* (ops) */
-  cmkd_param *param;    /* (params), in state-dict order */
-  int logits;           /* tensor (1, 1, classes) */
-  int features;         /* tensor that the classifier reads: (1, 1, d) */
+  cmkd_shape *tensor; /* (tensors); tensor 0 is the normalised input image */
+  cmkd_op *op;        /* (ops) */
+  cmkd_param *param;  /* (params), in state-dict order */
+  int logits;         /* tensor (1, 1, classes) */
+  int features;       /* tensor that the classifier reads: (1, 1, d) */
 } cmkd_graph;
 
 const char *cmkd_op_name(cmkd_op_kind kind); /* "conv" */
-/* Shape rule of an op kind: the output for inputs in0, in1 (ADD, CONCAT). out_c: output channels where the inputs do not fix them (CONV,
- * LINEAR, PADSHORTCUT, SLICE). Fails where a window does not fit, groups do not divide, or a product would leave the range. */
-cmkd_status cmkd_op_shape(cmkd_op_kind kind, const cmkd_op *op, cmkd_shape in0, cmkd_shape in1, int out_c, cmkd_shape *out, cmkd_error *err);
+/* Shape rule of an op kind: the output for inputs in0, in1 (ADD, CONCAT). out_c: output channels where the inputs do
+ * not fix them (CONV, LINEAR, PADSHORTCUT, SLICE). Fails where a window does not fit, groups do not divide, or a
+ * product would leave the range. */
+cmkd_status cmkd_op_shape(cmkd_op_kind kind, const cmkd_op *op, cmkd_shape in0, cmkd_shape in1, int out_c,
+                          cmkd_shape *out, cmkd_error *err);
 void cmkd_graph_free(cmkd_graph *graph);
 int64_t cmkd_graph_parameters(const cmkd_graph *graph); /* trained numbers */
-int64_t cmkd_graph_macs(const cmkd_graph *graph);       /* multiply-accumulates of convolutions and linear layers, per image */
+int64_t
+cmkd_graph_macs(const cmkd_graph *graph); /* multiply-accumulates of convolutions and linear layers, per image */
 /* Every index in range, shapes consistent with the op's rule, every tensor written once before it is read. */
 cmkd_status cmkd_graph_check(const cmkd_graph *graph, cmkd_error *err);
 #ifdef __cplusplus

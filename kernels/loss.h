@@ -1,5 +1,5 @@
-/* The parsed loss, as every implementation reads it: a short list of terms, each a plain struct of numbers that can be copied to a
- * device. Nothing here allocates. Formulas: docs/losses.md. C and CUDA code include this file. */
+/* The parsed loss, as every implementation reads it: a short list of terms, each a plain struct of numbers that can be
+ * copied to a device. Nothing here allocates. Formulas: docs/losses.md. C and CUDA code include this file. */
 #ifndef CMKD_KERNELS_LOSS_H
 #define CMKD_KERNELS_LOSS_H
 #include "cmkd/loss.h"
@@ -12,28 +12,38 @@
 extern "C" {
 #endif
 
-typedef enum cmkd_term_kind { CMKD_TERM_CE = 0, CMKD_TERM_KD, CMKD_TERM_DKD, CMKD_TERM_NKD, CMKD_TERM_DIST, CMKD_TERM_CMKD, CMKD_TERM_KINDS } cmkd_term_kind;
+typedef enum cmkd_term_kind {
+  CMKD_TERM_CE = 0,
+  CMKD_TERM_KD,
+  CMKD_TERM_DKD,
+  CMKD_TERM_NKD,
+  CMKD_TERM_DIST,
+  CMKD_TERM_CMKD,
+  CMKD_TERM_KINDS
+} cmkd_term_kind;
 typedef enum cmkd_gate { CMKD_GATE_EASY_SPEARMAN = 0, CMKD_GATE_HARD_SPEARMAN, CMKD_GATE_OFF } cmkd_gate;
 
 #define CMKD_LOSS_MIN_CLASSES 2
 #define CMKD_LOSS_MAX_CLASSES 131072
-#define CMKD_DEGENERATE 1e-6   /* a row is degenerate when sigma <= this * max(1, max|s_i|); for DIST: when sigma <= this * largest entry */
-#define CMKD_DIST_TINY 1e-150  /* a column of DIST whose largest probability is below this counts 0: its squares are no longer doubles */
-#define CMKD_GATE_MARGIN 1e-5  /* easy: H <= mean + this * max(1, mean) */
+#define CMKD_DEGENERATE \
+  1e-6 /* a row is degenerate when sigma <= this * max(1, max|s_i|); for DIST: when sigma <= this * largest entry */
+#define CMKD_DIST_TINY \
+  1e-150 /* a column of DIST whose largest probability is below this counts 0: its squares are no longer doubles */
+#define CMKD_GATE_MARGIN 1e-5 /* easy: H <= mean + this * max(1, mean) */
 
-/* One term. Fields that a kind does not use are 0. Each kind appears at most once in a loss. Parts it fills in result->part:
- *   CE    part[p] = ce                                     total += weight * ce
- *   KD    part[p] = kd (T^2 KL)                            total += weight * kd
- *   DKD   part[p] = dkd_target, [p+1] = dkd_nontarget      total += ramp * weight * (alpha * target + beta * nontarget)
- *   NKD   part[p] = nkd_target, [p+1] = nkd_nontarget      total += weight * (target + gamma * nontarget)
- *   DIST  part[p] = dist_inter, [p+1] = dist_intra         total += weight * (beta * inter + gamma * intra)    (both carry T^2)
- *   CMKD  part[p] = pearson, [p+1] = spearman              total += weight * mean(w_P * pearson_i + w_S * spearman_i)
- * where of (beta, gamma) the gate gives w_P and w_S row by row. Rows that are degenerate count 0 in a part's mean. */
+/* One term. Fields that a kind does not use are 0. Each kind appears at most once in a loss. Parts it fills in
+ * result->part: CE    part[p] = ce                                     total += weight * ce KD    part[p] = kd (T^2 KL)
+ * total += weight * kd DKD   part[p] = dkd_target, [p+1] = dkd_nontarget      total += ramp * weight * (alpha * target
+ * + beta * nontarget) NKD   part[p] = nkd_target, [p+1] = nkd_nontarget      total += weight * (target + gamma *
+ * nontarget) DIST  part[p] = dist_inter, [p+1] = dist_intra         total += weight * (beta * inter + gamma * intra)
+ * (both carry T^2) CMKD  part[p] = pearson, [p+1] = spearman              total += weight * mean(w_P * pearson_i + w_S
+ * * spearman_i) where of (beta, gamma) the gate gives w_P and w_S row by row. Rows that are degenerate count 0 in a
+ * part's mean. */
 typedef struct cmkd_loss_term {
-  int kind;      /* cmkd_term_kind */
-  int part;      /* index of its first part */
-  int gate;      /* cmkd_gate; CMKD */
-  int zscore;    /* 1 or 0; CMKD */
+  int kind;   /* cmkd_term_kind */
+  int part;   /* index of its first part */
+  int gate;   /* cmkd_gate; CMKD */
+  int zscore; /* 1 or 0; CMKD */
   double weight;
   double T;      /* temperature; KD, DKD, NKD (non-target part), DIST, CMKD (Pearson) */
   double alpha;  /* DKD: target part */
@@ -44,9 +54,10 @@ typedef struct cmkd_loss_term {
 } cmkd_loss_term;
 
 struct cmkd_loss {
-  int family;    /* cmkd_loss_family */
+  int family; /* cmkd_loss_family */
   int terms;
-  cmkd_loss_term term[CMKD_TERM_KINDS]; /* (terms), in the order of cmkd_term_kind; CE is always term[0], its weight may be 0 */
+  cmkd_loss_term
+      term[CMKD_TERM_KINDS]; /* (terms), in the order of cmkd_term_kind; CE is always term[0], its weight may be 0 */
   int parts;
   const char *part_name[CMKD_LOSS_MAX_PARTS];
   int needs_teacher, needs_full_row;
@@ -76,12 +87,14 @@ static inline void cmkd_gate_weights(const cmkd_loss_term *term, int easy, doubl
   *spearman = spearman_first ? term->beta : term->gamma;
 }
 
-/* One implementation. `eval` is called with checked arguments (shape, pointers, dtype, NULL teacher only when none is needed), but with
- * unchecked numbers: it finds NaN, Inf and bad labels itself and returns CMKD_ERR_VALUE with result->bad_row set. */
+/* One implementation. `eval` is called with checked arguments (shape, pointers, dtype, NULL teacher only when none is
+ * needed), but with unchecked numbers: it finds NaN, Inf and bad labels itself and returns CMKD_ERR_VALUE with
+ * result->bad_row set. */
 typedef struct cmkd_loss_implementation {
   const char *name;
   size_t (*scratch)(const cmkd_loss *loss, int64_t batch, int64_t classes);
-  cmkd_status (*eval)(const cmkd_loss *loss, const cmkd_loss_batch *batch, void *scratch, cmkd_loss_result *result, cmkd_error *err);
+  cmkd_status (*eval)(const cmkd_loss *loss, const cmkd_loss_batch *batch, void *scratch, cmkd_loss_result *result,
+                      cmkd_error *err);
 } cmkd_loss_implementation;
 extern const cmkd_loss_implementation cmkd_loss_ref, cmkd_loss_cpu;
 
@@ -91,20 +104,23 @@ cmkd_status cmkd_loss_check(const cmkd_loss *loss, const cmkd_loss_batch *batch,
 cmkd_status cmkd_loss_bad_row(const cmkd_loss_batch *batch, int64_t row, cmkd_error *err);
 
 /* The formulas in double, doubles in and out: the oracle of all tests and of finite differences. */
-typedef struct cmkd_loss_ref_rows { /* what happened row by row; any pointer may be NULL */
-  double *entropy;                            /* (B) of softmax(teacher) */
-  double *loss_pearson, *loss_spearman;       /* (B) 1 - rho; 0 where degenerate */
-  double *weight_pearson, *weight_spearman;   /* (B) of the gate */
-  int32_t *blocks;                            /* (B) soft-rank blocks; 0 where degenerate */
-  int32_t *order;                             /* (B, C) class at each sorted position (descending); undefined where degenerate */
-  int32_t *block_of;                          /* (B, C) block number of each sorted position; undefined where degenerate */
+typedef struct cmkd_loss_ref_rows {         /* what happened row by row; any pointer may be NULL */
+  double *entropy;                          /* (B) of softmax(teacher) */
+  double *loss_pearson, *loss_spearman;     /* (B) 1 - rho; 0 where degenerate */
+  double *weight_pearson, *weight_spearman; /* (B) of the gate */
+  int32_t *blocks;                          /* (B) soft-rank blocks; 0 where degenerate */
+  int32_t *order;    /* (B, C) class at each sorted position (descending); undefined where degenerate */
+  int32_t *block_of; /* (B, C) block number of each sorted position; undefined where degenerate */
 } cmkd_loss_ref_rows;
-/* student, teacher (B, C), labels (B), grad (B, C) or NULL. Inputs must be finite, labels in range. Allocates what it needs. */
-cmkd_status cmkd_loss_ref_double(const cmkd_loss *loss, int64_t batch, int64_t classes, const double *student, const double *teacher, const int32_t *labels,
-                                 double epoch, double label_smoothing, double entropy_mean, double *grad, cmkd_loss_result *result, const cmkd_loss_ref_rows *rows,
-                                 cmkd_error *err);
+/* student, teacher (B, C), labels (B), grad (B, C) or NULL. Inputs must be finite, labels in range. Allocates what it
+ * needs. */
+cmkd_status cmkd_loss_ref_double(const cmkd_loss *loss, int64_t batch, int64_t classes, const double *student,
+                                 const double *teacher, const int32_t *labels, double epoch, double label_smoothing,
+                                 double entropy_mean, double *grad, cmkd_loss_result *result,
+                                 const cmkd_loss_ref_rows *rows, cmkd_error *err);
 /* Agreement of one row in double. blocks: soft-rank blocks / C at kappa. All three 0 for a degenerate row. */
-cmkd_status cmkd_agreement_ref(int64_t classes, const double *student, const double *teacher, double kappa, double *pearson, double *spearman, double *blocks, cmkd_error *err);
+cmkd_status cmkd_agreement_ref(int64_t classes, const double *student, const double *teacher, double kappa,
+                               double *pearson, double *spearman, double *blocks, cmkd_error *err);
 
 #ifdef __cplusplus
 }

@@ -68,7 +68,9 @@ static void plan_forward(const cmkd_graph *graph, cmkd_plan *plan, int *written)
 }
 
 /* Gradient lives, in phases; `root` follows gradients that are the same memory. */
-typedef struct life { int written, first, last, root; } life;
+typedef struct life {
+  int written, first, last, root;
+} life;
 
 static void touch(life *lives, int tensor, int phase) {
   life *l = &lives[lives[tensor].root];
@@ -77,14 +79,18 @@ static void touch(life *lives, int tensor, int phase) {
 }
 
 static void write_input(const cmkd_plan *plan, cmkd_plan_step *step, life *lives, int input, int tensor) {
-  if (tensor <= 0) { step->skip[input] = 1; return; } /* none, or the image, whose gradient nobody wants */
+  if (tensor <= 0) {
+    step->skip[input] = 1;
+    return;
+  } /* none, or the image, whose gradient nobody wants */
   step->accumulate[input] = lives[tensor].written;
   lives[tensor].written = 1;
   touch(lives, tensor, plan->phases - 1);
 }
 
 static void plan_backward(const cmkd_graph *graph, cmkd_plan *plan, life *lives) {
-  for (int t = 0; t < graph->tensors; t++) lives[t] = (life){0, -1, -1, t};
+  for (int t = 0; t < graph->tensors; t++)
+    lives[t] = (life){0, -1, -1, t};
   new_phase(plan);
   plan->backward = plan->phases - 1;
   lives[graph->logits].written = 1;
@@ -105,7 +111,8 @@ static void plan_backward(const cmkd_graph *graph, cmkd_plan *plan, life *lives)
         lives[op->in[1]].root = lives[op->out].root;
         lives[op->in[1]].written = 1;
         step->skip[1] = 1;
-      } else write_input(plan, step, lives, 1, op->in[1]);
+      } else
+        write_input(plan, step, lives, 1, op->in[1]);
     } else {
       step = add_step(plan, CMKD_STEP_BACKWARD, i);
       touch(lives, op->out, plan->phases - 1);
@@ -117,8 +124,12 @@ static void plan_backward(const cmkd_graph *graph, cmkd_plan *plan, life *lives)
 }
 
 /* Gradients that cross phases share arena slots, smallest fitting first, in order of birth. */
-static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, const life *lives, size_t *local, cmkd_error *err) {
-  typedef struct slot { size_t offset, size; int last; } slot;
+static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, const life *lives, size_t *local,
+                                   cmkd_error *err) {
+  typedef struct slot {
+    size_t offset, size;
+    int last;
+  } slot;
   slot *slots = calloc((size_t)graph->tensors, sizeof *slots);
   int count = 0;
   if (!slots) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
@@ -136,7 +147,8 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
       }
       slot *best = NULL;
       for (int s = 0; s < count; s++)
-        if (slots[s].last < phase && slots[s].size >= capacity && (!best || slots[s].size < best->size)) best = &slots[s];
+        if (slots[s].last < phase && slots[s].size >= capacity && (!best || slots[s].size < best->size))
+          best = &slots[s];
       if (!best) {
         best = &slots[count++];
         *best = (slot){plan->arena, capacity, 0};
@@ -148,7 +160,8 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
   for (int t = 0; t < graph->tensors; t++)
     if (lives[t].root != t) {
       int root = t;
-      while (lives[root].root != root) root = lives[root].root;
+      while (lives[root].root != root)
+        root = lives[root].root;
       plan->grad[t] = plan->grad[root];
     }
   free(slots);
@@ -157,12 +170,13 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
 
 /* Weights that an op reads for every chunk, in bytes. */
 static size_t weights_of(const cmkd_graph *graph, int op) {
-  const int p = graph->op[op].kind == CMKD_OP_CONV || graph->op[op].kind == CMKD_OP_LINEAR ? graph->op[op].param[0] : -1;
+  const int p =
+      graph->op[op].kind == CMKD_OP_CONV || graph->op[op].kind == CMKD_OP_LINEAR ? graph->op[op].param[0] : -1;
   return p < 0 ? 0 : sizeof(float) * (size_t)graph->param[p].count;
 }
 
-/* Chunks: as many images as keep everything that the phase's steps touch in cache; where a layer's weights do not fit there either, as many as
- * are worth reading them for. */
+/* Chunks: as many images as keep everything that the phase's steps touch in cache; where a layer's weights do not fit
+ * there either, as many as are worth reading them for. */
 static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t *local) {
   for (int p = 0; p < plan->phases; p++) {
     cmkd_plan_phase *phase = &plan->phase[p];
@@ -191,7 +205,8 @@ cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cm
   int *written = calloc((size_t)graph->tensors, sizeof *written);
   life *lives = calloc((size_t)graph->tensors, sizeof *lives);
   size_t *local = calloc(4 * (size_t)graph->ops + 4, sizeof *local);
-  cmkd_status status = written && lives && local ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
+  cmkd_status status =
+      written && lives && local ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
   if (status == CMKD_OK) {
     for (int t = 0; t < graph->tensors; t++) {
       plan->value[t] = (cmkd_plan_buffer){1, 0, plan->arena, size_of(graph, plan, t)};
@@ -209,7 +224,7 @@ cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cm
   return status;
 }
 
-/* ---- inference ----------------------------------------------------------------------------------------------------------- */
+/* ---- inference ---- */
 
 /* A batch norm folds into the convolution before it when nothing else reads the convolution's result. */
 static void find_folds(const cmkd_graph *graph, int *folded) {
@@ -227,9 +242,13 @@ static void find_folds(const cmkd_graph *graph, int *folded) {
   }
 }
 
-/* Everything is local to the thread: one arena of a chunk, in which a tensor's room is free again after its last reader. */
+/* Everything is local to the thread: one arena of a chunk, in which a tensor's room is free again after its last
+ * reader. */
 static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_error *err) {
-  typedef struct span { size_t offset, size; int last; } span;
+  typedef struct span {
+    size_t offset, size;
+    int last;
+  } span;
   span *live = calloc((size_t)graph->tensors + 1, sizeof *live);
   int *last = calloc((size_t)graph->tensors, sizeof *last), count = 0;
   if (!live || !last) {
@@ -256,7 +275,10 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
     count = kept;
     size_t at = 0, size = size_in_arena(graph, plan, out);
     int i = 0;
-    while (i < count && live[i].offset - at < size) { at = live[i].offset + live[i].size; i++; } /* live is sorted by offset */
+    while (i < count && live[i].offset - at < size) {
+      at = live[i].offset + live[i].size;
+      i++;
+    } /* live is sorted by offset */
     memmove(&live[i + 1], &live[i], (size_t)(count - i) * sizeof *live);
     live[i] = (span){at, size, last[out] > s ? last[out] : s};
     count++;
@@ -269,7 +291,8 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
   return CMKD_OK;
 }
 
-cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan, cmkd_error *err) {
+cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan,
+                            cmkd_error *err) {
   CMKD_TRY(plan_alloc(graph, layout, plan, err));
   find_folds(graph, folded);
   new_phase(plan);
@@ -279,12 +302,17 @@ cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, in
     int conv = -1;
     for (int j = 0; j < i && conv < 0; j++)
       if (folded[j] == i) conv = j;
-    if (conv < 0) add_step(plan, CMKD_STEP_FORWARD, i);
-    else add_step(plan, CMKD_STEP_FUSED, conv)->norm = i;
+    if (conv < 0)
+      add_step(plan, CMKD_STEP_FORWARD, i);
+    else
+      add_step(plan, CMKD_STEP_FUSED, conv)->norm = i;
   }
   add_step(plan, CMKD_STEP_OUTPUT, -1);
   cmkd_status status = place_values(graph, plan, err);
-  if (status != CMKD_OK) { cmkd_plan_free(plan); return status; }
+  if (status != CMKD_OK) {
+    cmkd_plan_free(plan);
+    return status;
+  }
   if (!layout.local) return CMKD_OK;
   size_t chunk = 2 * CHUNK_BYTES / (sizeof(float) * plan->local + 1);
   plan->phase[0].chunk = chunk < 1 ? 1 : chunk > CMKD_CHUNK_MAX ? CMKD_CHUNK_MAX : (int)chunk;

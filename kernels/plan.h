@@ -1,14 +1,17 @@
 /* From an operation list to what a backend executes: steps in phases, and where every activation and gradient lies.
  *
- * A phase is a run of steps that one thread may do image by image: between phases all threads meet, because batch norm needs sums over
- * the whole batch. Inside a phase a thread takes its images in chunks that stay in the second-level cache from step to step.
+ * A phase is a run of steps that one thread may do image by image: between phases all threads meet, because batch norm
+ * needs sums over the whole batch. Inside a phase a thread takes its images in chunks that stay in the second-level
+ * cache from step to step.
  *
  *   forward   [gather conv1 moments] | [norm1 conv2 moments] | [norm2 ... globalpool linear]
  *   backward  [linear globalpool reduce2] | [apply2 conv2 reduce1] | [apply1 conv1]
  *
- * Tensors that live within one phase lie in a buffer of the thread, of one chunk; the others have room for the batch in one arena:
+ * Tensors that live within one phase lie in a buffer of the thread, of one chunk; the others have room for the batch in
+ * one arena:
  *
- *   arena  | values that backward reads (training) | gradients that cross phases, sharing slots when their lives do not overlap |
+ *   arena  | values that backward reads (training) | gradients that cross phases, sharing slots when their lives do not
+ * overlap |
  *
  * On a device nothing is local: a list runs op by op over the whole batch (cmkd_plan_layout.local 0).
  *
@@ -33,24 +36,34 @@ typedef enum cmkd_step_kind {
 typedef struct cmkd_plan_step {
   cmkd_step_kind kind;
   int op, norm;
-  int accumulate[2];  /* backward: input gradient i has been written before and is added to */
-  int skip[2];        /* backward: input gradient i is not wanted, or is the same memory */
+  int accumulate[2]; /* backward: input gradient i has been written before and is added to */
+  int skip[2];       /* backward: input gradient i is not wanted, or is the same memory */
 } cmkd_plan_step;
 
-typedef struct cmkd_plan_phase { int first, steps, chunk; } cmkd_plan_phase;
+typedef struct cmkd_plan_phase {
+  int first, steps, chunk;
+} cmkd_plan_phase;
 
-/* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the arena. */
-typedef struct cmkd_plan_buffer { int used, local; size_t offset, size; } cmkd_plan_buffer;
+/* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the
+ * arena. */
+typedef struct cmkd_plan_buffer {
+  int used, local;
+  size_t offset, size;
+} cmkd_plan_buffer;
 
-/* How tensors lie: channels physically a multiple of `pad`, an image's numbers of one tensor beginning at a multiple of `align`. */
-typedef struct cmkd_plan_layout { int pad, align, local; } cmkd_plan_layout;
+/* How tensors lie: channels physically a multiple of `pad`, an image's numbers of one tensor beginning at a multiple of
+ * `align`. */
+typedef struct cmkd_plan_layout {
+  int pad, align, local;
+} cmkd_plan_layout;
 
 typedef struct cmkd_plan {
   cmkd_plan_step *step;
   cmkd_plan_phase *phase;
-  int steps, phases, backward; /* backward: the first phase after the loss */
-  cmkd_plan_buffer *value, *grad;    /* (tensors) */
-  size_t arena, local;         /* numbers per image of the batch; numbers per thread (training) or per image (inference without `local`) */
+  int steps, phases, backward;    /* backward: the first phase after the loss */
+  cmkd_plan_buffer *value, *grad; /* (tensors) */
+  size_t arena, local; /* numbers per image of the batch; numbers per thread (training) or per image (inference without
+                          `local`) */
   cmkd_plan_layout layout;
 } cmkd_plan;
 
@@ -58,6 +71,7 @@ typedef struct cmkd_plan {
 
 cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err);
 /* folded[i]: the batch norm that convolution i takes in, -1 for none (fills it). */
-cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan, cmkd_error *err);
+cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan,
+                            cmkd_error *err);
 void cmkd_plan_free(cmkd_plan *plan);
 #endif

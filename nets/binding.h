@@ -4,8 +4,8 @@
 #include "nets/net.h"
 
 typedef struct net_binding {
-  const cmkd_tensor **tensor;      /* (params), NULL where the file has none */
-  const cmkd_tensor **unexpected;  /* (unexpected_count) */
+  const cmkd_tensor **tensor;     /* (params), NULL where the file has none */
+  const cmkd_tensor **unexpected; /* (unexpected_count) */
   int unexpected_count;
 } net_binding;
 cmkd_status cmkd_net_bind(const cmkd_graph *graph, const cmkd_weights *weights, net_binding *out, cmkd_error *err);

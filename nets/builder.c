@@ -1,4 +1,5 @@
-/* The builder behind the family files: grows the operation list, names parameters, derives shapes. Will not do: numbers. */
+/* The builder behind the family files: grows the operation list, names parameters, derives shapes. Will not do:
+ * numbers. */
 #include "nets/builder.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,7 +22,10 @@ static void *grow(net_builder *b, void **array, int *count, int *capacity, size_
   if (*count == *capacity) {
     int more = *capacity ? *capacity * 2 : 64;
     void *bigger = realloc(*array, (size_t)more * size);
-    if (!bigger) { failed(b, cmkd_fail(b->err, CMKD_ERR_MEMORY, "out of memory building `%s`", b->graph->arch)); return NULL; }
+    if (!bigger) {
+      failed(b, cmkd_fail(b->err, CMKD_ERR_MEMORY, "out of memory building `%s`", b->graph->arch));
+      return NULL;
+    }
     *array = bigger, *capacity = more;
   }
   void *element = (char *)*array + (size_t)(*count)++ * size;
@@ -37,10 +41,18 @@ static int add_tensor(net_builder *b, cmkd_shape shape) {
 }
 
 cmkd_status cmkd_net_start(net_builder *b, const char *arch, cmkd_net_shape shape, cmkd_error *err) {
-  *b = (net_builder){.err = err, .conv_init = CMKD_INIT_KAIMING_FAN_OUT, .linear_init = CMKD_INIT_UNIFORM_FAN_IN, .linear_bias_init = CMKD_INIT_UNIFORM_FAN_IN};
-  if (shape.channels != 1 && shape.channels != 3) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; networks take 1 or 3", arch, shape.channels);
-  if (shape.height < 1 || shape.width < 1 || shape.height > 4096 || shape.width > 4096) return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: images of %dx%d pixels are out of range", arch, shape.height, shape.width);
-  if (shape.classes < 2 || shape.classes > 131072) return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: %d classes; a classifier has 2 to 131072", arch, shape.classes);
+  *b = (net_builder){.err = err,
+                     .conv_init = CMKD_INIT_KAIMING_FAN_OUT,
+                     .linear_init = CMKD_INIT_UNIFORM_FAN_IN,
+                     .linear_bias_init = CMKD_INIT_UNIFORM_FAN_IN};
+  if (shape.channels != 1 && shape.channels != 3)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; networks take 1 or 3", arch,
+                     shape.channels);
+  if (shape.height < 1 || shape.width < 1 || shape.height > 4096 || shape.width > 4096)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: images of %dx%d pixels are out of range", arch, shape.height,
+                     shape.width);
+  if (shape.classes < 2 || shape.classes > 131072)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: %d classes; a classifier has 2 to 131072", arch, shape.classes);
   b->graph = calloc(1, sizeof *b->graph);
   if (!b->graph) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory building `%s`", arch);
   snprintf(b->graph->arch, sizeof b->graph->arch, "%s", arch);
@@ -52,8 +64,10 @@ cmkd_status cmkd_net_start(net_builder *b, const char *arch, cmkd_net_shape shap
 
 cmkd_status cmkd_net_finish(net_builder *b, cmkd_graph **out) {
   if (b->status == CMKD_OK) b->status = cmkd_graph_check(b->graph, b->err);
-  if (b->status == CMKD_OK) *out = b->graph;
-  else cmkd_graph_free(b->graph);
+  if (b->status == CMKD_OK)
+    *out = b->graph;
+  else
+    cmkd_graph_free(b->graph);
   b->graph = NULL;
   return b->status;
 }
@@ -65,7 +79,9 @@ void cmkd_net_scope(net_builder *b, const char *format, ...) {
   va_end(args);
 }
 
-static cmkd_shape shape_of(const net_builder *b, int x) { return b->status == CMKD_OK && x >= 0 && x < b->graph->tensors ? b->graph->tensor[x] : NONE; }
+static cmkd_shape shape_of(const net_builder *b, int x) {
+  return b->status == CMKD_OK && x >= 0 && x < b->graph->tensors ? b->graph->tensor[x] : NONE;
+}
 int cmkd_net_channels(const net_builder *b, int x) { return shape_of(b, x).c; }
 int cmkd_net_height(const net_builder *b, int x) { return shape_of(b, x).h; }
 int cmkd_net_width(const net_builder *b, int x) { return shape_of(b, x).w; }
@@ -75,42 +91,61 @@ static int append(net_builder *b, cmkd_op op, int out_c) {
   if (b->status != CMKD_OK) return -1;
   cmkd_shape out;
   cmkd_error why = {0};
-  cmkd_status status = cmkd_op_shape(op.kind, &op, shape_of(b, op.in[0]), op.in[1] < 0 ? NONE : shape_of(b, op.in[1]), out_c, &out, &why);
+  cmkd_status status = cmkd_op_shape(op.kind, &op, shape_of(b, op.in[0]), op.in[1] < 0 ? NONE : shape_of(b, op.in[1]),
+                                     out_c, &out, &why);
   if (status != CMKD_OK) {
     cmkd_shape image = b->graph->tensor[0];
-    return failed(b, cmkd_fail(b->err, status, "`%s` on %dx%d images: %s", b->graph->arch, image.h, image.w, why.message));
+    return failed(b,
+                  cmkd_fail(b->err, status, "`%s` on %dx%d images: %s", b->graph->arch, image.h, image.w, why.message));
   }
   op.out = add_tensor(b, out);
-  cmkd_op *slot = b->status == CMKD_OK ? grow(b, (void **)&b->graph->op, &b->graph->ops, &b->op_capacity, sizeof *slot) : NULL;
+  cmkd_op *slot =
+      b->status == CMKD_OK ? grow(b, (void **)&b->graph->op, &b->graph->ops, &b->op_capacity, sizeof *slot) : NULL;
   if (!slot) return -1;
   *slot = op;
   return op.out;
 }
 
 static cmkd_op op_of(cmkd_op_kind kind, int x) {
-  return (cmkd_op){.kind = kind, .in = {x, -1}, .param = {-1, -1, -1, -1}, .kernel_h = 1, .kernel_w = 1, .stride = 1, .groups = 1, .eps = 1e-5f, .momentum = 0.1f};
+  return (cmkd_op){.kind = kind,
+                   .in = {x, -1},
+                   .param = {-1, -1, -1, -1},
+                   .kernel_h = 1,
+                   .kernel_w = 1,
+                   .stride = 1,
+                   .groups = 1,
+                   .eps = 1e-5f,
+                   .momentum = 0.1f};
 }
 
-static int add_param(net_builder *b, const char *name, const char *suffix, cmkd_param_kind kind, cmkd_init init, int dims, const int64_t *shape, int64_t fan_in) {
+static int add_param(net_builder *b, const char *name, const char *suffix, cmkd_param_kind kind, cmkd_init init,
+                     int dims, const int64_t *shape, int64_t fan_in) {
   if (b->status != CMKD_OK) return -1;
   cmkd_param *p = grow(b, (void **)&b->graph->param, &b->graph->params, &b->param_capacity, sizeof *p);
   if (!p) return -1;
   int length = snprintf(p->name, sizeof p->name, "%s%s.%s", b->scope, name, suffix);
-  if (length < 0 || (size_t)length >= sizeof p->name) return failed(b, cmkd_fail(b->err, CMKD_ERR_VALUE, "`%s`: a parameter's name is too long", b->graph->arch));
+  if (length < 0 || (size_t)length >= sizeof p->name)
+    return failed(b, cmkd_fail(b->err, CMKD_ERR_VALUE, "`%s`: a parameter's name is too long", b->graph->arch));
   p->kind = kind, p->init = init, p->dims = dims, p->fan_in = fan_in, p->count = 1;
-  for (int d = 0; d < dims; d++) p->shape[d] = shape[d], p->count *= shape[d];
+  for (int d = 0; d < dims; d++)
+    p->shape[d] = shape[d], p->count *= shape[d];
   return b->graph->params - 1;
 }
 
-int cmkd_net_conv_full(net_builder *b, const char *name, int x, int out, int kernel, int stride, int pad, int groups, int bias) {
+int cmkd_net_conv_full(net_builder *b, const char *name, int x, int out, int kernel, int stride, int pad, int groups,
+                       int bias) {
   cmkd_op op = op_of(CMKD_OP_CONV, x);
   op.kernel_h = op.kernel_w = kernel, op.stride = stride, op.pad = pad, op.groups = groups;
   int in = net_channels(b, x);
-  if (b->status == CMKD_OK && (groups < 1 || in % groups)) cmkd_net_fail(b, "groups of a convolution do not divide its channels");
+  if (b->status == CMKD_OK && (groups < 1 || in % groups))
+    cmkd_net_fail(b, "groups of a convolution do not divide its channels");
   if (b->status != CMKD_OK) return -1;
   const int64_t shape[4] = {out, in / groups, kernel, kernel};
   op.param[0] = add_param(b, name, "weight", CMKD_PARAM_WEIGHT, b->conv_init, 4, shape, shape[1] * kernel * kernel);
-  if (bias) op.param[1] = add_param(b, name, "bias", CMKD_PARAM_BIAS, b->conv_init == CMKD_INIT_UNIFORM_FAN_IN ? CMKD_INIT_UNIFORM_FAN_IN : CMKD_INIT_ZERO, 1, shape, shape[1] * kernel * kernel);
+  if (bias)
+    op.param[1] = add_param(b, name, "bias", CMKD_PARAM_BIAS,
+                            b->conv_init == CMKD_INIT_UNIFORM_FAN_IN ? CMKD_INIT_UNIFORM_FAN_IN : CMKD_INIT_ZERO, 1,
+                            shape, shape[1] * kernel * kernel);
   return append(b, op, out);
 }
 
@@ -139,7 +174,8 @@ int cmkd_net_norm(net_builder *b, const char *name, int x, int residual, cmkd_ac
     first = b->graph->params;
     cmkd_net_declare_norm(b, name, net_channels(b, x));
   }
-  for (int i = 0; i < 4; i++) op.param[i] = first + i;
+  for (int i = 0; i < 4; i++)
+    op.param[i] = first + i;
   return append(b, op, 0);
 }
 
@@ -170,8 +206,12 @@ static int pool(net_builder *b, cmkd_op_kind kind, int x, int kernel, int stride
   op.kernel_h = op.kernel_w = kernel, op.stride = stride, op.pad = pad;
   return append(b, op, 0);
 }
-int cmkd_net_maxpool(net_builder *b, int x, int kernel, int stride, int pad) { return pool(b, CMKD_OP_MAXPOOL, x, kernel, stride, pad); }
-int cmkd_net_avgpool(net_builder *b, int x, int kernel, int stride, int pad) { return pool(b, CMKD_OP_AVGPOOL, x, kernel, stride, pad); }
+int cmkd_net_maxpool(net_builder *b, int x, int kernel, int stride, int pad) {
+  return pool(b, CMKD_OP_MAXPOOL, x, kernel, stride, pad);
+}
+int cmkd_net_avgpool(net_builder *b, int x, int kernel, int stride, int pad) {
+  return pool(b, CMKD_OP_AVGPOOL, x, kernel, stride, pad);
+}
 int cmkd_net_globalpool(net_builder *b, int x) { return append(b, op_of(CMKD_OP_GLOBALPOOL, x), 0); }
 
 int cmkd_net_padshortcut(net_builder *b, int x, int out, int stride) {

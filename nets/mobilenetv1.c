@@ -1,4 +1,5 @@
-/* MobileNetV1 (Howard et al. 2017), width 1: depthwise 3x3 and pointwise 1x1 pairs, tensors named as in the ImageNet KD toolkits. */
+/* MobileNetV1 (Howard et al. 2017), width 1: depthwise 3x3 and pointwise 1x1 pairs, tensors named as in the ImageNet KD
+ * toolkits. */
 #include "nets/builder.h"
 
 void cmkd_net_mobilenetv1(net_builder *b, int x, const int *size) {

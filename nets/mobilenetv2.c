@@ -1,11 +1,16 @@
-/* MobileNetV2 (Sandler et al. 2018): inverted residuals. `mobilenetv2_cifar` is the KD literature's: width 0.5, ReLU, the second stage
- * not strided, T = 6 in every stage but the first. `mobilenetv2` is torchvision's at width 1, with ReLU6; its dropout is left out. */
+/* MobileNetV2 (Sandler et al. 2018): inverted residuals. `mobilenetv2_cifar` is the KD literature's: width 0.5, ReLU,
+ * the second stage not strided, T = 6 in every stage but the first. `mobilenetv2` is torchvision's at width 1, with
+ * ReLU6; its dropout is left out. */
 #include "nets/builder.h"
 
-typedef struct stage { int expand, width, blocks, stride; } stage;
-static const stage stages[7] = {{1, 16, 1, 1}, {6, 24, 2, 2}, {6, 32, 3, 2}, {6, 64, 4, 2}, {6, 96, 3, 1}, {6, 160, 3, 2}, {6, 320, 1, 1}};
+typedef struct stage {
+  int expand, width, blocks, stride;
+} stage;
+static const stage stages[7] = {{1, 16, 1, 1}, {6, 24, 2, 2},  {6, 32, 3, 2}, {6, 64, 4, 2},
+                                {6, 96, 3, 1}, {6, 160, 3, 2}, {6, 320, 1, 1}};
 
-/* pointwise - depthwise - pointwise, the last one linear; the input is added where shapes allow. Here expansion by 1 is a layer too. */
+/* pointwise - depthwise - pointwise, the last one linear; the input is added where shapes allow. Here expansion by 1 is
+ * a layer too. */
 static int inverted_residual(net_builder *b, int x, int expand, int out, int stride) {
   int in = net_channels(b, x), mid = in * expand, residual = stride == 1 && in == out ? x : -1;
   int y = net_norm(b, "1", net_conv(b, "0", x, mid, 1, 1, 0), -1, CMKD_ACT_RELU);

@@ -47,7 +47,11 @@
   X("mobilenetv2", mobilenetv2, 224, 0) \
   X("vgg16_bn", vgg_imagenet, 224, 2, 2, 3, 3, 3)
 
-typedef struct entry { const char *name; net_family *build; int side, size[6]; } entry;
+typedef struct entry {
+  const char *name;
+  net_family *build;
+  int side, size[6];
+} entry;
 #define ENTRY(name, family, side, ...) {name, cmkd_net_##family, side, {__VA_ARGS__}},
 #define NAME(name, ...) name,
 static const entry entries[] = {NETS(ENTRY)};
@@ -56,10 +60,24 @@ static const char *const names[] = {NETS(NAME) NULL};
 
 /* What other toolkits call them. */
 static const char *const aliases[][2] = {
-  {"wrn_16_1", "wrn-16-1"}, {"wrn_16_2", "wrn-16-2"}, {"wrn_40_1", "wrn-40-1"}, {"wrn_40_2", "wrn-40-2"}, {"wrn_28_10", "wrn-28-10"},
-  {"vgg8_bn", "vgg8"}, {"vgg11_bn", "vgg11"}, {"vgg13_bn", "vgg13"}, {"vgg19_bn", "vgg19"},
-  {"MobileNetV2", "mobilenetv2_cifar"}, {"mobile_half", "mobilenetv2_cifar"}, {"ShuffleV1", "shufflenetv1_cifar"}, {"ShuffleV2", "shufflenetv2_cifar"},
-  {"ResNet18", "resnet18_cifar"}, {"ResNet34", "resnet34_cifar"}, {"ResNet50", "resnet50_cifar"}, {"mobilenet_v2", "mobilenetv2"}, {"MobileNetV1", "mobilenetv1"},
+    {"wrn_16_1", "wrn-16-1"},
+    {"wrn_16_2", "wrn-16-2"},
+    {"wrn_40_1", "wrn-40-1"},
+    {"wrn_40_2", "wrn-40-2"},
+    {"wrn_28_10", "wrn-28-10"},
+    {"vgg8_bn", "vgg8"},
+    {"vgg11_bn", "vgg11"},
+    {"vgg13_bn", "vgg13"},
+    {"vgg19_bn", "vgg19"},
+    {"MobileNetV2", "mobilenetv2_cifar"},
+    {"mobile_half", "mobilenetv2_cifar"},
+    {"ShuffleV1", "shufflenetv1_cifar"},
+    {"ShuffleV2", "shufflenetv2_cifar"},
+    {"ResNet18", "resnet18_cifar"},
+    {"ResNet34", "resnet34_cifar"},
+    {"ResNet50", "resnet50_cifar"},
+    {"mobilenet_v2", "mobilenetv2"},
+    {"MobileNetV1", "mobilenetv1"},
 };
 
 const char *const *cmkd_net_names(void) { return names; }
@@ -82,7 +100,10 @@ cmkd_status cmkd_net_build(const char *arch, cmkd_net_shape shape, cmkd_graph **
   const entry *e = find(arch);
   if (!e) {
     const char *nearest = cmkd_nearest(arch, names);
-    if (nearest) return cmkd_fail(err, CMKD_ERR_USAGE, "unknown architecture `%.60s`; did you mean `%s`? (`cmkd-train nets` lists them all)", arch, nearest);
+    if (nearest)
+      return cmkd_fail(err, CMKD_ERR_USAGE,
+                       "unknown architecture `%.60s`; did you mean `%s`? (`cmkd-train nets` lists them all)", arch,
+                       nearest);
     return cmkd_fail(err, CMKD_ERR_USAGE, "unknown architecture `%.60s`; `cmkd-train nets` lists them all", arch);
   }
   net_builder b;

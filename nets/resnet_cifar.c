@@ -1,6 +1,7 @@
-/* CIFAR ResNets (He et al. 2016, section 4.2): three stages of (depth - 2) / 6 basic blocks, widths 16-32-64 behind a stem of 16.
- * The wide ones (resnet8x4, resnet32x4) have 64-128-256 behind a stem of 32. Where the shape changes, the shortcut is a 1x1 convolution;
- * in `resnetN_pad` (option A of the paper) it is subsampling with zero channels on both sides, and the classifier is called `linear`. */
+/* CIFAR ResNets (He et al. 2016, section 4.2): three stages of (depth - 2) / 6 basic blocks, widths 16-32-64 behind a
+ * stem of 16. The wide ones (resnet8x4, resnet32x4) have 64-128-256 behind a stem of 32. Where the shape changes, the
+ * shortcut is a 1x1 convolution; in `resnetN_pad` (option A of the paper) it is subsampling with zero channels on both
+ * sides, and the classifier is called `linear`. */
 #include "nets/builder.h"
 
 /* relu(bn2(conv2(relu(bn1(conv1 x)))) + shortcut) */
@@ -10,8 +11,10 @@ static int basic_block(net_builder *b, int x, int out, int stride, int pad_short
   y = net_norm(b, "bn1", y, -1, CMKD_ACT_RELU);
   y = net_conv(b, "conv2", y, out, 3, 1, 1);
   net_declare_norm(b, "bn2", out);
-  if (changes && pad_shortcut) shortcut = net_padshortcut(b, x, out, stride);
-  else if (changes) shortcut = net_norm(b, "downsample.1", net_conv(b, "downsample.0", x, out, 1, stride, 0), -1, CMKD_ACT_NONE);
+  if (changes && pad_shortcut)
+    shortcut = net_padshortcut(b, x, out, stride);
+  else if (changes)
+    shortcut = net_norm(b, "downsample.1", net_conv(b, "downsample.0", x, out, 1, stride, 0), -1, CMKD_ACT_NONE);
   return net_norm(b, "bn2", y, shortcut, CMKD_ACT_RELU);
 }
 

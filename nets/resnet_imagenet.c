@@ -1,6 +1,7 @@
-/* ResNets with four stages (He et al. 2016). Tensors are torchvision's, the stride of a bottleneck is in its 3x3 convolution. The
- * `_cifar` members have a 3x3 stem without stride or pool and call their shortcut `shortcut`, their classifier `linear`, as the CIFAR
- * toolkits do. */
+/* ResNets with four stages (He et al. 2016). Tensors are torchvision's, the stride of a bottleneck is in its 3x3
+ * convolution. The
+ * `_cifar` members have a 3x3 stem without stride or pool and call their shortcut `shortcut`, their classifier
+ * `linear`, as the CIFAR toolkits do. */
 #include "nets/builder.h"
 
 /* size: blocks of the four stages, bottleneck, cifar */

@@ -1,5 +1,5 @@
-/* ShuffleNetV1 (Zhang et al. 2018) of the CIFAR toolkits: 3 groups, widths 240-480-960, a 1x1 stem without stride. A strided block
- * concatenates its pooled input, others add it. */
+/* ShuffleNetV1 (Zhang et al. 2018) of the CIFAR toolkits: 3 groups, widths 240-480-960, a 1x1 stem without stride. A
+ * strided block concatenates its pooled input, others add it. */
 #include "nets/builder.h"
 
 static int block(net_builder *b, int x, int out, int stride, int first) {

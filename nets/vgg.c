@@ -1,5 +1,6 @@
-/* VGG with batch norm (Simonyan and Zisserman 2015). `vgg` is the CIFAR toolkits': five blocks, the fourth pool at 64 pixels only, a
- * mean over what is left, one linear layer. `vgg_imagenet` is torchvision's; its dropout is left out, as inference leaves it. */
+/* VGG with batch norm (Simonyan and Zisserman 2015). `vgg` is the CIFAR toolkits': five blocks, the fourth pool at 64
+ * pixels only, a mean over what is left, one linear layer. `vgg_imagenet` is torchvision's; its dropout is left out, as
+ * inference leaves it. */
 #include <stdio.h>
 #include "nets/builder.h"
 
@@ -17,7 +18,8 @@ void cmkd_net_vgg(net_builder *b, int x, const int *size) {
   b->linear_init = CMKD_INIT_NORMAL_001, b->linear_bias_init = CMKD_INIT_ZERO;
   for (int block = 0; block < 5; block++) {
     net_scope(b, "block%d.", block);
-    for (int i = 0; i < size[block]; i++) x = conv_norm_relu(b, x, 3 * i, widths[block]);
+    for (int i = 0; i < size[block]; i++)
+      x = conv_norm_relu(b, x, 3 * i, widths[block]);
     if (block < 3 || (block == 3 && side == 64)) x = net_maxpool(b, x, 2, 2, 0);
   }
   net_scope(b, "%s", "");
@@ -28,11 +30,13 @@ void cmkd_net_vgg_imagenet(net_builder *b, int x, const int *size) {
   b->linear_init = CMKD_INIT_NORMAL_001, b->linear_bias_init = CMKD_INIT_ZERO;
   net_scope(b, "%s", "features.");
   for (int block = 0, index = 0; block < 5; block++, index++) {
-    for (int i = 0; i < size[block]; i++, index += 3) x = conv_norm_relu(b, x, index, widths[block]);
+    for (int i = 0; i < size[block]; i++, index += 3)
+      x = conv_norm_relu(b, x, index, widths[block]);
     x = net_maxpool(b, x, 2, 2, 0);
   }
   int side = net_height(b, x);
-  if (side != net_width(b, x) || side % 7) net_fail(b, "its classifier reads 7x7 maps: images must be square, a multiple of 224 pixels wide");
+  if (side != net_width(b, x) || side % 7)
+    net_fail(b, "its classifier reads 7x7 maps: images must be square, a multiple of 224 pixels wide");
   if (side > 7) x = net_avgpool(b, x, side / 7, side / 7, 0);
   net_scope(b, "%s", "classifier.");
   x = net_act(b, net_linear(b, "0", x, 4096), CMKD_ACT_RELU);

@@ -1,5 +1,5 @@
-/* Wide ResNets (Zagoruyko and Komodakis 2016) of the CIFAR toolkits: pre-activation blocks, (depth - 4) / 6 a stage, widths
- * 16 - 16k - 32k - 64k, no dropout. Where the width changes, block and shortcut share the activated input. */
+/* Wide ResNets (Zagoruyko and Komodakis 2016) of the CIFAR toolkits: pre-activation blocks, (depth - 4) / 6 a stage,
+ * widths 16 - 16k - 32k - 64k, no dropout. Where the width changes, block and shortcut share the activated input. */
 #include "nets/builder.h"
 
 static int block(net_builder *b, int x, int out, int stride) {

@@ -1,5 +1,6 @@
-/* The builder's loop: shards that are missing are filled batch by batch while the writer's threads compress and publish the ones before.
- * A teacher batch never straddles a shard, so a shard's bytes do not depend on which others were built in the same run. */
+/* The builder's loop: shards that are missing are filled batch by batch while the writer's threads compress and publish
+ * the ones before. A teacher batch never straddles a shard, so a shard's bytes do not depend on which others were built
+ * in the same run. */
 #include "precompute/build.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,14 +15,15 @@ typedef struct build {
   cmkd_build_result *result;
   cmkd_cache_writer *writer;
   cmkd_progress progress;
-  uint32_t views;        /* with the clean one */
-  uint64_t done;         /* rows */
-  uint32_t batches;      /* per call, grown until a call takes a tenth of a second */
+  uint32_t views;   /* with the clean one */
+  uint64_t done;    /* rows */
+  uint32_t batches; /* per call, grown until a call takes a tenth of a second */
 } build;
 
 static void set_text(char *out, size_t capacity, const char *text) {
   size_t i = 0;
-  for (; i + 1 < capacity && text[i]; i++) out[i] = text[i] >= ' ' && text[i] < 127 ? text[i] : '?'; /* a file name need not be UTF-8, an attribute must */
+  for (; i + 1 < capacity && text[i]; i++)
+    out[i] = text[i] >= ' ' && text[i] < 127 ? text[i] : '?'; /* a file name need not be UTF-8, an attribute must */
   out[i] = 0;
 }
 
@@ -34,7 +36,10 @@ static void fill_spec(const cmkd_build_job *job, cmkd_cache_spec *spec) {
   set_text(id->teacher_arch, sizeof id->teacher_arch, model->arch);
   set_text(id->teacher_name, sizeof id->teacher_name, slash ? slash + 1 : job->teacher_path);
   id->channels = model->channels < 3 ? model->channels : 3;
-  for (int c = 0; c < id->channels; c++) { id->mean[c] = model->mean[c]; id->std[c] = model->std[c]; }
+  for (int c = 0; c < id->channels; c++) {
+    id->mean[c] = model->mean[c];
+    id->std[c] = model->std[c];
+  }
   set_text(id->precision, sizeof id->precision, job->precision);
   id->precision_error = job->precision_error;
   id->teacher_batch = cmkd_teacher_batch(job->teacher);
@@ -59,11 +64,14 @@ static void fill_spec(const cmkd_build_job *job, cmkd_cache_spec *spec) {
 
 static cmkd_status stopped(build *b, cmkd_error *err) {
   cmkd_progress_end(&b->progress);
-  return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; the finished shards are kept, and running the same command again continues", b->job->out);
+  return cmkd_fail(err, CMKD_ERR_INTERRUPTED,
+                   "%s: stopped; the finished shards are kept, and running the same command again continues",
+                   b->job->out);
 }
 
 /* Rows of a shard go view after view, sample after sample; each teacher call takes a stretch of that line. */
-static cmkd_status run_rows(build *b, uint64_t first, uint32_t n, const uint64_t *seeds, uint32_t *rows, uint64_t *batch_seeds, float *logits, cmkd_error *err) {
+static cmkd_status run_rows(build *b, uint64_t first, uint32_t n, const uint64_t *seeds, uint32_t *rows,
+                            uint64_t *batch_seeds, float *logits, cmkd_error *err) {
   const cmkd_build_job *job = b->job;
   uint32_t batch = (uint32_t)cmkd_teacher_batch(job->teacher), C = (uint32_t)cmkd_teacher_spec(job->teacher)->classes;
   uint64_t total = (uint64_t)n * b->views;
@@ -99,12 +107,17 @@ static cmkd_status build_shard(build *b, uint32_t k, cmkd_error *err) {
   uint32_t n;
   cmkd_cache_writer_range(b->writer, k, &first, &n);
   size_t C = (size_t)cmkd_teacher_spec(job->teacher)->classes, cells = (size_t)n * b->views;
-  size_t most = (size_t)cmkd_teacher_batch(job->teacher) * MOST_BATCHES < cells ? (size_t)cmkd_teacher_batch(job->teacher) * MOST_BATCHES : cells;
-  uint64_t *seeds = malloc((cells + n + most) * sizeof *seeds), *ids = seeds ? seeds + cells : NULL, *batch_seeds = seeds ? ids + n : NULL;
+  size_t most = (size_t)cmkd_teacher_batch(job->teacher) * MOST_BATCHES < cells
+                    ? (size_t)cmkd_teacher_batch(job->teacher) * MOST_BATCHES
+                    : cells;
+  uint64_t *seeds = malloc((cells + n + most) * sizeof *seeds), *ids = seeds ? seeds + cells : NULL,
+           *batch_seeds = seeds ? ids + n : NULL;
   uint32_t *rows = malloc(most * sizeof *rows);
   float *logits = malloc(most * C * sizeof *logits);
   cmkd_status status = CMKD_OK;
-  if (!seeds || !rows || !logits) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for a shard of %u samples; lower --shard-rows", job->out, n);
+  if (!seeds || !rows || !logits)
+    status =
+        cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for a shard of %u samples; lower --shard-rows", job->out, n);
   for (uint32_t i = 0; i < n && status == CMKD_OK; i++) {
     uint64_t *mine = seeds + (size_t)i * b->views;
     ids[i] = first + i;
@@ -125,10 +138,13 @@ static cmkd_status build_shards(build *b, cmkd_error *err) {
   const cmkd_build_job *job = b->job;
   uint32_t shards = cmkd_cache_writer_shards(b->writer), left = 0;
   uint8_t *done = calloc(shards, 1);
-  cmkd_status status = done ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %u shards", job->out, shards);
+  cmkd_status status =
+      done ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %u shards", job->out, shards);
   for (uint32_t k = 0; k < shards && done; k++)
-    if (k % job->part.count == job->part.index) left++;
-    else done[k] = 1;
+    if (k % job->part.count == job->part.index)
+      left++;
+    else
+      done[k] = 1;
   b->result->shards = left;
   int waiting = 0;
   while (left && status == CMKD_OK) {
@@ -138,7 +154,10 @@ static cmkd_status build_shards(build *b, cmkd_error *err) {
       uint64_t first;
       uint32_t n;
       if (done[k]) continue;
-      if (job->interrupted && job->interrupted()) { status = stopped(b, err); break; }
+      if (job->interrupted && job->interrupted()) {
+        status = stopped(b, err);
+        break;
+      }
       status = cmkd_cache_writer_begin(b->writer, k, &state, err);
       if (status != CMKD_OK || state == CMKD_SHARD_BUSY) continue;
       cmkd_cache_writer_range(b->writer, k, &first, &n);
@@ -146,14 +165,16 @@ static cmkd_status build_shards(build *b, cmkd_error *err) {
         b->done += (uint64_t)n * b->views;
         b->progress.base += (uint64_t)n * b->views; /* not of this run's rate */
         cmkd_progress_update(&b->progress, b->done);
-      } else status = build_shard(b, k, err);
+      } else
+        status = build_shard(b, k, err);
       done[k] = 1;
       left--;
       b->result->shards_done += status == CMKD_OK;
       progressed = 1;
     }
     if (progressed || !left) continue;
-    if (!waiting++) snprintf(b->progress.note, sizeof b->progress.note, "waiting for another cmkd-cache on the same output");
+    if (!waiting++)
+      snprintf(b->progress.note, sizeof b->progress.note, "waiting for another cmkd-cache on the same output");
     cmkd_progress_update(&b->progress, b->done);
     nanosleep(&(struct timespec){0, 200000000}, NULL);
   }

@@ -1,5 +1,6 @@
-/* cmkd-cache export: all logits as one array, (samples, views, classes) float32 in sample order. A .npy streams: memory holds one stretch
- * of samples. A .safetensors carries labels, sample ids and seeds as well and is put together in memory. */
+/* cmkd-cache export: all logits as one array, (samples, views, classes) float32 in sample order. A .npy streams: memory
+ * holds one stretch of samples. A .safetensors carries labels, sample ids and seeds as well and is put together in
+ * memory. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,8 @@
 
 #define STRETCH_BYTES (64u << 20)
 
-static cmkd_status copy_rows(cmkd_cache *cache, cmkd_npy_writer *writer, const char *path, cmkd_progress *progress, cmkd_error *err) {
+static cmkd_status copy_rows(cmkd_cache *cache, cmkd_npy_writer *writer, const char *path, cmkd_progress *progress,
+                             cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   size_t C = info->classes, V = info->views, sample = V * C * sizeof(float);
   uint64_t stretch = STRETCH_BYTES / sample < 1 ? 1 : STRETCH_BYTES / sample;
@@ -25,10 +27,12 @@ static cmkd_status copy_rows(cmkd_cache *cache, cmkd_npy_writer *writer, const c
     uint64_t count = info->samples - at < stretch ? info->samples - at : stretch;
     for (uint32_t v = 0; v < V && status == CMKD_OK; v++) {
       status = cmkd_cache_read(cache, v, at, count, view, err);
-      for (uint64_t i = 0; i < count && status == CMKD_OK; i++) memcpy(rows + (i * V + v) * C, view + i * C, C * sizeof *view);
+      for (uint64_t i = 0; i < count && status == CMKD_OK; i++)
+        memcpy(rows + (i * V + v) * C, view + i * C, C * sizeof *view);
     }
     if (status == CMKD_OK) status = cmkd_npy_append(writer, rows, count * V * C, err);
-    if (status == CMKD_OK && cmkd_interrupted()) status = cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; nothing was written", path);
+    if (status == CMKD_OK && cmkd_interrupted())
+      status = cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; nothing was written", path);
     cmkd_progress_update(progress, (at + count) * V);
   }
   free(view);
@@ -43,7 +47,8 @@ static cmkd_status read_seeds(cmkd_cache *cache, uint64_t *seeds, cmkd_error *er
   cmkd_status status = column ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for seeds");
   for (uint32_t v = 0; v < info->views && status == CMKD_OK; v++) {
     status = cmkd_cache_seeds(cache, v, column, err);
-    for (uint64_t i = 0; i < info->samples && status == CMKD_OK; i++) seeds[i * info->views + v] = column[i];
+    for (uint64_t i = 0; i < info->samples && status == CMKD_OK; i++)
+      seeds[i * info->views + v] = column[i];
   }
   free(column);
   return status;
@@ -59,22 +64,28 @@ static cmkd_status export_tensors(cmkd_cache *cache, const char *out, cmkd_progr
   CMKD_TRY(cmkd_cache_labels(cache, &labels, err));
   float *logits = malloc(N * V * C * sizeof *logits), *view = malloc(N * C * sizeof *view);
   uint64_t *seeds = malloc(N * V * sizeof *seeds);
-  cmkd_status status = logits && view && seeds ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %zu rows at once; a .npy streams", out, N * V);
+  cmkd_status status =
+      logits && view && seeds
+          ? CMKD_OK
+          : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %zu rows at once; a .npy streams", out, N * V);
   for (uint32_t v = 0; v < V && status == CMKD_OK; v++) {
     status = cmkd_cache_read(cache, v, 0, N, view, err);
-    for (size_t i = 0; i < N && status == CMKD_OK; i++) memcpy(logits + (i * V + v) * C, view + i * C, C * sizeof *view);
+    for (size_t i = 0; i < N && status == CMKD_OK; i++)
+      memcpy(logits + (i * V + v) * C, view + i * C, C * sizeof *view);
     cmkd_progress_update(progress, (v + 1) * (uint64_t)N);
   }
   if (status == CMKD_OK) status = read_seeds(cache, seeds, err);
   const int64_t n = (int64_t)N, v = (int64_t)V, c = (int64_t)C;
   const cmkd_tensor tensors[] = {
-    {.name = "logits", .dtype = CMKD_F32, .dims = 3, .shape = {n, v, c}, .count = n * v * c, .data = logits},
-    {.name = "seeds", .dtype = CMKD_U64, .dims = 2, .shape = {n, v}, .count = n * v, .data = seeds},
-    {.name = "sample_id", .dtype = CMKD_U64, .dims = 1, .shape = {n}, .count = n, .data = ids},
-    {.name = "labels", .dtype = CMKD_I32, .dims = 1, .shape = {n}, .count = n, .data = labels},
+      {.name = "logits", .dtype = CMKD_F32, .dims = 3, .shape = {n, v, c}, .count = n * v * c, .data = logits},
+      {.name = "seeds", .dtype = CMKD_U64, .dims = 2, .shape = {n, v}, .count = n * v, .data = seeds},
+      {.name = "sample_id", .dtype = CMKD_U64, .dims = 1, .shape = {n}, .count = n, .data = ids},
+      {.name = "labels", .dtype = CMKD_I32, .dims = 1, .shape = {n}, .count = n, .data = labels},
   };
-  const char *const keys[] = {"cache_sha256", "teacher_sha256", "teacher_name", "dataset", "split", "fingerprint", "augment", "rng"};
-  const char *const values[] = {info->sha256, id->teacher_sha256, id->teacher_name, id->dataset, id->split, id->fingerprint, cmkd_policy_name(id->policy), id->rng_version};
+  const char *const keys[] = {"cache_sha256", "teacher_sha256", "teacher_name", "dataset",
+                              "split",        "fingerprint",    "augment",      "rng"};
+  const char *const values[] = {info->sha256,    id->teacher_sha256,           id->teacher_name, id->dataset, id->split,
+                                id->fingerprint, cmkd_policy_name(id->policy), id->rng_version};
   if (status == CMKD_OK) status = cmkd_weights_write(out, tensors, 4, keys, values, 8, err);
   free(logits);
   free(view);
@@ -97,18 +108,30 @@ cmkd_status cmkd_command_export(int argc, char **argv, cmkd_error *err) {
   const char *path[1] = {0}, *out = NULL;
   int help = 0, positionals = 0, quiet = 0;
   const cmkd_option table[] = {
-    {.name = "--out", .argument = "FILE", .kind = CMKD_OPT_STRING, .target = &out, .help = ".npy: (samples, views, classes) float32; .safetensors: seeds, ids, labels too"},
-    {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
-    {0},
+      {.name = "--out",
+       .argument = "FILE",
+       .kind = CMKD_OPT_STRING,
+       .target = &out,
+       .help = ".npy: (samples, views, classes) float32; .safetensors: seeds, ids, labels too"},
+      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
+      {0},
   };
-  const cmkd_command command = {.name = "cmkd-cache export", .summary = "Writes the decoded logits, in sample order.", .usage = "--out FILE.npy|FILE.safetensors CACHE.h5", .options = table, .min_positional = 1, .max_positional = 1,
-                                .examples = "  cmkd-cache export --out logits.npy teacher.h5\n  cmkd-cache export --out dump.safetensors teacher.h5\n"};
+  const cmkd_command command = {
+      .name = "cmkd-cache export",
+      .summary = "Writes the decoded logits, in sample order.",
+      .usage = "--out FILE.npy|FILE.safetensors CACHE.h5",
+      .options = table,
+      .min_positional = 1,
+      .max_positional = 1,
+      .examples =
+          "  cmkd-cache export --out logits.npy teacher.h5\n  cmkd-cache export --out dump.safetensors teacher.h5\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, path, &positionals, &help, err));
   if (help) return CMKD_OK;
   if (!out) return cmkd_fail(err, CMKD_ERR_USAGE, "where to? give --out FILE.npy or --out FILE.safetensors");
   size_t length = strlen(out);
   int tensors = length > 12 && !strcmp(out + length - 12, ".safetensors");
-  if (!tensors && (length < 5 || strcmp(out + length - 4, ".npy"))) return cmkd_fail(err, CMKD_ERR_USAGE, "--out %s: the name must end in .npy or .safetensors", out);
+  if (!tensors && (length < 5 || strcmp(out + length - 4, ".npy")))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "--out %s: the name must end in .npy or .safetensors", out);
   cmkd_cache *cache;
   cmkd_progress progress;
   CMKD_TRY(cmkd_cache_open(path[0], &cache, err));
@@ -116,7 +139,8 @@ cmkd_status cmkd_command_export(int argc, char **argv, cmkd_error *err) {
   cmkd_progress_start(&progress, "export", "rows", info->samples * info->views, 0, quiet);
   cmkd_status status = tensors ? export_tensors(cache, out, &progress, err) : export_npy(cache, out, &progress, err);
   cmkd_progress_end(&progress);
-  if (status == CMKD_OK && !quiet) printf("%s: (%" PRIu64 ", %u, %u) float32\n", out, info->samples, info->views, info->classes);
+  if (status == CMKD_OK && !quiet)
+    printf("%s: (%" PRIu64 ", %u, %u) float32\n", out, info->samples, info->views, info->classes);
   cmkd_cache_close(cache);
   return status;
 }

@@ -1,5 +1,6 @@
-/* cmkd-cache import: logits that another framework dumped, as a cache. With seeds and a policy it is a full cache, replayed like one of
- * ours; without them an honest single clean view. The data set says labels, classes and fingerprint; labels that came along must agree. */
+/* cmkd-cache import: logits that another framework dumped, as a cache. With seeds and a policy it is a full cache,
+ * replayed like one of ours; without them an honest single clean view. The data set says labels, classes and
+ * fingerprint; labels that came along must agree. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -17,12 +18,15 @@
 #define STRETCH 1024          /* samples handed to the writer at a time */
 
 /* One array out of a .npy file or a safetensors file. */
-typedef struct source { cmkd_npy *npy; cmkd_tensor tensor; } source;
+typedef struct source {
+  cmkd_npy *npy;
+  cmkd_tensor tensor;
+} source;
 
 typedef struct import {
   const char *logits_path, *labels_path, *seeds_path, *data, *split, *augment, *teacher_name, *teacher, *codec, *out;
   int64_t shard_rows;
-  cmkd_weights *weights;         /* of logits_path when it is safetensors */
+  cmkd_weights *weights; /* of logits_path when it is safetensors */
   source logits, labels, seeds;
   cmkd_dataset *set;
   uint64_t n;
@@ -30,7 +34,10 @@ typedef struct import {
   cmkd_policy policy;
 } import;
 
-static int is_npy(const char *path) { size_t n = strlen(path); return n > 4 && !strcmp(path + n - 4, ".npy"); }
+static int is_npy(const char *path) {
+  size_t n = strlen(path);
+  return n > 4 && !strcmp(path + n - 4, ".npy");
+}
 
 static cmkd_status open_npy(const char *path, source *s, cmkd_error *err) {
   CMKD_TRY(cmkd_npy_read(path, MAX_FILE, &s->npy, err));
@@ -45,68 +52,117 @@ static void take(const import *im, const char *name, source *s) {
 }
 
 static cmkd_status read_files(import *im, cmkd_error *err) {
-  if (is_npy(im->logits_path)) CMKD_TRY(open_npy(im->logits_path, &im->logits, err));
-  else CMKD_TRY(cmkd_weights_read(im->logits_path, &im->weights, err));
+  if (is_npy(im->logits_path))
+    CMKD_TRY(open_npy(im->logits_path, &im->logits, err));
+  else
+    CMKD_TRY(cmkd_weights_read(im->logits_path, &im->weights, err));
   if (im->labels_path) CMKD_TRY(open_npy(im->labels_path, &im->labels, err));
   if (im->seeds_path) CMKD_TRY(open_npy(im->seeds_path, &im->seeds, err));
   take(im, "logits", &im->logits);
   take(im, "labels", &im->labels);
   take(im, "seeds", &im->seeds);
-  if (!im->logits.tensor.data) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: holds no tensor called \"logits\"", im->logits_path);
+  if (!im->logits.tensor.data)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: holds no tensor called \"logits\"", im->logits_path);
   return CMKD_OK;
 }
 
-static int is_integer(cmkd_dtype t) { return t == CMKD_I64 || t == CMKD_I32 || t == CMKD_I16 || t == CMKD_I8 || t == CMKD_U8 || t == CMKD_U16 || t == CMKD_U32 || t == CMKD_U64; }
+static int is_integer(cmkd_dtype t) {
+  return t == CMKD_I64 || t == CMKD_I32 || t == CMKD_I16 || t == CMKD_I8 || t == CMKD_U8 || t == CMKD_U16 ||
+         t == CMKD_U32 || t == CMKD_U64;
+}
 
 static cmkd_status check_shapes(import *im, cmkd_error *err) {
   const cmkd_tensor *t = &im->logits.tensor, *l = &im->labels.tensor, *s = &im->seeds.tensor;
-  int ok = (t->dims == 2 || t->dims == 3) && (t->dtype == CMKD_F32 || t->dtype == CMKD_F64 || t->dtype == CMKD_F16 || t->dtype == CMKD_BF16);
-  if (!ok) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: logits are to be float, (samples, classes) or (samples, views, classes)", im->logits_path);
+  int ok = (t->dims == 2 || t->dims == 3) &&
+           (t->dtype == CMKD_F32 || t->dtype == CMKD_F64 || t->dtype == CMKD_F16 || t->dtype == CMKD_BF16);
+  if (!ok)
+    return cmkd_fail(err, CMKD_ERR_FORMAT,
+                     "%s: logits are to be float, (samples, classes) or (samples, views, classes)", im->logits_path);
   int64_t V = t->dims == 3 ? t->shape[1] : 1, C = t->shape[t->dims - 1];
-  if (t->shape[0] < 1 || t->shape[0] > im->set->n) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld samples, %s %s has %u; is --split right?", im->logits_path, (long long)t->shape[0], im->set->name, im->set->split, im->set->n);
-  if (C != im->set->classes) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld classes, %s has %d", im->logits_path, (long long)C, im->set->name, im->set->classes);
-  if (V < 1 || V > UINT16_MAX) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: has %lld views", im->logits_path, (long long)V);
+  if (t->shape[0] < 1 || t->shape[0] > im->set->n)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld samples, %s %s has %u; is --split right?", im->logits_path,
+                     (long long)t->shape[0], im->set->name, im->set->split, im->set->n);
+  if (C != im->set->classes)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld classes, %s has %d", im->logits_path, (long long)C,
+                     im->set->name, im->set->classes);
+  if (V < 1 || V > UINT16_MAX)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: has %lld views", im->logits_path, (long long)V);
   im->n = (uint64_t)t->shape[0];
   im->V = (uint32_t)V;
   im->C = (uint32_t)C;
-  if (l->data && (!is_integer(l->dtype) || l->count != t->shape[0])) return cmkd_fail(err, CMKD_ERR_FORMAT, "the labels are to be %" PRIu64 " integers, one a sample", im->n);
+  if (l->data && (!is_integer(l->dtype) || l->count != t->shape[0]))
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "the labels are to be %" PRIu64 " integers, one a sample", im->n);
   if (!s->data) {
-    if (im->augment && im->policy != CMKD_AUGMENT_NONE) return cmkd_fail(err, CMKD_ERR_USAGE, "--augment %s needs --seeds: without them nobody can replay the pixels", im->augment);
-    if (V != 1) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds %lld views; give their --seeds and --augment, or one clean view", im->logits_path, (long long)V);
+    if (im->augment && im->policy != CMKD_AUGMENT_NONE)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "--augment %s needs --seeds: without them nobody can replay the pixels",
+                       im->augment);
+    if (V != 1)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds %lld views; give their --seeds and --augment, or one clean view",
+                       im->logits_path, (long long)V);
     return CMKD_OK;
   }
-  if (!im->augment) return cmkd_fail(err, CMKD_ERR_USAGE, "seeds say nothing without their policy; give --augment none|flip|crop|crop+flip");
+  if (!im->augment)
+    return cmkd_fail(err, CMKD_ERR_USAGE,
+                     "seeds say nothing without their policy; give --augment none|flip|crop|crop+flip");
   if ((s->dtype != CMKD_U64 && s->dtype != CMKD_I64) || s->count != t->shape[0] * V)
-    return cmkd_fail(err, CMKD_ERR_FORMAT, "the seeds are to be 64-bit integers (%" PRIu64 ", %u), one for each row of logits", im->n, im->V);
+    return cmkd_fail(err, CMKD_ERR_FORMAT,
+                     "the seeds are to be 64-bit integers (%" PRIu64 ", %u), one for each row of logits", im->n, im->V);
   return CMKD_OK;
 }
 
 static int64_t integer_at(const cmkd_tensor *t, uint64_t i) {
   const void *p = (const char *)t->data + i * cmkd_dtype_size(t->dtype);
   switch (t->dtype) {
-    case CMKD_I64: case CMKD_U64: { int64_t v; memcpy(&v, p, 8); return v; }
-    case CMKD_I32: { int32_t v; memcpy(&v, p, 4); return v; }
-    case CMKD_U32: { uint32_t v; memcpy(&v, p, 4); return v; }
-    case CMKD_I16: { int16_t v; memcpy(&v, p, 2); return v; }
-    case CMKD_U16: { uint16_t v; memcpy(&v, p, 2); return v; }
-    case CMKD_I8: return *(const int8_t *)p;
-    default: return *(const uint8_t *)p;
+  case CMKD_I64:
+  case CMKD_U64: {
+    int64_t v;
+    memcpy(&v, p, 8);
+    return v;
+  }
+  case CMKD_I32: {
+    int32_t v;
+    memcpy(&v, p, 4);
+    return v;
+  }
+  case CMKD_U32: {
+    uint32_t v;
+    memcpy(&v, p, 4);
+    return v;
+  }
+  case CMKD_I16: {
+    int16_t v;
+    memcpy(&v, p, 2);
+    return v;
+  }
+  case CMKD_U16: {
+    uint16_t v;
+    memcpy(&v, p, 2);
+    return v;
+  }
+  case CMKD_I8: return *(const int8_t *)p;
+  default: return *(const uint8_t *)p;
   }
 }
 
 static cmkd_status check_labels(const import *im, cmkd_error *err) {
   for (uint64_t i = 0; im->labels.tensor.data && i < im->n; i++)
     if (integer_at(&im->labels.tensor, i) != im->set->labels[i])
-      return cmkd_fail(err, CMKD_ERR_MISMATCH, "sample %" PRIu64 " has label %lld in the dump and %d in %s %s; dump the logits unshuffled, in the data set's order", i,
-                       (long long)integer_at(&im->labels.tensor, i), im->set->labels[i], im->set->name, im->set->split);
+      return cmkd_fail(
+          err, CMKD_ERR_MISMATCH,
+          "sample %" PRIu64
+          " has label %lld in the dump and %d in %s %s; dump the logits unshuffled, in the data set's order",
+          i, (long long)integer_at(&im->labels.tensor, i), im->set->labels[i], im->set->name, im->set->split);
   return CMKD_OK;
 }
 
 static cmkd_status fill_spec(const import *im, cmkd_cache_spec *spec, cmkd_error *err) {
   cmkd_cache_identity *id = &spec->identity;
   memset(spec, 0, sizeof *spec);
-  if (im->teacher) CMKD_TRY(cmkd_sha256_file(im->teacher, id->teacher_sha256, err));
-  else cmkd_sha256(im->teacher_name, strlen(im->teacher_name), id->teacher_sha256); /* all that is known of it is its name */
+  if (im->teacher)
+    CMKD_TRY(cmkd_sha256_file(im->teacher, id->teacher_sha256, err));
+  else
+    cmkd_sha256(im->teacher_name, strlen(im->teacher_name),
+                id->teacher_sha256); /* all that is known of it is its name */
   snprintf(id->teacher_name, sizeof id->teacher_name, "%s", im->teacher_name);
   snprintf(id->teacher_arch, sizeof id->teacher_arch, "imported");
   snprintf(id->precision, sizeof id->precision, "%s", cmkd_dtype_name(im->logits.tensor.dtype));
@@ -139,7 +195,10 @@ static cmkd_status write_rows(const import *im, cmkd_cache_writer *writer, cmkd_
     cmkd_tensor_to_float(&part, logits);
     for (uint32_t i = 0; i < count; i++) {
       ids[i] = at + i;
-      for (uint32_t v = 0; v < im->V; v++) seeds[(size_t)i * im->V + v] = im->seeds.tensor.data ? (uint64_t)integer_at(&im->seeds.tensor, (at + i) * im->V + v) : cmkd_clean_seed(CMKD_AUGMENT_NONE);
+      for (uint32_t v = 0; v < im->V; v++)
+        seeds[(size_t)i * im->V + v] = im->seeds.tensor.data
+                                           ? (uint64_t)integer_at(&im->seeds.tensor, (at + i) * im->V + v)
+                                           : cmkd_clean_seed(CMKD_AUGMENT_NONE);
     }
     status = cmkd_cache_writer_add(writer, count, ids, im->set->labels + at, seeds, logits, err);
   }
@@ -168,30 +227,80 @@ static cmkd_status run(import *im, cmkd_error *err) {
 }
 
 cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err) {
-  import im = {.split = "train", .codec = "f16"};
+import im = {.split = "train", .codec = "f16" };
   int help = 0, json = 0, allow_top_k = 0;
   const cmkd_option table[] = {
-    {.name = "--logits", .argument = "FILE", .kind = CMKD_OPT_STRING, .target = &im.logits_path, .help = ".npy or safetensors (\"logits\"): (n, C) or (n, V, C), float"},
-    {.name = "--data", .argument = "SPEC", .kind = CMKD_OPT_STRING, .target = &im.data, .help = "the images they were made from, in that order"},
-    {.name = "--split", .argument = "train|test", .kind = CMKD_OPT_STRING, .target = &im.split, .help = "[train]"},
-    {.name = "--labels", .argument = "FILE.npy", .kind = CMKD_OPT_STRING, .target = &im.labels_path, .help = "(n) integers; compared with the data set's"},
-    {.name = "--seeds", .argument = "FILE.npy", .kind = CMKD_OPT_STRING, .target = &im.seeds_path, .help = "(n, V) 64-bit seeds of the views; without: one clean view"},
-    {.name = "--augment", .argument = "POLICY", .kind = CMKD_OPT_STRING, .target = &im.augment, .help = "what the seeds mean: none, flip, crop, crop+flip"},
-    {.name = "--teacher-name", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &im.teacher_name, .help = "as it is to be recorded"},
-    {.name = "--teacher", .argument = "FILE", .kind = CMKD_OPT_STRING, .target = &im.teacher, .help = "its weights, any format: recorded by hash [hash of the name]"},
-    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &im.codec, .help = "f32, f16, u8sqrt or topk:K [f16]"},
-    {.name = "--allow-top-k", .kind = CMKD_OPT_FLAG, .target = &allow_top_k, .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
-    {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &im.shard_rows, .help = "samples a shard [chosen]", .min = 1, .max = INT32_MAX},
-    {.name = "--out", .argument = "FILE.h5", .kind = CMKD_OPT_STRING, .target = &im.out, .help = "the cache"},
-    {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
-    {0},
+      {.name = "--logits",
+       .argument = "FILE",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.logits_path,
+       .help = ".npy or safetensors (\"logits\"): (n, C) or (n, V, C), float"},
+      {.name = "--data",
+       .argument = "SPEC",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.data,
+       .help = "the images they were made from, in that order"},
+      {.name = "--split", .argument = "train|test", .kind = CMKD_OPT_STRING, .target = &im.split, .help = "[train]"},
+      {.name = "--labels",
+       .argument = "FILE.npy",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.labels_path,
+       .help = "(n) integers; compared with the data set's"},
+      {.name = "--seeds",
+       .argument = "FILE.npy",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.seeds_path,
+       .help = "(n, V) 64-bit seeds of the views; without: one clean view"},
+      {.name = "--augment",
+       .argument = "POLICY",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.augment,
+       .help = "what the seeds mean: none, flip, crop, crop+flip"},
+      {.name = "--teacher-name",
+       .argument = "NAME",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.teacher_name,
+       .help = "as it is to be recorded"},
+      {.name = "--teacher",
+       .argument = "FILE",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.teacher,
+       .help = "its weights, any format: recorded by hash [hash of the name]"},
+      {.name = "--codec",
+       .argument = "NAME",
+       .kind = CMKD_OPT_STRING,
+       .target = &im.codec,
+       .help = "f32, f16, u8sqrt or topk:K [f16]"},
+      {.name = "--allow-top-k",
+       .kind = CMKD_OPT_FLAG,
+       .target = &allow_top_k,
+       .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
+      {.name = "--shard-rows",
+       .argument = "N",
+       .kind = CMKD_OPT_INT,
+       .target = &im.shard_rows,
+       .help = "samples a shard [chosen]",
+       .min = 1,
+       .max = INT32_MAX},
+      {.name = "--out", .argument = "FILE.h5", .kind = CMKD_OPT_STRING, .target = &im.out, .help = "the cache"},
+      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
+      {0},
   };
-  const cmkd_command command = {.name = "cmkd-cache import", .summary = "Makes a cache of logits that another framework dumped.", .usage = "--logits FILE --data SPEC --teacher-name NAME --out FILE.h5", .options = table,
-                                .examples = "  cmkd-cache import --logits vit.npy --data cifar100:DIR --teacher-name vit-b16 --out vit.h5\n"
-                                            "  cmkd-cache import --logits vit.npy --seeds seeds.npy --augment crop+flip --data cifar100:DIR --teacher-name vit-b16 --out vit.h5\n"};
+  const cmkd_command command = {
+      .name = "cmkd-cache import",
+      .summary = "Makes a cache of logits that another framework dumped.",
+      .usage = "--logits FILE --data SPEC --teacher-name NAME --out FILE.h5",
+      .options = table,
+      .examples = "  cmkd-cache import --logits vit.npy --data cifar100:DIR --teacher-name vit-b16 --out vit.h5\n"
+                  "  cmkd-cache import --logits vit.npy --seeds seeds.npy --augment crop+flip --data cifar100:DIR "
+                  "--teacher-name vit-b16 --out vit.h5\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, err));
   if (help) return CMKD_OK;
-  const char *missing = !im.logits_path ? "--logits FILE" : !im.data ? "--data SPEC" : !im.teacher_name ? "--teacher-name NAME" : !im.out ? "--out FILE.h5" : NULL;
+  const char *missing = !im.logits_path    ? "--logits FILE"
+                        : !im.data         ? "--data SPEC"
+                        : !im.teacher_name ? "--teacher-name NAME"
+                        : !im.out          ? "--out FILE.h5"
+                                           : NULL;
   if (missing) return cmkd_fail(err, CMKD_ERR_USAGE, "import needs %s", missing);
   CMKD_TRY(cmkd_codec_allowed(im.codec, allow_top_k, err));
   cmkd_status status = run(&im, err);

@@ -1,4 +1,5 @@
-/* cmkd-cache list: the caches under a folder, one line each; what claims to be one and can't be read is listed with its reason. */
+/* cmkd-cache list: the caches under a folder, one line each; what claims to be one and can't be read is listed with its
+ * reason. */
 #include <dirent.h>
 #include <inttypes.h>
 #include <stdio.h>
@@ -13,7 +14,10 @@
 
 #define MAX_DEPTH 16
 
-typedef struct listing { json_t *json; int found, bad; } listing; /* json NULL: print a table */
+typedef struct listing {
+  json_t *json;
+  int found, bad;
+} listing; /* json NULL: print a table */
 
 static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
 
@@ -32,18 +36,24 @@ static void show(listing *l, const char *path) {
   char size[24];
   if (cmkd_cache_open(path, &cache, &err) != CMKD_OK) {
     l->bad++;
-    if (l->json) json_array_append_new(l->json, json_pack("{s:s,s:s}", "cache", path, "error", err.message));
-    else printf("%-32s unreadable: %s\n", path, err.message);
+    if (l->json)
+      json_array_append_new(l->json, json_pack("{s:s,s:s}", "cache", path, "error", err.message));
+    else
+      printf("%-32s unreadable: %s\n", path, err.message);
     return;
   }
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   const cmkd_cache_identity *id = &info->identity;
   l->found++;
   if (l->json)
-    json_array_append_new(l->json, json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:s,s:I}", "cache", path, "teacher", id->teacher_name, "teacher_sha256", id->teacher_sha256, "dataset", id->dataset, "split", id->split,
-                                             "samples", (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes, "codec", id->codec, "bytes", (json_int_t)info->bytes));
+    json_array_append_new(l->json, json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:s,s:I}", "cache", path, "teacher",
+                                             id->teacher_name, "teacher_sha256", id->teacher_sha256, "dataset",
+                                             id->dataset, "split", id->split, "samples", (json_int_t)info->samples,
+                                             "views", (int)info->views, "classes", (int)info->classes, "codec",
+                                             id->codec, "bytes", (json_int_t)info->bytes));
   else
-    printf("%-32s %-28.28s %s/%-6s %9" PRIu64 " x %-4u %5u %-7s %s\n", path, id->teacher_name, id->dataset, id->split, info->samples, info->views, info->classes, id->codec, cmkd_bytes(info->bytes, size));
+    printf("%-32s %-28.28s %s/%-6s %9" PRIu64 " x %-4u %5u %-7s %s\n", path, id->teacher_name, id->dataset, id->split,
+           info->samples, info->views, info->classes, id->codec, cmkd_bytes(info->bytes, size));
   cmkd_cache_close(cache);
 }
 
@@ -58,8 +68,10 @@ static cmkd_status walk(listing *l, const char *dir, int depth, cmkd_error *err)
     struct stat about;
     if (path && lstat(path, &about) == 0) {
       int shards = length > 7 && !strcmp(name + length - 7, ".shards");
-      if (S_ISDIR(about.st_mode) && !shards && depth < MAX_DEPTH) walk(l, path, depth + 1, NULL);
-      else if (S_ISREG(about.st_mode) && looks_like_master(path)) show(l, path);
+      if (S_ISDIR(about.st_mode) && !shards && depth < MAX_DEPTH)
+        walk(l, path, depth + 1, NULL);
+      else if (S_ISREG(about.st_mode) && looks_like_master(path))
+        show(l, path);
     }
     free(path);
     free(entries[i]);
@@ -71,8 +83,14 @@ static cmkd_status walk(listing *l, const char *dir, int depth, cmkd_error *err)
 cmkd_status cmkd_command_list(int argc, char **argv, cmkd_error *err) {
   const char *dir[1] = {"."};
   int help = 0, positionals = 0, json = 0;
-  const cmkd_option table[] = {{.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON array"}, {0}};
-  const cmkd_command command = {.name = "cmkd-cache list", .summary = "Caches under a folder: teacher, data, samples x views, classes, codec, size.", .usage = "[DIR]", .options = table, .max_positional = 1,
+  const cmkd_option table[] = {{.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON array"},
+                               {0}};
+  const cmkd_command command = {.name = "cmkd-cache list",
+                                .summary =
+                                    "Caches under a folder: teacher, data, samples x views, classes, codec, size.",
+                                .usage = "[DIR]",
+                                .options = table,
+                                .max_positional = 1,
                                 .examples = "  cmkd-cache list /data/caches\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, dir, &positionals, &help, err));
   if (help) return CMKD_OK;

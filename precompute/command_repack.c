@@ -13,7 +13,11 @@
 
 #define STRETCH 4096 /* rows compared at a time */
 
-typedef struct damage { double kl1, kl4, largest; uint64_t rows, same_top1; cmkd_agreement agreement; } damage; /* sums over rows */
+typedef struct damage {
+  double kl1, kl4, largest;
+  uint64_t rows, same_top1;
+  cmkd_agreement agreement;
+} damage; /* sums over rows */
 
 static size_t top1(const float *row, size_t C) {
   size_t best = 0;
@@ -25,9 +29,13 @@ static size_t top1(const float *row, size_t C) {
 /* KL(softmax(a/T) || softmax(b/T)) of one row. */
 static double kl(const float *a, const float *b, size_t C, double T) {
   double max_a = a[top1(a, C)], max_b = b[top1(b, C)], sum_a = 0, sum_b = 0, sum = 0;
-  for (size_t c = 0; c < C; c++) { sum_a += exp((a[c] - max_a) / T); sum_b += exp((b[c] - max_b) / T); }
+  for (size_t c = 0; c < C; c++) {
+    sum_a += exp((a[c] - max_a) / T);
+    sum_b += exp((b[c] - max_b) / T);
+  }
   double shift = max_b / T + log(sum_b) - max_a / T - log(sum_a);
-  for (size_t c = 0; c < C; c++) sum += exp((a[c] - max_a) / T) / sum_a * (((double)a[c] - b[c]) / T + shift);
+  for (size_t c = 0; c < C; c++)
+    sum += exp((a[c] - max_a) / T) / sum_a * (((double)a[c] - b[c]) / T + shift);
   return sum > 0 ? sum : 0; /* rounding may leave -1e-17 */
 }
 
@@ -36,7 +44,8 @@ static cmkd_status measure(cmkd_cache *before, cmkd_cache *after, int quiet, dam
   size_t C = info->classes;
   float *a = malloc(2 * STRETCH * C * sizeof *a), *b = a ? a + STRETCH * C : NULL;
   void *scratch = aligned_alloc(64, (cmkd_agreement_scratch(STRETCH, (int64_t)C) + 127) / 64 * 64);
-  cmkd_status status = a && scratch ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory to compare %u rows", STRETCH);
+  cmkd_status status =
+      a && scratch ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory to compare %u rows", STRETCH);
   cmkd_progress progress;
   cmkd_progress_start(&progress, "measure", "rows", info->samples * info->views, 0, quiet);
   for (uint32_t v = 0; v < info->views && status == CMKD_OK; v++)
@@ -49,9 +58,11 @@ static cmkd_status measure(cmkd_cache *before, cmkd_cache *after, int quiet, dam
         d->kl1 += kl(x, y, C, 1);
         d->kl4 += kl(x, y, C, 4);
         d->same_top1 += top1(x, C) == top1(y, C);
-        for (size_t c = 0; c < C; c++) d->largest = fmax(d->largest, fabs((double)x[c] - y[c]));
+        for (size_t c = 0; c < C; c++)
+          d->largest = fmax(d->largest, fabs((double)x[c] - y[c]));
       }
-      if (status == CMKD_OK) status = cmkd_agreement_add(b, a, CMKD_F32, (int64_t)count, (int64_t)C, 2, scratch, &d->agreement, err);
+      if (status == CMKD_OK)
+        status = cmkd_agreement_add(b, a, CMKD_F32, (int64_t)count, (int64_t)C, 2, scratch, &d->agreement, err);
       d->rows += count;
       cmkd_progress_update(&progress, d->rows);
     }
@@ -61,12 +72,16 @@ static cmkd_status measure(cmkd_cache *before, cmkd_cache *after, int quiet, dam
   return status;
 }
 
-static void print(const char *out, const cmkd_cache_info *before, const cmkd_cache_info *after, const damage *d, int json) {
+static void print(const char *out, const cmkd_cache_info *before, const cmkd_cache_info *after, const damage *d,
+                  int json) {
   double n = (double)d->rows, was = (double)before->bytes / n, is = (double)after->bytes / n;
-  double pearson = d->agreement.pearson / n, spearman = d->agreement.spearman / n, agree = 100 * (double)d->same_top1 / n;
+  double pearson = d->agreement.pearson / n, spearman = d->agreement.spearman / n,
+         agree = 100 * (double)d->same_top1 / n;
   if (json) {
-    cmkd_print_json(json_pack("{s:s,s:s,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "cache", out, "codec", after->identity.codec, "rows", (json_int_t)d->rows, "kl_T1", d->kl1 / n, "kl_T4", d->kl4 / n,
-                              "pearson", pearson, "spearman", spearman, "top1_agreement", agree, "largest_difference", d->largest, "bytes_per_row", is, "bytes_per_row_before", was));
+    cmkd_print_json(json_pack("{s:s,s:s,s:I,s:f,s:f,s:f,s:f,s:f,s:f,s:f,s:f}", "cache", out, "codec",
+                              after->identity.codec, "rows", (json_int_t)d->rows, "kl_T1", d->kl1 / n, "kl_T4",
+                              d->kl4 / n, "pearson", pearson, "spearman", spearman, "top1_agreement", agree,
+                              "largest_difference", d->largest, "bytes_per_row", is, "bytes_per_row_before", was));
     return;
   }
   printf("%s: %s -> %s, %" PRIu64 " rows\n", out, before->identity.codec, after->identity.codec, d->rows);
@@ -81,14 +96,32 @@ cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err) {
   int help = 0, positionals = 0, quiet = 0, json = 0, allow_top_k = 0;
   int64_t shard_rows = 0;
   const cmkd_option table[] = {
-    {.name = "--codec", .argument = "NAME", .kind = CMKD_OPT_STRING, .target = &codec_name, .help = "f32, f16, u8sqrt or topk:K [u8sqrt]"},
-    {.name = "--allow-top-k", .kind = CMKD_OPT_FLAG, .target = &allow_top_k, .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
-    {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &shard_rows, .help = "samples a shard [chosen]", .min = 1, .max = INT32_MAX},
-    {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
-    {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
-    {0},
+      {.name = "--codec",
+       .argument = "NAME",
+       .kind = CMKD_OPT_STRING,
+       .target = &codec_name,
+       .help = "f32, f16, u8sqrt or topk:K [u8sqrt]"},
+      {.name = "--allow-top-k",
+       .kind = CMKD_OPT_FLAG,
+       .target = &allow_top_k,
+       .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
+      {.name = "--shard-rows",
+       .argument = "N",
+       .kind = CMKD_OPT_INT,
+       .target = &shard_rows,
+       .help = "samples a shard [chosen]",
+       .min = 1,
+       .max = INT32_MAX},
+      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
+      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
+      {0},
   };
-  const cmkd_command command = {.name = "cmkd-cache repack", .summary = "Writes the rows of IN under another codec and prints the measured damage.", .usage = "IN.h5 OUT.h5 [options]", .options = table, .min_positional = 2, .max_positional = 2,
+  const cmkd_command command = {.name = "cmkd-cache repack",
+                                .summary = "Writes the rows of IN under another codec and prints the measured damage.",
+                                .usage = "IN.h5 OUT.h5 [options]",
+                                .options = table,
+                                .min_positional = 2,
+                                .max_positional = 2,
                                 .examples = "  cmkd-cache repack teacher.h5 small.h5 --codec u8sqrt\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, paths, &positionals, &help, err));
   if (help) return CMKD_OK;
@@ -100,9 +133,18 @@ cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err) {
   uint32_t *position = malloc((size_t)info->samples * sizeof *position);
   cmkd_reshape_view *views = malloc(info->views * sizeof *views);
   cmkd_status status = position && views ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", paths[0]);
-  for (uint32_t i = 0; i < info->samples && position; i++) position[i] = i;
-  for (uint32_t v = 0; v < info->views && views; v++) views[v] = (cmkd_reshape_view){0, v};
-  cmkd_reshape shape = {.out = paths[1], .label = "repack", .inputs = &in, .count = 1, .position = position, .views = views, .quiet = quiet, .allow_top_k = allow_top_k};
+  for (uint32_t i = 0; i < info->samples && position; i++)
+    position[i] = i;
+  for (uint32_t v = 0; v < info->views && views; v++)
+    views[v] = (cmkd_reshape_view){0, v};
+  cmkd_reshape shape = {.out = paths[1],
+                        .label = "repack",
+                        .inputs = &in,
+                        .count = 1,
+                        .position = position,
+                        .views = views,
+                        .quiet = quiet,
+                        .allow_top_k = allow_top_k};
   cmkd_reshape_spec(info, codec_name, &shape.spec);
   shape.spec.shard_rows = (uint32_t)shard_rows;
   damage d = {0};

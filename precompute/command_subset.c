@@ -1,5 +1,5 @@
-/* cmkd-cache subset: some samples, some views. Ids and seeds stay what they were, so a student sees the very same pixels; rows keep all
- * their classes, because a softmax over fewer would be another teacher. */
+/* cmkd-cache subset: some samples, some views. Ids and seeds stay what they were, so a student sees the very same
+ * pixels; rows keep all their classes, because a softmax over fewer would be another teacher. */
 #include <ctype.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -13,23 +13,32 @@ static cmkd_status parse_ranges(const char *text, uint32_t limit, const char *wh
   uint8_t *out = calloc((size_t)limit + 1, 1);
   *flags = out;
   if (!out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u %s", limit, what);
-  if (!text) { memset(out, 1, limit); return CMKD_OK; }
+  if (!text) {
+    memset(out, 1, limit);
+    return CMKD_OK;
+  }
   for (const char *at = text;;) {
     char *end;
-    if (!isdigit((unsigned char)*at)) return cmkd_fail(err, CMKD_ERR_USAGE, "--%s %.60s: wants numbers and ranges, as in 0,4,10-20", what, text);
+    if (!isdigit((unsigned char)*at))
+      return cmkd_fail(err, CMKD_ERR_USAGE, "--%s %.60s: wants numbers and ranges, as in 0,4,10-20", what, text);
     unsigned long long low = strtoull(at, &end, 10), high = low;
     if (*end == '-' && isdigit((unsigned char)end[1])) high = strtoull(end + 1, &end, 10);
-    if (low > high || high >= limit) return cmkd_fail(err, CMKD_ERR_USAGE, "--%s %.60s: the cache has %s 0 to %u", what, text, what, limit - 1);
+    if (low > high || high >= limit)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "--%s %.60s: the cache has %s 0 to %u", what, text, what, limit - 1);
     memset(out + low, 1, (size_t)(high - low + 1));
     if (!*end) return CMKD_OK;
-    if (*end != ',') return cmkd_fail(err, CMKD_ERR_USAGE, "--%s %.60s: wants numbers and ranges, as in 0,4,10-20", what, text);
+    if (*end != ',')
+      return cmkd_fail(err, CMKD_ERR_USAGE, "--%s %.60s: wants numbers and ranges, as in 0,4,10-20", what, text);
     at = end + 1;
   }
 }
 
-typedef struct algorithm { const char *samples, *views, *classes; } algorithm;
+typedef struct algorithm {
+  const char *samples, *views, *classes;
+} algorithm;
 
-static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_t **position, uint64_t *count, cmkd_error *err) {
+static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_t **position, uint64_t *count,
+                                  cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   const uint64_t *ids;
   const int32_t *labels;
@@ -40,16 +49,20 @@ static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_
   uint32_t n = info->identity.dataset_n;
   cmkd_status status = parse_ranges(c->samples, n, "samples", &samples, err);
   if (status == CMKD_OK) status = parse_ranges(c->classes, info->classes, "classes", &classes, err);
-  if (status == CMKD_OK && !(*position = malloc((size_t)info->samples * sizeof **position))) status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  if (status == CMKD_OK && !(*position = malloc((size_t)info->samples * sizeof **position)))
+    status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   for (uint64_t i = 0; i < info->samples && status == CMKD_OK; i++)
-    if (ids[i] < n && samples[ids[i]] && labels[i] >= 0 && (uint32_t)labels[i] < info->classes && classes[labels[i]]) (*position)[(*count)++] = (uint32_t)i;
-  if (status == CMKD_OK && !*count) status = cmkd_fail(err, CMKD_ERR_USAGE, "no sample of the cache is left; widen --samples or --classes");
+    if (ids[i] < n && samples[ids[i]] && labels[i] >= 0 && (uint32_t)labels[i] < info->classes && classes[labels[i]])
+      (*position)[(*count)++] = (uint32_t)i;
+  if (status == CMKD_OK && !*count)
+    status = cmkd_fail(err, CMKD_ERR_USAGE, "no sample of the cache is left; widen --samples or --classes");
   free(samples);
   free(classes);
   return status;
 }
 
-static cmkd_status choose_views(const cmkd_cache_info *info, const algorithm *c, cmkd_reshape *shape, cmkd_reshape_view *views, cmkd_error *err) {
+static cmkd_status choose_views(const cmkd_cache_info *info, const algorithm *c, cmkd_reshape *shape,
+                                cmkd_reshape_view *views, cmkd_error *err) {
   uint8_t *flags;
   cmkd_status status = parse_ranges(c->views, info->views, "views", &flags, err);
   uint32_t count = 0;
@@ -71,17 +84,41 @@ cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   int help = 0, positionals = 0, quiet = 0, json = 0;
   int64_t shard_rows = 0;
   const cmkd_option table[] = {
-    {.name = "--samples", .argument = "LIST", .kind = CMKD_OPT_STRING, .target = &c.samples, .help = "sample ids of the data set, as in 0-9999 [all]"},
-    {.name = "--views", .argument = "LIST", .kind = CMKD_OPT_STRING, .target = &c.views, .help = "as in 0-3,7 [all]"},
-    {.name = "--classes", .argument = "LIST", .kind = CMKD_OPT_STRING, .target = &c.classes, .help = "samples with these labels; rows keep all classes [all]"},
-    {.name = "--codec", .argument = "f32|f16|u8sqrt", .kind = CMKD_OPT_STRING, .target = &codec, .help = "[that of the input]"},
-    {.name = "--shard-rows", .argument = "N", .kind = CMKD_OPT_INT, .target = &shard_rows, .help = "samples a shard [chosen]", .min = 1, .max = INT32_MAX},
-    {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
-    {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
-    {0},
+      {.name = "--samples",
+       .argument = "LIST",
+       .kind = CMKD_OPT_STRING,
+       .target = &c.samples,
+       .help = "sample ids of the data set, as in 0-9999 [all]"},
+      {.name = "--views", .argument = "LIST", .kind = CMKD_OPT_STRING, .target = &c.views, .help = "as in 0-3,7 [all]"},
+      {.name = "--classes",
+       .argument = "LIST",
+       .kind = CMKD_OPT_STRING,
+       .target = &c.classes,
+       .help = "samples with these labels; rows keep all classes [all]"},
+      {.name = "--codec",
+       .argument = "f32|f16|u8sqrt",
+       .kind = CMKD_OPT_STRING,
+       .target = &codec,
+       .help = "[that of the input]"},
+      {.name = "--shard-rows",
+       .argument = "N",
+       .kind = CMKD_OPT_INT,
+       .target = &shard_rows,
+       .help = "samples a shard [chosen]",
+       .min = 1,
+       .max = INT32_MAX},
+      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
+      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
+      {0},
   };
-  const cmkd_command command = {.name = "cmkd-cache subset", .summary = "Writes some samples and views of IN; ids and seeds stay what they were.", .usage = "IN.h5 OUT.h5 [options]", .options = table, .min_positional = 2, .max_positional = 2,
-                                .examples = "  cmkd-cache subset teacher.h5 four.h5 --views 0-3\n  cmkd-cache subset teacher.h5 animals.h5 --classes 2-7\n"};
+  const cmkd_command command = {.name = "cmkd-cache subset",
+                                .summary = "Writes some samples and views of IN; ids and seeds stay what they were.",
+                                .usage = "IN.h5 OUT.h5 [options]",
+                                .options = table,
+                                .min_positional = 2,
+                                .max_positional = 2,
+                                .examples = "  cmkd-cache subset teacher.h5 four.h5 --views 0-3\n  cmkd-cache subset "
+                                            "teacher.h5 animals.h5 --classes 2-7\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, paths, &positionals, &help, err));
   if (help) return CMKD_OK;
   cmkd_cache *in;
@@ -92,7 +129,8 @@ cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   cmkd_reshape shape = {.out = paths[1], .label = "subset", .inputs = &in, .count = 1, .quiet = quiet};
   cmkd_reshape_spec(info, codec, &shape.spec);
   shape.spec.shard_rows = (uint32_t)shard_rows;
-  cmkd_status status = views ? choose_samples(in, &c, &position, &shape.spec.samples, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  cmkd_status status = views ? choose_samples(in, &c, &position, &shape.spec.samples, err)
+                             : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   if (status == CMKD_OK) status = choose_views(info, &c, &shape, views, err);
   shape.position = position;
   if (status == CMKD_OK) status = cmkd_reshape_run(&shape, NULL, err);

@@ -1,5 +1,5 @@
-/* The subcommands of cmkd-cache, one file each. main.c holds the table; a new one is a file and a line there. Each parses its own options
- * (argv[0] is the subcommand), prints its results to stdout and leaves errors to the caller. */
+/* The subcommands of cmkd-cache, one file each. main.c holds the table; a new one is a file and a line there. Each
+ * parses its own options (argv[0] is the subcommand), prints its results to stdout and leaves errors to the caller. */
 #ifndef CMKD_PRECOMPUTE_COMMANDS_H
 #define CMKD_PRECOMPUTE_COMMANDS_H
 #include "cmkd/status.h"

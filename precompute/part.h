@@ -3,9 +3,12 @@
 #define CMKD_PRECOMPUTE_PART_H
 #include "cmkd/status.h"
 
-typedef struct cmkd_part { unsigned index, count; const char *from; } cmkd_part; /* shard k is ours when k % count == index; from: who said so */
+typedef struct cmkd_part {
+  unsigned index, count;
+  const char *from;
+} cmkd_part; /* shard k is ours when k % count == index; from: who said so */
 
-/* text NULL: the launch's rank where there is one of several, else the whole. "auto": that, or the Slurm array task. "I/N": 0/N .. (N-1)/N;
- * N/N means 0/N, so counting from 1 works too. */
+/* text NULL: the launch's rank where there is one of several, else the whole. "auto": that, or the Slurm array task.
+ * "I/N": 0/N .. (N-1)/N; N/N means 0/N, so counting from 1 works too. */
 cmkd_status cmkd_part_find(const char *text, cmkd_part *out, cmkd_error *err);
 #endif

@@ -7,7 +7,8 @@
 enum { SAMPLE = 256 };
 
 /* Logits (count, C) of views spread over the split, in one arithmetic. */
-static cmkd_status sample_logits(const cmkd_precision_wish *w, const char *precision, uint32_t count, float *logits, cmkd_error *err) {
+static cmkd_status sample_logits(const cmkd_precision_wish *w, const char *precision, uint32_t count, float *logits,
+                                 cmkd_error *err) {
   cmkd_backend_options options = w->device;
   cmkd_backend *backend = NULL;
   cmkd_teacher *teacher = NULL;
@@ -28,12 +29,14 @@ static cmkd_status sample_logits(const cmkd_precision_wish *w, const char *preci
 
 static double rms(const float *a, const float *b, size_t n) {
   double sum = 0;
-  for (size_t i = 0; i < n; i++) sum += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
+  for (size_t i = 0; i < n; i++)
+    sum += ((double)a[i] - (double)b[i]) * ((double)a[i] - (double)b[i]);
   return sqrt(sum / (double)n);
 }
 
 /* What encoding and decoding change. */
-static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uint32_t rows, size_t C, double *out, cmkd_error *err) {
+static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uint32_t rows, size_t C, double *out,
+                               cmkd_error *err) {
   const size_t n = rows * C;
   uint8_t *items = malloc(n * 8);
   float *back = malloc(n * sizeof *back);
@@ -42,7 +45,9 @@ static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uin
     const int memory = !items || !back;
     free(items);
     free(back);
-    return memory ? cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u rows", rows) : cmkd_fail(err, CMKD_ERR_VALUE, "codec %s cannot hold the teacher's logits; take --codec f32", codec->name);
+    return memory ? cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u rows", rows)
+                  : cmkd_fail(err, CMKD_ERR_VALUE, "codec %s cannot hold the teacher's logits; take --codec f32",
+                              codec->name);
   }
   codec->encode(logits, rows, C, items, numbers, numbers + SAMPLE);
   cmkd_shuffle(items, items + n * 4, n, codec->item);
@@ -53,12 +58,14 @@ static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uin
   return CMKD_OK;
 }
 
-static cmkd_status measure(const cmkd_precision_wish *w, uint32_t count, float *exact, float *other, cmkd_precision *out, cmkd_error *err) {
+static cmkd_status measure(const cmkd_precision_wish *w, uint32_t count, float *exact, float *other,
+                           cmkd_precision *out, cmkd_error *err) {
   static const char *const fastest_first[] = {"fp16", "tf32", NULL};
   const char *const asked[] = {w->asked, NULL}, *const *candidates = w->asked ? asked : fastest_first;
   const size_t C = (size_t)w->data->classes;
   CMKD_TRY(sample_logits(w, "fp32", count, exact, err));
-  if (!w->codec->thin) CMKD_TRY(codec_error(w->codec, exact, count, C, &out->codec_error, err)); /* what top-k throws away hides nothing */
+  if (!w->codec->thin)
+    CMKD_TRY(codec_error(w->codec, exact, count, C, &out->codec_error, err)); /* what top-k throws away hides nothing */
   for (int i = 0; candidates[i]; i++) {
     CMKD_TRY(sample_logits(w, candidates[i], count, other, err));
     double error = rms(exact, other, count * C);
@@ -72,7 +79,8 @@ static cmkd_status measure(const cmkd_precision_wish *w, uint32_t count, float *
 
 cmkd_status cmkd_precision_choose(const cmkd_precision_wish *w, cmkd_precision *out, cmkd_error *err) {
   *out = (cmkd_precision){w->asked ? w->asked : "fp32", 0, 0};
-  if (strcmp(w->table->name, "cuda") || (w->asked && !strcmp(w->asked, "fp32"))) return CMKD_OK; /* a CPU that was asked for something else says so itself */
+  if (strcmp(w->table->name, "cuda") || (w->asked && !strcmp(w->asked, "fp32")))
+    return CMKD_OK; /* a CPU that was asked for something else says so itself */
   const uint32_t count = w->data->n < SAMPLE ? w->data->n : SAMPLE;
   const size_t numbers = count * (size_t)w->data->classes;
   float *exact = malloc(2 * numbers * sizeof *exact);

@@ -22,7 +22,8 @@ typedef struct job {
 
 static int own_input(const cmkd_reshape *shape, uint64_t i) { return shape->input_of ? shape->input_of[i] : 0; }
 
-static cmkd_status read_stretch(const cmkd_reshape *shape, int input, uint32_t view, uint64_t first, uint32_t count, float *rows, uint64_t *seeds, cmkd_error *err) {
+static cmkd_status read_stretch(const cmkd_reshape *shape, int input, uint32_t view, uint64_t first, uint32_t count,
+                                float *rows, uint64_t *seeds, cmkd_error *err) {
   cmkd_stream *stream;
   CMKD_TRY(cmkd_stream_open(shape->inputs[input], view, shape->position + first, count, NULL, &stream, err));
   cmkd_status status = cmkd_stream_next(stream, count, rows, seeds, err);
@@ -37,16 +38,20 @@ static cmkd_status read_view(job *j, uint32_t v, uint64_t first, uint32_t count,
   const cmkd_reshape_view from = shape->views[v];
   for (uint32_t at = 0, step; at < count; at += step) { /* stretches whose samples live in the same input */
     int input = from.input >= 0 ? from.input : own_input(shape, first + at);
-    for (step = 1; at + step < count && (from.input >= 0 || own_input(shape, first + at + step) == input); step++) {}
+    for (step = 1; at + step < count && (from.input >= 0 || own_input(shape, first + at + step) == input); step++) {
+    }
     CMKD_TRY(read_stretch(shape, input, from.view, first + at, step, j->rows + at * C, j->column + at, err));
   }
   if (!shape->average) return CMKD_OK;
-  for (size_t k = 0; k < count * C; k++) j->sum[k] = j->rows[k];
+  for (size_t k = 0; k < count * C; k++)
+    j->sum[k] = j->rows[k];
   for (int input = 1; input < shape->count; input++) {
     CMKD_TRY(read_stretch(shape, input, from.view, first, count, j->other, NULL, err));
-    for (size_t k = 0; k < count * C; k++) j->sum[k] += j->other[k];
+    for (size_t k = 0; k < count * C; k++)
+      j->sum[k] += j->other[k];
   }
-  for (size_t k = 0; k < count * C; k++) j->rows[k] = (float)(j->sum[k] / shape->count);
+  for (size_t k = 0; k < count * C; k++)
+    j->rows[k] = (float)(j->sum[k] / shape->count);
   return CMKD_OK;
 }
 
@@ -65,10 +70,12 @@ static cmkd_status write_shard(job *j, uint32_t k, cmkd_error *err) {
     j->labels[i] = labels[shape->position[first + i]];
   }
   for (uint32_t v = 0; v < views; v++) {
-    if (cmkd_interrupted()) return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; nothing of it was kept", shape->out);
+    if (cmkd_interrupted())
+      return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; nothing of it was kept", shape->out);
     CMKD_TRY(read_view(j, v, first, count, err));
     CMKD_TRY(cmkd_cache_writer_put(j->writer, v, 0, count, j->rows, shape->spec.classes, err));
-    for (uint32_t i = 0; i < count; i++) j->seeds[(size_t)i * views + v] = j->column[i];
+    for (uint32_t i = 0; i < count; i++)
+      j->seeds[(size_t)i * views + v] = j->column[i];
     cmkd_progress_update(&j->progress, j->done += count);
   }
   CMKD_TRY(cmkd_cache_writer_samples(j->writer, j->ids, j->labels, j->seeds, err));
@@ -87,15 +94,24 @@ static cmkd_status allocate(job *j, cmkd_error *err) {
   j->rows = malloc(cells * sizeof *j->rows);
   j->other = j->shape->average ? malloc(cells * sizeof *j->other) : NULL;
   j->sum = j->shape->average ? malloc(cells * sizeof *j->sum) : NULL;
-  if (j->ids && j->column && j->labels && j->seeds && j->rows && (!j->shape->average || (j->other && j->sum))) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for a shard of %u samples; lower --shard-rows", j->shape->out, n);
+  if (j->ids && j->column && j->labels && j->seeds && j->rows && (!j->shape->average || (j->other && j->sum)))
+    return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for a shard of %u samples; lower --shard-rows", j->shape->out,
+                   n);
 }
 
 static void release(job *j) {
-  free(j->ids); free(j->column); free(j->labels); free(j->seeds); free(j->rows); free(j->other); free(j->sum);
+  free(j->ids);
+  free(j->column);
+  free(j->labels);
+  free(j->seeds);
+  free(j->rows);
+  free(j->other);
+  free(j->sum);
 }
 
-/* Shards say which configuration they hold, not which input they came from: a half-made output must not be taken for a good one. */
+/* Shards say which configuration they hold, not which input they came from: a half-made output must not be taken for a
+ * good one. */
 void cmkd_reshape_remove(const char *out) {
   char *folder = cmkd_cache_folder(out);
   DIR *dir = folder ? opendir(folder) : NULL;
@@ -115,7 +131,8 @@ cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err) {
   char *folder = cmkd_cache_folder(out);
   if (!folder) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", out);
   const char *there = access(out, F_OK) == 0 ? out : access(folder, F_OK) == 0 ? folder : NULL;
-  cmkd_status status = there ? cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists; choose another name or remove it", there) : CMKD_OK;
+  cmkd_status status =
+      there ? cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists; choose another name or remove it", there) : CMKD_OK;
   free(folder);
   return status;
 }
@@ -123,7 +140,10 @@ cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err) {
 cmkd_status cmkd_codec_allowed(const char *codec, int allowed, cmkd_error *err) {
   uint32_t keep = cmkd_codec_keep(codec);
   if (allowed || !keep) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_USAGE, "codec %s keeps %u logits a row and makes one tie of the rest, so rank-based losses such as CMKD refuse the cache; if that is meant, %s", codec, keep, "say --allow-top-k (build, import, repack)");
+  return cmkd_fail(err, CMKD_ERR_USAGE,
+                   "codec %s keeps %u logits a row and makes one tie of the rest, so rank-based losses such as CMKD "
+                   "refuse the cache; if that is meant, %s",
+                   codec, keep, "say --allow-top-k (build, import, repack)");
 }
 
 /* What a top-k cache dropped does not come back: its rows must not pass for whole ones. */
@@ -134,9 +154,14 @@ static cmkd_status check_top_k(const cmkd_reshape *shape, cmkd_error *err) {
     const cmkd_cache_info *info = cmkd_cache_get_info(shape->inputs[i]);
     if (info->kept == info->classes) continue;
     thinned++;
-    if (shape->average) return cmkd_fail(err, CMKD_ERR_MISMATCH, "input %d keeps %u of %u logits a row (%s); an average needs whole rows", i + 1, info->kept, info->classes, info->identity.codec);
+    if (shape->average)
+      return cmkd_fail(err, CMKD_ERR_MISMATCH, "input %d keeps %u of %u logits a row (%s); an average needs whole rows",
+                       i + 1, info->kept, info->classes, info->identity.codec);
     if (strcmp(info->identity.codec, codec) != 0)
-      return cmkd_fail(err, CMKD_ERR_MISMATCH, "input %d keeps %u of %u logits a row and codec %s would hide that; what is made of it stays --codec %s", i + 1, info->kept, info->classes, codec, info->identity.codec);
+      return cmkd_fail(
+          err, CMKD_ERR_MISMATCH,
+          "input %d keeps %u of %u logits a row and codec %s would hide that; what is made of it stays --codec %s",
+          i + 1, info->kept, info->classes, codec, info->identity.codec);
   }
   return cmkd_codec_allowed(codec, thinned == shape->count || shape->allow_top_k, err);
 }
@@ -151,7 +176,8 @@ cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats
   for (uint32_t k = 0; k < cmkd_cache_writer_shards(j.writer) && status == CMKD_OK; k++) {
     cmkd_shard_state state;
     status = cmkd_cache_writer_begin(j.writer, k, &state, err);
-    if (status == CMKD_OK && state != CMKD_SHARD_NEEDED) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: another process writes it; choose another name", shape->out);
+    if (status == CMKD_OK && state != CMKD_SHARD_NEEDED)
+      status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: another process writes it; choose another name", shape->out);
     if (status == CMKD_OK) status = write_shard(&j, k, err);
   }
   if (status == CMKD_OK) status = cmkd_cache_writer_finish(j.writer, err);
@@ -187,10 +213,12 @@ cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   double per_row = (double)info->bytes / ((double)info->samples * info->views);
   if (json)
-    cmkd_print_json(json_pack("{s:s,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", out, "samples", (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes,
-                              "bytes", (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->sha256));
+    cmkd_print_json(json_pack("{s:s,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", out, "samples", (json_int_t)info->samples,
+                              "views", (int)info->views, "classes", (int)info->classes, "bytes",
+                              (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->sha256));
   else
-    printf("%s: %" PRIu64 " samples x %u views x %u classes, %" PRIu64 " bytes, %.1f a row, sha256 %.16s\n", out, info->samples, info->views, info->classes, info->bytes, per_row, info->sha256);
+    printf("%s: %" PRIu64 " samples x %u views x %u classes, %" PRIu64 " bytes, %.1f a row, sha256 %.16s\n", out,
+           info->samples, info->views, info->classes, info->bytes, per_row, info->sha256);
   cmkd_cache_close(cache);
   return CMKD_OK;
 }
@@ -206,5 +234,6 @@ cmkd_status cmkd_open_all(const char *const *paths, int count, cmkd_cache **cach
 }
 
 void cmkd_close_all(cmkd_cache **caches, int count) {
-  for (int i = 0; i < count; i++) cmkd_cache_close(caches[i]);
+  for (int i = 0; i < count; i++)
+    cmkd_cache_close(caches[i]);
 }

@@ -1,29 +1,34 @@
-/* One cache made of rows of others: the engine behind repack, merge and subset. A shape says, for every sample and view of the output,
- * which input it comes from. Memory holds one shard. Will not do: run a teacher, or judge whether inputs belong together. */
+/* One cache made of rows of others: the engine behind repack, merge and subset. A shape says, for every sample and view
+ * of the output, which input it comes from. Memory holds one shard. Will not do: run a teacher, or judge whether inputs
+ * belong together. */
 #ifndef CMKD_PRECOMPUTE_RESHAPE_H
 #define CMKD_PRECOMPUTE_RESHAPE_H
 #include <jansson.h>
 #include "cmkd/cache.h"
 #include "formats/cache/write.h"
 
-typedef struct cmkd_reshape_view { int input; uint32_t view; } cmkd_reshape_view; /* input -1: the sample's own */
+typedef struct cmkd_reshape_view {
+  int input;
+  uint32_t view;
+} cmkd_reshape_view; /* input -1: the sample's own */
 
 typedef struct cmkd_reshape {
-  const char *out, *label;          /* label: of the progress bar */
-  cmkd_cache_spec spec;             /* shape, identity and codec of the output */
-  cmkd_cache *const *inputs;        /* (count) open caches, borrowed */
+  const char *out, *label;   /* label: of the progress bar */
+  cmkd_cache_spec spec;      /* shape, identity and codec of the output */
+  cmkd_cache *const *inputs; /* (count) open caches, borrowed */
   int count;
-  const int *input_of;              /* (samples) whose ids, labels and (view.input -1) rows; NULL: input 0 */
-  const uint32_t *position;         /* (samples) place in that input; views of other inputs are read at the same place */
-  const cmkd_reshape_view *views;   /* (spec.views) */
-  int average;                      /* every row is the mean over all inputs, in input order, in double */
-  int quiet, allow_top_k;           /* allow_top_k: rows may be thinned */
+  const int *input_of;            /* (samples) whose ids, labels and (view.input -1) rows; NULL: input 0 */
+  const uint32_t *position;       /* (samples) place in that input; views of other inputs are read at the same place */
+  const cmkd_reshape_view *views; /* (spec.views) */
+  int average;                    /* every row is the mean over all inputs, in input order, in double */
+  int quiet, allow_top_k;         /* allow_top_k: rows may be thinned */
 } cmkd_reshape;
 
 /* Writes the output. It must not exist, nor its folder of shards; after a failure or Ctrl-C nothing of it is left. */
 cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats, cmkd_error *err);
 
-/* The two halves of that rule, for other writers: CMKD_ERR_MISMATCH when OUT or its folder exists; removes OUT and its shards. */
+/* The two halves of that rule, for other writers: CMKD_ERR_MISMATCH when OUT or its folder exists; removes OUT and its
+ * shards. */
 cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err);
 void cmkd_reshape_remove(const char *out);
 

@@ -9,7 +9,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk};
   if (size < 3) return 0;
   const cmkd_codec *codec = codecs[data[0] % 4];
-  size_t rows = (size_t)data[1] % 64 + 1, classes = (size_t)data[2] % 64 + 1, raw = rows * classes * (size_t)codec->item;
+  size_t rows = (size_t)data[1] % 64 + 1, classes = (size_t)data[2] % 64 + 1,
+         raw = rows * classes * (size_t)codec->item;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
   uint8_t *out = malloc(raw); /* exact, so that AddressSanitizer sees a byte too many */
   float *floats = malloc(rows * classes * sizeof *floats);

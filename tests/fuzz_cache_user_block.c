@@ -1,4 +1,5 @@
-/* User blocks: the first byte chooses between a whole block, the JSON of a shard and that of a master (hashes would stop a fuzzer). */
+/* User blocks: the first byte chooses between a whole block, the JSON of a shard and that of a master (hashes would
+ * stop a fuzzer). */
 #include "formats/cache/user_block.h"
 #include "formats/cache/meta.h"
 
@@ -12,11 +13,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (size == 0) return 0;
   int kind = data[0] % 3;
   data++, size--;
-  if (kind == 0) return cmkd_user_block_parse(data, size, size, "fuzz", &block, &err) == CMKD_OK && block.json_size > size;
+  if (kind == 0)
+    return cmkd_user_block_parse(data, size, size, "fuzz", &block, &err) == CMKD_OK && block.json_size > size;
   if (kind == 1 && cmkd_shard_json_parse((const char *)data, size, size * 16, "fuzz", &head, &shard, &err) == CMKD_OK) {
     cmkd_cache_head_free(&head);
     cmkd_shard_meta_free(&shard);
   }
-  if (kind == 2 && cmkd_master_json_parse((const char *)data, size, size * 2, "fuzz", &master, &err) == CMKD_OK) cmkd_master_meta_free(&master);
+  if (kind == 2 && cmkd_master_json_parse((const char *)data, size, size * 2, "fuzz", &master, &err) == CMKD_OK)
+    cmkd_master_meta_free(&master);
   return 0;
 }

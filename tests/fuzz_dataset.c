@@ -16,6 +16,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     return idx.data + items != data + size; /* exactly the file */
   }
   size_t record = CMKD_CIFAR_PIXELS + (kind == 2 ? 1 : 2), count = size / record;
-  cmkd_cifar_decode(data, count < 4 ? (uint32_t)count : 4, 0, "fuzz", kind == 2 ? 0 : 20, kind == 2 ? 10 : 100, pixels, labels, &err);
+  cmkd_cifar_decode(data, count < 4 ? (uint32_t)count : 4, 0, "fuzz", kind == 2 ? 0 : 20, kind == 2 ? 10 : 100, pixels,
+                    labels, &err);
   return 0;
 }

@@ -43,7 +43,8 @@ static void unpack(const uint8_t *data, size_t size) {
   const bench_packing packing = {graph, &start, 0.05, 5e-4, 1, 16};
   const size_t needed = bench_packed_size(&packing);
   uint8_t *packed = malloc(needed);
-  for (size_t i = 0; packed && i < needed; i++) packed[i] = data[i % size];
+  for (size_t i = 0; packed && i < needed; i++)
+    packed[i] = data[i % size];
   if (packed && bench_answers_create(graph, 1, &answers, &err) == CMKD_OK) {
     (void)bench_answers_unpack(&packing, packed, &answers, &err);
     bench_answers_free(&answers);

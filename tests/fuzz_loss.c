@@ -1,5 +1,5 @@
-/* Arbitrary bytes as a loss expression, and arbitrary bit patterns as logits and labels: nothing crashes or reads out of bounds, the full
- * text means the same loss, cpu and ref agree about which row is bad. */
+/* Arbitrary bytes as a loss expression, and arbitrary bit patterns as logits and labels: nothing crashes or reads out
+ * of bounds, the full text means the same loss, cpu and ref agree about which row is bad. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,17 +25,28 @@ static void evaluate(const cmkd_loss *loss, const uint8_t *data, size_t size) {
   size_t scratch_size = cmkd_loss_scratch(loss, "cpu", B, C);
   void *scratch = NULL;
   if (!grad || posix_memalign(&scratch, 64, scratch_size) != 0) abort();
-  cmkd_loss_batch b = {.batch = B, .classes = C, .student = part[0], .teacher = part[1], .teacher_dtype = dtype, .labels = part[2], .grad = grad, .epoch = 3, .entropy_mean = NAN};
+  cmkd_loss_batch b = {.batch = B,
+                       .classes = C,
+                       .student = part[0],
+                       .teacher = part[1],
+                       .teacher_dtype = dtype,
+                       .labels = part[2],
+                       .grad = grad,
+                       .epoch = 3,
+                       .entropy_mean = NAN};
   cmkd_loss_result cpu, ref;
   cmkd_error err;
-  cmkd_status a = cmkd_loss_eval(loss, "cpu", &b, scratch, &cpu, &err), c = cmkd_loss_eval(loss, "ref", &b, NULL, &ref, &err);
+  cmkd_status a = cmkd_loss_eval(loss, "cpu", &b, scratch, &cpu, &err),
+              c = cmkd_loss_eval(loss, "ref", &b, NULL, &ref, &err);
   if (a != c || cpu.bad_row != ref.bad_row) abort();
   cmkd_agreement sums = {0};
   free(scratch);
   if (posix_memalign(&scratch, 64, cmkd_agreement_scratch(B, C)) != 0) abort();
   cmkd_agreement_add(part[0], part[1], dtype, B, C, 2, scratch, &sums, &err);
-  free(scratch); free(grad);
-  for (int i = 0; i < 3; i++) free(part[i]);
+  free(scratch);
+  free(grad);
+  for (int i = 0; i < 3; i++)
+    free(part[i]);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -47,7 +58,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   text[length] = 0;
   cmkd_loss *loss, *again;
   if (cmkd_loss_parse(text, (cmkd_loss_family)(size & 1), &loss, NULL) == CMKD_OK) {
-    if (cmkd_loss_parse(cmkd_loss_text(loss), CMKD_LOSS_CIFAR, &again, NULL) != CMKD_OK || strcmp(cmkd_loss_text(loss), cmkd_loss_text(again))) abort();
+    if (cmkd_loss_parse(cmkd_loss_text(loss), CMKD_LOSS_CIFAR, &again, NULL) != CMKD_OK ||
+        strcmp(cmkd_loss_text(loss), cmkd_loss_text(again)))
+      abort();
     cmkd_loss_free(again);
     cmkd_loss_free(loss);
   }

@@ -6,8 +6,11 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static const char head[] = "\x80\2\x8a\nl\xfc\x9c\x46\xf9 j\xa8P\x19.\x80\2M\xe9\3.\x80\2}(X\r\0\0\0little_endian\x88u.";
-  static const char tail[] = "\x80\2]X\1\0\0\0000a." "\4\0\0\0\0\0\0\0" "\0\0\0\0\0\0\200?\0\0\0@\0\0@@";
+  static const char head[] =
+      "\x80\2\x8a\nl\xfc\x9c\x46\xf9 j\xa8P\x19.\x80\2M\xe9\3.\x80\2}(X\r\0\0\0little_endian\x88u.";
+  static const char tail[] = "\x80\2]X\1\0\0\0000a."
+                             "\4\0\0\0\0\0\0\0"
+                             "\0\0\0\0\0\0\200?\0\0\0@\0\0@@";
   cmkd_error err;
   cmkd_pickle *p;
   cmkd_weights *w;
@@ -20,7 +23,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   memcpy(file, head, sizeof head - 1);
   memcpy(file + sizeof head - 1, data, used);
   memcpy(file + sizeof head - 1 + used, tail, sizeof tail - 1);
-  if (cmkd_weights_parse(file, sizeof head - 1 + used + sizeof tail - 1, "fuzz", &w, &err) == CMKD_OK) cmkd_weights_free(w);
+  if (cmkd_weights_parse(file, sizeof head - 1 + used + sizeof tail - 1, "fuzz", &w, &err) == CMKD_OK)
+    cmkd_weights_free(w);
   free(file);
   return 0;
 }

@@ -44,14 +44,20 @@ const char *scratch_dir(void) {
   const char *tmp = getenv("TMPDIR");
   if (!scratch[0]) {
     snprintf(scratch, sizeof scratch, "%s/cmkd-test-XXXXXX", tmp ? tmp : "/tmp");
-    if (!mkdtemp(scratch)) { perror(scratch); abort(); }
+    if (!mkdtemp(scratch)) {
+      perror(scratch);
+      abort();
+    }
     atexit(remove_scratch);
   }
   static char dir[8][1100];
   static int next;
   char *out = dir[next % 8];
   snprintf(out, 1100, "%s/%d", scratch, next++);
-  if (mkdir(out, 0777) != 0) { perror(out); abort(); }
+  if (mkdir(out, 0777) != 0) {
+    perror(out);
+    abort();
+  }
   return out;
 }
 
@@ -68,7 +74,8 @@ int run_command(const char **output, const char *format, ...) {
   FILE *pipe = popen(command, "r");
   if (!pipe) abort();
   size_t size = fread(text, 1, sizeof text - 1, pipe);
-  while (fgetc(pipe) != EOF) {}
+  while (fgetc(pipe) != EOF) {
+  }
   text[size] = 0;
   int status = pclose(pipe);
   if (output) *output = text;

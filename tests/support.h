@@ -11,16 +11,20 @@
 #include <cmocka.h>
 #include "cmkd/status.h"
 
-/* "<shared>/name" in a static buffer, or NULL after printing "SKIP ..." when it is not there. $CMKD_SHARED or ../shared. */
+/* "<shared>/name" in a static buffer, or NULL after printing "SKIP ..." when it is not there. $CMKD_SHARED or
+ * ../shared. */
 const char *shared_path(const char *name);
-/* Folder of the unpacked CIFAR set ("cifar-10", "cifar-100"), unpacked once under the build folder; NULL after a SKIP line. */
+/* Folder of the unpacked CIFAR set ("cifar-10", "cifar-100"), unpacked once under the build folder; NULL after a SKIP
+ * line. */
 const char *shared_cifar(const char *name);
 /* A fresh empty folder for this test under $TMPDIR; removed at exit. */
 const char *scratch_dir(void);
-/* Runs a shell command; returns its exit status, output (stdout and stderr) into a static buffer. $CMKD_BUILD holds the programs. */
+/* Runs a shell command; returns its exit status, output (stdout and stderr) into a static buffer. $CMKD_BUILD holds the
+ * programs. */
 int run_command(const char **output, const char *format, ...) CMKD_PRINTF(2, 3);
 
-#define assert_ok(expression) do { \
+#define assert_ok(expression) \
+  do { \
     if ((expression) != CMKD_OK) fail_msg("%s: %s", #expression, err.message); \
   } while (0)
 #endif

@@ -10,13 +10,22 @@ data make_data(int h, int w, int c) {
   cmkd_rng rng = cmkd_rng_start(7, CMKD_STREAM_TEST, 1);
   d.pixels = malloc((size_t)IMAGES * (size_t)(h * w * c));
   d.teacher = malloc(sizeof(float) * 64 * CLASSES);
-  for (int i = 0; i < IMAGES * h * w * c; i++) d.pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
-  for (int i = 0; i < IMAGES; i++) d.labels[i] = (int32_t)cmkd_rng_below(&rng, CLASSES);
-  for (int i = 0; i < 64; i++) { d.rows[i] = cmkd_rng_below(&rng, IMAGES); d.seeds[i] = cmkd_rng_u64(&rng); }
-  for (int i = 0; i < 64 * CLASSES; i++) d.teacher[i] = (float)cmkd_rng_normal(&rng);
+  for (int i = 0; i < IMAGES * h * w * c; i++)
+    d.pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
+  for (int i = 0; i < IMAGES; i++)
+    d.labels[i] = (int32_t)cmkd_rng_below(&rng, CLASSES);
+  for (int i = 0; i < 64; i++) {
+    d.rows[i] = cmkd_rng_below(&rng, IMAGES);
+    d.seeds[i] = cmkd_rng_u64(&rng);
+  }
+  for (int i = 0; i < 64 * CLASSES; i++)
+    d.teacher[i] = (float)cmkd_rng_normal(&rng);
   return d;
 }
-void free_data(data *d) { free(d->pixels); free(d->teacher); }
+void free_data(data *d) {
+  free(d->pixels);
+  free(d->teacher);
+}
 
 static cmkd_graph *built(net_builder *b, int x) {
   cmkd_graph *graph = NULL;
@@ -72,7 +81,8 @@ cmkd_graph *net_preact(void) {
   int x = net_conv(&b, "c0", 0, 16, 3, 1, 1);
   for (int i = 0; i < 2; i++) {
     net_scope(&b, "b%d.", i);
-    int out = i ? 24 : 16, y = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU), shortcut = i ? net_conv(&b, "s", y, out, 1, 2, 0) : x;
+    int out = i ? 24 : 16, y = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU),
+        shortcut = i ? net_conv(&b, "s", y, out, 1, 2, 0) : x;
     y = net_norm(&b, "n2", net_conv(&b, "c1", y, out, 3, i + 1, 1), -1, CMKD_ACT_RELU);
     x = net_add(&b, net_conv(&b, "c2", y, out, 3, 1, 1), shortcut, CMKD_ACT_NONE);
   }
@@ -80,7 +90,7 @@ cmkd_graph *net_preact(void) {
   return built(&b, net_norm(&b, "last", x, -1, CMKD_ACT_RELU));
 }
 
-/* ---- the two sides ------------------------------------------------------------------------------------------------------- */
+/* ---- the two sides ---- */
 
 cmkd_loss *loss_of(const char *text) {
   cmkd_loss *loss = NULL;
@@ -88,10 +98,20 @@ cmkd_loss *loss_of(const char *text) {
   return loss;
 }
 
-side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph, const data *d, const cmkd_loss *loss, int batch, int nesterov) {
+side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph,
+               const data *d, const cmkd_loss *loss, int batch, int nesterov) {
   side s = {.table = table};
-  cmkd_model_config config = {.graph = graph, .batch = batch, .train = loss != NULL, .mean = {0.5f, 0.45f, 0.4f}, .std = {0.25f, 0.3f, 0.2f}, .policy = CMKD_AUGMENT_CROP_FLIP,
-                              .loss = loss, .momentum = 0.9f, .weight_decay = 5e-4f, .nesterov = nesterov, .kappa = 2};
+  cmkd_model_config config = {.graph = graph,
+                              .batch = batch,
+                              .train = loss != NULL,
+                              .mean = {0.5f, 0.45f, 0.4f},
+                              .std = {0.25f, 0.3f, 0.2f},
+                              .policy = CMKD_AUGMENT_CROP_FLIP,
+                              .loss = loss,
+                              .momentum = 0.9f,
+                              .weight_decay = 5e-4f,
+                              .nesterov = nesterov,
+                              .kappa = 2};
   assert_ok(table->open(&(cmkd_backend_options){.threads = threads, .precision = precision}, &s.backend, &err));
   assert_ok(table->images_create(s.backend, d->pixels, d->labels, IMAGES, d->h, d->w, d->c, &s.images, &err));
   assert_ok(table->model_create(s.backend, &config, &s.model, &err));
@@ -111,8 +131,11 @@ cmkd_params start_params(const cmkd_graph *graph) {
   for (int i = 0; i < graph->params; i++)
     for (int64_t j = 0; j < graph->param[i].count; j++)
       switch (graph->param[i].kind) {
-      case CMKD_PARAM_SCALE: case CMKD_PARAM_VAR: p.value[i][j] = 0.5f + (float)cmkd_rng_uniform(&rng); break;
-      case CMKD_PARAM_SHIFT: case CMKD_PARAM_BIAS: case CMKD_PARAM_MEAN: p.value[i][j] = 0.3f * (float)cmkd_rng_normal(&rng); break;
+      case CMKD_PARAM_SCALE:
+      case CMKD_PARAM_VAR: p.value[i][j] = 0.5f + (float)cmkd_rng_uniform(&rng); break;
+      case CMKD_PARAM_SHIFT:
+      case CMKD_PARAM_BIAS:
+      case CMKD_PARAM_MEAN: p.value[i][j] = 0.3f * (float)cmkd_rng_normal(&rng); break;
       default: break;
       }
   return p;
@@ -120,32 +143,45 @@ cmkd_params start_params(const cmkd_graph *graph) {
 
 double distance(const float *a, const float *b, int64_t n, double floor) {
   double d = 0, norm = 0;
-  for (int64_t i = 0; i < n; i++) { d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]); norm += (double)b[i] * b[i]; }
+  for (int64_t i = 0; i < n; i++) {
+    d += ((double)a[i] - b[i]) * ((double)a[i] - b[i]);
+    norm += (double)b[i] * b[i];
+  }
   return sqrt(d) / (sqrt(norm) + floor);
 }
 
-void compare_params(const cmkd_graph *graph, const cmkd_params *a, const cmkd_params *b, double floor, double limit, const char *what) {
+void compare_params(const cmkd_graph *graph, const cmkd_params *a, const cmkd_params *b, double floor, double limit,
+                    const char *what) {
   for (int i = 0; i < graph->params; i++) {
     double d = distance(a->value[i], b->value[i], graph->param[i].count, floor);
-    if (!(d <= limit)) fail_msg("%s: %s of `%s` is off by %g (limit %g)", graph->arch, what, graph->param[i].name, d, limit);
+    if (!(d <= limit))
+      fail_msg("%s: %s of `%s` is off by %g (limit %g)", graph->arch, what, graph->param[i].name, d, limit);
   }
 }
 
 cmkd_step step_of(const data *d, int first, int count, double lr) {
-  return (cmkd_step){.count = count, .rows = d->rows + first, .seeds = d->seeds + first, .teacher = d->teacher + first * CLASSES, .lr = lr, .epoch = 3};
+  return (cmkd_step){.count = count,
+                     .rows = d->rows + first,
+                     .seeds = d->seeds + first,
+                     .teacher = d->teacher + first * CLASSES,
+                     .lr = lr,
+                     .epoch = 3};
 }
 
 void close_to(double a, double b, double limit, const char *what, const char *arch) {
   if (!(fabs(a - b) <= limit * (1 + fabs(b)))) fail_msg("%s: %s is %.9g, not %.9g", arch, what, a, b);
 }
 
-void infers_as_the_reference(const cmkd_backend_table *table, int threads, const char *precision, network *make, double limit) {
+void infers_as_the_reference(const cmkd_backend_table *table, int threads, const char *precision, network *make,
+                             double limit) {
   cmkd_graph *graph = make();
   data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
   cmkd_params start = start_params(graph);
   int width = graph->tensor[graph->features].c;
-  side a = open_side(table, threads, precision, graph, &d, NULL, 8, 0), b = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 8, 0);
-  float x[11 * CLASSES], y[11 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(11 * width)), *fy = malloc(sizeof(float) * (size_t)(11 * width));
+  side a = open_side(table, threads, precision, graph, &d, NULL, 8, 0),
+       b = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 8, 0);
+  float x[11 * CLASSES], y[11 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(11 * width)),
+                                          *fy = malloc(sizeof(float) * (size_t)(11 * width));
   cmkd_step steps[] = {step_of(&d, 0, 7, 0), step_of(&d, 7, 4, 0)};
   steps[1].seeds = NULL; /* clean */
   assert_ok(a.table->upload(a.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
@@ -171,14 +207,18 @@ void rows_stand_alone(const cmkd_backend_table *table, int threads) {
   float first[ROWS * CLASSES], second[ROWS * CLASSES];
   uint32_t rows[ROWS];
   uint64_t seeds[ROWS];
-  for (int i = 0; i < ROWS; i++) { rows[i] = d.rows[(i * 5 + 3) % ROWS]; seeds[i] = d.seeds[(i * 5 + 3) % ROWS]; }
+  for (int i = 0; i < ROWS; i++) {
+    rows[i] = d.rows[(i * 5 + 3) % ROWS];
+    seeds[i] = d.seeds[(i * 5 + 3) % ROWS];
+  }
   for (int t = 1; t <= threads; t++) {
     side s = open_side(table, t, NULL, graph, &d, NULL, ROWS, 0);
     cmkd_step a = step_of(&d, 0, ROWS, 0), b = {.count = ROWS, .rows = rows, .seeds = seeds};
     assert_ok(table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
     if (t == 1) assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &a, 1, first, NULL, &err));
     assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &b, 1, second, NULL, &err));
-    for (int i = 0; i < ROWS; i++) assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % ROWS * CLASSES, sizeof(float) * CLASSES);
+    for (int i = 0; i < ROWS; i++)
+      assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % ROWS * CLASSES, sizeof(float) * CLASSES);
     close_side(&s);
   }
   cmkd_params_free(&start);

@@ -1,4 +1,5 @@
-/* What tests of a backend share: small networks that use every operation, made-up images, a backend opened on them, and comparisons. */
+/* What tests of a backend share: small networks that use every operation, made-up images, a backend opened on them, and
+ * comparisons. */
 #ifndef CMKD_TESTS_SUPPORT_BACKEND_H
 #define CMKD_TESTS_SUPPORT_BACKEND_H
 #include "kernels/backend.h"
@@ -6,7 +7,14 @@
 #include "tests/support.h"
 
 enum { IMAGES = 24, CLASSES = 11 };
-typedef struct data { int h, w, c; uint8_t *pixels; int32_t labels[IMAGES]; uint32_t rows[64]; uint64_t seeds[64]; float *teacher; } data;
+typedef struct data {
+  int h, w, c;
+  uint8_t *pixels;
+  int32_t labels[IMAGES];
+  uint32_t rows[64];
+  uint64_t seeds[64];
+  float *teacher;
+} data;
 data make_data(int h, int w, int c);
 void free_data(data *d);
 
@@ -16,21 +24,31 @@ network net_mixed;   /* pools, biases, relu6, all channel moves, a kernel larger
 network net_grouped; /* grouped and depthwise convolutions at both strides, channel counts that fit no vector */
 network net_preact;  /* pre-activation: a norm reads a sum that others read too; its output goes two ways */
 
-typedef struct side { const cmkd_backend_table *table; cmkd_backend *backend; cmkd_be_images *images; cmkd_be_model *model; } side;
+typedef struct side {
+  const cmkd_backend_table *table;
+  cmkd_backend *backend;
+  cmkd_be_images *images;
+  cmkd_be_model *model;
+} side;
 cmkd_loss *loss_of(const char *text);
 /* loss NULL: inference. precision NULL: the backend's own. */
-side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph, const data *d, const cmkd_loss *loss, int batch, int nesterov);
+side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph,
+               const data *d, const cmkd_loss *loss, int batch, int nesterov);
 void close_side(side *s);
 cmkd_params start_params(const cmkd_graph *graph);
 cmkd_step step_of(const data *d, int first, int count, double lr);
 
-/* Inference alone on a partial batch and a smaller one: logits and features within `limit` of the reference, which does not fold. */
-void infers_as_the_reference(const cmkd_backend_table *table, int threads, const char *precision, network *make, double limit);
-/* A row's logits are the same bits wherever it sits, whoever sits beside it, and for every number of threads up to `threads`. */
+/* Inference alone on a partial batch and a smaller one: logits and features within `limit` of the reference, which does
+ * not fold. */
+void infers_as_the_reference(const cmkd_backend_table *table, int threads, const char *precision, network *make,
+                             double limit);
+/* A row's logits are the same bits wherever it sits, whoever sits beside it, and for every number of threads up to
+ * `threads`. */
 void rows_stand_alone(const cmkd_backend_table *table, int threads);
 
 /* |a - b| / (|b| + floor) over a whole parameter; `floor` keeps numbers that are all but zero from counting */
 double distance(const float *a, const float *b, int64_t n, double floor);
-void compare_params(const cmkd_graph *graph, const cmkd_params *a, const cmkd_params *b, double floor, double limit, const char *what);
+void compare_params(const cmkd_graph *graph, const cmkd_params *a, const cmkd_params *b, double floor, double limit,
+                    const char *what);
 void close_to(double a, double b, double limit, const char *what, const char *arch);
 #endif

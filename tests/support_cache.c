@@ -9,11 +9,16 @@
 
 void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *row) {
   cmkd_rng rng = cmkd_rng_start(s->seed, CMKD_STREAM_TEST, sample * 65536 + view);
-  for (uint32_t c = 0; c < s->classes; c++) row[c] = (float)(2.5 * cmkd_rng_normal(&rng));
+  for (uint32_t c = 0; c < s->classes; c++)
+    row[c] = (float)(2.5 * cmkd_rng_normal(&rng));
   row[synthetic_label(s, sample)] += 8;
 }
-uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view) { return cmkd_view_seed(s->seed, sample, view, CMKD_AUGMENT_CROP_FLIP, 0); }
-int32_t synthetic_label(const synthetic *s, uint64_t sample) { return (int32_t)((sample * 2654435761u >> 7) % s->classes); }
+uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view) {
+  return cmkd_view_seed(s->seed, sample, view, CMKD_AUGMENT_CROP_FLIP, 0);
+}
+int32_t synthetic_label(const synthetic *s, uint64_t sample) {
+  return (int32_t)((sample * 2654435761u >> 7) % s->classes);
+}
 
 static void write_idx(const char *dir, const char *name, const uint32_t *dims, int count, const uint8_t *data) {
   char path[1300];
@@ -23,7 +28,9 @@ static void write_idx(const char *dir, const char *name, const uint32_t *dims, i
   if (!file) abort();
   fwrite((const uint8_t[]){0, 0, 8, (uint8_t)count}, 1, 4, file);
   for (int i = 0; i < count; i++) {
-    fwrite((const uint8_t[]){(uint8_t)(dims[i] >> 24), (uint8_t)(dims[i] >> 16), (uint8_t)(dims[i] >> 8), (uint8_t)dims[i]}, 1, 4, file);
+    fwrite((const uint8_t[]){(uint8_t)(dims[i] >> 24), (uint8_t)(dims[i] >> 16), (uint8_t)(dims[i] >> 8),
+                             (uint8_t)dims[i]},
+           1, 4, file);
     size *= dims[i];
   }
   if (fwrite(data, 1, size, file) != size || fclose(file) != 0) abort();
@@ -34,8 +41,10 @@ void synthetic_images(const synthetic *s, const char *dir, uint32_t side) {
   uint8_t *images = malloc(pixels), *labels = malloc(s->samples);
   if (!images || !labels) abort();
   cmkd_rng rng = cmkd_rng_start(s->seed, CMKD_STREAM_TEST, 7);
-  for (size_t i = 0; i < pixels; i++) images[i] = (uint8_t)cmkd_rng_u32(&rng);
-  for (uint32_t i = 0; i < s->samples; i++) labels[i] = (uint8_t)synthetic_label(s, i);
+  for (size_t i = 0; i < pixels; i++)
+    images[i] = (uint8_t)cmkd_rng_u32(&rng);
+  for (uint32_t i = 0; i < s->samples; i++)
+    labels[i] = (uint8_t)synthetic_label(s, i);
   write_idx(dir, "train-images-idx3-ubyte", (const uint32_t[]){s->samples, side, side}, 3, images);
   write_idx(dir, "train-labels-idx1-ubyte", &s->samples, 1, labels);
   free(images);
@@ -57,7 +66,10 @@ void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec) {
   strcpy(id->rng_version, CMKD_RNG_VERSION);
   strcpy(id->tool_version, "test");
   snprintf(id->codec, sizeof id->codec, "%s", s->codec);
-  for (int c = 0; c < 3; c++) { id->mean[c] = 0.5f + (float)c / 30; id->std[c] = 0.25f; }
+  for (int c = 0; c < 3; c++) {
+    id->mean[c] = 0.5f + (float)c / 30;
+    id->std[c] = 0.25f;
+  }
   id->channels = 3;
   id->teacher_batch = 128;
   id->dataset_n = s->samples;
@@ -83,7 +95,8 @@ static cmkd_status build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_
   for (uint32_t i = 0; i < n; i++) {
     ids[i] = first + i;
     labels[i] = synthetic_label(s, first + i);
-    for (uint32_t v = 0; v < s->views; v++) seeds[(size_t)i * s->views + v] = synthetic_seed(s, first + i, v);
+    for (uint32_t v = 0; v < s->views; v++)
+      seeds[(size_t)i * s->views + v] = synthetic_seed(s, first + i, v);
   }
   cmkd_status status = cmkd_cache_writer_samples(w, ids, labels, seeds, err);
   for (uint32_t i = 0; i < n && status == CMKD_OK; i++)

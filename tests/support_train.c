@@ -4,7 +4,8 @@
 #include "base/rng.h"
 
 static void put_be32(FILE *file, uint32_t value) {
-  for (int shift = 24; shift >= 0; shift -= 8) fputc((int)(value >> shift & 255), file);
+  for (int shift = 24; shift >= 0; shift -= 8)
+    fputc((int)(value >> shift & 255), file);
 }
 
 static void write_split(const char *dir, const char *name, uint32_t n, uint64_t seed) {
@@ -22,8 +23,10 @@ static void write_split(const char *dir, const char *name, uint32_t n, uint64_t 
     cmkd_rng pattern = cmkd_rng_start(1000 + label, CMKD_STREAM_TEST, 0);
     fputc((int)label, labels);
     uint8_t level[7 * 7];
-    for (int block = 0; block < 7 * 7; block++) level[block] = (uint8_t)cmkd_rng_below(&pattern, 160);
-    for (int pixel = 0; pixel < 28 * 28; pixel++) fputc((int)(level[pixel / 28 / 4 * 7 + pixel % 28 / 4] + cmkd_rng_below(&rng, 96)), images);
+    for (int block = 0; block < 7 * 7; block++)
+      level[block] = (uint8_t)cmkd_rng_below(&pattern, 160);
+    for (int pixel = 0; pixel < 28 * 28; pixel++)
+      fputc((int)(level[pixel / 28 / 4 * 7 + pixel % 28 / 4] + cmkd_rng_below(&rng, 96)), images);
   }
   if (fclose(images) || fclose(labels)) abort();
 }

@@ -4,15 +4,20 @@
 #include "base/rng.h"
 
 static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
-  static const float mean[] = {0.5071f, 0.4867f, 0.4408f, 0.3f, 0.1f, 0.2f}, std[] = {0.2675f, 0.2565f, 0.2761f, 0.3f, 0.2f, 0.4f};
+  static const float mean[] = {0.5071f, 0.4867f, 0.4408f, 0.3f, 0.1f, 0.2f},
+                     std[] = {0.2675f, 0.2565f, 0.2761f, 0.3f, 0.2f, 0.4f};
   size_t image = (size_t)h * w * c, floats = (size_t)h * w * stride_c;
   uint32_t n = 5, count = cmkd_policy_variants(policy) + 1, *rows = malloc(count * sizeof *rows);
   uint64_t *seeds = malloc(count * sizeof *seeds);
   uint8_t *pixels = malloc(n * image), *bytes = malloc(count * image), *expected = malloc(image);
   float *out = malloc(count * floats * sizeof *out);
   cmkd_rng rng = cmkd_rng_start(1, CMKD_STREAM_TEST, (uint64_t)h);
-  for (size_t i = 0; i < n * image; i++) pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
-  for (uint32_t i = 0; i < count; i++) { rows[i] = cmkd_rng_below(&rng, n); seeds[i] = i; }
+  for (size_t i = 0; i < n * image; i++)
+    pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
+  for (uint32_t i = 0; i < count; i++) {
+    rows[i] = cmkd_rng_below(&rng, n);
+    seeds[i] = i;
+  }
   seeds[count - 1] = cmkd_clean_seed(policy);
   memset(out, 0xff, count * floats * sizeof *out);
   cmkd_augment_bytes_cpu(policy, pixels, rows, seeds, (int)count, h, w, c, bytes);
@@ -28,12 +33,17 @@ static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
   }
   cmkd_augment_bytes_cpu(policy, pixels, rows, NULL, 1, h, w, c, bytes); /* no seeds: clean */
   assert_memory_equal(bytes, pixels + rows[0] * image, image);
-  free(out); free(expected); free(bytes); free(pixels); free(seeds); free(rows);
+  free(out);
+  free(expected);
+  free(bytes);
+  free(pixels);
+  free(seeds);
+  free(rows);
 }
 
 static void equals_reference(void **state) {
-  static const int shapes[][4] = {{28, 28, 1, 1}, {28, 28, 1, 8}, {32, 32, 3, 3}, {32, 32, 3, 4}, {5, 9, 3, 8}, {3, 2, 2, 2},
-      {1, 1, 3, 3}, {7, 4, 6, 8}};
+  static const int shapes[][4] = {{28, 28, 1, 1}, {28, 28, 1, 8}, {32, 32, 3, 3}, {32, 32, 3, 4},
+                                  {5, 9, 3, 8},   {3, 2, 2, 2},   {1, 1, 3, 3},   {7, 4, 6, 8}};
   for (int p = 0; p < 4; p++)
     for (size_t k = 0; k < sizeof shapes / sizeof *shapes; k++)
       check_shape((cmkd_policy)p, shapes[k][0], shapes[k][1], shapes[k][2], shapes[k][3]);

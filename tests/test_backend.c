@@ -11,7 +11,8 @@ static const cmkd_backend_table *table;
 static char *plugin(const char *code) {
   const char *dir = scratch_dir(), *output;
   char *so = cmkd_path_join(dir, "libcmkd-cuda.so");
-  if (run_command(&output, "printf '%%s\\n' '%s' > '%s/p.c' && ${CC:-cc} -shared -fPIC -I. -Iinclude -o '%s' '%s/p.c'", code, dir, so, dir) != 0) {
+  if (run_command(&output, "printf '%%s\\n' '%s' > '%s/p.c' && ${CC:-cc} -shared -fPIC -I. -Iinclude -o '%s' '%s/p.c'",
+                  code, dir, so, dir) != 0) {
     printf("SKIP: no C compiler for a plugin: %s\n", output);
     free(so);
     skip();
@@ -23,7 +24,8 @@ static void refuses_plugin(const char *path, const char *expect) {
   setenv("CMKD_CUDA_PLUGIN", path, 1);
   assert_int_equal(cmkd_backend_find("cuda", &table, &err), CMKD_ERR_UNSUPPORTED);
   assert_null(table);
-  if (!strstr(err.message, expect) || !strstr(err.message, "--device cuda")) fail_msg("'%s' does not say '%s'", err.message, expect);
+  if (!strstr(err.message, expect) || !strstr(err.message, "--device cuda"))
+    fail_msg("'%s' does not say '%s'", err.message, expect);
   assert_int_equal(cmkd_backend_find("auto", &table, &err), CMKD_OK); /* falls back, silently */
   assert_string_equal(table->name, "cpu");
   unsetenv("CMKD_CUDA_PLUGIN");
@@ -54,29 +56,35 @@ static void device_numbers(void **state) {
   assert_int_equal(cmkd_backend_index("cuda"), 0);
   assert_int_equal(cmkd_backend_index("auto"), 0);
   static const char *const wrong[] = {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cpu:1"};
-  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) assert_int_equal(cmkd_backend_find(wrong[i], &table, &err), CMKD_ERR_USAGE);
+  for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
+    assert_int_equal(cmkd_backend_find(wrong[i], &table, &err), CMKD_ERR_USAGE);
 }
 
 static void bad_plugins(void **state) {
   (void)state;
-  char *junk = cmkd_path_join(scratch_dir(), "junk.so"), *foreign = plugin("int x;"), *old = plugin(
-    "#include \"kernels/backend.h\"\nstatic const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION + 7, .name = \"cuda\"};\n"
-    "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
+  char *junk = cmkd_path_join(scratch_dir(), "junk.so"), *foreign = plugin("int x;"),
+       *old = plugin("#include \"kernels/backend.h\"\nstatic const cmkd_backend_table t = {.version = "
+                     "CMKD_BACKEND_VERSION + 7, .name = \"cuda\"};\n"
+                     "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
   assert_ok(cmkd_file_write(junk, &(cmkd_piece){"not an ELF file", 15}, 1, &err));
   refuses_plugin("/no/such/libcmkd-cuda.so", "cannot load");
   refuses_plugin(junk, "cannot load");
   refuses_plugin(foreign, "not a CMKD plugin");
   refuses_plugin(old, "build both anew");
-  free(junk); free(foreign); free(old);
+  free(junk);
+  free(foreign);
+  free(old);
 }
 
-/* A plugin that loads but finds no device: by name it is found (open() will say what is missing), auto takes the CPU. */
+/* A plugin that loads but finds no device: by name it is found (open() will say what is missing), auto takes the CPU.
+ */
 static void device_that_does_not_open(void **state) {
   (void)state;
-  char *so = plugin(
-    "#include \"kernels/backend.h\"\nstatic cmkd_status no(const cmkd_backend_options *o, cmkd_backend **b, cmkd_error *e) { *b = 0; return CMKD_ERR_DEVICE; }\n"
-    "static const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION, .name = \"cuda\", .open = no};\n"
-    "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
+  char *so =
+      plugin("#include \"kernels/backend.h\"\nstatic cmkd_status no(const cmkd_backend_options *o, cmkd_backend **b, "
+             "cmkd_error *e) { *b = 0; return CMKD_ERR_DEVICE; }\n"
+             "static const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION, .name = \"cuda\", .open = no};\n"
+             "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
   setenv("CMKD_CUDA_PLUGIN", so, 1);
   assert_ok(cmkd_backend_find("cuda", &table, &err));
   assert_string_equal(table->name, "cuda");
@@ -89,11 +97,13 @@ static void device_that_does_not_open(void **state) {
 /* A plugin whose device opens: auto takes it. */
 static void device_that_opens(void **state) {
   (void)state;
-  char *so = plugin(
-    "#include \"kernels/backend.h\"\nstatic int device;\nstatic cmkd_status yes(const cmkd_backend_options *o, cmkd_backend **b, cmkd_error *e) { *b = (cmkd_backend *)&device; return CMKD_OK; }\n"
-    "static void off(cmkd_backend *b) {}\n"
-    "static const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION, .name = \"cuda\", .open = yes, .close = off};\n"
-    "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
+  char *so =
+      plugin("#include \"kernels/backend.h\"\nstatic int device;\nstatic cmkd_status yes(const cmkd_backend_options "
+             "*o, cmkd_backend **b, cmkd_error *e) { *b = (cmkd_backend *)&device; return CMKD_OK; }\n"
+             "static void off(cmkd_backend *b) {}\n"
+             "static const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION, .name = \"cuda\", .open = yes, "
+             ".close = off};\n"
+             "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
   setenv("CMKD_CUDA_PLUGIN", so, 1);
   assert_ok(cmkd_backend_find("auto", &table, &err));
   assert_string_equal(table->name, "cuda");
@@ -102,7 +112,11 @@ static void device_that_opens(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(linked_in_by_name), cmocka_unit_test(unknown_names), cmocka_unit_test(device_numbers), cmocka_unit_test(bad_plugins),
-    cmocka_unit_test(device_that_does_not_open), cmocka_unit_test(device_that_opens)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(linked_in_by_name),
+                                     cmocka_unit_test(unknown_names),
+                                     cmocka_unit_test(device_numbers),
+                                     cmocka_unit_test(bad_plugins),
+                                     cmocka_unit_test(device_that_does_not_open),
+                                     cmocka_unit_test(device_that_opens)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

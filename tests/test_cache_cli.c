@@ -28,25 +28,39 @@ static int setup(void **state) {
   return 0;
 }
 
-#define RUN(expected, ...) do { int status_ = run_command(&output, __VA_ARGS__); if (status_ != (expected)) fail_msg("exit %d, not %d: %s", status_, (expected), output); } while (0)
-#define SAYS(text) do { if (!strstr(output, (text))) fail_msg("\"%s\" is not in: %s", (text), output); } while (0)
+#define RUN(expected, ...) \
+  do { \
+    int status_ = run_command(&output, __VA_ARGS__); \
+    if (status_ != (expected)) fail_msg("exit %d, not %d: %s", status_, (expected), output); \
+  } while (0)
+#define SAYS(text) \
+  do { \
+    if (!strstr(output, (text))) fail_msg("\"%s\" is not in: %s", (text), output); \
+  } while (0)
 #define BUILD "'%s' build --teacher '%s' --data '%s' --device cpu --threads 1 "
 
 #define QUARTER ((TINY_TRAIN + 3) / 4) /* samples: four shards */
 static char said[256];
-__attribute__((format(printf, 1, 0))) static const char *say(const char *format, int a, int b) { snprintf(said, sizeof said, format, a, b); return said; }
+__attribute__((format(printf, 1, 0))) static const char *say(const char *format, int a, int b) {
+  snprintf(said, sizeof said, format, a, b);
+  return said;
+}
 
 static void build_info_verify_export(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *data = tiny_data();
-  RUN(0, BUILD "--views 3 --clean-view --seed 7 --shard-rows %d --out '%s/t.h5'", cache_program, teacher, data, QUARTER, dir);
+  RUN(0, BUILD "--views 3 --clean-view --seed 7 --shard-rows %d --out '%s/t.h5'", cache_program, teacher, data, QUARTER,
+      dir);
   SAYS(say("%d samples x 4 views x 10 classes, %d shards", TINY_TRAIN, 4));
   SAYS("bytes a row");
   SAYS(say("t.test.h5: %d samples x %d views", TINY_TEST, 1)); /* the companion that the trainer tests with */
   RUN(1, "find '%s' -name '*.tmp' -o -name '*.lock' | grep .", dir);
   RUN(0, "'%s' info '%s/t.h5'", cache_program, dir);
   SAYS("crop, the last one clean, seed 7");
-  RUN(0, "'%s' info --json '%s/t.h5' | python3 -c \"import json,sys; j=json.load(sys.stdin); assert j['samples']==%d and j['views']==4 and j['cache_seed']=='7' and j['teacher']['arch']=='resnet8' and j['data']['split']=='train'\"", cache_program, dir, TINY_TRAIN);
+  RUN(0,
+      "'%s' info --json '%s/t.h5' | python3 -c \"import json,sys; j=json.load(sys.stdin); assert j['samples']==%d and "
+      "j['views']==4 and j['cache_seed']=='7' and j['teacher']['arch']=='resnet8' and j['data']['split']=='train'\"",
+      cache_program, dir, TINY_TRAIN);
   RUN(0, "'%s' verify --deep '%s/t.h5'", cache_program, dir);
   SAYS(say("%d rows decoded", TINY_TRAIN * 4, 0));
   RUN(0, "'%s' verify --device cpu --teacher '%s' --data '%s' --rows 50 '%s/t.h5'", cache_program, teacher, data, dir);
@@ -57,11 +71,13 @@ static void build_info_verify_export(void **state) {
   char *npy = cmkd_format("%s/t.npy", dir), *path = cmkd_format("%s/t.h5", dir);
   assert_ok(cmkd_npy_read(npy, 1 << 24, &array, &err));
   assert_ok(cmkd_cache_open(path, &cache, &err));
-  assert_true(array->dims == 3 && array->shape[0] == TINY_TRAIN && array->shape[1] == 4 && array->shape[2] == 10 && array->dtype == CMKD_F32);
+  assert_true(array->dims == 3 && array->shape[0] == TINY_TRAIN && array->shape[1] == 4 && array->shape[2] == 10 &&
+              array->dtype == CMKD_F32);
   float *view = malloc(TINY_TRAIN * 10 * sizeof *view);
   for (uint32_t v = 0; v < 4; v++) {
     assert_ok(cmkd_cache_read(cache, v, 0, TINY_TRAIN, view, &err));
-    for (int i = 0; i < TINY_TRAIN; i++) assert_memory_equal(view + i * 10, (float *)array->data + (i * 4 + (int)v) * 10, 10 * sizeof *view);
+    for (int i = 0; i < TINY_TRAIN; i++)
+      assert_memory_equal(view + i * 10, (float *)array->data + (i * 4 + (int)v) * 10, 10 * sizeof *view);
   }
   free(view);
   cmkd_cache_close(cache);
@@ -74,28 +90,41 @@ static void same_bytes_whatever_the_shards_threads_and_order(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *data = tiny_data();
   RUN(0, BUILD "--no-test --views 2 --shard-rows %d --out '%s/a/t.h5'", cache_program, teacher, data, QUARTER, dir);
-  RUN(0, "cp -r '%s/a' '%s/b' && rm '%s/b/t.h5' '%s/b/t.shards/shard-00001-of-00004.h5' && truncate -s 3000 '%s/b/t.shards/shard-00002-of-00004.h5'", dir, dir, dir, dir, dir);
+  RUN(0,
+      "cp -r '%s/a' '%s/b' && rm '%s/b/t.h5' '%s/b/t.shards/shard-00001-of-00004.h5' && truncate -s 3000 "
+      "'%s/b/t.shards/shard-00002-of-00004.h5'",
+      dir, dir, dir, dir, dir);
   RUN(0, BUILD "--no-test --views 2 --shard-rows %d --out '%s/b/t.h5'", cache_program, teacher, data, QUARTER, dir);
-  SAYS(say("found    %d rows already done", 2 * (TINY_TRAIN - 2 * QUARTER), 0)); /* the first and the last shard, 2 views */
+  SAYS(say("found    %d rows already done", 2 * (TINY_TRAIN - 2 * QUARTER),
+           0)); /* the first and the last shard, 2 views */
   RUN(0, "diff -r '%s/a' '%s/b'", dir, dir);
   RUN(0, BUILD "--no-test --views 2 --shard-rows %d --out '%s/b/t.h5'", cache_program, teacher, data, QUARTER, dir);
   SAYS("nothing to do");
-  RUN(0, "mkdir '%s/c' && " BUILD "--with-test --views 2 --shard-rows %d --part 1/3 --out '%s/c/t.h5'", dir, cache_program, teacher, data, QUARTER, dir);
+  RUN(0, "mkdir '%s/c' && " BUILD "--with-test --views 2 --shard-rows %d --part 1/3 --out '%s/c/t.h5'", dir,
+      cache_program, teacher, data, QUARTER, dir);
   SAYS("part 1 of 3");
   SAYS("cmkd-cache finish --out");
   RUN(1, "'%s' finish --out '%s/c/t.h5'", cache_program, dir);
   SAYS("3 of 4 shards are missing");
-  RUN(0, "OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=3 " BUILD "--no-test --views 2 --shard-rows %d --out '%s/c/t.h5'", cache_program, teacher, data, QUARTER, dir);
+  RUN(0, "OMPI_COMM_WORLD_RANK=2 OMPI_COMM_WORLD_SIZE=3 " BUILD "--no-test --views 2 --shard-rows %d --out '%s/c/t.h5'",
+      cache_program, teacher, data, QUARTER, dir);
   SAYS("part 2 of 3");
-  RUN(0, "SLURM_ARRAY_TASK_ID=4 SLURM_ARRAY_TASK_MIN=4 SLURM_ARRAY_TASK_COUNT=3 " BUILD "--with-test --part auto --views 2 --shard-rows %d --out '%s/c/t.h5'", cache_program, teacher, data, QUARTER, dir);
+  RUN(0,
+      "SLURM_ARRAY_TASK_ID=4 SLURM_ARRAY_TASK_MIN=4 SLURM_ARRAY_TASK_COUNT=3 " BUILD
+      "--with-test --part auto --views 2 --shard-rows %d --out '%s/c/t.h5'",
+      cache_program, teacher, data, QUARTER, dir);
   SAYS("part 0 of 3");
   RUN(0, "'%s' finish --out '%s/c/t.h5'", cache_program, dir);
   SAYS("4 shards joined");
   RUN(0, "rm -rf '%s'/c/t.test.* && diff -r '%s/a' '%s/c'", dir, dir, dir);
   /* other shards and another teacher batch: other files, the same numbers */
-  RUN(0, BUILD "--no-test --views 2 --shard-rows 5000 --codec f32 --out '%s/d/t.h5'", cache_program, teacher, data, dir);
+  RUN(0, BUILD "--no-test --views 2 --shard-rows 5000 --codec f32 --out '%s/d/t.h5'", cache_program, teacher, data,
+      dir);
   RUN(0, BUILD "--no-test --views 2 --shard-rows 7 --codec f32 --out '%s/e/t.h5'", cache_program, teacher, data, dir);
-  RUN(0, "'%s' export --quiet --out '%s/d.npy' '%s/d/t.h5' && '%s' export --quiet --out '%s/e.npy' '%s/e/t.h5' && cmp '%s/d.npy' '%s/e.npy'", cache_program, dir, dir, cache_program, dir, dir, dir, dir);
+  RUN(0,
+      "'%s' export --quiet --out '%s/d.npy' '%s/d/t.h5' && '%s' export --quiet --out '%s/e.npy' '%s/e/t.h5' && cmp "
+      "'%s/d.npy' '%s/e.npy'",
+      cache_program, dir, dir, cache_program, dir, dir, dir, dir);
 }
 
 static void all_views_and_plain_test_split(void **state) {
@@ -116,11 +145,13 @@ static void interrupted_and_continued(void **state) {
   const char *dir = scratch_dir(), *data = tiny_data();
   RUN(0, BUILD "--no-test --views 40 --shard-rows 10 --out '%s/a/t.h5'", cache_program, teacher, data, dir);
   /* told to stop once it has begun to write: earlier, a loaded machine may not have come to its handlers */
-  RUN(0, BUILD "--no-test --views 40 --shard-rows 10 --out '%s/b/t.h5' & p=$!; "
-      "while kill -0 $p && ! find '%s/b' -type f | grep -q .; do sleep 0.01; done 2> /dev/null; "
-      "kill -TERM $p; wait $p; s=$?; echo status $s; [ $s = 0 ] || [ ! -e '%s/b/t.h5' ]",
+  RUN(0,
+      BUILD "--no-test --views 40 --shard-rows 10 --out '%s/b/t.h5' & p=$!; "
+            "while kill -0 $p && ! find '%s/b' -type f | grep -q .; do sleep 0.01; done 2> /dev/null; "
+            "kill -TERM $p; wait $p; s=$?; echo status $s; [ $s = 0 ] || [ ! -e '%s/b/t.h5' ]",
       cache_program, teacher, data, dir, dir, dir);
-  if (!strstr(output, "status 0")) SAYS("running the same command again continues"); /* a fast machine may be done by then */
+  if (!strstr(output, "status 0"))
+    SAYS("running the same command again continues"); /* a fast machine may be done by then */
   RUN(1, "find '%s' -name '*.tmp' -o -name '*.lock' | grep .", dir);
   RUN(0, BUILD "--no-test --views 40 --shard-rows 10 --out '%s/b/t.h5'", cache_program, teacher, data, dir);
   RUN(0, "diff -r '%s/a' '%s/b'", dir, dir);
@@ -153,12 +184,14 @@ static void refusals_in_one_line(void **state) {
   RUN(0, BUILD "--no-test --views 2 --out '%s/t.h5'", cache_program, teacher, data, dir);
   RUN(1, BUILD "--no-test --views 3 --out '%s/t.h5'", cache_program, teacher, data, dir);
   SAYS("holds another cache");
-  RUN(1, "'%s' verify --device cpu --teacher '%s' --data '%s' '%s/t.h5'", cache_program, teacher, tiny_other_data(), dir);
+  RUN(1, "'%s' verify --device cpu --teacher '%s' --data '%s' '%s/t.h5'", cache_program, teacher, tiny_other_data(),
+      dir);
   SAYS("was made from mnist train");
   RUN(0, "printf x | dd of='%s/t.shards/shard-00000-of-00001.h5' bs=1 seek=9000 conv=notrunc 2> /dev/null", dir);
   RUN(1, "'%s' verify '%s/t.h5'", cache_program, dir);
   SAYS("corrupt");
-  RUN(0, BUILD "--no-test --views 2 --out '%s/t.h5' && '%s' verify '%s/t.h5'", cache_program, teacher, data, dir, cache_program, dir); /* the remedy works */
+  RUN(0, BUILD "--no-test --views 2 --out '%s/t.h5' && '%s' verify '%s/t.h5'", cache_program, teacher, data, dir,
+      cache_program, dir); /* the remedy works */
 }
 
 static void a_full_disk_leaves_nothing(void **state) {
@@ -173,8 +206,12 @@ static void a_full_disk_leaves_nothing(void **state) {
 int main(void) {
   if (!program("cmkd-cache")) return 77;
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(build_info_verify_export), cmocka_unit_test(same_bytes_whatever_the_shards_threads_and_order), cmocka_unit_test(all_views_and_plain_test_split),
-    cmocka_unit_test(interrupted_and_continued), cmocka_unit_test(refusals_in_one_line), cmocka_unit_test(a_full_disk_leaves_nothing),
+      cmocka_unit_test(build_info_verify_export),
+      cmocka_unit_test(same_bytes_whatever_the_shards_threads_and_order),
+      cmocka_unit_test(all_views_and_plain_test_split),
+      cmocka_unit_test(interrupted_and_continued),
+      cmocka_unit_test(refusals_in_one_line),
+      cmocka_unit_test(a_full_disk_leaves_nothing),
   };
   return cmocka_run_group_tests(tests, setup, NULL);
 }

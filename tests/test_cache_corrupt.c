@@ -1,5 +1,6 @@
-/* Damage: 10 000 random bit flips and truncations over a cache's files. Each must be noticed by verify, and a reader either refuses or
- * delivers the true numbers. Also headers that lie, from the inside: consistent hashes around nonsense. */
+/* Damage: 10 000 random bit flips and truncations over a cache's files. Each must be noticed by verify, and a reader
+ * either refuses or delivers the true numbers. Also headers that lie, from the inside: consistent hashes around
+ * nonsense. */
 #include "tests/support.h"
 #include <fcntl.h>
 #include <sys/stat.h>
@@ -15,10 +16,24 @@
 #include "tests/support_cache.h"
 
 static cmkd_error err;
-static const synthetic small = {.samples = 90, .views = 2, .classes = 10, .shard_rows = 50, .chunk_rows = 20, .codec = "f16", .seed = 5, .threads = 1, .names = 1};
+static const synthetic small = {.samples = 90,
+                                .views = 2,
+                                .classes = 10,
+                                .shard_rows = 50,
+                                .chunk_rows = 20,
+                                .codec = "f16",
+                                .seed = 5,
+                                .threads = 1,
+                                .names = 1};
 enum { CELLS = 90 * 10 };
 
-typedef struct truth { float rows[2][CELLS]; uint64_t seeds[2][90]; int32_t labels[90]; uint64_t ids[90]; char sha256[65]; } truth;
+typedef struct truth {
+  float rows[2][CELLS];
+  uint64_t seeds[2][90];
+  int32_t labels[90];
+  uint64_t ids[90];
+  char sha256[65];
+} truth;
 
 static void load(cmkd_cache *cache, truth *t, int *refused) {
   const int32_t *labels = NULL;
@@ -28,14 +43,19 @@ static void load(cmkd_cache *cache, truth *t, int *refused) {
     if (cmkd_cache_read(cache, v, 0, 90, t->rows[v], &err) != CMKD_OK) *refused |= 1 << v;
     if (cmkd_cache_seeds(cache, v, t->seeds[v], &err) != CMKD_OK) *refused |= 4 << v;
   }
-  if (cmkd_cache_labels(cache, &labels, &err) != CMKD_OK) *refused |= 16;
-  else memcpy(t->labels, labels, sizeof t->labels);
-  if (cmkd_cache_ids(cache, &ids, &err) != CMKD_OK) *refused |= 32;
-  else memcpy(t->ids, ids, sizeof t->ids);
+  if (cmkd_cache_labels(cache, &labels, &err) != CMKD_OK)
+    *refused |= 16;
+  else
+    memcpy(t->labels, labels, sizeof t->labels);
+  if (cmkd_cache_ids(cache, &ids, &err) != CMKD_OK)
+    *refused |= 32;
+  else
+    memcpy(t->ids, ids, sizeof t->ids);
   memcpy(t->sha256, cmkd_cache_get_info(cache)->sha256, 65);
 }
 
-/* 0: opening failed; 1: something was refused; 2: all read and equal to `expected`. verify must have noticed either way. */
+/* 0: opening failed; 1: something was refused; 2: all read and equal to `expected`. verify must have noticed either
+ * way. */
 static int look(const char *path, const truth *expected, const char *what) {
   cmkd_cache *cache;
   static truth found;
@@ -44,11 +64,15 @@ static int look(const char *path, const truth *expected, const char *what) {
   if (cmkd_cache_open(path, &cache, &err) != CMKD_OK) return 0;
   load(cache, &found, &refused);
   for (uint32_t v = 0; v < 2; v++) {
-    if (!(refused & 1 << v) && memcmp(found.rows[v], expected->rows[v], sizeof found.rows[v]) != 0) fail_msg("%s: logits changed silently", what);
-    if (!(refused & 4 << v) && memcmp(found.seeds[v], expected->seeds[v], sizeof found.seeds[v]) != 0) fail_msg("%s: seeds changed silently", what);
+    if (!(refused & 1 << v) && memcmp(found.rows[v], expected->rows[v], sizeof found.rows[v]) != 0)
+      fail_msg("%s: logits changed silently", what);
+    if (!(refused & 4 << v) && memcmp(found.seeds[v], expected->seeds[v], sizeof found.seeds[v]) != 0)
+      fail_msg("%s: seeds changed silently", what);
   }
-  if (!(refused & 16) && memcmp(found.labels, expected->labels, sizeof found.labels) != 0) fail_msg("%s: labels changed silently", what);
-  if (!(refused & 32) && memcmp(found.ids, expected->ids, sizeof found.ids) != 0) fail_msg("%s: ids changed silently", what);
+  if (!(refused & 16) && memcmp(found.labels, expected->labels, sizeof found.labels) != 0)
+    fail_msg("%s: labels changed silently", what);
+  if (!(refused & 32) && memcmp(found.ids, expected->ids, sizeof found.ids) != 0)
+    fail_msg("%s: ids changed silently", what);
   assert_ok(cmkd_cache_verify(cache, 0, 1, NULL, NULL, &report, &err));
   if (!report.problems) fail_msg("%s: verify did not notice", what);
   cmkd_cache_close(cache);
@@ -58,7 +82,9 @@ static int look(const char *path, const truth *expected, const char *what) {
 static void flips_and_truncations(void **state) {
   (void)state;
   const char *dir = scratch_dir();
-  char *files[3] = {cmkd_format("%s/t.h5", dir), cmkd_format("%s/t.shards/shard-00000-of-00002.h5", dir), cmkd_format("%s/t.shards/shard-00001-of-00002.h5", dir)}, what[128];
+  char *files[3] = {cmkd_format("%s/t.h5", dir), cmkd_format("%s/t.shards/shard-00000-of-00002.h5", dir),
+                    cmkd_format("%s/t.shards/shard-00001-of-00002.h5", dir)},
+       what[128];
   static truth expected;
   cmkd_cache *cache;
   int refused, outcome[3] = {0};
@@ -93,10 +119,12 @@ static void flips_and_truncations(void **state) {
     }
     close(fd);
   }
-  print_message("10000 flips: %d refused on opening, %d on reading, %d harmless to reading; verify noticed all\n", outcome[0], outcome[1], outcome[2]);
+  print_message("10000 flips: %d refused on opening, %d on reading, %d harmless to reading; verify noticed all\n",
+                outcome[0], outcome[1], outcome[2]);
   assert_ok(cmkd_cache_open(files[0], &cache, &err));
   cmkd_cache_close(cache);
-  for (int i = 0; i < 3; i++) free(files[i]);
+  for (int i = 0; i < 3; i++)
+    free(files[i]);
 }
 
 /* Rebuilds the master around `json`, hashes and all. */
@@ -109,7 +137,8 @@ static cmkd_status open_with_json(const char *path, const char *json) {
   assert_ok(cmkd_user_block_parse(data, size, size, path, &block, &err));
   size_t payload = size - (size_t)block.block_size;
   char *lie = cmkd_format("%s.lie", path);
-  uint8_t *made = cmkd_user_block_make(CMKD_USER_BLOCK_MASTER, json, strlen(json), block.payload_sha256, payload, &block_size);
+  uint8_t *made =
+      cmkd_user_block_make(CMKD_USER_BLOCK_MASTER, json, strlen(json), block.payload_sha256, payload, &block_size);
   const cmkd_piece pieces[] = {{made, block_size}, {data + block.block_size, payload}};
   assert_ok(cmkd_file_write(lie, pieces, 2, &err));
   cmkd_status status = cmkd_cache_open(lie, &cache, &err);
@@ -138,12 +167,35 @@ static void lying_headers_are_refused(void **state) {
   char *json = master_json(path);
   assert_int_equal(open_with_json(path, json), CMKD_OK); /* the mill itself is sound */
   static const char *const lies[][2] = {
-    {"[90,2,10]", "[4294967295,2,10]"}, {"[90,2,10]", "[4294967296,2,10]"}, {"[90,2,10]", "[0,2,10]"}, {"[90,2,10]", "[90,-2,10]"}, {"[90,2,10]", "[90,2,131073]"}, {"[90,2,10]", "[90,2]"}, {"[90,2,10]", "[90,2,10.5]"},
-    {"\"shards\":2", "\"shards\":99999"}, {"\"shards\":2", "\"shards\":18446744073709551615"}, {"\"shard_rows\":50", "\"shard_rows\":0"}, {"\"chunk_rows\":20", "\"chunk_rows\":51"},
-    {"\"folder\":\"t.shards\"", "\"folder\":\"../t.shards\""}, {"\"folder\":\"t.shards\"", "\"folder\":\"..\""}, {"\"folder\":\"t.shards\"", "\"folder\":\"\""}, {"\"folder\":\"t.shards\"", "\"folder\":\"nowhere\""},
-    {"shard-00001-of-00002.h5", "../../../etc/passwd.1234"}, {"\"codec\":\"f16\"", "\"codec\":\"f32\""}, {"\"codec\":\"f16\"", "\"codec\":\"zip\""}, {"\"augment\":\"crop+flip\"", "\"augment\":\"crop\""},
-    {"\"cache_seed\":\"5\"", "\"cache_seed\":\"-5\""}, {"\"cache_seed\":\"5\"", "\"cache_seed\":\"6\""}, {"\"elk\"", "\"elk\\u0000\""}, {"\"elk\"", "7"}, {"\"schema\":1", "\"schema\":2"}, {"\"schema\":1", "\"schema\":1,\"schema\":1"},
-    {"\"mean\":[", "\"mean\":[1e400,"}, {"\"mean\":[", "\"mean\":[0.5,"}, {"\"format\":\"cmkd-cache\"", "\"format\":\"cmkd-shard\""}, {"\"dataset\":\"cifar100\"", "\"dataset\":\"a name that is far too long for a data set\""},
+      {"[90,2,10]", "[4294967295,2,10]"},
+      {"[90,2,10]", "[4294967296,2,10]"},
+      {"[90,2,10]", "[0,2,10]"},
+      {"[90,2,10]", "[90,-2,10]"},
+      {"[90,2,10]", "[90,2,131073]"},
+      {"[90,2,10]", "[90,2]"},
+      {"[90,2,10]", "[90,2,10.5]"},
+      {"\"shards\":2", "\"shards\":99999"},
+      {"\"shards\":2", "\"shards\":18446744073709551615"},
+      {"\"shard_rows\":50", "\"shard_rows\":0"},
+      {"\"chunk_rows\":20", "\"chunk_rows\":51"},
+      {"\"folder\":\"t.shards\"", "\"folder\":\"../t.shards\""},
+      {"\"folder\":\"t.shards\"", "\"folder\":\"..\""},
+      {"\"folder\":\"t.shards\"", "\"folder\":\"\""},
+      {"\"folder\":\"t.shards\"", "\"folder\":\"nowhere\""},
+      {"shard-00001-of-00002.h5", "../../../etc/passwd.1234"},
+      {"\"codec\":\"f16\"", "\"codec\":\"f32\""},
+      {"\"codec\":\"f16\"", "\"codec\":\"zip\""},
+      {"\"augment\":\"crop+flip\"", "\"augment\":\"crop\""},
+      {"\"cache_seed\":\"5\"", "\"cache_seed\":\"-5\""},
+      {"\"cache_seed\":\"5\"", "\"cache_seed\":\"6\""},
+      {"\"elk\"", "\"elk\\u0000\""},
+      {"\"elk\"", "7"},
+      {"\"schema\":1", "\"schema\":2"},
+      {"\"schema\":1", "\"schema\":1,\"schema\":1"},
+      {"\"mean\":[", "\"mean\":[1e400,"},
+      {"\"mean\":[", "\"mean\":[0.5,"},
+      {"\"format\":\"cmkd-cache\"", "\"format\":\"cmkd-shard\""},
+      {"\"dataset\":\"cifar100\"", "\"dataset\":\"a name that is far too long for a data set\""},
   };
   for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
     char *at = strstr(json, lies[i][0]);
@@ -169,13 +221,18 @@ static void missing_and_foreign_files(void **state) {
   assert_int_equal(cmkd_cache_open(dir, &cache, &err), CMKD_ERR_FORMAT);
   assert_int_equal(cmkd_cache_open("/dev/null", &cache, &err), CMKD_ERR_FORMAT);
   assert_ok(synthetic_build(&small, path, NULL, &err));
-  if (run_command(&output, "cd '%s' && mv t.h5 renamed.h5 && mv t.shards renamed.shards", dir) != 0) fail_msg("%s", output);
+  if (run_command(&output, "cd '%s' && mv t.h5 renamed.h5 && mv t.shards renamed.shards", dir) != 0)
+    fail_msg("%s", output);
   assert_ok(cmkd_cache_open(other, &cache, &err)); /* both renamed: still one cache */
   cmkd_cache_close(cache);
-  if (run_command(&output, "cd '%s/renamed.shards' && cp shard-00000-of-00002.h5 ../s.h5 && mv shard-00001-of-00002.h5 x", dir) != 0) fail_msg("%s", output);
+  if (run_command(&output,
+                  "cd '%s/renamed.shards' && cp shard-00000-of-00002.h5 ../s.h5 && mv shard-00001-of-00002.h5 x",
+                  dir) != 0)
+    fail_msg("%s", output);
   assert_int_equal(cmkd_cache_open(other, &cache, &err), CMKD_ERR_IO);
   assert_non_null(strstr(err.message, "shard-00001-of-00002.h5"));
-  if (run_command(&output, "cd '%s/renamed.shards' && cp shard-00000-of-00002.h5 shard-00001-of-00002.h5", dir) != 0) fail_msg("%s", output);
+  if (run_command(&output, "cd '%s/renamed.shards' && cp shard-00000-of-00002.h5 shard-00001-of-00002.h5", dir) != 0)
+    fail_msg("%s", output);
   assert_int_equal(cmkd_cache_open(other, &cache, &err), CMKD_ERR_MISMATCH);
   char *shard = cmkd_format("%s/s.h5", dir);
   assert_int_equal(cmkd_cache_open(shard, &cache, &err), CMKD_ERR_FORMAT);
@@ -189,7 +246,8 @@ static void chunks_that_are_not_ours(void **state) {
   (void)state;
   uint8_t items[2000], scratch[2000], stored[4096], out[2000];
   cmkd_rng rng = cmkd_rng_start(8, CMKD_STREAM_TEST, 1);
-  for (size_t i = 0; i < sizeof items; i++) items[i] = (uint8_t)(cmkd_rng_below(&rng, 7) * (i & 1));
+  for (size_t i = 0; i < sizeof items; i++)
+    items[i] = (uint8_t)(cmkd_rng_below(&rng, 7) * (i & 1));
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
   size_t size = cmkd_chunk_encode(coder, items, 1000, 2, scratch, stored);
   assert_true(size > 10 && size < 2000);
@@ -197,10 +255,12 @@ static void chunks_that_are_not_ours(void **state) {
   assert_memory_equal(out, scratch, 2000);
   assert_int_equal(cmkd_chunk_decode(coder, stored, size, out, 1999, "it", &err), CMKD_ERR_FORMAT);
   assert_int_equal(cmkd_chunk_decode(coder, stored, size - 1, out, 2000, "it", &err), CMKD_ERR_FORMAT);
-  for (size_t i = 0; i < 6; i++) assert_int_equal(cmkd_chunk_decode(coder, stored, i, out, 2000, "it", &err), CMKD_ERR_FORMAT);
+  for (size_t i = 0; i < 6; i++)
+    assert_int_equal(cmkd_chunk_decode(coder, stored, i, out, 2000, "it", &err), CMKD_ERR_FORMAT);
   for (size_t bit = 0; bit < (size - 4) * 8; bit++) { /* behind that stands fletcher32, which is h5py's */
     stored[bit / 8] ^= (uint8_t)(1u << bit % 8);
-    if (cmkd_chunk_decode(coder, stored, size, out, 2000, "it", &err) == CMKD_OK) assert_memory_equal(out, scratch, 2000);
+    if (cmkd_chunk_decode(coder, stored, size, out, 2000, "it", &err) == CMKD_OK)
+      assert_memory_equal(out, scratch, 2000);
     stored[bit / 8] ^= (uint8_t)(1u << bit % 8);
   }
   cmkd_chunk_coder_free(coder);
@@ -209,7 +269,8 @@ static void chunks_that_are_not_ours(void **state) {
 static void short_hashes_have_known_answers(void **state) {
   (void)state;
   char text[1000];
-  for (size_t i = 0; i < sizeof text; i++) text[i] = (char)(i * 7);
+  for (size_t i = 0; i < sizeof text; i++)
+    text[i] = (char)(i * 7);
   assert_true(cmkd_xxh64("", 0) == 0xEF46DB3751D8E999ull);
   assert_true(cmkd_xxh64("a", 1) == 0xD24EC4F1A98C6E5Bull);
   assert_true(cmkd_xxh64("abc", 3) == 0x44BC2CF5AD770999ull);
@@ -222,15 +283,17 @@ static void short_hashes_have_known_answers(void **state) {
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
   uint8_t stored[2048];
   size_t size = cmkd_chunk_encode(coder, (const uint8_t *)text, sizeof text, 1, NULL, stored);
-  uint32_t sum = (uint32_t)stored[size - 8] | (uint32_t)stored[size - 7] << 8 | (uint32_t)stored[size - 6] << 16 | (uint32_t)stored[size - 5] << 24;
+  uint32_t sum = (uint32_t)stored[size - 8] | (uint32_t)stored[size - 7] << 8 | (uint32_t)stored[size - 6] << 16 |
+                 (uint32_t)stored[size - 5] << 24;
   assert_int_equal(sum, (uint32_t)cmkd_xxh64(text, sizeof text));
   cmkd_chunk_coder_free(coder);
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(flips_and_truncations), cmocka_unit_test(lying_headers_are_refused), cmocka_unit_test(missing_and_foreign_files),
-    cmocka_unit_test(chunks_that_are_not_ours), cmocka_unit_test(short_hashes_have_known_answers),
+      cmocka_unit_test(flips_and_truncations),           cmocka_unit_test(lying_headers_are_refused),
+      cmocka_unit_test(missing_and_foreign_files),       cmocka_unit_test(chunks_that_are_not_ours),
+      cmocka_unit_test(short_hashes_have_known_answers),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,5 @@
-/* What a build survives: kill -9 at any moment, power loss after any system call, a disk that fills at any byte, other builders. Each time
- * the same build is run again and must end in the same bytes, with no temporary and no lock left.
+/* What a build survives: kill -9 at any moment, power loss after any system call, a disk that fills at any byte, other
+ * builders. Each time the same build is run again and must end in the same bytes, with no temporary and no lock left.
  * CMKD_KILLS=1000 kills more often. */
 #include "tests/support.h"
 #include <dirent.h>
@@ -20,11 +20,23 @@
 #include "tests/support_cache.h"
 
 static cmkd_error err;
-static const synthetic small = {.samples = 230, .views = 2, .classes = 10, .shard_rows = 50, .chunk_rows = 20, .codec = "f16", .seed = 5, .threads = 2};
+static const synthetic small = {.samples = 230,
+                                .views = 2,
+                                .classes = 10,
+                                .shard_rows = 50,
+                                .chunk_rows = 20,
+                                .codec = "f16",
+                                .seed = 5,
+                                .threads = 2};
 
-/* ---- a log of what reaches the disk: these definitions stand before libc's ---------------------------------------------- */
+/* ---- a log of what reaches the disk: these definitions stand before libc's ---- */
 enum { OPS = 4096, FILES = 64 };
-typedef struct op { enum { OP_CREATE, OP_WRITE, OP_SYNC, OP_RENAME, OP_UNLINK, OP_SYNC_DIR } kind; char path[256], to[256]; void *data; size_t size; } op;
+typedef struct op {
+  enum { OP_CREATE, OP_WRITE, OP_SYNC, OP_RENAME, OP_UNLINK, OP_SYNC_DIR } kind;
+  char path[256], to[256];
+  void *data;
+  size_t size;
+} op;
 static op log_ops[OPS];
 static int logged, logging;
 static char fd_path[1024][256];
@@ -38,7 +50,11 @@ static void note(int kind, const char *path, const char *to, const void *data, s
   o->kind = kind;
   snprintf(o->path, sizeof o->path, "%s", path);
   if (to) snprintf(o->to, sizeof o->to, "%s", to);
-  if (size) { o->data = malloc(size); memcpy(o->data, data, size); o->size = size; }
+  if (size) {
+    o->data = malloc(size);
+    memcpy(o->data, data, size);
+    o->size = size;
+  }
   pthread_mutex_unlock(&log_mutex);
 }
 int open(const char *path, int flags, ...) {
@@ -54,12 +70,14 @@ int open(const char *path, int flags, ...) {
 }
 ssize_t write(int fd, const void *data, size_t size) {
   ssize_t done = syscall(SYS_write, fd, data, size);
-  if (logging && done > 0 && fd < 1024 && strstr(fd_path[fd], ".tmp")) note(OP_WRITE, fd_path[fd], NULL, data, (size_t)done);
+  if (logging && done > 0 && fd < 1024 && strstr(fd_path[fd], ".tmp"))
+    note(OP_WRITE, fd_path[fd], NULL, data, (size_t)done);
   return done;
 }
 int fsync(int fd) {
   int result = (int)syscall(SYS_fsync, fd);
-  if (logging && !result && fd < 1024) note(strstr(fd_path[fd], ".tmp") ? OP_SYNC : OP_SYNC_DIR, fd_path[fd], NULL, NULL, 0);
+  if (logging && !result && fd < 1024)
+    note(strstr(fd_path[fd], ".tmp") ? OP_SYNC : OP_SYNC_DIR, fd_path[fd], NULL, NULL, 0);
   return result;
 }
 int rename(const char *from, const char *to) {
@@ -73,11 +91,12 @@ int unlink(const char *path) {
   return result;
 }
 
-/* ---- helpers ------------------------------------------------------------------------------------------------------------- */
+/* ---- helpers ---- */
 /* The files of a cache, sorted, as one hash over names and bytes; fails on a .tmp or .lock when `clean`. */
 static void digest(const char *dir, int clean, char hex[CMKD_SHA256_HEX]) {
   const char *output;
-  if (clean && run_command(&output, "find '%s' -name '*.tmp' -o -name '*.lock' | grep .", dir) == 0) fail_msg("left behind: %s", output);
+  if (clean && run_command(&output, "find '%s' -name '*.tmp' -o -name '*.lock' | grep .", dir) == 0)
+    fail_msg("left behind: %s", output);
   if (run_command(&output, "cd '%s' && find . -type f | sort | xargs sha256sum", dir) != 0) fail_msg("%s", output);
   cmkd_sha256(output, strlen(output), hex);
 }
@@ -108,14 +127,15 @@ static void reads_right_or_refuses(const char *path) {
     if (cmkd_cache_read(cache, v, 0, small.samples, rows, &err) != CMKD_OK) continue;
     for (uint32_t i = 0; i < small.samples; i++) {
       synthetic_row(&small, i, v, row);
-      for (int c = 0; c < 10; c++) half[c] = (float)(_Float16)row[c];
+      for (int c = 0; c < 10; c++)
+        half[c] = (float)(_Float16)row[c];
       assert_memory_equal(half, rows + i * 10, sizeof half);
     }
   }
   cmkd_cache_close(cache);
 }
 
-/* ---- tests ---------------------------------------------------------------------------------------------------------------- */
+/* ---- tests ---- */
 static void killed_at_any_moment(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *asked = getenv("CMKD_KILLS");
@@ -148,33 +168,51 @@ static void killed_at_any_moment(void **state) {
   free(path);
 }
 
-/* A file system as it may look after power failed behind op number `count`: per file what was written and what of it is safe; per name
- * the rename that may or may not have reached the disk. `reordered`: names are there, unsynced bytes are not. */
-typedef struct ghost { char path[256]; uint8_t *data; size_t size, safe; int gone; } ghost;
+/* A file system as it may look after power failed behind op number `count`: per file what was written and what of it is
+ * safe; per name the rename that may or may not have reached the disk. `reordered`: names are there, unsynced bytes are
+ * not. */
+typedef struct ghost {
+  char path[256];
+  uint8_t *data;
+  size_t size, safe;
+  int gone;
+} ghost;
 static void replay(int count, int reordered, const char *dir) {
   ghost files[FILES] = {0};
   int n = 0, synced_to = 0;
-  for (int i = 0; i < count; i++) if (log_ops[i].kind == OP_SYNC_DIR) synced_to = i; /* names before this are safe */
+  for (int i = 0; i < count; i++)
+    if (log_ops[i].kind == OP_SYNC_DIR) synced_to = i; /* names before this are safe */
   for (int i = 0; i < count; i++) {
     const op *o = log_ops + i;
     ghost *f = NULL;
-    for (int k = 0; k < n; k++) if (!files[k].gone && !strcmp(files[k].path, o->path)) f = files + k;
+    for (int k = 0; k < n; k++)
+      if (!files[k].gone && !strcmp(files[k].path, o->path)) f = files + k;
     switch (o->kind) {
-      case OP_CREATE: assert_true(n < FILES); memset(files + n, 0, sizeof *files); strcpy(files[n++].path, o->path); break;
-      case OP_WRITE:
-        assert_non_null(f);
-        f->data = realloc(f->data, f->size + o->size);
-        memcpy(f->data + f->size, o->data, o->size);
-        f->size += o->size;
-        break;
-      case OP_SYNC: assert_non_null(f); f->safe = f->size; break;
-      case OP_RENAME:
-        if (!f || (!reordered && i > synced_to)) break; /* the name was lost, the file is still called .tmp */
-        for (int k = 0; k < n; k++) if (!strcmp(files[k].path, o->to)) files[k].gone = 1;
-        strcpy(f->path, o->to);
-        break;
-      case OP_UNLINK: if (f) f->gone = 1; break;
-      case OP_SYNC_DIR: break;
+    case OP_CREATE:
+      assert_true(n < FILES);
+      memset(files + n, 0, sizeof *files);
+      strcpy(files[n++].path, o->path);
+      break;
+    case OP_WRITE:
+      assert_non_null(f);
+      f->data = realloc(f->data, f->size + o->size);
+      memcpy(f->data + f->size, o->data, o->size);
+      f->size += o->size;
+      break;
+    case OP_SYNC:
+      assert_non_null(f);
+      f->safe = f->size;
+      break;
+    case OP_RENAME:
+      if (!f || (!reordered && i > synced_to)) break; /* the name was lost, the file is still called .tmp */
+      for (int k = 0; k < n; k++)
+        if (!strcmp(files[k].path, o->to)) files[k].gone = 1;
+      strcpy(f->path, o->to);
+      break;
+    case OP_UNLINK:
+      if (f) f->gone = 1;
+      break;
+    case OP_SYNC_DIR: break;
     }
   }
   char *folder = cmkd_format("%s/t.shards", dir);
@@ -204,10 +242,12 @@ static void power_lost_after_any_call(void **state) {
       empty(dir);
       replay(count, reordered, dir);
       reads_right_or_refuses(path);
-      snprintf(when, sizeof when, "power lost after call %d of %d (%s)", count, logged, reordered ? "names first" : "names lost");
+      snprintf(when, sizeof when, "power lost after call %d of %d (%s)", count, logged,
+               reordered ? "names first" : "names lost");
       finish_and_compare(dir, expected, when);
     }
-  for (int i = 0; i < logged; i++) free(log_ops[i].data);
+  for (int i = 0; i < logged; i++)
+    free(log_ops[i].data);
   print_message("replayed %d prefixes, twice each\n", logged + 1);
   free(path);
 }
@@ -261,10 +301,15 @@ static void builders_share_the_work(void **state) {
       for (uint32_t s = 0; s < 230; s++) {
         ids[s] = s;
         labels[s] = synthetic_label(&small, s);
-        for (uint32_t v = 0; v < 2; v++) { seeds[s * 2 + v] = synthetic_seed(&small, s, v); synthetic_row(&small, s, v, logits + (s * 2 + v) * 10); }
+        for (uint32_t v = 0; v < 2; v++) {
+          seeds[s * 2 + v] = synthetic_seed(&small, s, v);
+          synthetic_row(&small, s, v, logits + (s * 2 + v) * 10);
+        }
       }
       int status = cmkd_cache_writer_open(path, &spec, &w, &err) != CMKD_OK;
-      if (!status) status = cmkd_cache_writer_add(w, 230, ids, labels, seeds, logits, &err) != CMKD_OK || cmkd_cache_writer_finish(w, &err) != CMKD_OK;
+      if (!status)
+        status = cmkd_cache_writer_add(w, 230, ids, labels, seeds, logits, &err) != CMKD_OK ||
+                 cmkd_cache_writer_finish(w, &err) != CMKD_OK;
       if (!status) cmkd_cache_writer_stats(w, &stats);
       if (!status) cmkd_cache_writer_close(w);
       if (status) fprintf(stderr, "builder: %s\n", err.message);
@@ -330,7 +375,8 @@ static void bad_numbers_are_refused(void **state) {
   uint64_t ids[50], seeds[100] = {0};
   int32_t labels[50] = {0};
   float row[10] = {0};
-  for (int i = 0; i < 50; i++) ids[i] = 50 + (uint64_t)i;
+  for (int i = 0; i < 50; i++)
+    ids[i] = 50 + (uint64_t)i;
   synthetic_spec(&small, &spec);
   assert_ok(cmkd_cache_writer_open(path, &spec, &w, &err));
   assert_ok(cmkd_cache_writer_begin(w, 1, &state_of, &err));
@@ -357,8 +403,9 @@ static void bad_numbers_are_refused(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(killed_at_any_moment), cmocka_unit_test(power_lost_after_any_call), cmocka_unit_test(disk_full_at_any_byte),
-    cmocka_unit_test(builders_share_the_work), cmocka_unit_test(other_builds_are_refused), cmocka_unit_test(bad_numbers_are_refused),
+      cmocka_unit_test(killed_at_any_moment),     cmocka_unit_test(power_lost_after_any_call),
+      cmocka_unit_test(disk_full_at_any_byte),    cmocka_unit_test(builders_share_the_work),
+      cmocka_unit_test(other_builds_are_refused), cmocka_unit_test(bad_numbers_are_refused),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* The format as it was when tests/data was written: a cache of version 1 must read the same for ever. Run from the repository's root. */
+/* The format as it was when tests/data was written: a cache of version 1 must read the same for ever. Run from the
+ * repository's root. */
 #include "tests/support.h"
 #include "base/file.h"
 #include "base/hash.h"
@@ -28,9 +29,13 @@ static void hash_of(cmkd_cache *cache, char hex[CMKD_SHA256_HEX]) {
 
 static void old_caches_read_the_same(void **state) {
   (void)state;
-  static const struct { const char *codec, *content, *cache; } known[] = {
-    {"f16", "3ce828e99d1539dc384b4d4ff09a89762c977e54360acf747d30fdc285ee3f16", "b8a25ed7d2392a312ab9b9946eecf318895c48abed8f0122a028125661bde1c4"},
-    {"u8sqrt", "d54bf991ae20d690cab7de54e2d4fb05517adcbad3aa4864f1850c2f94d12a9b", "9553d7be9b7f63d035169e6c6e03cf82fea8af1ab2954b678736fa4734f80870"},
+  static const struct {
+    const char *codec, *content, *cache;
+  } known[] = {
+      {"f16", "3ce828e99d1539dc384b4d4ff09a89762c977e54360acf747d30fdc285ee3f16",
+       "b8a25ed7d2392a312ab9b9946eecf318895c48abed8f0122a028125661bde1c4"},
+      {"u8sqrt", "d54bf991ae20d690cab7de54e2d4fb05517adcbad3aa4864f1850c2f94d12a9b",
+       "9553d7be9b7f63d035169e6c6e03cf82fea8af1ab2954b678736fa4734f80870"},
   };
   for (size_t i = 0; i < 2; i++) {
     char *path = cmkd_format("tests/data/cache-%s.h5", known[i].codec), content[CMKD_SHA256_HEX];
@@ -42,7 +47,8 @@ static void old_caches_read_the_same(void **state) {
     assert_string_equal(info->class_names[9], "jay");
     assert_string_equal(info->identity.codec, known[i].codec);
     assert_string_equal(info->identity.teacher_name, "synthetic.safetensors");
-    assert_true(info->identity.cache_seed == 2026 && info->identity.policy == CMKD_AUGMENT_CROP_FLIP && info->identity.std[2] == 0.25f);
+    assert_true(info->identity.cache_seed == 2026 && info->identity.policy == CMKD_AUGMENT_CROP_FLIP &&
+                info->identity.std[2] == 0.25f);
     assert_ok(cmkd_cache_verify(cache, 1, 1, NULL, NULL, &report, &err));
     assert_int_equal(report.problems, 0);
     hash_of(cache, content);
@@ -60,13 +66,19 @@ static void block_is_laid_out_as_documented(void **state) {
   size_t size;
   char hex[CMKD_SHA256_HEX], stored[CMKD_SHA256_HEX];
   assert_ok(cmkd_file_read("tests/data/cache-f16.shards/shard-00001-of-00002.h5", 1 << 20, &data, &size, &err));
-  assert_memory_equal(data, "CMKD\r\n\x1a\n" "\1\0\0\0" "\1\0\0\0", 16);
+  assert_memory_equal(data,
+                      "CMKD\r\n\x1a\n"
+                      "\1\0\0\0"
+                      "\1\0\0\0",
+                      16);
   uint64_t field[3];
   memcpy(field, data + 16, sizeof field);
-  assert_true(field[0] % 512 == 0 && (field[0] & (field[0] - 1)) == 0 && field[1] == size && 128 + field[2] <= field[0]);
+  assert_true(field[0] % 512 == 0 && (field[0] & (field[0] - 1)) == 0 && field[1] == size &&
+              128 + field[2] <= field[0]);
   assert_memory_equal(data + field[0], "\x89HDF\r\n\x1a\n", 8);
   for (int i = 0; i < 2; i++) {
-    for (int k = 0; k < 32; k++) snprintf(stored + 2 * k, 3, "%02x", data[64 + 32 * i + k]);
+    for (int k = 0; k < 32; k++)
+      snprintf(stored + 2 * k, 3, "%02x", data[64 + 32 * i + k]);
     cmkd_sha256(i ? data + field[0] : data + 128, i ? size - field[0] : field[2], hex);
     assert_string_equal(hex, stored);
   }
@@ -76,6 +88,7 @@ static void block_is_laid_out_as_documented(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(old_caches_read_the_same), cmocka_unit_test(block_is_laid_out_as_documented)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(old_caches_read_the_same),
+                                     cmocka_unit_test(block_is_laid_out_as_documented)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

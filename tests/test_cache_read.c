@@ -19,14 +19,21 @@ static void check_row(const synthetic *s, const float *original, const float *fo
   float max = original[0], min = original[0];
   uint32_t top = 0, top_found = 0;
   for (uint32_t c = 1; c < s->classes; c++) {
-    if (original[c] > max) { max = original[c]; top = c; }
+    if (original[c] > max) {
+      max = original[c];
+      top = c;
+    }
     if (original[c] < min) min = original[c];
     if (found[c] > found[top_found]) top_found = c;
   }
   for (uint32_t c = 0; c < s->classes; c++) {
-    if (!strcmp(s->codec, "f32")) assert_memory_equal(original + c, found + c, 4);
-    else if (!strcmp(s->codec, "f16")) { if (cmkd_half_to_float(cmkd_float_to_half(original[c])) != found[c]) fail_msg("f16: %g became %g", original[c], found[c]); }
-    else if (fabsf(original[c] - found[c]) > (max - min) / 128 + fabsf(max) / 1024) fail_msg("u8sqrt: %g became %g", original[c], found[c]);
+    if (!strcmp(s->codec, "f32"))
+      assert_memory_equal(original + c, found + c, 4);
+    else if (!strcmp(s->codec, "f16")) {
+      if (cmkd_half_to_float(cmkd_float_to_half(original[c])) != found[c])
+        fail_msg("f16: %g became %g", original[c], found[c]);
+    } else if (fabsf(original[c] - found[c]) > (max - min) / 128 + fabsf(max) / 1024)
+      fail_msg("u8sqrt: %g became %g", original[c], found[c]);
   }
   if (!strcmp(s->codec, "u8sqrt")) assert_int_equal(top, top_found);
 }
@@ -46,11 +53,13 @@ static void check_items(const synthetic *s, cmkd_cache *cache, uint32_t view) {
   cmkd_shuffle(items, planes, numbers, codec->item);
   codec->decode(&(cmkd_chunk_view){planes, numbers, C, max, range}, 0, count, got);
   assert_memory_equal(got, want, numbers * 4);
-  if (codec->row_numbers) assert_int_equal(cmkd_cache_read_items(cache, view, first, count, items, NULL, NULL, &err), CMKD_ERR_USAGE);
+  if (codec->row_numbers)
+    assert_int_equal(cmkd_cache_read_items(cache, view, first, count, items, NULL, NULL, &err), CMKD_ERR_USAGE);
   assert_int_equal(cmkd_cache_read_items(cache, view, s->samples, 1, items, max, range, &err), CMKD_ERR_USAGE);
   assert_int_equal(cmkd_cache_read_items(cache, s->views, 0, 1, items, max, range, &err), CMKD_ERR_USAGE);
   void *const owned[] = {items, planes, max, range, want, got};
-  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
+    free(owned[i]);
 }
 
 static void check_all(const synthetic *s, cmkd_cache *cache) {
@@ -83,12 +92,19 @@ static void reads_what_was_written(void **state) {
   (void)state;
   const char *dir = scratch_dir();
   const synthetic shapes[] = {
-    {.samples = 1000, .views = 3, .classes = 100, .shard_rows = 300, .chunk_rows = 128, .codec = "f16", .seed = 1},
-    {.samples = 257, .views = 2, .classes = 10, .shard_rows = 100, .chunk_rows = 32, .codec = "f32", .seed = UINT64_MAX, .names = 1},
-    {.samples = 513, .views = 2, .classes = 37, .shard_rows = 200, .chunk_rows = 64, .codec = "u8sqrt", .seed = 3},
-    {.samples = 70, .views = 1, .classes = 1000, .codec = "f16", .seed = 4},
-    {.samples = 1, .views = 1, .classes = 2, .codec = "u8sqrt", .seed = 5},
-    {.samples = 33, .views = 5, .classes = 1, .shard_rows = 32, .codec = "f16", .seed = 6},
+      {.samples = 1000, .views = 3, .classes = 100, .shard_rows = 300, .chunk_rows = 128, .codec = "f16", .seed = 1},
+      {.samples = 257,
+       .views = 2,
+       .classes = 10,
+       .shard_rows = 100,
+       .chunk_rows = 32,
+       .codec = "f32",
+       .seed = UINT64_MAX,
+       .names = 1},
+      {.samples = 513, .views = 2, .classes = 37, .shard_rows = 200, .chunk_rows = 64, .codec = "u8sqrt", .seed = 3},
+      {.samples = 70, .views = 1, .classes = 1000, .codec = "f16", .seed = 4},
+      {.samples = 1, .views = 1, .classes = 2, .codec = "u8sqrt", .seed = 5},
+      {.samples = 33, .views = 5, .classes = 1, .shard_rows = 32, .codec = "f16", .seed = 6},
   };
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
     char *path = cmkd_format("%s/cache%zu.h5", dir, i);
@@ -105,7 +121,8 @@ static void reads_what_was_written(void **state) {
   }
 }
 
-static void check_stream(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n, uint64_t memory, uint32_t step) {
+static void check_stream(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n, uint64_t memory,
+                         uint32_t step) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   size_t C = info->classes;
   float *all = malloc(info->samples * C * sizeof *all), *rows = malloc((size_t)step * C * sizeof *rows);
@@ -135,11 +152,18 @@ static void streams_any_order(void **state) {
   (void)state;
   const char *codecs[] = {"f16", "f32", "u8sqrt"};
   for (int k = 0; k < 3; k++) {
-    synthetic s = {.samples = 5000, .views = 2, .classes = 20, .shard_rows = 1700, .chunk_rows = 100, .codec = codecs[k], .seed = 9};
+    synthetic s = {.samples = 5000,
+                   .views = 2,
+                   .classes = 20,
+                   .shard_rows = 1700,
+                   .chunk_rows = 100,
+                   .codec = codecs[k],
+                   .seed = 9};
     char *path = cmkd_format("%s/cache.h5", scratch_dir());
     cmkd_cache *cache = open_built(&s, path);
     uint32_t order[5000];
-    for (uint32_t i = 0; i < s.samples; i++) order[i] = i;
+    for (uint32_t i = 0; i < s.samples; i++)
+      order[i] = i;
     check_stream(cache, 0, order, s.samples, 0, 64);
     check_stream(cache, 1, order, s.samples, 100 * 20 * 4, 777); /* room for one chunk */
     cmkd_epoch_order(7, 0, s.samples, 0, order);
@@ -147,19 +171,27 @@ static void streams_any_order(void **state) {
     check_stream(cache, 0, order, 1, 0, 1);
     cmkd_epoch_order(7, 1, s.samples, 100, order);
     check_stream(cache, 0, order, s.samples, 0, 4999);
-    for (uint32_t i = 0; i < s.samples; i++) order[i] = (i * 31) % 7; /* the same few rows again and again */
+    for (uint32_t i = 0; i < s.samples; i++)
+      order[i] = (i * 31) % 7; /* the same few rows again and again */
     check_stream(cache, 0, order, s.samples, 0, 100);
     cmkd_cache_close(cache);
     free(path);
   }
 }
 
-/* Rows of 128 bytes and more are scattered in whole cache lines; parts of an epoch, a last short chunk, several threads. */
+/* Rows of 128 bytes and more are scattered in whole cache lines; parts of an epoch, a last short chunk, several
+ * threads. */
 static void streams_shuffles_of_long_rows(void **state) {
   (void)state;
   const char *codecs[] = {"f16", "f32", "u8sqrt"};
   for (int k = 0; k < 3; k++) {
-    synthetic s = {.samples = 3333, .views = 2, .classes = 157, .shard_rows = 960, .chunk_rows = 48, .codec = codecs[k], .seed = 3};
+    synthetic s = {.samples = 3333,
+                   .views = 2,
+                   .classes = 157,
+                   .shard_rows = 960,
+                   .chunk_rows = 48,
+                   .codec = codecs[k],
+                   .seed = 3};
     char *path = cmkd_format("%s/cache.h5", scratch_dir());
     cmkd_cache *cache = open_built(&s, path);
     uint32_t order[3333];
@@ -178,7 +210,8 @@ static void streams_shuffles_of_long_rows(void **state) {
 
 static void one_row_chunks_do_not_deadlock(void **state) {
   (void)state;
-  synthetic s = {.samples = 300, .views = 1, .classes = 50, .shard_rows = 50, .chunk_rows = 1, .codec = "f16", .seed = 9};
+  synthetic s = {
+      .samples = 300, .views = 1, .classes = 50, .shard_rows = 50, .chunk_rows = 1, .codec = "f16", .seed = 9};
   char *path = cmkd_format("%s/cache.h5", scratch_dir());
   cmkd_cache *cache = open_built(&s, path);
   uint32_t order[300];
@@ -218,48 +251,69 @@ static void portable_equals_vector(void **state) {
     const char *self = getenv("CMKD_BUILD");
     /* another process, since the choice is made once */
     for (int i = 0; i < 2; i++)
-      if (run_command(&output, "CMKD_ISA=%s '%s/tests/test_cache_read' --dump %s '%s/c.h5'", i ? "baseline" : "avx2", self ? self : "build", codecs[k], i ? second : first) != 0) fail_msg("%s", output);
-    if (run_command(&output, "cmp '%s/c.h5' '%s/c.h5' && cmp '%s/c.h5.rows' '%s/c.h5.rows' && diff -r '%s/c.shards' '%s/c.shards'", first, second, first, second, first, second) != 0) fail_msg("%s: %s", codecs[k], output);
+      if (run_command(&output, "CMKD_ISA=%s '%s/tests/test_cache_read' --dump %s '%s/c.h5'", i ? "baseline" : "avx2",
+                      self ? self : "build", codecs[k], i ? second : first) != 0)
+        fail_msg("%s", output);
+    if (run_command(
+            &output,
+            "cmp '%s/c.h5' '%s/c.h5' && cmp '%s/c.h5.rows' '%s/c.h5.rows' && diff -r '%s/c.shards' '%s/c.shards'",
+            first, second, first, second, first, second) != 0)
+      fail_msg("%s: %s", codecs[k], output);
   }
 }
 
 static void h5py_reads_it(void **state) {
   (void)state;
   const char *output;
-  if (run_command(&output, "/usr/bin/python3 -c 'import h5py'") != 0) { print_message("SKIP: python3-h5py is not here\n"); skip(); }
+  if (run_command(&output, "/usr/bin/python3 -c 'import h5py'") != 0) {
+    print_message("SKIP: python3-h5py is not here\n");
+    skip();
+  }
   const char *codecs[] = {"f16", "f32", "u8sqrt"};
   for (int k = 0; k < 3; k++) {
-    synthetic s = {.samples = 700, .views = 3, .classes = 10, .shard_rows = 300, .chunk_rows = 128, .codec = codecs[k], .seed = 11, .names = 1};
+    synthetic s = {.samples = 700,
+                   .views = 3,
+                   .classes = 10,
+                   .shard_rows = 300,
+                   .chunk_rows = 128,
+                   .codec = codecs[k],
+                   .seed = 11,
+                   .names = 1};
     const char *dir = scratch_dir();
     char *path = cmkd_format("%s/teacher.h5", dir), *npy = cmkd_format("%s/rows.f32", dir);
     cmkd_cache *cache = open_built(&s, path);
     float *rows = malloc(700 * 3 * 10 * sizeof *rows);
-    for (uint32_t v = 0; v < 3; v++) assert_ok(cmkd_cache_read(cache, v, 0, 700, rows + v * 7000, &err));
+    for (uint32_t v = 0; v < 3; v++)
+      assert_ok(cmkd_cache_read(cache, v, 0, 700, rows + v * 7000, &err));
     cmkd_piece piece = {rows, 700 * 3 * 10 * sizeof *rows};
     assert_ok(cmkd_file_write(npy, &piece, 1, &err));
     const char *script =
-      "import sys, h5py, numpy as np\n"
-      "rows = np.fromfile(sys.argv[2], np.float32).reshape(3, 700, 10)\n"
-      "f = h5py.File(sys.argv[1], 'r')\n"
-      "assert f.attrs['codec'].decode() == sys.argv[3] and f.attrs['classes'] == 10 and f.attrs['cache_seed'] == 11\n"
-      "assert [n.decode() for n in f['class_names']][8] == 'ibis'\n"
-      "shards = sorted(k for k in f if k.startswith('shard-'))\n"
-      "assert len(shards) == 3\n"
-      "at = 0\n"
-      "for k in shards:\n"
-      "  s = f[k]\n"
-      "  x = s['logits'][...]\n"
-      "  if sys.argv[3] == 'u8sqrt':\n"
-      "    q = x.astype(np.float32)\n"
-      "    x = s['row_max'][...].astype(np.float32)[..., None] - s['row_range'][...].astype(np.float32)[..., None] / np.float32(65025) * (q * q)\n"
-      "  else: assert x.dtype == ('f2' if sys.argv[3] == 'f16' else 'f4')\n"
-      "  n = len(x)\n"
-      "  assert np.array_equal(x.astype(np.float32), rows[:, at:at + n].transpose(1, 0, 2))\n"
-      "  assert np.array_equal(s['sample_id'][...], np.arange(at, at + n)) and s['seeds'].shape == (n, 3) and s['seeds'].dtype == 'u8'\n"
-      "  assert s['label'].dtype == 'i4' and s.attrs['first_sample'] == at\n"
-      "  at += n\n"
-      "assert at == 700\n";
-    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -c \"%s\" '%s' '%s' %s", filter_folder(), script, path, npy, codecs[k]) != 0) fail_msg("%s", output);
+        "import sys, h5py, numpy as np\n"
+        "rows = np.fromfile(sys.argv[2], np.float32).reshape(3, 700, 10)\n"
+        "f = h5py.File(sys.argv[1], 'r')\n"
+        "assert f.attrs['codec'].decode() == sys.argv[3] and f.attrs['classes'] == 10 and f.attrs['cache_seed'] == 11\n"
+        "assert [n.decode() for n in f['class_names']][8] == 'ibis'\n"
+        "shards = sorted(k for k in f if k.startswith('shard-'))\n"
+        "assert len(shards) == 3\n"
+        "at = 0\n"
+        "for k in shards:\n"
+        "  s = f[k]\n"
+        "  x = s['logits'][...]\n"
+        "  if sys.argv[3] == 'u8sqrt':\n"
+        "    q = x.astype(np.float32)\n"
+        "    x = s['row_max'][...].astype(np.float32)[..., None] - s['row_range'][...].astype(np.float32)[..., None] / "
+        "np.float32(65025) * (q * q)\n"
+        "  else: assert x.dtype == ('f2' if sys.argv[3] == 'f16' else 'f4')\n"
+        "  n = len(x)\n"
+        "  assert np.array_equal(x.astype(np.float32), rows[:, at:at + n].transpose(1, 0, 2))\n"
+        "  assert np.array_equal(s['sample_id'][...], np.arange(at, at + n)) and s['seeds'].shape == (n, 3) and "
+        "s['seeds'].dtype == 'u8'\n"
+        "  assert s['label'].dtype == 'i4' and s.attrs['first_sample'] == at\n"
+        "  at += n\n"
+        "assert at == 700\n";
+    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -c \"%s\" '%s' '%s' %s", filter_folder(), script,
+                    path, npy, codecs[k]) != 0)
+      fail_msg("%s", output);
     free(rows);
     cmkd_cache_close(cache);
     free(path);
@@ -269,13 +323,21 @@ static void h5py_reads_it(void **state) {
 
 /* --dump CODEC FILE: builds a cache with this process's instruction set and writes all decoded rows beside it */
 static int dump(const char *codec, const char *path) {
-  synthetic s = {.samples = 333, .views = 2, .classes = 77, .shard_rows = 200, .chunk_rows = 64, .codec = codec, .seed = 2};
+  synthetic s = {
+      .samples = 333, .views = 2, .classes = 77, .shard_rows = 200, .chunk_rows = 64, .codec = codec, .seed = 2};
   cmkd_cache *cache;
   float *rows = malloc(333 * 77 * 2 * sizeof *rows);
   char *name = cmkd_format("%s.rows", path);
   cmkd_piece piece = {rows, 333 * 77 * 2 * sizeof *rows};
-  if (synthetic_build(&s, path, NULL, &err) != CMKD_OK || cmkd_cache_open(path, &cache, &err) != CMKD_OK) { puts(err.message); return 1; }
-  for (uint32_t v = 0; v < 2; v++) if (cmkd_cache_read(cache, v, 0, 333, rows + v * 333 * 77, &err) != CMKD_OK) { puts(err.message); return 1; }
+  if (synthetic_build(&s, path, NULL, &err) != CMKD_OK || cmkd_cache_open(path, &cache, &err) != CMKD_OK) {
+    puts(err.message);
+    return 1;
+  }
+  for (uint32_t v = 0; v < 2; v++)
+    if (cmkd_cache_read(cache, v, 0, 333, rows + v * 333 * 77, &err) != CMKD_OK) {
+      puts(err.message);
+      return 1;
+    }
   cmkd_cache_close(cache);
   int status = cmkd_file_write(name, &piece, 1, &err) != CMKD_OK;
   free(name);
@@ -286,8 +348,13 @@ static int dump(const char *codec, const char *path) {
 int main(int argc, char **argv) {
   if (argc == 4 && !strcmp(argv[1], "--dump")) return dump(argv[2], argv[3]);
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(reads_what_was_written), cmocka_unit_test(streams_any_order), cmocka_unit_test(streams_shuffles_of_long_rows), cmocka_unit_test(one_row_chunks_do_not_deadlock),
-    cmocka_unit_test(stream_refuses), cmocka_unit_test(portable_equals_vector), cmocka_unit_test(h5py_reads_it),
+      cmocka_unit_test(reads_what_was_written),
+      cmocka_unit_test(streams_any_order),
+      cmocka_unit_test(streams_shuffles_of_long_rows),
+      cmocka_unit_test(one_row_chunks_do_not_deadlock),
+      cmocka_unit_test(stream_refuses),
+      cmocka_unit_test(portable_equals_vector),
+      cmocka_unit_test(h5py_reads_it),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

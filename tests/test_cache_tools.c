@@ -1,4 +1,5 @@
-/* cmkd-cache repack, merge, subset, import, list, diff, plan: run as a user runs them, on synthetic caches, results read back. */
+/* cmkd-cache repack, merge, subset, import, list, diff, plan: run as a user runs them, on synthetic caches, results
+ * read back. */
 #include "tests/support.h"
 #include <jansson.h>
 #include <math.h>
@@ -13,7 +14,10 @@ enum { N = 300, V = 3, C = 10 };
 static cmkd_error err;
 static const char *dir;
 
-static synthetic base(void) { return (synthetic){.samples = N, .views = V, .classes = C, .shard_rows = 128, .chunk_rows = 32, .codec = "f32", .seed = 5}; }
+static synthetic base(void) {
+  return (synthetic){
+      .samples = N, .views = V, .classes = C, .shard_rows = 128, .chunk_rows = 32, .codec = "f32", .seed = 5};
+}
 
 /* $CMKD_BUILD/cmkd-cache ARGS in the scratch folder */
 static int tool(const char **output, const char *arguments) {
@@ -27,7 +31,8 @@ static void ok(const char *arguments) {
 static void refused(const char *arguments, int status, const char *words) {
   const char *output;
   int got = tool(&output, arguments);
-  if (got != status || !strstr(output, words)) fail_msg("%s: exit %d, wanted %d and \"%s\": %s", arguments, got, status, words, output);
+  if (got != status || !strstr(output, words))
+    fail_msg("%s: exit %d, wanted %d and \"%s\": %s", arguments, got, status, words, output);
 }
 static char *at(const char *name) { return cmkd_path_join(dir, name); }
 static cmkd_cache *opened(const char *name) {
@@ -63,7 +68,8 @@ static void repack_measures(void **state) {
   assert_true(json_real_value(json_object_get(o, "spearman")) > 0.99);
   double kl1 = json_real_value(json_object_get(o, "kl_T1")), kl4 = json_real_value(json_object_get(o, "kl_T4"));
   assert_true(kl1 > 0 && kl1 < 1e-3 && kl4 > 0 && kl4 < 1e-3);
-  assert_true(json_real_value(json_object_get(o, "bytes_per_row")) < json_real_value(json_object_get(o, "bytes_per_row_before")));
+  assert_true(json_real_value(json_object_get(o, "bytes_per_row")) <
+              json_real_value(json_object_get(o, "bytes_per_row_before")));
   json_decref(o);
   ok("repack full.h5 again.h5 --codec f32 --quiet");
   ok("diff full.h5 again.h5 --quiet");
@@ -87,7 +93,8 @@ static void check_thinned(cmkd_cache *whole, cmkd_cache *thin, uint32_t keep) {
       memcpy(sorted, row, sizeof row);
       qsort(sorted, C, sizeof *sorted, descending);
       double mass = 0, tie = HUGE_VAL;
-      for (uint32_t c = keep; c < C; c++) mass += exp((double)sorted[c]);
+      for (uint32_t c = keep; c < C; c++)
+        mass += exp((double)sorted[c]);
       for (int c = 0; c < C; c++) {
         double want = row[c] >= sorted[keep - 1] ? (double)row[c] : log(mass / (C - keep));
         assert_true(fabs(got[c] - want) <= 0x1p-11 * fmax(1, fabs(want)) + 1e-5);
@@ -151,12 +158,14 @@ static void top_k_of_ties(void **state) {
   assert_true(out[1] == 2 && out[2] == 2 && out[3] == out[0] && out[3] == out[5] && out[3] < 2);
   assert_true(fabs(out[3] - log((exp(1.0) + exp(2.0) + 1) / 4)) < 1e-6);
   codec->thin(equal, 4, 3, out);
-  for (int c = 0; c < 4; c++) assert_true(out[c] == 7);
+  for (int c = 0; c < 4; c++)
+    assert_true(out[c] == 7);
   cmkd_rng rng = cmkd_rng_start(4, CMKD_STREAM_TEST, 9);
   float many[257], sorted[257], got[257];
   for (int round = 0; round < 300; round++) {
     uint32_t keep = 1 + cmkd_rng_below(&rng, 256), kept = 0;
-    for (int c = 0; c < 257; c++) sorted[c] = many[c] = (float)cmkd_rng_below(&rng, round < 150 ? 5 : 100000);
+    for (int c = 0; c < 257; c++)
+      sorted[c] = many[c] = (float)cmkd_rng_below(&rng, round < 150 ? 5 : 100000);
     qsort(sorted, 257, sizeof *sorted, descending);
     codec->thin(many, 257, keep, got);
     for (int c = 0; c < 257; c++) {
@@ -235,7 +244,10 @@ static void average_of_teachers(void **state) {
     int32_t label = synthetic_label(&s, i);
     uint64_t seeds[V];
     float rows[V * C];
-    for (uint32_t v = 0; v < V; v++) { seeds[v] = synthetic_seed(&s, i, v); synthetic_row(&t, i, v, rows + v * C); }
+    for (uint32_t v = 0; v < V; v++) {
+      seeds[v] = synthetic_seed(&s, i, v);
+      synthetic_row(&t, i, v, rows + v * C);
+    }
     assert_ok(cmkd_cache_writer_add(writer, 1, &i, &label, seeds, rows, &err));
   }
   assert_ok(cmkd_cache_writer_finish(writer, &err));
@@ -249,7 +261,8 @@ static void average_of_teachers(void **state) {
     assert_ok(cmkd_cache_read(cache, 1, i, 1, mean, &err));
     synthetic_row(&s, i, 1, a);
     synthetic_row(&t, i, 1, b);
-    for (int c = 0; c < C; c++) assert_true(mean[c] == (float)(((double)a[c] + b[c]) / 2));
+    for (int c = 0; c < C; c++)
+      assert_true(mean[c] == (float)(((double)a[c] + b[c]) / 2));
   }
   assert_non_null(strstr(cmkd_cache_get_info(cache)->identity.teacher_name, "second"));
   cmkd_cache_close(cache);
@@ -259,7 +272,8 @@ static void average_of_teachers(void **state) {
   refused("merge --average z.h5 full.h5 moved.h5 --quiet", 1, "other pixels");
 }
 
-static void write_npy(const char *name, cmkd_dtype dtype, int dims, const int64_t *shape, const void *data, uint64_t count) {
+static void write_npy(const char *name, cmkd_dtype dtype, int dims, const int64_t *shape, const void *data,
+                      uint64_t count) {
   char *path = at(name);
   cmkd_npy_writer *writer;
   assert_ok(cmkd_npy_begin(path, dtype, dims, shape, &writer, &err));
@@ -276,14 +290,18 @@ static void import_of_a_dump(void **state) {
   static int64_t labels[N];
   for (uint32_t i = 0; i < N; i++) {
     labels[i] = synthetic_label(&s, i);
-    for (uint32_t v = 0; v < V; v++) { synthetic_row(&s, i, v, logits + (i * V + v) * C); seeds[i * V + v] = synthetic_seed(&s, i, v); }
+    for (uint32_t v = 0; v < V; v++) {
+      synthetic_row(&s, i, v, logits + (i * V + v) * C);
+      seeds[i * V + v] = synthetic_seed(&s, i, v);
+    }
   }
   synthetic_images(&s, dir, 28);
   write_npy("logits.npy", CMKD_F32, 3, (const int64_t[]){N, V, C}, logits, N * V * C);
   write_npy("seeds.npy", CMKD_U64, 2, (const int64_t[]){N, V}, seeds, N * V);
   write_npy("labels.npy", CMKD_I64, 1, (const int64_t[]){N}, labels, N);
   write_npy("clean.npy", CMKD_F32, 2, (const int64_t[]){N, C}, logits, N * C);
-  ok("import --logits logits.npy --seeds seeds.npy --labels labels.npy --augment crop+flip --data fashion-mnist:. --teacher-name vit --codec f32 --out imported.h5");
+  ok("import --logits logits.npy --seeds seeds.npy --labels labels.npy --augment crop+flip --data fashion-mnist:. "
+     "--teacher-name vit --codec f32 --out imported.h5");
   cmkd_cache *cache = opened("imported.h5");
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   uint64_t column[N];
@@ -305,10 +323,12 @@ static void import_of_a_dump(void **state) {
   cmkd_cache_close(cache);
   ok("verify --deep clean.h5 --quiet");
   refused("import --logits logits.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 2, "--seeds");
-  refused("import --logits logits.npy --seeds seeds.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 2, "--augment");
+  refused("import --logits logits.npy --seeds seeds.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 2,
+          "--augment");
   labels[17] = (labels[17] + 1) % C;
   write_npy("labels.npy", CMKD_I64, 1, (const int64_t[]){N}, labels, N);
-  refused("import --logits clean.npy --labels labels.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 1, "sample 17");
+  refused("import --logits clean.npy --labels labels.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 1,
+          "sample 17");
   logits[40] = NAN;
   write_npy("clean.npy", CMKD_F32, 2, (const int64_t[]){N, C}, logits, N * C);
   refused("import --logits clean.npy --data fashion-mnist:. --teacher-name vit --out q.h5", 1, "sample 4");
@@ -322,7 +342,8 @@ static void export_and_import_agree(void **state) {
   synthetic s = base();
   synthetic_images(&s, dir, 28);
   ok("export full.h5 --out dump.safetensors --quiet");
-  ok("import --logits dump.safetensors --augment crop+flip --data fashion-mnist:. --teacher-name synthetic --codec f32 --out back.h5");
+  ok("import --logits dump.safetensors --augment crop+flip --data fashion-mnist:. --teacher-name synthetic --codec f32 "
+     "--out back.h5");
   cmkd_cache *a = opened("full.h5"), *b = opened("back.h5");
   float x[N * C], y[N * C];
   uint64_t p[N], q[N];
@@ -354,13 +375,17 @@ static void list_and_plan(void **state) {
   json_t *all = json_loads(output, 0, NULL), *entry;
   size_t index;
   int seen = 0;
-  json_array_foreach(all, index, entry) seen += strstr(json_string_value(json_object_get(entry, "cache")), "broken.h5") && json_object_get(entry, "error");
+  json_array_foreach(all, index, entry) seen +=
+      strstr(json_string_value(json_object_get(entry, "cache")), "broken.h5") && json_object_get(entry, "error");
   assert_int_equal(seen, 1);
   json_decref(all);
   free(bytes);
   free(broken);
   free(good);
-  assert_int_equal(tool(&output, "plan --samples 50000 --classes 100 --views all --teacher-rate 1000 --epochs 240 --experiments 10 --json"), 0);
+  assert_int_equal(
+      tool(&output,
+           "plan --samples 50000 --classes 100 --views all --teacher-rate 1000 --epochs 240 --experiments 10 --json"),
+      0);
   json_t *o = json_loads(output, 0, NULL);
   assert_true(json_number_value(json_object_get(o, "build_seconds")) == 8100);
   assert_true(json_number_value(json_object_get(o, "live_seconds")) == 120000);
@@ -370,7 +395,14 @@ static void list_and_plan(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures), cmocka_unit_test(top_k_only_when_meant), cmocka_unit_test(top_k_of_ties), cmocka_unit_test(subset_keeps_ids_and_seeds), cmocka_unit_test(merge_samples_and_views), cmocka_unit_test(average_of_teachers),
-                                     cmocka_unit_test(import_of_a_dump), cmocka_unit_test(export_and_import_agree), cmocka_unit_test(list_and_plan)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures),
+                                     cmocka_unit_test(top_k_only_when_meant),
+                                     cmocka_unit_test(top_k_of_ties),
+                                     cmocka_unit_test(subset_keeps_ids_and_seeds),
+                                     cmocka_unit_test(merge_samples_and_views),
+                                     cmocka_unit_test(average_of_teachers),
+                                     cmocka_unit_test(import_of_a_dump),
+                                     cmocka_unit_test(export_and_import_agree),
+                                     cmocka_unit_test(list_and_plan)};
   return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -1,15 +1,25 @@
-/* Choosing who computes a convolution, on a made-up device (tests/conv_double.h): the fastest plan whose numbers are ours wins, is remembered, and
- * comes back in a resumed run; without cuDNN nothing is timed; a memory file of any bytes does no harm. */
+/* Choosing who computes a convolution, on a made-up device (tests/conv_double.h): the fastest plan whose numbers are
+ * ours wins, is remembered, and comes back in a resumed run; without cuDNN nothing is timed; a memory file of any bytes
+ * does no harm. */
 #include "tests/support.h"
 #include "tests/conv_double.h"
 #include <sys/stat.h>
 #include <unistd.h>
 
 static const made_plan plans[] = {
-  {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 300},     {"cudnn:eng2{}", CMKD_CONV_FORWARD, 1, WRONG, 0},         {"cudnn:eng3{}", CMKD_CONV_FORWARD, 1, UNWRITTEN, 0},
-  {"cudnn:eng4{}", CMKD_CONV_FORWARD, 1, FAILING, 0},        {"cudnn:eng5{}", CMKD_CONV_FORWARD, 1, CHANGING, 0},      {"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, GOOD, 5000},
-  {"cudnn:eng7{}", CMKD_CONV_FORWARD, 100, GOOD, 0},         {"cudnn:eng8{}", CMKD_CONV_FORWARD_FUSED, 3, GOOD, 0},    {"cudnn:eng9{}", CMKD_CONV_BACKWARD_DATA, 1, NO_ADDING, 0},
-  {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},    {"cudnn:eng13{}", CMKD_CONV_BACKWARD_WEIGHTS, 0.5, WAITING, 0},    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
+    {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 300},
+    {"cudnn:eng2{}", CMKD_CONV_FORWARD, 1, WRONG, 0},
+    {"cudnn:eng3{}", CMKD_CONV_FORWARD, 1, UNWRITTEN, 0},
+    {"cudnn:eng4{}", CMKD_CONV_FORWARD, 1, FAILING, 0},
+    {"cudnn:eng5{}", CMKD_CONV_FORWARD, 1, CHANGING, 0},
+    {"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, GOOD, 5000},
+    {"cudnn:eng7{}", CMKD_CONV_FORWARD, 100, GOOD, 0},
+    {"cudnn:eng8{}", CMKD_CONV_FORWARD_FUSED, 3, GOOD, 0},
+    {"cudnn:eng9{}", CMKD_CONV_BACKWARD_DATA, 1, NO_ADDING, 0},
+    {"cudnn:eng10{}", CMKD_CONV_BACKWARD_DATA, 2, GOOD, 0},
+    {"cudnn:eng12{}", CMKD_CONV_BACKWARD_DATA, 0.5, WRONG_AT_END, 0},
+    {"cudnn:eng13{}", CMKD_CONV_BACKWARD_WEIGHTS, 0.5, WAITING, 0},
+    {"cudnn:eng11{}", CMKD_CONV_BACKWARD_WEIGHTS, 1, GOOD, 64},
 };
 static cmkd_cudnn with_plans = {91900, sizeof plans / sizeof *plans, 0, plans};
 static cmkd_error err;
@@ -28,7 +38,22 @@ static int nothing_left(void **state) {
 }
 
 static cmkd_conv_request request_of(cmkd_conv_pass pass, cmkd_dtype dtype) {
-  return (cmkd_conv_request){.shape = {.n = 3, .h = 6, .w = 6, .c = 13, .oh = 6, .ow = 6, .k = 19, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 1, .y_stride = 24, .dtype = dtype, .y_dtype = dtype}, .pass = pass};
+  return (cmkd_conv_request){.shape = {.n = 3,
+                                       .h = 6,
+                                       .w = 6,
+                                       .c = 13,
+                                       .oh = 6,
+                                       .ow = 6,
+                                       .k = 19,
+                                       .kh = 3,
+                                       .kw = 3,
+                                       .stride = 1,
+                                       .pad = 1,
+                                       .groups = 1,
+                                       .y_stride = 24,
+                                       .dtype = dtype,
+                                       .y_dtype = dtype},
+                             .pass = pass};
 }
 static cmkd_conv_selector *open_selector(cmkd_cudnn *cudnn, const char *name, const char *path) {
   cmkd_conv_selector *selector;
@@ -63,7 +88,9 @@ static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
     assert_int_equal(cmkd_conv_algorithm_workspace(algorithm), 1000);
     assert_int_equal(cmkd_conv_algorithm_dw_dtype(algorithm), CMKD_F32);
     const long before = made.runs_own;
-    assert_ok(cmkd_conv_run(algorithm, a, a, c, pass == CMKD_CONV_FORWARD_FUSED ? &(cmkd_cuda_epilogue){bias, NULL, CMKD_ACT_NONE} : NULL, NULL, NULL, &err));
+    assert_ok(cmkd_conv_run(algorithm, a, a, c,
+                            pass == CMKD_CONV_FORWARD_FUSED ? &(cmkd_cuda_epilogue){bias, NULL, CMKD_ACT_NONE} : NULL,
+                            NULL, NULL, &err));
     assert_int_equal(made.runs_own, before + 1);
     cmkd_conv_algorithm_free(algorithm);
   }
@@ -97,8 +124,10 @@ static void the_fastest_that_agrees_wins(void **state) {
 
 /* Where a row must not depend on its neighbours, a plan that treats the last image otherwise is out, however fast. */
 static void who_leans_on_neighbours_is_out(void **state) {
-  static const made_plan two[] = {{"cudnn:eng1{}", CMKD_CONV_FORWARD, 1, LEANING, 0}, {"cudnn:eng2{}", CMKD_CONV_FORWARD, 2, GOOD, 0},
-                                  {"cudnn:eng1{}", CMKD_CONV_FORWARD_FUSED, 1, LEANING, 0}, {"cudnn:eng2{}", CMKD_CONV_FORWARD_FUSED, 2, GOOD, 0}};
+  static const made_plan two[] = {{"cudnn:eng1{}", CMKD_CONV_FORWARD, 1, LEANING, 0},
+                                  {"cudnn:eng2{}", CMKD_CONV_FORWARD, 2, GOOD, 0},
+                                  {"cudnn:eng1{}", CMKD_CONV_FORWARD_FUSED, 1, LEANING, 0},
+                                  {"cudnn:eng2{}", CMKD_CONV_FORWARD_FUSED, 2, GOOD, 0}};
   cmkd_cudnn library = {91900, 4, 0, two};
   for (int fused = 0; fused < 2; fused++) {
     cmkd_conv_selector *selector = open_selector(&library, "GPU", NULL);
@@ -144,7 +173,8 @@ static void an_epilogue_may_come_after_a_faster_plan(void **state) {
       cmkd_conv_request r = request_of(CMKD_CONV_FORWARD_FUSED, CMKD_F32);
       cmkd_conv_algorithm *algorithm;
       static float a[4000], b[8000], c[4000], expected[4000], other[4000], bias[24], workspace[1250];
-      for (int i = 0; i < 4000; i++) a[i] = other[i] = (float)(i % 17) - 8, b[i] = (float)(i % 5);
+      for (int i = 0; i < 4000; i++)
+        a[i] = other[i] = (float)(i % 17) - 8, b[i] = (float)(i % 5);
       r.residual = residual, r.act = (cmkd_act)act;
       assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 1);
       cmkd_conv_selector *later = open_selector(&with_plans, "GPU", memory);
@@ -159,9 +189,14 @@ static void an_epilogue_may_come_after_a_faster_plan(void **state) {
       assert_memory_equal(c, expected, count_y(&r.shape) * sizeof(float));
       /* not what was asked for */
       assert_int_equal(cmkd_conv_run(algorithm, a, b, c, NULL, workspace, on_stream, &err), CMKD_ERR_VALUE);
-      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &(cmkd_cuda_epilogue){NULL, epilogue.residual, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
-      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &(cmkd_cuda_epilogue){bias, residual ? NULL : other, r.act}, workspace, on_stream, &err), CMKD_ERR_VALUE);
-      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &epilogue, workspace, NULL, &err), CMKD_ERR_VALUE); /* another stream */
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &(cmkd_cuda_epilogue){NULL, epilogue.residual, r.act},
+                                     workspace, on_stream, &err),
+                       CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &(cmkd_cuda_epilogue){bias, residual ? NULL : other, r.act},
+                                     workspace, on_stream, &err),
+                       CMKD_ERR_VALUE);
+      assert_int_equal(cmkd_conv_run(algorithm, a, b, c, &epilogue, workspace, NULL, &err),
+                       CMKD_ERR_VALUE); /* another stream */
       cmkd_conv_algorithm_free(algorithm);
       cmkd_conv_selector_close(later);
     }
@@ -170,17 +205,32 @@ static void an_epilogue_may_come_after_a_faster_plan(void **state) {
 
 /* Logits have no channels for padding; the gradient of their weights has, and it is 0. */
 static void gradients_of_padding_are_zero(void **state) {
-  cmkd_conv_request r = {.shape = {.n = 2, .h = 1, .w = 1, .c = 8, .oh = 1, .ow = 1, .k = 10, .kh = 1, .kw = 1, .stride = 1, .groups = 1, .y_stride = 10}, .pass = CMKD_CONV_BACKWARD_WEIGHTS};
+  cmkd_conv_request r = {.shape = {.n = 2,
+                                   .h = 1,
+                                   .w = 1,
+                                   .c = 8,
+                                   .oh = 1,
+                                   .ow = 1,
+                                   .k = 10,
+                                   .kh = 1,
+                                   .kw = 1,
+                                   .stride = 1,
+                                   .groups = 1,
+                                   .y_stride = 10},
+                         .pass = CMKD_CONV_BACKWARD_WEIGHTS};
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
   cmkd_conv_algorithm *algorithm;
   float x[16], dy[20], dw[16 * 8], workspace[16];
-  for (int i = 0; i < 16; i++) x[i] = 1;
-  for (int i = 0; i < 20; i++) dy[i] = 1;
+  for (int i = 0; i < 16; i++)
+    x[i] = 1;
+  for (int i = 0; i < 20; i++)
+    dy[i] = 1;
   memset(dw, 0xFF, sizeof dw);
   assert_ok(cmkd_conv_select(selector, &r, &algorithm, &err));
   assert_string_equal(cmkd_conv_algorithm_name(algorithm), "cudnn:eng11{}");
   assert_ok(cmkd_conv_run(algorithm, x, dy, dw, NULL, workspace, on_stream, &err));
-  for (int i = 0; i < 16 * 8; i++) assert_true(dw[i] == (i < 80 ? 2 : 0));
+  for (int i = 0; i < 16 * 8; i++)
+    assert_true(dw[i] == (i < 80 ? 2 : 0));
   cmkd_conv_algorithm_free(algorithm);
   cmkd_conv_selector_close(selector);
 }
@@ -190,7 +240,9 @@ static void algorithms_are_remembered_by_device(void **state) {
   cmkd_cudnn other = with_plans;
   other.version = 91800;
   for (int round = 0; round < 2; round++) { /* timed once, then remembered, the one beside the other */
-    cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", memory), *b = open_selector(&with_plans, "GPU \"B\"", memory), *c = open_selector(&other, "GPU A", memory);
+    cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", memory),
+                       *b = open_selector(&with_plans, "GPU \"B\"", memory),
+                       *c = open_selector(&other, "GPU A", memory);
     assert_chosen(a, r, "cudnn:eng6{k1=2,k3=4}", !round);
     assert_chosen(b, r, "cudnn:eng6{k1=2,k3=4}", !round);
     assert_chosen(c, r, "cudnn:eng6{k1=2,k3=4}", !round);
@@ -208,7 +260,8 @@ static void algorithms_are_remembered_by_device(void **state) {
 }
 
 static void what_no_longer_works_is_measured_again(void **state) {
-  const made_plan now[] = {{"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, FAILING, 0}, {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
+  const made_plan now[] = {{"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, FAILING, 0},
+                           {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
   cmkd_cudnn changed = {91900, 2, 0, now}, gone = {91900, 0, 0, NULL}, refusing = {91900, 2, 1, now};
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
@@ -226,7 +279,8 @@ static void what_no_longer_works_is_measured_again(void **state) {
 }
 
 static void a_resumed_run_keeps_its_algorithms(void **state) {
-  const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), d = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F32);
+  const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32),
+                          d = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F32);
   const made_plan slow[] = {{"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
   cmkd_cudnn earlier = {91900, 1, 0, slow};
   char *text, *again;
@@ -294,8 +348,19 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
   static char deep[100000];
   memset(deep, '[', sizeof deep - 1);
   const char *const texts[] = {
-    "", "{", "null", "[]", "7", "\"cmkd\"", "\xff\xfe\x00", deep, "{\"cmkd_conv_choices\":1}", "{\"cmkd_conv_choices\":2,\"devices\":{}}", "{\"cmkd_conv_choices\":1,\"devices\":[]}",
-    "{\"cmkd_conv_choices\":1,\"devices\":{\"GPU, cuDNN 91900\":7}}", "{\"cmkd_conv_choices\":1,\"devices\":{\"GPU, cuDNN 91900\":{\"forward n3\":[1]}}}",
+      "",
+      "{",
+      "null",
+      "[]",
+      "7",
+      "\"cmkd\"",
+      "\xff\xfe\x00",
+      deep,
+      "{\"cmkd_conv_choices\":1}",
+      "{\"cmkd_conv_choices\":2,\"devices\":{}}",
+      "{\"cmkd_conv_choices\":1,\"devices\":[]}",
+      "{\"cmkd_conv_choices\":1,\"devices\":{\"GPU, cuDNN 91900\":7}}",
+      "{\"cmkd_conv_choices\":1,\"devices\":{\"GPU, cuDNN 91900\":{\"forward n3\":[1]}}}",
   };
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
@@ -309,9 +374,12 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
   /* values of our own request that are no plan of ours */
   char key[KEY];
   request_key(&r, key);
-  const char *const names[] = {"", "own ", "cudnn:eng999{}", "+epilogue", "cudnn:eng6{k1=2,k3=4}+epilogue", "cudnn:eng2{}", "cudnn:eng3{}", "%s%n"};
+  const char *const names[] = {
+      "",    "own ", "cudnn:eng999{}", "+epilogue", "cudnn:eng6{k1=2,k3=4}+epilogue", "cudnn:eng2{}", "cudnn:eng3{}",
+      "%s%n"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
-    json_t *root = json_pack("{s:i, s:{s:{s:s}}}", FILE_KIND, FILE_VERSION, "devices", "GPU, cuDNN 91900", key, names[i]);
+    json_t *root =
+        json_pack("{s:i, s:{s:{s:s}}}", FILE_KIND, FILE_VERSION, "devices", "GPU, cuDNN 91900", key, names[i]);
     char *text = json_dumps(root, 0);
     write_text(text, strlen(text));
     cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
@@ -335,14 +403,17 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
   cmkd_conv_selector_close(selector);
 }
 
-/* Flipped, cut and repeated bytes of a good file: a choice is made all the same, and a state's text is used, ignored or refused. */
+/* Flipped, cut and repeated bytes of a good file: a choice is made all the same, and a state's text is used, ignored or
+ * refused. */
 static void corrupt_texts_do_no_harm(void **state) {
-  const cmkd_conv_request requests[2] = {request_of(CMKD_CONV_FORWARD, CMKD_F32), request_of(CMKD_CONV_BACKWARD_DATA, CMKD_BF16)};
+  const cmkd_conv_request requests[2] = {request_of(CMKD_CONV_FORWARD, CMKD_F32),
+                                         request_of(CMKD_CONV_BACKWARD_DATA, CMKD_BF16)};
   cmkd_rng rng = cmkd_rng_start(17, CMKD_STREAM_TEST, 0);
   char *text, *bad;
   int used, timed, refused = 0, ignored = 0, taken = 0;
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
-  for (int i = 0; i < 2; i++) choose(selector, requests[i], &timed);
+  for (int i = 0; i < 2; i++)
+    choose(selector, requests[i], &timed);
   assert_ok(cmkd_conv_selector_save(selector, &text, &err));
   cmkd_conv_selector_close(selector);
   const size_t length = strlen(text);
@@ -350,7 +421,9 @@ static void corrupt_texts_do_no_harm(void **state) {
   for (int i = 0; i < 4000; i++) {
     size_t size = length;
     memcpy(bad, text, length + 1);
-    for (uint32_t n = cmkd_rng_below(&rng, 3); n < 3; n++) bad[cmkd_rng_below(&rng, (uint32_t)length)] = n == 2 ? (char)cmkd_rng_u32(&rng) : "{}[]\",:0"[cmkd_rng_below(&rng, 8)];
+    for (uint32_t n = cmkd_rng_below(&rng, 3); n < 3; n++)
+      bad[cmkd_rng_below(&rng, (uint32_t)length)] =
+          n == 2 ? (char)cmkd_rng_u32(&rng) : "{}[]\",:0"[cmkd_rng_below(&rng, 8)];
     if (i % 7 == 0) size = cmkd_rng_below(&rng, (uint32_t)length);
     if (i % 7 == 1) memcpy(bad + length, text, length), size = 2 * length;
     bad[size] = 0;
@@ -373,10 +446,18 @@ static void corrupt_texts_do_no_harm(void **state) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, fresh, nothing_left)
 int main(void) {
   const struct CMUnitTest tests[] = {
-    TEST(without_cudnn_all_is_ours_and_nothing_timed), TEST(the_fastest_that_agrees_wins), TEST(who_leans_on_neighbours_is_out), TEST(equal_requests_share_an_algorithm), TEST(an_epilogue_may_come_after_a_faster_plan),
-    TEST(gradients_of_padding_are_zero),               TEST(algorithms_are_remembered_by_device),      TEST(what_no_longer_works_is_measured_again),
-    TEST(a_resumed_run_keeps_its_algorithms),             TEST(failures_name_the_remedy),              TEST(a_foreign_memory_file_is_ignored_and_rewritten),
-    TEST(corrupt_texts_do_no_harm),
+      TEST(without_cudnn_all_is_ours_and_nothing_timed),
+      TEST(the_fastest_that_agrees_wins),
+      TEST(who_leans_on_neighbours_is_out),
+      TEST(equal_requests_share_an_algorithm),
+      TEST(an_epilogue_may_come_after_a_faster_plan),
+      TEST(gradients_of_padding_are_zero),
+      TEST(algorithms_are_remembered_by_device),
+      TEST(what_no_longer_works_is_measured_again),
+      TEST(a_resumed_run_keeps_its_algorithms),
+      TEST(failures_name_the_remedy),
+      TEST(a_foreign_memory_file_is_ignored_and_rewritten),
+      TEST(corrupt_texts_do_no_harm),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

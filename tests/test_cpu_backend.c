@@ -1,12 +1,14 @@
-/* The CPU backend against the double reference: losses, figures, every gradient, several steps, partial batches, thread counts; inference
- * with batch norm folded; determinism; who sits beside a row does not matter. Every network is run with each way of convolving. */
+/* The CPU backend against the double reference: losses, figures, every gradient, several steps, partial batches, thread
+ * counts; inference with batch norm folded; determinism; who sits beside a row does not matter. Every network is run
+ * with each way of convolving. */
 #include "tests/support_backend.h"
 #include <math.h>
 #include "kernels/cpu/conv/dnnl.h"
 
 static cmkd_error err;
 
-/* Four steps of falling size on both sides: gradients after the first, results after each, parameters, momentum and logits at the end. */
+/* Four steps of falling size on both sides: gradients after the first, results after each, parameters, momentum and
+ * logits at the end. */
 static void train_both(network *make, int threads, int nesterov) {
   static const int counts[] = {7, 7, 3, 5};
   cmkd_graph *graph = make();
@@ -15,7 +17,8 @@ static void train_both(network *make, int threads, int nesterov) {
   cmkd_params start = start_params(graph), a, b;
   assert_ok(cmkd_params_create(graph, &a, &err));
   assert_ok(cmkd_params_create(graph, &b, &err));
-  side cpu = open_side(&cmkd_backend_cpu, threads, NULL, graph, &d, loss, 7, nesterov), ref = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, loss, 7, nesterov);
+  side cpu = open_side(&cmkd_backend_cpu, threads, NULL, graph, &d, loss, 7, nesterov),
+       ref = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, loss, 7, nesterov);
   assert_ok(cpu.table->upload(cpu.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
   assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
   for (int i = 0, first = 0; i < 4; first += counts[i++]) {
@@ -36,7 +39,8 @@ static void train_both(network *make, int threads, int nesterov) {
     close_to(x.agreement.pearson, y.agreement.pearson, 1e-4, "Pearson", graph->arch);
     assert_ok(cpu.table->gradients(cpu.model, a.value, &err));
     assert_ok(ref.table->gradients(ref.model, b.value, &err));
-    compare_params(graph, &a, &b, 1e-2, 2e-4, "gradient"); /* the floor: a bias in front of a batch norm has no gradient but rounding */
+    compare_params(graph, &a, &b, 1e-2, 2e-4,
+                   "gradient"); /* the floor: a bias in front of a batch norm has no gradient but rounding */
     assert_ok(cpu.table->download(cpu.model, CMKD_SLOT_VALUE, a.value, &err));
     assert_ok(ref.table->download(ref.model, CMKD_SLOT_VALUE, b.value, &err));
     compare_params(graph, &a, &b, 1e-4, 1e-4, "value after one step");
@@ -47,7 +51,8 @@ static void train_both(network *make, int threads, int nesterov) {
   float x[7 * CLASSES], y[7 * CLASSES];
   cmkd_step step = step_of(&d, 30, 7, 0);
   assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)a.value, &err));
-  assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, x, NULL, &err)); /* folded anew after training */
+  assert_ok(
+      cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, x, NULL, &err)); /* folded anew after training */
   assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, &step, 1, y, NULL, &err));
   assert_true(distance(x, y, 7 * CLASSES, 0) < 1e-5);
   close_side(&cpu);
@@ -61,8 +66,10 @@ static void train_both(network *make, int threads, int nesterov) {
 }
 
 static void set_conv(void **state) {
-  if (*state) setenv("CMKD_CONV", *state, 1);
-  else unsetenv("CMKD_CONV");
+  if (*state)
+    setenv("CMKD_CONV", *state, 1);
+  else
+    unsetenv("CMKD_CONV");
 }
 
 static void test_resnets(void **state) {
@@ -100,7 +107,8 @@ static void test_lower_isas(void **state) {
 static void test_infer(void **state) {
   set_conv(state);
   network *const nets[] = {net_resnet8, net_resnet8_pad, net_mixed, net_grouped, net_preact};
-  for (size_t n = 0; n < sizeof nets / sizeof *nets; n++) infers_as_the_reference(&cmkd_backend_cpu, 2, NULL, nets[n], 1e-5);
+  for (size_t n = 0; n < sizeof nets / sizeof *nets; n++)
+    infers_as_the_reference(&cmkd_backend_cpu, 2, NULL, nets[n], 1e-5);
 }
 
 static void test_rows_alone(void **state) {
@@ -128,15 +136,19 @@ static void test_deterministic(void **state) {
         assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &steps[i], 1, NULL, NULL, &err));
         assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &steps[2], 1, logits, NULL, &err));
       }
-    } else assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, steps, 3, NULL, NULL, &err));
+    } else
+      assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, steps, 3, NULL, NULL, &err));
     assert_ok(cpu.table->read(cpu.model, results[run], &k, &err));
     assert_int_equal(k, 3);
     assert_ok(cpu.table->download(cpu.model, CMKD_SLOT_VALUE, end[run].value, &err));
     close_side(&cpu);
   }
-  for (int i = 0; i < graph->params; i++) assert_memory_equal(end[0].value[i], end[1].value[i], sizeof(float) * (size_t)graph->param[i].count);
-  for (int i = 0; i < 3; i++) assert_true(results[0][i].loss.loss == results[1][i].loss.loss && results[0][i].top1 == results[1][i].top1);
-  for (int run = 0; run < 2; run++) cmkd_params_free(&end[run]);
+  for (int i = 0; i < graph->params; i++)
+    assert_memory_equal(end[0].value[i], end[1].value[i], sizeof(float) * (size_t)graph->param[i].count);
+  for (int i = 0; i < 3; i++)
+    assert_true(results[0][i].loss.loss == results[1][i].loss.loss && results[0][i].top1 == results[1][i].top1);
+  for (int run = 0; run < 2; run++)
+    cmkd_params_free(&end[run]);
   cmkd_params_free(&start);
   cmkd_loss_free(loss);
   free_data(&d);
@@ -158,7 +170,8 @@ static void test_bad_values(void **state) {
   float good = start.value[last][3], logits[8 * CLASSES];
   start.value[last][3] = INFINITY;
   assert_ok(cpu.table->upload(cpu.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, logits, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, logits, NULL, &err),
+                   CMKD_ERR_VALUE);
   assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
   assert_ok(cpu.table->read(cpu.model, &result, &k, &err));
   assert_int_equal(k, 1);
@@ -170,11 +183,13 @@ static void test_bad_values(void **state) {
   assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
   assert_ok(cpu.table->read(cpu.model, &result, &k, &err));
   int first = 0;
-  while (d.labels[d.rows[first]] != CLASSES) first++;
+  while (d.labels[d.rows[first]] != CLASSES)
+    first++;
   assert_int_equal(result.loss.bad_row, first);
   d.labels[d.rows[5]] = label;
   assert_ok(cpu.table->download(cpu.model, CMKD_SLOT_VALUE, end.value, &err));
-  for (int i = 0; i < graph->params; i++) assert_memory_equal(start.value[i], end.value[i], sizeof(float) * (size_t)graph->param[i].count);
+  for (int i = 0; i < graph->params; i++)
+    assert_memory_equal(start.value[i], end.value[i], sizeof(float) * (size_t)graph->param[i].count);
   assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err));
   step.count = 9;
   assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
@@ -191,7 +206,8 @@ static void test_refusals(void **state) {
   set_conv(state);
   cmkd_backend *backend = NULL;
   cmkd_be_model *model = NULL;
-  assert_int_equal(cmkd_backend_cpu.open(&(cmkd_backend_options){.precision = "bf16"}, &backend, &err), CMKD_ERR_UNSUPPORTED);
+  assert_int_equal(cmkd_backend_cpu.open(&(cmkd_backend_options){.precision = "bf16"}, &backend, &err),
+                   CMKD_ERR_UNSUPPORTED);
   assert_int_equal(cmkd_backend_cpu.open(&(cmkd_backend_options){.threads = -1}, &backend, &err), CMKD_ERR_USAGE);
   assert_ok(cmkd_backend_cpu.open(NULL, &backend, &err));
   assert_non_null(strstr(cmkd_backend_cpu.describe(backend), "cpu: "));
@@ -210,10 +226,16 @@ static void test_refusals(void **state) {
 }
 
 #define WITH(conv) \
-  {"resnets " conv, test_resnets, NULL, NULL, conv}, {"every op " conv, test_every_op, NULL, NULL, conv}, {"grouped " conv, test_grouped, NULL, NULL, conv}, \
-  {"infer " conv, test_infer, NULL, NULL, conv}, {"rows alone " conv, test_rows_alone, NULL, NULL, conv}, {"deterministic " conv, test_deterministic, NULL, NULL, conv}
+  {"resnets " conv, test_resnets, NULL, NULL, conv}, {"every op " conv, test_every_op, NULL, NULL, conv}, \
+      {"grouped " conv, test_grouped, NULL, NULL, conv}, {"infer " conv, test_infer, NULL, NULL, conv}, \
+      {"rows alone " conv, test_rows_alone, NULL, NULL, conv}, { \
+    "deterministic " conv, test_deterministic, NULL, NULL, conv \
+  }
 int main(void) {
-  const struct CMUnitTest tests[] = {WITH("direct"), {"lower instruction sets", test_lower_isas, NULL, NULL, "direct"}, cmocka_unit_test(test_bad_values), cmocka_unit_test(test_refusals)};
+  const struct CMUnitTest tests[] = {WITH("direct"),
+                                     {"lower instruction sets", test_lower_isas, NULL, NULL, "direct"},
+                                     cmocka_unit_test(test_bad_values),
+                                     cmocka_unit_test(test_refusals)};
   const struct CMUnitTest onednn[] = {WITH("onednn")};
   int failed = cmocka_run_group_tests_name("cpu_backend", tests, NULL, NULL);
   if (cmkd_conv_dnnl_available()) return failed + cmocka_run_group_tests_name("cpu_backend_onednn", onednn, NULL, NULL);

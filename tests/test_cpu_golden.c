@@ -1,5 +1,5 @@
-/* Trained teachers on the CPU backend, batch norm folded, at the padded batch the cache builder uses: logits of 256 test images against
- * float64 PyTorch, and against themselves when the rows change places. */
+/* Trained teachers on the CPU backend, batch norm folded, at the padded batch the cache builder uses: logits of 256
+ * test images against float64 PyTorch, and against themselves when the rows change places. */
 #include "tests/support.h"
 #include <math.h>
 #include "cmkd/dataset.h"
@@ -33,20 +33,27 @@ static void golden(const char *name, const char *set) {
   assert_ok(cmkd_net_build(spec.arch, (cmkd_net_shape){32, 32, 3, spec.classes}, &graph, &err));
   assert_ok(cmkd_params_create(graph, &params, &err));
   assert_ok(cmkd_params_load(graph, weights, &params, &err));
-  cmkd_model_config config = {.graph = graph, .batch = BATCH, .mean = {spec.mean[0], spec.mean[1], spec.mean[2]}, .std = {spec.std[0], spec.std[1], spec.std[2]}};
+  cmkd_model_config config = {.graph = graph,
+                              .batch = BATCH,
+                              .mean = {spec.mean[0], spec.mean[1], spec.mean[2]},
+                              .std = {spec.std[0], spec.std[1], spec.std[2]}};
   assert_ok(t->open(&(cmkd_backend_options){.threads = 2}, &backend, &err));
   assert_ok(t->images_create(backend, data->pixels, data->labels, data->n, 32, 32, 3, &images, &err));
   assert_ok(t->model_create(backend, &config, &model, &err));
   assert_ok(t->upload(model, CMKD_SLOT_VALUE, (const float *const *)params.value, &err));
   const size_t classes = (size_t)spec.classes;
   uint32_t rows[ROWS], turned[BATCH];
-  for (uint32_t i = 0; i < ROWS; i++) rows[i] = i;
-  for (uint32_t i = 0; i < BATCH; i++) turned[i] = (i * 37 + 11) % BATCH;
+  for (uint32_t i = 0; i < ROWS; i++)
+    rows[i] = i;
+  for (uint32_t i = 0; i < BATCH; i++)
+    turned[i] = (i * 37 + 11) % BATCH;
   float *logits = malloc(ROWS * classes * sizeof *logits), *again = malloc(BATCH * classes * sizeof *again);
-  const cmkd_step steps[2] = {{.count = BATCH, .rows = rows}, {.count = BATCH, .rows = rows + BATCH}}, other = {.count = BATCH, .rows = turned};
+  const cmkd_step steps[2] = {{.count = BATCH, .rows = rows}, {.count = BATCH, .rows = rows + BATCH}},
+                  other = {.count = BATCH, .rows = turned};
   assert_ok(t->run(model, CMKD_LIST_INFER, images, steps, 2, logits, NULL, &err));
   assert_ok(t->run(model, CMKD_LIST_INFER, images, &other, 1, again, NULL, &err));
-  for (uint32_t i = 0; i < BATCH; i++) assert_memory_equal(again + i * classes, logits + turned[i] * classes, classes * sizeof *logits);
+  for (uint32_t i = 0; i < BATCH; i++)
+    assert_memory_equal(again + i * classes, logits + turned[i] * classes, classes * sizeof *logits);
   const double *want = cmkd_weights_find(expected, "logits")->data;
   double largest = 0, scale = 0;
   for (size_t i = 0; i < ROWS * classes; i++) {
@@ -73,6 +80,7 @@ static void test_pad20(void **state) { golden("resnet20-padshortcut-cifar10", "c
 static void test_pad56(void **state) { golden("resnet56-padshortcut-cifar10", "cifar-10"); }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_resnet20), cmocka_unit_test(test_resnet56), cmocka_unit_test(test_pad20), cmocka_unit_test(test_pad56)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_resnet20), cmocka_unit_test(test_resnet56),
+                                     cmocka_unit_test(test_pad20), cmocka_unit_test(test_pad56)};
   return cmocka_run_group_tests_name("cpu_golden", tests, NULL, NULL);
 }

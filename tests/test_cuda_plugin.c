@@ -1,5 +1,5 @@
-/* The CUDA plugin as programs meet it: `--device cuda` works or says in one line what is missing, and `auto` always ends with a backend that
- * trains. Runs with and without toolkit, driver and GPU. */
+/* The CUDA plugin as programs meet it: `--device cuda` works or says in one line what is missing, and `auto` always
+ * ends with a backend that trains. Runs with and without toolkit, driver and GPU. */
 #include "tests/support.h"
 #include <unistd.h>
 #include "kernels/backend.h"
@@ -40,7 +40,10 @@ static void plugin_needs_no_cuda_library(void **state) {
   const char *build = getenv("CMKD_BUILD"), *out;
   snprintf(path, sizeof path, "%s/libcmkd-cuda.so", build ? build : "build");
   FILE *file = fopen(path, "rb");
-  if (!file) { printf("SKIP: plugin_needs_no_cuda_library: no libcmkd-cuda.so in this build\n"); skip(); }
+  if (!file) {
+    printf("SKIP: plugin_needs_no_cuda_library: no libcmkd-cuda.so in this build\n");
+    skip();
+  }
   fclose(file);
   assert_int_equal(run_command(&out, "objdump -p '%s' | grep NEEDED", path), 0);
   assert_null(strstr(out, "cuda"));
@@ -62,8 +65,10 @@ static void programs_beside_find_it(void **state) {
   assert_true(status == 0 || status == 1);
   assert_null(strstr(out, "is not here"));
   assert_null(strstr(out, "cannot load"));
-  if (!there) assert_non_null(strstr(out, "/../../libcmkd-cuda.so; build it"));
-  else assert_null(strstr(out, "there is no /"));
+  if (!there)
+    assert_non_null(strstr(out, "/../../libcmkd-cuda.so; build it"));
+  else
+    assert_null(strstr(out, "there is no /"));
   if (status == 1) assert_non_null(strstr(out, "step: --device cuda: "));
 
 #define TEST(set) run_command(&out, OUTSIDE set " '%s/tests/test_device_ops'", build)
@@ -72,14 +77,18 @@ static void programs_beside_find_it(void **state) {
   assert_int_equal(TEST("CMKD_BUILD=/nowhere"), 0);
   assert_non_null(strstr(out, "SKIP: pools: cannot load /nowhere/libcmkd-cuda.so: "));
   assert_int_equal(TEST("-u CMKD_BUILD"), 0);
-  if (there) assert_null(strstr(out, "cannot load"));
-  else assert_non_null(strstr(out, "/tests/../libcmkd-cuda.so: "));
+  if (there)
+    assert_null(strstr(out, "cannot load"));
+  else
+    assert_non_null(strstr(out, "/tests/../libcmkd-cuda.so: "));
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(cuda_says_what_is_missing), cmocka_unit_test(auto_trains),
-    cmocka_unit_test(plugin_needs_no_cuda_library), cmocka_unit_test(programs_beside_find_it),
+      cmocka_unit_test(cuda_says_what_is_missing),
+      cmocka_unit_test(auto_trains),
+      cmocka_unit_test(plugin_needs_no_cuda_library),
+      cmocka_unit_test(programs_beside_find_it),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,6 @@
-/* cuDNN's plans for an H100, made without one: cuDNN 9.8 and later makes plans from a description of the device. For every layer and pass of the
- * networks that are trained here there is a deterministic one in the precision that was asked for. Nothing is run. Without cuDNN all but the
- * first test are skipped by name. */
+/* cuDNN's plans for an H100, made without one: cuDNN 9.8 and later makes plans from a description of the device. For
+ * every layer and pass of the networks that are trained here there is a deterministic one in the precision that was
+ * asked for. Nothing is run. Without cuDNN all but the first test are skipped by name. */
 #include "tests/support.h"
 #include "kernels/cuda/conv/cudnn.c"
 #include <dlfcn.h>
@@ -16,7 +16,11 @@ static void assert_one_line(const char *part) {
 static void what_is_missing_is_said(void **state) {
   cmkd_cudnn *lib = NULL;
 #ifdef LIBRARY
-  static const struct { const char *path, *said; } bad[] = {{"off", "left out"}, {"/nowhere/libcudnn.so.9", "/nowhere/libcudnn.so.9"}, {"libm.so.6", "libm.so.6 has no cudnn"}};
+  static const struct {
+    const char *path, *said;
+  } bad[] = {{"off", "left out"},
+             {"/nowhere/libcudnn.so.9", "/nowhere/libcudnn.so.9"},
+             {"libm.so.6", "libm.so.6 has no cudnn"}};
   const char *before = getenv("CMKD_CUDNN");
   char *kept = before ? strdup(before) : NULL;
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
@@ -26,8 +30,10 @@ static void what_is_missing_is_said(void **state) {
     assert_one_line(bad[i].said);
     assert_true(i == 0 || strstr(err.message, "CMKD_CUDNN=PATH"));
   }
-  if (kept) setenv("CMKD_CUDNN", kept, 1);
-  else unsetenv("CMKD_CUDNN");
+  if (kept)
+    setenv("CMKD_CUDNN", kept, 1);
+  else
+    unsetenv("CMKD_CUDNN");
   free(kept);
   static const char *const no_device[] = {"", "{}", "[1]", "{\"deviceVer\":900}", "nonsense"};
   for (size_t i = 0; i < sizeof no_device / sizeof *no_device; i++) {
@@ -43,10 +49,14 @@ static void what_is_missing_is_said(void **state) {
 }
 
 #ifdef LIBRARY
-static const char h100[] = "{\"cudaDeviceId\":0,\"deviceName\":\"NVIDIA H100 80GB HBM3\",\"deviceVer\":900,\"driverVer\":13000,\"totalGlobalMem\":85029158912,"
-                           "\"maxGridSize\":[2147483647,65535,65535],\"maxBlockSize\":[1024,1024,64],\"regsPerBlock\":65536,\"multiProcessorCount\":132,\"warpSize\":32,"
-                           "\"maxSharedMemoryPerBlock\":49152,\"maxSharedMemoryPerBlockOptin\":232448,\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,"
-                           "\"maxCtasPerSM\":32,\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"pciDeviceId\":0,\"isTccDriver\":0,\"supportCoopLaunch\":1,"
+static const char h100[] = "{\"cudaDeviceId\":0,\"deviceName\":\"NVIDIA H100 80GB "
+                           "HBM3\",\"deviceVer\":900,\"driverVer\":13000,\"totalGlobalMem\":85029158912,"
+                           "\"maxGridSize\":[2147483647,65535,65535],\"maxBlockSize\":[1024,1024,64],\"regsPerBlock\":"
+                           "65536,\"multiProcessorCount\":132,\"warpSize\":32,"
+                           "\"maxSharedMemoryPerBlock\":49152,\"maxSharedMemoryPerBlockOptin\":232448,"
+                           "\"reservedSharedMemoryPerBlock\":1024,\"maxRegistersPerSM\":65536,"
+                           "\"maxCtasPerSM\":32,\"maxThreadsPerBlock\":1024,\"maxThreadsPerSM\":2048,\"pciDeviceId\":0,"
+                           "\"isTccDriver\":0,\"supportCoopLaunch\":1,"
                            "\"smClockRateKHz\":1980000,\"memClockRateKHz\":2619000,\"l2CacheSize\":52428800}";
 static const size_t limit = (size_t)256 << 20;
 static cmkd_cudnn *cudnn;
@@ -70,7 +80,8 @@ static int open_cudnn(const char *test) {
     return 0;
   }
   if (!create) {
-    /* without a driver cuDNN opens the run-time compiler again and again, each time for 72 KB that stay: here it stays open */
+    /* without a driver cuDNN opens the run-time compiler again and again, each time for 72 KB that stay: here it stays
+     * open */
     for (int version = 12; version < 15; version++) {
       char name[32];
       snprintf(name, sizeof name, "libnvrtc.so.%d", version);
@@ -81,7 +92,8 @@ static int open_cudnn(const char *test) {
   }
   return 1;
 }
-#define NEED_CUDNN() do { \
+#define NEED_CUDNN() \
+  do { \
     if (!open_cudnn(__func__)) skip(); \
   } while (0)
 static int nothing_left(void **state) { return descriptors != 0; }
@@ -95,7 +107,11 @@ const char *__lsan_default_suppressions(void);
 const char *__lsan_default_suppressions(void) { return "leak:libcublasLt\n"; }
 
 enum { LAYERS = 512, PRECISIONS = 4 };
-static const struct { const char *name; cmkd_dtype dtype; int tf32; } precision[PRECISIONS] = {{"bf16", CMKD_BF16, 0}, {"fp16", CMKD_F16, 0}, {"fp32", CMKD_F32, 0}, {"tf32", CMKD_F32, 1}};
+static const struct {
+  const char *name;
+  cmkd_dtype dtype;
+  int tf32;
+} precision[PRECISIONS] = {{"bf16", CMKD_BF16, 0}, {"fp16", CMKD_F16, 0}, {"fp32", CMKD_F32, 0}, {"tf32", CMKD_F32, 1}};
 
 /* The different convolutions and linear layers of the networks, as the backend asks for them. */
 static int layers_of(const char *const *archs, int batch, cmkd_cuda_conv_shape layer[LAYERS]) {
@@ -110,10 +126,13 @@ static int layers_of(const char *const *archs, int batch, cmkd_cuda_conv_shape l
       if (op->kind != CMKD_OP_CONV && op->kind != CMKD_OP_LINEAR) continue;
       cmkd_cuda_conv_shape s;
       memset(&s, 0, sizeof s);
-      s.n = batch, s.h = in.h, s.w = in.w, s.c = in.c, s.oh = out.h, s.ow = out.w, s.k = out.c, s.groups = 1, s.stride = 1, s.kh = in.h, s.kw = in.w;
-      if (op->kind == CMKD_OP_CONV) s.kh = op->kernel_h, s.kw = op->kernel_w, s.stride = op->stride, s.pad = op->pad, s.groups = op->groups;
+      s.n = batch, s.h = in.h, s.w = in.w, s.c = in.c, s.oh = out.h, s.ow = out.w, s.k = out.c, s.groups = 1,
+      s.stride = 1, s.kh = in.h, s.kw = in.w;
+      if (op->kind == CMKD_OP_CONV)
+        s.kh = op->kernel_h, s.kw = op->kernel_w, s.stride = op->stride, s.pad = op->pad, s.groups = op->groups;
       s.y_stride = op->kind == CMKD_OP_LINEAR ? s.k : cmkd_cuda_stride(s.k);
-      for (int j = 0; j < count && !known; j++) known = !memcmp(&s, &layer[j], sizeof s);
+      for (int j = 0; j < count && !known; j++)
+        known = !memcmp(&s, &layer[j], sizeof s);
       if (!known && count < LAYERS) layer[count++] = s;
     }
     cmkd_graph_free(graph_of);
@@ -129,12 +148,14 @@ static cmkd_conv_request request_of(const cmkd_cuda_conv_shape *shape, cmkd_conv
 static const char *text_of(const cmkd_conv_request *r, int p) {
   static char text[200];
   const cmkd_cuda_conv_shape *s = &r->shape;
-  snprintf(text, sizeof text, "pass %d%s of %dx%dx%d -> %dx%dx%d, kernel %dx%d, stride %d, groups %d, %s", r->pass, r->accumulate ? " (adding)" : "", s->h, s->w, s->c, s->oh, s->ow, s->k, s->kh, s->kw,
-           s->stride, s->groups, precision[p].name);
+  snprintf(text, sizeof text, "pass %d%s of %dx%dx%d -> %dx%dx%d, kernel %dx%d, stride %d, groups %d, %s", r->pass,
+           r->accumulate ? " (adding)" : "", s->h, s->w, s->c, s->oh, s->ow, s->k, s->kh, s->kw, s->stride, s->groups,
+           precision[p].name);
   return text;
 }
 static void free_plans(cmkd_cudnn_plan **plan, int count) {
-  for (int i = 0; i < count; i++) cmkd_cudnn_plan_free(plan[i]);
+  for (int i = 0; i < count; i++)
+    cmkd_cudnn_plan_free(plan[i]);
 }
 
 /* cuDNN itself says that the plan is of the engine and the knobs that its name says. */
@@ -144,11 +165,13 @@ static int named_truly(const cmkd_cudnn_plan *plan) {
   char name[NAME];
   descriptor config = make(&b, CUDNN_BACKEND_ENGINECFG_DESCRIPTOR);
   get(&b, plan->plan, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, CUDNN_TYPE_BACKEND_DESCRIPTOR, 1, &config);
-  const int known = b.status == CUDNN_STATUS_SUCCESS && recipe_read(cudnn, config, &got) && recipe_name(&got, name) && recipe_parse(plan->name, &asked);
+  const int known = b.status == CUDNN_STATUS_SUCCESS && recipe_read(cudnn, config, &got) && recipe_name(&got, name) &&
+                    recipe_parse(plan->name, &asked);
   empty(&b);
   /* knobs that were not asked for have their defaults */
   for (int i = 0, j; known && i < asked.knobs; i++) {
-    for (j = 0; j < got.knobs && (got.knob[j] != asked.knob[i] || got.value[j] != asked.value[i]); j++);
+    for (j = 0; j < got.knobs && (got.knob[j] != asked.knob[i] || got.value[j] != asked.value[i]); j++)
+      ;
     if (j == got.knobs) return 0;
   }
   return known && got.engine == asked.engine;
@@ -166,7 +189,8 @@ static int check_plans(const cmkd_conv_request *r, int p, int least) {
     assert_true(cmkd_cudnn_plan_workspace(plan[i]) <= limit);
     if (r->pass == CMKD_CONV_BACKWARD_WEIGHTS) assert_int_equal(cmkd_cudnn_plan_dw_dtype(plan[i]), r->shape.dtype);
     assert_true(!strncmp(name, "cudnn:eng", 9) && !strchr(name, ' '));
-    for (int j = 0; j < i; j++) assert_string_not_equal(name, cmkd_cudnn_plan_name(plan[j]));
+    for (int j = 0; j < i; j++)
+      assert_string_not_equal(name, cmkd_cudnn_plan_name(plan[j]));
     if (!named_truly(plan[i])) fail_msg("%s is something else: %s", name, text_of(r, p));
     if (i) continue;
     assert_ok(cmkd_cudnn_plan_named(cudnn, r, name, &again, &err));
@@ -189,20 +213,35 @@ static void every_layer_has_a_plan_for_every_pass(void **state) {
   for (int i = 0; i < layers; i++)
     for (int p = 0; p < PRECISIONS; p++)
       for (int pass = 0; pass < 5; pass++) {
-        static const cmkd_conv_pass passes[5] = {CMKD_CONV_FORWARD, CMKD_CONV_BACKWARD_DATA, CMKD_CONV_BACKWARD_DATA, CMKD_CONV_BACKWARD_WEIGHTS, CMKD_CONV_FORWARD_FUSED};
-        if (passes[pass] == CMKD_CONV_FORWARD_FUSED && precision[p].dtype != CMKD_F32) continue; /* compiled at run time, below */
+        static const cmkd_conv_pass passes[5] = {CMKD_CONV_FORWARD, CMKD_CONV_BACKWARD_DATA, CMKD_CONV_BACKWARD_DATA,
+                                                 CMKD_CONV_BACKWARD_WEIGHTS, CMKD_CONV_FORWARD_FUSED};
+        if (passes[pass] == CMKD_CONV_FORWARD_FUSED && precision[p].dtype != CMKD_F32)
+          continue; /* compiled at run time, below */
         cmkd_conv_request r = request_of(&layer[i], passes[pass], p, pass == 2);
         r.act = CMKD_ACT_RELU;
         check_plans(&r, p, 1);
         requests++, grouped += layer[i].groups > 1;
       }
-  printf("note: cuDNN %d has plans for all %d requests (%d of them depthwise) of %d layers\n", cmkd_cudnn_version(cudnn), requests, grouped, layers);
+  printf("note: cuDNN %d has plans for all %d requests (%d of them depthwise) of %d layers\n",
+         cmkd_cudnn_version(cudnn), requests, grouped, layers);
 }
 
-/* All forms finalise as graphs of operations. Which of them have engines: floats without a residual. The rest is compiled by the driver's
- * library at run time, where there is one. */
+/* All forms finalise as graphs of operations. Which of them have engines: floats without a residual. The rest is
+ * compiled by the driver's library at run time, where there is one. */
 static void fused_forms(void **state) {
-  const cmkd_cuda_conv_shape s = {.n = 64, .h = 16, .w = 16, .c = 64, .oh = 16, .ow = 16, .k = 64, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 1, .y_stride = 64};
+  const cmkd_cuda_conv_shape s = {.n = 64,
+                                  .h = 16,
+                                  .w = 16,
+                                  .c = 64,
+                                  .oh = 16,
+                                  .ow = 16,
+                                  .k = 64,
+                                  .kh = 3,
+                                  .kw = 3,
+                                  .stride = 1,
+                                  .pad = 1,
+                                  .groups = 1,
+                                  .y_stride = 64};
   NEED_CUDNN();
   for (int p = 0; p < PRECISIONS; p++)
     for (int residual = 0; residual < 2; residual++)
@@ -217,9 +256,22 @@ static void fused_forms(void **state) {
       }
 }
 
-/* Engine by engine: what we make plans of computes the same every time and in the precision asked for; what we leave out, we leave out for that. */
+/* Engine by engine: what we make plans of computes the same every time and in the precision asked for; what we leave
+ * out, we leave out for that. */
 static void engines_are_left_out_for_their_notes(void **state) {
-  const cmkd_cuda_conv_shape s = {.n = 64, .h = 16, .w = 16, .c = 64, .oh = 16, .ow = 16, .k = 64, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 1, .y_stride = 64};
+  const cmkd_cuda_conv_shape s = {.n = 64,
+                                  .h = 16,
+                                  .w = 16,
+                                  .c = 64,
+                                  .oh = 16,
+                                  .ow = 16,
+                                  .k = 64,
+                                  .kh = 3,
+                                  .kw = 3,
+                                  .stride = 1,
+                                  .pad = 1,
+                                  .groups = 1,
+                                  .y_stride = 64};
   int plans = 0, changing = 0, cores = 0, cores_tf32 = 0;
   NEED_CUDNN();
   for (int p = 0; p < PRECISIONS; p++)
@@ -243,19 +295,22 @@ static void engines_are_left_out_for_their_notes(void **state) {
         set_int64(&b, engine, CUDNN_ATTR_ENGINE_GLOBAL_INDEX, e);
         set_part(&b, engine, CUDNN_ATTR_ENGINE_DEVICEPROP, cudnn->device);
         finish(&b, engine, "an engine");
-        const int64_t count = get(&b, engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, NOTES, notes);
+        const int64_t count =
+            get(&b, engine, CUDNN_ATTR_ENGINE_NUMERICAL_NOTE, CUDNN_TYPE_NUMERICAL_NOTE, NOTES, notes);
         for (int64_t i = 0; i < count; i++)
           if ((int)notes[i] < CUDNN_NUMERICAL_NOTE_TYPE_COUNT) has[notes[i]] = 1;
         snprintf(name, sizeof name, "cudnn:eng%d{}", (int)e);
         assert_ok(cmkd_cudnn_plan_named(cudnn, &r, name, &plan, &err));
         if (plan) {
           assert_int_equal(b.status, CUDNN_STATUS_SUCCESS);
-          assert_false(has[CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC] || has[CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION]);
+          assert_false(has[CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC] ||
+                       has[CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION]);
           if (precision[p].dtype == CMKD_F32) assert_false(has[CUDNN_NUMERICAL_NOTE_DOWN_CONVERT_INPUTS]);
           if (precision[p].dtype == CMKD_F32 && !precision[p].tf32) assert_false(has[CUDNN_NUMERICAL_NOTE_TENSOR_CORE]);
         }
         plans += plan != NULL, changing += has[CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC];
-        if (precision[p].dtype == CMKD_F32 && has[CUDNN_NUMERICAL_NOTE_TENSOR_CORE]) *(precision[p].tf32 ? &cores_tf32 : &cores) += precision[p].tf32 ? plan != NULL : 1;
+        if (precision[p].dtype == CMKD_F32 && has[CUDNN_NUMERICAL_NOTE_TENSOR_CORE])
+          *(precision[p].tf32 ? &cores_tf32 : &cores) += precision[p].tf32 ? plan != NULL : 1;
         cmkd_cudnn_plan_free(plan);
         empty(&b);
       }
@@ -266,9 +321,39 @@ static void engines_are_left_out_for_their_notes(void **state) {
 
 static void names_are_checked(void **state) {
   static const char *const good[] = {"cudnn:eng0{}", "cudnn:eng57{k2=17,k3=0}", "cudnn:eng1{k13=-1}"};
-  static const char *const bad[] = {"",    "own",  "cudnn:eng", "cudnn:eng1", "cudnn:eng1{", "cudnn:eng1{k2=1", "cudnn:eng1{k2=1,}", "cudnn:eng1{,}", "cudnn:eng1{k2=1k3=2}", "cudnn:eng1{}x", "cudnn:eng1{k2= 1}",
-                                    "cudnn:eng 1{}", "cudnn:eng+1{}", "cudnn:eng01{}", "cudnn:eng12345678901{}", "cudnn:eng1{k2=12345678901}", "cudnn:eng1{k2=}", "cudnn:eng1{k=2}", " cudnn:eng1{}", "%s%n{}"};
-  const cmkd_cuda_conv_shape s = {.n = 2, .h = 8, .w = 8, .c = 8, .oh = 8, .ow = 8, .k = 8, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 1, .y_stride = 8};
+  static const char *const bad[] = {"",
+                                    "own",
+                                    "cudnn:eng",
+                                    "cudnn:eng1",
+                                    "cudnn:eng1{",
+                                    "cudnn:eng1{k2=1",
+                                    "cudnn:eng1{k2=1,}",
+                                    "cudnn:eng1{,}",
+                                    "cudnn:eng1{k2=1k3=2}",
+                                    "cudnn:eng1{}x",
+                                    "cudnn:eng1{k2= 1}",
+                                    "cudnn:eng 1{}",
+                                    "cudnn:eng+1{}",
+                                    "cudnn:eng01{}",
+                                    "cudnn:eng12345678901{}",
+                                    "cudnn:eng1{k2=12345678901}",
+                                    "cudnn:eng1{k2=}",
+                                    "cudnn:eng1{k=2}",
+                                    " cudnn:eng1{}",
+                                    "%s%n{}"};
+  const cmkd_cuda_conv_shape s = {.n = 2,
+                                  .h = 8,
+                                  .w = 8,
+                                  .c = 8,
+                                  .oh = 8,
+                                  .ow = 8,
+                                  .k = 8,
+                                  .kh = 3,
+                                  .kw = 3,
+                                  .stride = 1,
+                                  .pad = 1,
+                                  .groups = 1,
+                                  .y_stride = 8};
   char again[NAME], many[4000];
   recipe r;
   for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
@@ -276,14 +361,21 @@ static void names_are_checked(void **state) {
     assert_true(recipe_name(&r, again));
     assert_string_equal(again, good[i]);
   }
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_false(recipe_parse(bad[i], &r));
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+    assert_false(recipe_parse(bad[i], &r));
   size_t used = (size_t)snprintf(many, sizeof many, "cudnn:eng1{k1=1");
-  for (int i = 0; i < KNOBS; i++) used += (size_t)snprintf(many + used, sizeof many - used, ",k1=1");
+  for (int i = 0; i < KNOBS; i++)
+    used += (size_t)snprintf(many + used, sizeof many - used, ",k1=1");
   snprintf(many + used, sizeof many - used, "}");
   assert_false(recipe_parse(many, &r)); /* one knob too many */
   NEED_CUDNN();
   /* well-formed, and nothing that this cuDNN has */
-  static const char *const none[] = {"own", "cudnn:eng999999999{}", "cudnn:eng-1{}", "cudnn:eng0{k999=1}", "cudnn:eng0{k1=999999999}", "cudnn:eng0{k1=0,k1=0,k1=0}"};
+  static const char *const none[] = {"own",
+                                     "cudnn:eng999999999{}",
+                                     "cudnn:eng-1{}",
+                                     "cudnn:eng0{k999=1}",
+                                     "cudnn:eng0{k1=999999999}",
+                                     "cudnn:eng0{k1=0,k1=0,k1=0}"};
   for (size_t i = 0; i < sizeof none / sizeof *none; i++) {
     cmkd_cudnn_plan *plan;
     const cmkd_conv_request request = request_of(&s, CMKD_CONV_FORWARD, 0, 0);
@@ -294,7 +386,19 @@ static void names_are_checked(void **state) {
 
 /* Requests that are not cuDNN's: grouped layers with channels to pad. And plans without a device do not run. */
 static void what_is_not_for_cudnn(void **state) {
-  cmkd_cuda_conv_shape s = {.n = 2, .h = 8, .w = 8, .c = 12, .oh = 8, .ow = 8, .k = 12, .kh = 3, .kw = 3, .stride = 1, .pad = 1, .groups = 12, .y_stride = 16};
+  cmkd_cuda_conv_shape s = {.n = 2,
+                            .h = 8,
+                            .w = 8,
+                            .c = 12,
+                            .oh = 8,
+                            .ow = 8,
+                            .k = 12,
+                            .kh = 3,
+                            .kw = 3,
+                            .stride = 1,
+                            .pad = 1,
+                            .groups = 12,
+                            .y_stride = 16};
   cmkd_cudnn_plan *plan[1];
   int count;
   NEED_CUDNN();
@@ -316,12 +420,18 @@ static void what_is_not_for_cudnn(void **state) {
 int main(void) {
 #ifdef LIBRARY
   const struct CMUnitTest tests[] = {
-    TEST(what_is_missing_is_said), TEST(every_layer_has_a_plan_for_every_pass), TEST(fused_forms), TEST(engines_are_left_out_for_their_notes), TEST(names_are_checked), TEST(what_is_not_for_cudnn),
+      TEST(what_is_missing_is_said),
+      TEST(every_layer_has_a_plan_for_every_pass),
+      TEST(fused_forms),
+      TEST(engines_are_left_out_for_their_notes),
+      TEST(names_are_checked),
+      TEST(what_is_not_for_cudnn),
   };
   return cmocka_run_group_tests(tests, NULL, close_cudnn);
 #else
   const struct CMUnitTest tests[] = {cmocka_unit_test(what_is_missing_is_said)};
-  printf("SKIP: every_layer_has_a_plan_for_every_pass, fused_forms, engines_are_left_out_for_their_notes, names_are_checked, what_is_not_for_cudnn: this build found no cudnn.h of 9.8 or later\n");
+  printf("SKIP: every_layer_has_a_plan_for_every_pass, fused_forms, engines_are_left_out_for_their_notes, "
+         "names_are_checked, what_is_not_for_cudnn: this build found no cudnn.h of 9.8 or later\n");
   return cmocka_run_group_tests(tests, NULL, NULL);
 #endif
 }

@@ -1,5 +1,5 @@
-/* Data sets as users meet them: found or not, whole or damaged, and their fingerprints. Small IDX sets are made here; CIFAR files are
- * sparse (exact size, all zeros); the real ones are used where they are. */
+/* Data sets as users meet them: found or not, whole or damaged, and their fingerprints. Small IDX sets are made here;
+ * CIFAR files are sparse (exact size, all zeros); the real ones are used where they are. */
 #include "tests/support.h"
 #include "cmkd/dataset.h"
 #include "base/file.h"
@@ -15,17 +15,26 @@ static void put(const char *dir, const char *name, const void *bytes, size_t siz
   free(path);
 }
 
-static void big(uint8_t *p, uint32_t v) { for (int i = 0; i < 4; i++) p[i] = (uint8_t)(v >> (24 - 8 * i)); }
+static void big(uint8_t *p, uint32_t v) {
+  for (int i = 0; i < 4; i++)
+    p[i] = (uint8_t)(v >> (24 - 8 * i));
+}
 
 /* An IDX pair of n images of 28 x 28, label i % 10. */
 static void put_idx(const char *dir, const char *split, uint32_t n) {
   size_t size = 16 + (size_t)n * 784;
   uint8_t *images = malloc(size), *labels = malloc(8 + n);
   char name[64];
-  big(images, 0x803); big(images + 4, n); big(images + 8, 28); big(images + 12, 28);
-  for (size_t i = 16; i < size; i++) images[i] = (uint8_t)(i * 7 + i / 784);
-  big(labels, 0x801); big(labels + 4, n);
-  for (uint32_t i = 0; i < n; i++) labels[8 + i] = (uint8_t)(i % 10);
+  big(images, 0x803);
+  big(images + 4, n);
+  big(images + 8, 28);
+  big(images + 12, 28);
+  for (size_t i = 16; i < size; i++)
+    images[i] = (uint8_t)(i * 7 + i / 784);
+  big(labels, 0x801);
+  big(labels + 4, n);
+  for (uint32_t i = 0; i < n; i++)
+    labels[8 + i] = (uint8_t)(i % 10);
   snprintf(name, sizeof name, "%s-images-idx3-ubyte", split);
   put(dir, name, images, size);
   snprintf(name, sizeof name, "%s-labels-idx1-ubyte", split);
@@ -41,7 +50,10 @@ static cmkd_status open_in(const char *name, const char *dir, const char *split,
   return cmkd_dataset_open(spec, split, out, err);
 }
 
-#define assert_says(text) do { if (!strstr(err.message, text)) fail_msg("'%s' does not say '%s'", err.message, text); } while (0)
+#define assert_says(text) \
+  do { \
+    if (!strstr(err.message, text)) fail_msg("'%s' does not say '%s'", err.message, text); \
+  } while (0)
 
 static void names(void **state) {
   cmkd_error err = {0};
@@ -58,7 +70,10 @@ static void names(void **state) {
   cmkd_dataset *data;
   assert_int_equal(cmkd_dataset_open("mnist", "validation", &data, &err), CMKD_ERR_USAGE);
   assert_says("train and test");
-  for (const char *const *n = cmkd_dataset_names(); *n; n++) { assert_ok(cmkd_dataset_name(*n, name, &err)); assert_string_equal(name, *n); }
+  for (const char *const *n = cmkd_dataset_names(); *n; n++) {
+    assert_ok(cmkd_dataset_name(*n, name, &err));
+    assert_string_equal(name, *n);
+  }
 }
 
 static void reads_idx(void **state) {
@@ -81,7 +96,8 @@ static void reads_idx(void **state) {
   memcpy(bytes + 14, (uint8_t[]){37, 0, 0, 0, 28, 0, 0, 0, 28, 0, 0, 0, 1, 0, 0, 0}, 16);
   memcpy(bytes + 30, data->pixels, 37 * 784);
   memset(bytes + 30 + 37 * 784, 0, 37 * 4);
-  for (int i = 0; i < 37; i++) bytes[30 + 37 * 784 + 4 * i] = (uint8_t)(i % 10);
+  for (int i = 0; i < 37; i++)
+    bytes[30 + 37 * 784 + 4 * i] = (uint8_t)(i % 10);
   char hex[65], kept[65];
   cmkd_sha256(bytes, 30 + 37 * 784 + 37 * 4, hex);
   assert_string_equal(data->fingerprint, hex);
@@ -109,7 +125,10 @@ static void reads_idx(void **state) {
   /* gzipped, in another spelling, below the folder: the same data set */
   const char *other = scratch_dir();
   assert_int_equal(run_command(NULL,
-      "mkdir -p %s/MNIST/raw && cp %s/train-* %s/MNIST/raw && cd %s/MNIST/raw && gzip train-images-idx3-ubyte && mv train-labels-idx1-ubyte train-labels.idx1-ubyte", other, dir, other, other), 0);
+                               "mkdir -p %s/MNIST/raw && cp %s/train-* %s/MNIST/raw && cd %s/MNIST/raw && gzip "
+                               "train-images-idx3-ubyte && mv train-labels-idx1-ubyte train-labels.idx1-ubyte",
+                               other, dir, other, other),
+                   0);
   assert_ok(open_in("mnist", other, "train", &data, &err));
   assert_string_equal(data->fingerprint, kept);
   cmkd_dataset_close(data);
@@ -145,26 +164,33 @@ static void says_where_it_looked(void **state) {
 static void refuses_damaged_idx(void **state) {
   cmkd_error err = {0};
   cmkd_dataset *data;
-  static const struct { const char *command, *says; } cases[] = {
-    {"head -c 1000 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte", "truncated"},
-    {"head -c 10 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte", "header"},
-    {": > train-images-idx3-ubyte", "not an IDX file"},
-    {": > train-labels-idx1-ubyte", "not an IDX file"},
-    {"echo >> train-images-idx3-ubyte", "1 bytes too many"},
-    {"echo >> train-labels-idx1-ubyte", "1 bytes too many"},
-    {"rm train-labels-idx1-ubyte", "train-labels-idx1-ubyte"},
-    {"rm train-labels-idx1-ubyte && mkdir train-labels-idx1-ubyte", "folder"},
-    {"cp t10k-labels-idx1-ubyte train-labels-idx1-ubyte", "5 labels for the 37 images"},
-    {"cp train-images-idx3-ubyte train-labels-idx1-ubyte", "dimensions"},
-    {"printf '\\013' | dd of=train-labels-idx1-ubyte bs=1 seek=20 conv=notrunc", "label 11 of sample 12"},
-    {"printf '\\020' | dd of=train-images-idx3-ubyte bs=1 seek=11 conv=notrunc", "too many"},
-    {"printf '\\015' | dd of=train-images-idx3-ubyte bs=1 seek=2 conv=notrunc", "type 0x0d"},
-    {"printf '\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc", "absurd"},
-    {"printf '\\000\\000\\000\\000' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc", "empty"},
-    {"gzip train-images-idx3-ubyte && head -c 300 train-images-idx3-ubyte.gz > x && mv x train-images-idx3-ubyte.gz",
-        "train-images-idx3-ubyte.gz"},
-    {"gzip train-images-idx3-ubyte && printf 'XXXX' | dd of=train-images-idx3-ubyte.gz bs=1 seek=100 conv=notrunc", "train-images-idx3-ubyte.gz"},
-    {"printf '\\000\\000\\000\\060\\000\\000\\000\\020\\000\\000\\000\\020' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc && head -c 12304 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte", "16 x 16"}};
+  static const struct {
+    const char *command, *says;
+  } cases[] = {
+      {"head -c 1000 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte", "truncated"},
+      {"head -c 10 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte", "header"},
+      {": > train-images-idx3-ubyte", "not an IDX file"},
+      {": > train-labels-idx1-ubyte", "not an IDX file"},
+      {"echo >> train-images-idx3-ubyte", "1 bytes too many"},
+      {"echo >> train-labels-idx1-ubyte", "1 bytes too many"},
+      {"rm train-labels-idx1-ubyte", "train-labels-idx1-ubyte"},
+      {"rm train-labels-idx1-ubyte && mkdir train-labels-idx1-ubyte", "folder"},
+      {"cp t10k-labels-idx1-ubyte train-labels-idx1-ubyte", "5 labels for the 37 images"},
+      {"cp train-images-idx3-ubyte train-labels-idx1-ubyte", "dimensions"},
+      {"printf '\\013' | dd of=train-labels-idx1-ubyte bs=1 seek=20 conv=notrunc", "label 11 of sample 12"},
+      {"printf '\\020' | dd of=train-images-idx3-ubyte bs=1 seek=11 conv=notrunc", "too many"},
+      {"printf '\\015' | dd of=train-images-idx3-ubyte bs=1 seek=2 conv=notrunc", "type 0x0d"},
+      {"printf '\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377\\377' | dd of=train-images-idx3-ubyte bs=1 "
+       "seek=4 conv=notrunc",
+       "absurd"},
+      {"printf '\\000\\000\\000\\000' | dd of=train-images-idx3-ubyte bs=1 seek=4 conv=notrunc", "empty"},
+      {"gzip train-images-idx3-ubyte && head -c 300 train-images-idx3-ubyte.gz > x && mv x train-images-idx3-ubyte.gz",
+       "train-images-idx3-ubyte.gz"},
+      {"gzip train-images-idx3-ubyte && printf 'XXXX' | dd of=train-images-idx3-ubyte.gz bs=1 seek=100 conv=notrunc",
+       "train-images-idx3-ubyte.gz"},
+      {"printf '\\000\\000\\000\\060\\000\\000\\000\\020\\000\\000\\000\\020' | dd of=train-images-idx3-ubyte bs=1 "
+       "seek=4 conv=notrunc && head -c 12304 train-images-idx3-ubyte > x && mv x train-images-idx3-ubyte",
+       "16 x 16"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     const char *dir = scratch_dir();
     put_idx(dir, "train", 37);
@@ -199,7 +225,7 @@ static void cifar_binaries(void **state) {
   char *inner = cmkd_path_join(dir, "cifar-100-binary");
   assert_int_equal(mkdir(inner, 0777), 0);
   sparse(inner, "test.bin", 30740000);
-  poke(inner, "test.bin", 3074 * 5 + 1, 99);          /* fine label of record 5 */
+  poke(inner, "test.bin", 3074 * 5 + 1, 99);            /* fine label of record 5 */
   poke(inner, "test.bin", 3074 * 5 + 2 + 1024 + 33, 7); /* green of (1, 1) */
   assert_ok(open_in("cifar100", dir, "test", &data, &err));
   assert_true(data->n == 10000 && data->channels == 3 && data->classes == 100);
@@ -247,14 +273,20 @@ static void cifar_binaries(void **state) {
 static void real_fashion_mnist(void **state) {
   cmkd_error err = {0};
   cmkd_dataset *data;
-  if (access("/usr/share/datasets/fashion-mnist", R_OK) != 0) { printf("SKIP: Debian's dataset-fashion-mnist is not installed\n"); skip(); }
+  if (access("/usr/share/datasets/fashion-mnist", R_OK) != 0) {
+    printf("SKIP: Debian's dataset-fashion-mnist is not installed\n");
+    skip();
+  }
   assert_ok(cmkd_dataset_open("fashion-mnist", "test", &data, &err)); /* found without being told */
   assert_int_equal(data->n, 10000);
   int count[10] = {0};
   double sum = 0;
-  for (uint32_t i = 0; i < data->n; i++) count[data->labels[i]]++;
-  for (int i = 0; i < 10; i++) assert_int_equal(count[i], 1000);
-  for (size_t i = 0; i < (size_t)data->n * 784; i++) sum += data->pixels[i];
+  for (uint32_t i = 0; i < data->n; i++)
+    count[data->labels[i]]++;
+  for (int i = 0; i < 10; i++)
+    assert_int_equal(count[i], 1000);
+  for (size_t i = 0; i < (size_t)data->n * 784; i++)
+    sum += data->pixels[i];
   assert_true(sum / (10000.0 * 784 * 255) > 0.28 && sum / (10000.0 * 784 * 255) < 0.295);
   assert_string_equal(data->class_names[9], "Ankle boot");
   cmkd_dataset_close(data);
@@ -268,9 +300,13 @@ static void real_cifar100(void **state) {
   assert_ok(open_in("cifar100", dir, "test", &data, &err));
   int count[100] = {0};
   double sum[3] = {0};
-  for (uint32_t i = 0; i < data->n; i++) count[data->labels[i]]++;
-  for (int i = 0; i < 100; i++) assert_int_equal(count[i], 100);
-  for (size_t i = 0; i < (size_t)data->n * 1024; i++) for (int k = 0; k < 3; k++) sum[k] += data->pixels[3 * i + k];
+  for (uint32_t i = 0; i < data->n; i++)
+    count[data->labels[i]]++;
+  for (int i = 0; i < 100; i++)
+    assert_int_equal(count[i], 100);
+  for (size_t i = 0; i < (size_t)data->n * 1024; i++)
+    for (int k = 0; k < 3; k++)
+      sum[k] += data->pixels[3 * i + k];
   for (int k = 0; k < 3; k++) {
     double mean = sum[k] / (10000.0 * 1024 * 255);
     assert_true(mean > data->mean[k] - .01 && mean < data->mean[k] + .01);
@@ -280,8 +316,12 @@ static void real_cifar100(void **state) {
 
 int main(void) {
   unsetenv("CMKD_DATA");
-  const struct CMUnitTest tests[] = {
-    cmocka_unit_test(names), cmocka_unit_test(reads_idx), cmocka_unit_test(says_where_it_looked), cmocka_unit_test(refuses_damaged_idx),
-    cmocka_unit_test(cifar_binaries), cmocka_unit_test(real_fashion_mnist), cmocka_unit_test(real_cifar100)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(names),
+                                     cmocka_unit_test(reads_idx),
+                                     cmocka_unit_test(says_where_it_looked),
+                                     cmocka_unit_test(refuses_damaged_idx),
+                                     cmocka_unit_test(cifar_binaries),
+                                     cmocka_unit_test(real_fashion_mnist),
+                                     cmocka_unit_test(real_cifar100)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -34,8 +34,13 @@ static void assert_no_tmp(const char *path) {
 
 static void paths(void **state) {
   (void)state;
-  static const struct { const char *dir, *name, *want; } joins[] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"a//", "/b", "a/b"}, {"/", "b", "/b"}, {"", "b", "b"}, {NULL, "b", "b"}};
-  static const struct { const char *path, *want; } dirs[] = {{"a", "."}, {"a/b", "a"}, {"/a", "/"}, {"a/b/", "a"}, {"a//b", "a"}, {"/", "/"}, {"", "."}, {"./x", "."}};
+  static const struct {
+    const char *dir, *name, *want;
+  } joins[] = {{"a", "b", "a/b"}, {"a/", "b", "a/b"}, {"a//", "/b", "a/b"},
+               {"/", "b", "/b"},  {"", "b", "b"},     {NULL, "b", "b"}};
+  static const struct {
+    const char *path, *want;
+  } dirs[] = {{"a", "."}, {"a/b", "a"}, {"/a", "/"}, {"a/b/", "a"}, {"a//b", "a"}, {"/", "/"}, {"", "."}, {"./x", "."}};
   for (size_t i = 0; i < sizeof joins / sizeof *joins; i++) {
     char *got = cmkd_path_join(joins[i].dir, joins[i].name);
     assert_string_equal(got, joins[i].want);
@@ -53,7 +58,8 @@ static void paths(void **state) {
 
 static void makes_folders(void **state) {
   (void)state;
-  char *deep = in_scratch("a/b//c/"), *dir = cmkd_path_dir(deep), *file = cmkd_path_join(deep, "f"), *under = cmkd_path_join(file, "g");
+  char *deep = in_scratch("a/b//c/"), *dir = cmkd_path_dir(deep), *file = cmkd_path_join(deep, "f"),
+       *under = cmkd_path_join(file, "g");
   assert_ok(cmkd_make_dirs(deep, &err));
   assert_ok(cmkd_make_dirs(deep, &err));
   assert_true(cmkd_file_exists(deep));
@@ -61,7 +67,10 @@ static void makes_folders(void **state) {
   assert_int_equal(cmkd_make_dirs(file, &err), CMKD_ERR_IO);
   assert_non_null(strstr(err.message, "in the way"));
   assert_int_equal(cmkd_make_dirs(under, &err), CMKD_ERR_IO);
-  free(deep); free(dir); free(file); free(under);
+  free(deep);
+  free(dir);
+  free(file);
+  free(under);
 }
 
 static void reads_within_the_limit(void **state) {
@@ -94,7 +103,9 @@ static void reads_within_the_limit(void **state) {
   assert_int_equal(cmkd_file_read("/dev/zero", 100, &data, &size, &err), CMKD_ERR_IO);
   assert_int_equal(cmkd_file_read("/no/such", 100, &data, &size, &err), CMKD_ERR_IO);
   assert_int_equal(cmkd_file_read_gz("/no/such", 100, &data, &size, NULL), CMKD_ERR_IO);
-  free(path); free(fifo); free(huge);
+  free(path);
+  free(fifo);
+  free(huge);
 }
 
 static void pread_is_exact(void **state) {
@@ -125,7 +136,8 @@ static void gunzips_all_members_and_nothing_else(void **state) {
   uint8_t *data, packed[8192], *zeros = calloc(1, 1 << 20);
   size_t size;
   char *path = in_scratch("not-named-gz"), *plain = calloc(1, 300000);
-  for (size_t i = 0; i < 300000; i++) plain[i] = (char)(i * i / 9000);
+  for (size_t i = 0; i < 300000; i++)
+    plain[i] = (char)(i * i / 9000);
   size_t bomb_size = gzip(zeros, 1 << 20, packed, sizeof packed);
   free(zeros);
   put(path, packed, bomb_size);
@@ -159,7 +171,9 @@ static void gunzips_all_members_and_nothing_else(void **state) {
   two[first / 2] ^= 4; /* the CRC at the latest */
   put(path, two, both);
   assert_int_equal(cmkd_file_read_gz(path, 1 << 20, &data, &size, &err), CMKD_ERR_FORMAT);
-  free(two); free(plain); free(path);
+  free(two);
+  free(plain);
+  free(path);
 }
 
 static void writes_pieces_in_place(void **state) {
@@ -174,15 +188,18 @@ static void writes_pieces_in_place(void **state) {
   assert_no_tmp(path);
   assert_ok(cmkd_file_write(path, NULL, 0, &err));
   assert_content(path, "");
-  free(path); free(tmp);
+  free(path);
+  free(tmp);
 }
 
 static void failure_leaves_the_old_file(void **state) {
   (void)state;
-  char *path = in_scratch("f"), *under = cmkd_path_join(path, "g"), *dir = in_scratch("d"), *fifo = in_scratch("fifo"), *blocked = in_scratch("blocked");
+  char *path = in_scratch("f"), *under = cmkd_path_join(path, "g"), *dir = in_scratch("d"), *fifo = in_scratch("fifo"),
+       *blocked = in_scratch("blocked");
   char *big = calloc(1, 1 << 16);
   put(path, "old", 3);
-  assert_int_equal(cmkd_file_write(under, &(cmkd_piece){"x", 1}, 1, &err), CMKD_ERR_IO); /* through a regular file: fails for root too */
+  assert_int_equal(cmkd_file_write(under, &(cmkd_piece){"x", 1}, 1, &err),
+                   CMKD_ERR_IO); /* through a regular file: fails for root too */
   assert_non_null(strstr(err.message, under));
   assert_int_equal(cmkd_file_write("/no/such/folder/f", &(cmkd_piece){"x", 1}, 1, &err), CMKD_ERR_IO);
 
@@ -207,10 +224,17 @@ static void failure_leaves_the_old_file(void **state) {
   char *blocked_tmp = cmkd_format("%s.tmp", blocked); /* a folder where the temporary would go */
   assert_int_equal(mkdir(blocked_tmp, 0777), 0);
   assert_int_equal(cmkd_file_write(blocked, &(cmkd_piece){"x", 1}, 1, &err), CMKD_ERR_IO);
-  free(path); free(under); free(dir); free(fifo); free(blocked); free(blocked_tmp); free(big);
+  free(path);
+  free(under);
+  free(dir);
+  free(fifo);
+  free(blocked);
+  free(blocked_tmp);
+  free(big);
 }
 
-/* /dev/full says ENOSPC to every write; the temporary cannot be it, so a tiny tmpfs is the real test where mounting is allowed. */
+/* /dev/full says ENOSPC to every write; the temporary cannot be it, so a tiny tmpfs is the real test where mounting is
+ * allowed. */
 static void full_disk(void **state) {
   (void)state;
   const char *dir = scratch_dir();
@@ -231,12 +255,20 @@ static void full_disk(void **state) {
   assert_int_equal(tmp, -1);
   assert_int_equal(third, CMKD_OK);
   assert_int_equal(size, 3);
-  free(data); free(big); free(temporary); free(path);
+  free(data);
+  free(big);
+  free(temporary);
+  free(path);
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(paths), cmocka_unit_test(makes_folders), cmocka_unit_test(reads_within_the_limit),
-    cmocka_unit_test(pread_is_exact), cmocka_unit_test(gunzips_all_members_and_nothing_else), cmocka_unit_test(writes_pieces_in_place),
-    cmocka_unit_test(failure_leaves_the_old_file), cmocka_unit_test(full_disk)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(paths),
+                                     cmocka_unit_test(makes_folders),
+                                     cmocka_unit_test(reads_within_the_limit),
+                                     cmocka_unit_test(pread_is_exact),
+                                     cmocka_unit_test(gunzips_all_members_and_nothing_else),
+                                     cmocka_unit_test(writes_pieces_in_place),
+                                     cmocka_unit_test(failure_leaves_the_old_file),
+                                     cmocka_unit_test(full_disk)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

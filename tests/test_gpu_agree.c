@@ -22,8 +22,8 @@ static int setup(void **state) {
   snprintf(dir, sizeof dir, "%s", scratch_dir());
   snprintf(step_file, sizeof step_file, "%s/step.reference", dir);
   snprintf(curve_file, sizeof curve_file, "%s/curve.reference", dir);
-  if (run_command(&out, "%s --mode step " TINY " --make %s && %s " CURVE " --steps 9 --make %s", agree,
-                  step_file, agree, curve_file) == 0)
+  if (run_command(&out, "%s --mode step " TINY " --make %s && %s " CURVE " --steps 9 --make %s", agree, step_file,
+                  agree, curve_file) == 0)
     return 0;
   printf("%s\n", out);
   return -1;
@@ -65,11 +65,14 @@ static void a_step_file_is_the_reference(void **state) {
   for (size_t i = 0; i < 3; i++) {
     json_t *a = step_of(file, i), *b = step_of(ref, i);
     assert_true(json_equal(json_object_get(a, "loss_there"), json_object_get(b, "loss_there")));
-    for (int k = 0; k < 2; k++) assert_true(json_equal(json_object_get(a, stored[k]), json_object_get(b, stored[k])));
+    for (int k = 0; k < 2; k++)
+      assert_true(json_equal(json_object_get(a, stored[k]), json_object_get(b, stored[k])));
     for (int k = 0; k < 3; k++) {
       json_t *x = json_object_get(a, derived[k]), *y = json_object_get(b, derived[k]);
-      if (i == 0) assert_true(real_of(x, "largest") <= real_of(y, "largest") + 0x1p-22); /* of fewer entries */
-      else assert_true(fabs(real_of(x, "largest") - real_of(y, "largest")) <= 0x1p-22);
+      if (i == 0)
+        assert_true(real_of(x, "largest") <= real_of(y, "largest") + 0x1p-22); /* of fewer entries */
+      else
+        assert_true(fabs(real_of(x, "largest") - real_of(y, "largest")) <= 0x1p-22);
     }
     json_t *cpu = json_incref(json_object_get(a, "cpu")); /* the very same run */
     json_object_del(a, "cpu");
@@ -115,7 +118,7 @@ static void of_another_run(void **state) {
   assert_string_equal(out, "curve.reference\nstep.reference\n");
 }
 
-/* ---- files that are damaged or wrong ----------------------------------------------------------------------------- */
+/* ---- files that are damaged or wrong ---- */
 
 /* A copy of just this size, so that AddressSanitizer sees every step too far. 1: it was read. */
 static int parses(const uint8_t *bytes, size_t size) {
@@ -151,7 +154,8 @@ static void mutate(const char *path, size_t few) {
   size_t size;
   assert_ok(cmkd_file_read(path, 1 << 24, &bytes, &size, &err));
   assert_true(parses(bytes, size));
-  for (size_t n = 0; n < size; n += n < 200 || n + 20 > size ? 1 : 1 + size / few) assert_false(parses(bytes, n));
+  for (size_t n = 0; n < size; n += n < 200 || n + 20 > size ? 1 : 1 + size / few)
+    assert_false(parses(bytes, n));
   for (int i = 0; i < 200; i++) {
     uint8_t *at = bytes + (i < 100 ? (size_t)i : cmkd_rng_below(&rng, (uint32_t)size));
     const uint8_t bit = (uint8_t)(1u << cmkd_rng_below(&rng, 8));
@@ -203,7 +207,8 @@ static void any_numbers(void **state) {
     const bench_packing packing = {graph, &start, 0.05, 5e-4, 8, i % 2 ? 64 : 0};
     const size_t size = bench_packed_size(&packing);
     uint8_t *packed = malloc(size);
-    for (size_t j = 0; j < size; j++) packed[j] = (uint8_t)(i < 2 ? 0xff : cmkd_rng_u32(&rng));
+    for (size_t j = 0; j < size; j++)
+      packed[j] = (uint8_t)(i < 2 ? 0xff : cmkd_rng_u32(&rng));
     assert_int_equal(bench_answers_unpack(&packing, packed, &a, &err), CMKD_ERR_FORMAT);
     memset(packed, 0, size);
     assert_ok(bench_answers_unpack(&packing, packed, &a, &err));
@@ -270,8 +275,10 @@ static void another_gradient(json_t *about, uint8_t *numbers, size_t *size) {
 }
 
 static void wrong_answers(void **state) {
-  static const struct { change *how; int within; } found[] = {
-    {nothing, 1}, {a_rounding, 1}, {another_loss, 0}, {another_gradient, 0}};
+  static const struct {
+    change *how;
+    int within;
+  } found[] = {{nothing, 1}, {a_rounding, 1}, {another_loss, 0}, {another_gradient, 0}};
   if (!agree) skip();
   for (size_t i = 0; i < sizeof found / sizeof *found; i++) {
     json_t *o = ANSWER("--mode step " TINY " --device cpu --against %s", changed(found[i].how));
@@ -316,9 +323,12 @@ static void on_a_gpu(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {
-    cmocka_unit_test(a_step_file_is_the_reference), cmocka_unit_test(a_curve_file_is_the_cpu),
-    cmocka_unit_test(of_another_run), cmocka_unit_test(damaged), cmocka_unit_test(any_numbers),
-    cmocka_unit_test(wrong_answers), cmocka_unit_test(on_a_gpu)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(a_step_file_is_the_reference),
+                                     cmocka_unit_test(a_curve_file_is_the_cpu),
+                                     cmocka_unit_test(of_another_run),
+                                     cmocka_unit_test(damaged),
+                                     cmocka_unit_test(any_numbers),
+                                     cmocka_unit_test(wrong_answers),
+                                     cmocka_unit_test(on_a_gpu)};
   return cmocka_run_group_tests(tests, setup, NULL);
 }

@@ -55,8 +55,10 @@ static void shapes_stay_in_range(void **state) {
   (void)state;
   cmkd_op op = {.kind = CMKD_OP_CONV, .kernel_h = 3, .kernel_w = 3, .stride = 1, .groups = 1};
   cmkd_shape out;
-  assert_int_equal(cmkd_op_shape(op.kind, &op, (cmkd_shape){2, 2, 3}, (cmkd_shape){0}, 4, &out, &err), CMKD_ERR_MISMATCH);
-  assert_int_equal(cmkd_op_shape(op.kind, &op, (cmkd_shape){16000, 16000, 3}, (cmkd_shape){0}, 1 << 20, &out, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cmkd_op_shape(op.kind, &op, (cmkd_shape){2, 2, 3}, (cmkd_shape){0}, 4, &out, &err),
+                   CMKD_ERR_MISMATCH);
+  assert_int_equal(cmkd_op_shape(op.kind, &op, (cmkd_shape){16000, 16000, 3}, (cmkd_shape){0}, 1 << 20, &out, &err),
+                   CMKD_ERR_VALUE);
   op.pad = 1;
   assert_ok(cmkd_op_shape(op.kind, &op, (cmkd_shape){7, 6, 3}, (cmkd_shape){0}, 4, &out, &err));
   assert_true(out.h == 7 && out.w == 6 && out.c == 4);
@@ -68,6 +70,7 @@ static void shapes_stay_in_range(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(broken_lists_are_refused), cmocka_unit_test(shapes_stay_in_range)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(broken_lists_are_refused),
+                                     cmocka_unit_test(shapes_stay_in_range)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

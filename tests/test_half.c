@@ -5,7 +5,9 @@
 /* The value of a half from its definition, in double. */
 static double defined(uint16_t h) {
   int exponent = h >> 10 & 31, mantissa = h & 1023;
-  double magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY) : exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+  double magnitude = exponent == 31 ? (mantissa ? NAN : INFINITY)
+                     : exponent     ? ldexp(1024 + mantissa, exponent - 25)
+                                    : ldexp(mantissa, -24);
   return h & 0x8000 ? -magnitude : magnitude;
 }
 
@@ -50,6 +52,7 @@ static void bf16_is_the_upper_half(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(every_half_round_trips), cmocka_unit_test(rounds_to_nearest_even), cmocka_unit_test(bf16_is_the_upper_half)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(every_half_round_trips), cmocka_unit_test(rounds_to_nearest_even),
+                                     cmocka_unit_test(bf16_is_the_upper_half)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

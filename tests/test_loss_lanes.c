@@ -1,5 +1,6 @@
-/* The CPU losses at the width of AVX-512, 16 lanes, in whatever instructions this machine has: the code of loss/rows_avx512.c but for its
- * min, max and half conversion, so that machines without AVX-512 test its sorting of 16 rows at once, its padding and its partial groups. */
+/* The CPU losses at the width of AVX-512, 16 lanes, in whatever instructions this machine has: the code of
+ * loss/rows_avx512.c but for its min, max and half conversion, so that machines without AVX-512 test its sorting of 16
+ * rows at once, its padding and its partial groups. */
 #define VF 16
 #define CMKD_LOSS_ROWS_TABLE wide_rows
 #define CMKD_LOSS_ROWS_NAME "wide"
@@ -28,29 +29,57 @@ static void compare(const char *expression, int64_t B, int64_t C, double coarse)
   if (posix_memalign(&scratch, 64, size) != 0 || posix_memalign(&other, 64, wide_agreement_scratch(B, C)) != 0) abort();
   memset(scratch, 0xFF, size);
   cmkd_rng rng = cmkd_rng_start(3, CMKD_STREAM_TEST, (uint64_t)(B * 1000 + C));
-  for (int64_t r = 0; r < B; r++) y[r] = (int32_t)cmkd_rng_below(&rng, (uint32_t)C);
+  for (int64_t r = 0; r < B; r++)
+    y[r] = (int32_t)cmkd_rng_below(&rng, (uint32_t)C);
   for (size_t i = 0; i < n; i++) {
     double v = 2 * cmkd_rng_normal(&rng), w = cmkd_rng_normal(&rng);
-    if (coarse > 0) { v = floor(v / coarse) * coarse; w = floor(w / coarse) * coarse; }
+    if (coarse > 0) {
+      v = floor(v / coarse) * coarse;
+      w = floor(w / coarse) * coarse;
+    }
     t[i] = cmkd_float_to_half((float)v);
     td[i] = cmkd_half_to_float(t[i]);
     sd[i] = s[i] = (float)(v * .5 + w);
   }
-  cmkd_loss_batch b = {.batch = B, .classes = C, .student = s, .teacher = t, .teacher_dtype = CMKD_F16, .labels = y, .grad = g, .epoch = 5, .entropy_mean = NAN};
+  cmkd_loss_batch b = {.batch = B,
+                       .classes = C,
+                       .student = s,
+                       .teacher = t,
+                       .teacher_dtype = CMKD_F16,
+                       .labels = y,
+                       .grad = g,
+                       .epoch = 5,
+                       .entropy_mean = NAN};
   cmkd_loss_result got = {.blocks = NAN}, want;
   assert_ok(wide_cpu.eval(loss, &b, scratch, &got, &err));
   assert_ok(cmkd_loss_ref_double(loss, B, C, sd, td, y, 5, 0, NAN, gd, &want, NULL, &err));
-  for (size_t i = 0; i < n; i++) { largest = fmax(largest, fabs(gd[i])); off = fmax(off, fabs(g[i] - gd[i])); }
-  if (!(fabs(got.loss - want.loss) <= 1e-4 * fabs(want.loss) && off <= 1e-4 * largest)) fail_msg("%s B %d C %d: loss %.9g, not %.9g; gradient off by %.3g, largest %.3g", expression, (int)B, (int)C, got.loss, want.loss, off, largest);
+  for (size_t i = 0; i < n; i++) {
+    largest = fmax(largest, fabs(gd[i]));
+    off = fmax(off, fabs(g[i] - gd[i]));
+  }
+  if (!(fabs(got.loss - want.loss) <= 1e-4 * fabs(want.loss) && off <= 1e-4 * largest))
+    fail_msg("%s B %d C %d: loss %.9g, not %.9g; gradient off by %.3g, largest %.3g", expression, (int)B, (int)C,
+             got.loss, want.loss, off, largest);
   cmkd_agreement sums = {0}, expected = {0};
   assert_ok(wide_agreement_add(s, t, CMKD_F16, B, C, 2, other, &sums, &err));
   for (int64_t r = 0; r < B; r++) {
     double p, k, blocks;
     assert_ok(cmkd_agreement_ref(C, sd + r * C, td + r * C, 2, &p, &k, &blocks, &err));
-    expected.pearson += p; expected.spearman += k; expected.blocks += blocks;
+    expected.pearson += p;
+    expected.spearman += k;
+    expected.blocks += blocks;
   }
-  assert_true(fabs(sums.pearson - expected.pearson) < 1e-9 * (double)B && fabs(sums.spearman - expected.spearman) < 1e-9 * (double)B && fabs(sums.blocks - expected.blocks) < 1e-9);
-  free(s); free(g); free(t); free(sd); free(td); free(gd); free(y); free(scratch); free(other);
+  assert_true(fabs(sums.pearson - expected.pearson) < 1e-9 * (double)B &&
+              fabs(sums.spearman - expected.spearman) < 1e-9 * (double)B && fabs(sums.blocks - expected.blocks) < 1e-9);
+  free(s);
+  free(g);
+  free(t);
+  free(sd);
+  free(td);
+  free(gd);
+  free(y);
+  free(scratch);
+  free(other);
   cmkd_loss_free(loss);
 }
 
@@ -64,7 +93,7 @@ static void sixteen_lanes(void **state) {
     }
   compare("cmkd", 20, 100, .5); /* ties */
   compare("cmkd", 20, 4096, 0);
-  compare("cmkd", 3, 4096, 0);  /* too few for the network */
+  compare("cmkd", 3, 4096, 0); /* too few for the network */
 }
 
 int main(void) {

@@ -9,43 +9,53 @@ static cmkd_status parse_text(const char *dict, size_t bytes, cmkd_npy **out, cm
   size_t n = strlen(dict);
   uint8_t *file = calloc(1, 10 + n + bytes);
   memcpy(file, "\x93NUMPY\1", 8);
-  file[8] = (uint8_t)n; file[9] = (uint8_t)(n >> 8);
+  file[8] = (uint8_t)n;
+  file[9] = (uint8_t)(n >> 8);
   memcpy(file + 10, dict, n);
-  for (size_t i = 0; i < bytes; i++) file[10 + n + i] = (uint8_t)i;
+  for (size_t i = 0; i < bytes; i++)
+    file[10 + n + i] = (uint8_t)i;
   cmkd_status status = cmkd_npy_parse(file, 10 + n + bytes, "t.npy", out, err);
   free(file);
   return status;
 }
 
 static void headers(void **state) {
-  static const struct { const char *dict; size_t bytes; int dims; int64_t count; const char *says; } cases[] = {
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }   \n", 24, 2, 6, NULL},
-    {"{\"shape\":(4,),\"fortran_order\":True,\"descr\":\"<u2\"}", 8, 1, 4, NULL},
-    {"{'descr': '|b1', 'fortran_order': False, 'shape': ()}", 1, 0, 1, NULL},
-    {"{'descr': '<u1', 'fortran_order': False, 'shape': (0, 7)}", 0, 2, 0, NULL},
-    {"{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }", 24, 0, 0, "Fortran"},
-    {"{'descr': '>f4', 'fortran_order': False, 'shape': (2,), }", 8, 0, 0, "'>f4'"},
-    {"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", 8, 0, 0, "'|O'"},
-    {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }", 8, 0, 0, "structured"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), 'x': 1}", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False}", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2,)} x", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2)}", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (2", 8, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", 4, 0, 0, "header"},
-    {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", 4, 0, 0, "header"},
-    {"{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296,4294967296)}", 8, 0, 0, "absurd"},
-    {"{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", 15, 0, 0, "truncated"},
-    {"{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", 17, 0, 0, "oversized"},
-    {"", 0, 0, 0, "header"}, {"{", 0, 0, 0, "header"}, {"{'", 0, 0, 0, "header"}};
+  static const struct {
+    const char *dict;
+    size_t bytes;
+    int dims;
+    int64_t count;
+    const char *says;
+  } cases[] = {{"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }   \n", 24, 2, 6, NULL},
+               {"{\"shape\":(4,),\"fortran_order\":True,\"descr\":\"<u2\"}", 8, 1, 4, NULL},
+               {"{'descr': '|b1', 'fortran_order': False, 'shape': ()}", 1, 0, 1, NULL},
+               {"{'descr': '<u1', 'fortran_order': False, 'shape': (0, 7)}", 0, 2, 0, NULL},
+               {"{'descr': '<f4', 'fortran_order': True, 'shape': (2, 3), }", 24, 0, 0, "Fortran"},
+               {"{'descr': '>f4', 'fortran_order': False, 'shape': (2,), }", 8, 0, 0, "'>f4'"},
+               {"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }", 8, 0, 0, "'|O'"},
+               {"{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (2,), }", 8, 0, 0, "structured"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (2,), 'x': 1}", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'descr': '<f4', 'fortran_order': False, 'shape': (2,)}", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False}", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (2,)} x", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (-2,)}", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (2)}", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (2", 8, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,1,1)}", 4, 0, 0, "header"},
+               {"{'descr': '<f4', 'fortran_order': False, 'shape': (99999999999999999999,)}", 4, 0, 0, "header"},
+               {"{'descr': '<f8', 'fortran_order': False, 'shape': (4294967296,4294967296)}", 8, 0, 0, "absurd"},
+               {"{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", 15, 0, 0, "truncated"},
+               {"{'descr': '<f8', 'fortran_order': False, 'shape': (2,)}", 17, 0, 0, "oversized"},
+               {"", 0, 0, 0, "header"},
+               {"{", 0, 0, 0, "header"},
+               {"{'", 0, 0, 0, "header"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     cmkd_error err = {0};
     cmkd_npy *array;
     cmkd_status status = parse_text(cases[i].dict, cases[i].bytes, &array, &err);
-    if (cases[i].says) { if (status == CMKD_OK || array || !strstr(err.message, cases[i].says))
-      fail_msg("%s: %d '%s'", cases[i].dict, status, err.message);
+    if (cases[i].says) {
+      if (status == CMKD_OK || array || !strstr(err.message, cases[i].says))
+        fail_msg("%s: %d '%s'", cases[i].dict, status, err.message);
     } else {
       if (status != CMKD_OK) fail_msg("%s: %s", cases[i].dict, err.message);
       assert_int_equal(array->dims, cases[i].dims);
@@ -57,8 +67,10 @@ static void headers(void **state) {
   cmkd_error err = {0};
   cmkd_npy *array;
   assert_int_equal(cmkd_npy_parse((const uint8_t *)"\x93NUMPY\2\0\xff\xff", 10, "t", &array, &err), CMKD_ERR_FORMAT);
-  assert_int_equal(cmkd_npy_parse((const uint8_t *)"\x93NUMPY\2\0\xff\xff\xff\xff", 12, "t", &array, &err), CMKD_ERR_FORMAT);
-  assert_int_equal(cmkd_npy_parse((const uint8_t *)"\x93NUMPY\7\0\xff\xff\xff\xff", 12, "t", &array, &err), CMKD_ERR_UNSUPPORTED);
+  assert_int_equal(cmkd_npy_parse((const uint8_t *)"\x93NUMPY\2\0\xff\xff\xff\xff", 12, "t", &array, &err),
+                   CMKD_ERR_FORMAT);
+  assert_int_equal(cmkd_npy_parse((const uint8_t *)"\x93NUMPY\7\0\xff\xff\xff\xff", 12, "t", &array, &err),
+                   CMKD_ERR_UNSUPPORTED);
   assert_int_equal(cmkd_npy_parse((const uint8_t *)"", 0, "t", &array, &err), CMKD_ERR_FORMAT);
   cmkd_npy_free(NULL);
 }
@@ -68,10 +80,12 @@ static void streams(void **state) {
   char *path = cmkd_path_join(scratch_dir(), "x.npy"), *temporary = cmkd_format("%s.tmp", path);
   float rows[3 * 4];
   int64_t shape[] = {3, 1, 4};
-  for (int i = 0; i < 12; i++) rows[i] = (float)i * 0.25f - 1;
+  for (int i = 0; i < 12; i++)
+    rows[i] = (float)i * 0.25f - 1;
   cmkd_npy_writer *w;
   assert_ok(cmkd_npy_begin(path, CMKD_F32, 3, shape, &w, &err));
-  for (int i = 0; i < 3; i++) assert_ok(cmkd_npy_append(w, rows + 4 * i, 4, &err));
+  for (int i = 0; i < 3; i++)
+    assert_ok(cmkd_npy_append(w, rows + 4 * i, 4, &err));
   assert_false(cmkd_file_exists(path));
   assert_ok(cmkd_npy_end(w, &err));
   assert_false(cmkd_file_exists(temporary));
@@ -83,9 +97,13 @@ static void streams(void **state) {
   cmkd_npy_free(array);
   const char *out;
   if (run_command(NULL, "/usr/bin/python3 -c 'import numpy'") == 0) {
-    if (run_command(&out, "/usr/bin/python3 -c \"import numpy as n; x = n.load('%s'); print(x.dtype, x.shape, x.sum())\"", path) != 0 || strncmp(out, "float32 (3, 1, 4) 4.5", 21))
+    if (run_command(&out,
+                    "/usr/bin/python3 -c \"import numpy as n; x = n.load('%s'); print(x.dtype, x.shape, x.sum())\"",
+                    path) != 0 ||
+        strncmp(out, "float32 (3, 1, 4) 4.5", 21))
       fail_msg("%s", out);
-  } else printf("SKIP: numpy is not installed\n");
+  } else
+    printf("SKIP: numpy is not installed\n");
 
   /* too few, too many, given up: nothing under the final name, the old file stands */
   assert_ok(cmkd_npy_begin(path, CMKD_F32, 3, shape, &w, &err));
@@ -109,7 +127,8 @@ static void streams(void **state) {
   assert_int_equal(cmkd_npy_begin("/nonexistent/x.npy", CMKD_F32, 3, shape, &w, &err), CMKD_ERR_IO);
   assert_int_equal(cmkd_npy_begin(path, CMKD_BF16, 3, shape, &w, &err), CMKD_ERR_USAGE);
   assert_int_equal(cmkd_npy_begin(scratch_dir(), CMKD_F32, 3, shape, &w, &err), CMKD_ERR_IO);
-  if (access("/dev/full", W_OK) == 0) assert_int_equal(cmkd_npy_begin("/dev/full", CMKD_F32, 3, shape, &w, &err), CMKD_ERR_IO);
+  if (access("/dev/full", W_OK) == 0)
+    assert_int_equal(cmkd_npy_begin("/dev/full", CMKD_F32, 3, shape, &w, &err), CMKD_ERR_IO);
   free(temporary);
   free(path);
 }
@@ -127,12 +146,16 @@ static void survives_mutations(void **state) {
     uint8_t *copy = malloc(n + 1);
     memcpy(copy, file, n);
     if (i >= 1000) copy[cmkd_rng_below(&rng, (uint32_t)n)] = (uint8_t)cmkd_rng_u32(&rng);
-    if (cmkd_npy_parse(copy, n, "mutant", &array, &err) == CMKD_OK) { assert_true(i >= 1000); cmkd_npy_free(array); }
+    if (cmkd_npy_parse(copy, n, "mutant", &array, &err) == CMKD_OK) {
+      assert_true(i >= 1000);
+      cmkd_npy_free(array);
+    }
     free(copy);
   }
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(headers), cmocka_unit_test(streams), cmocka_unit_test(survives_mutations)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(headers), cmocka_unit_test(streams),
+                                     cmocka_unit_test(survives_mutations)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

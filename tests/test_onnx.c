@@ -1,5 +1,5 @@
-/* ONNX export: the file's structure read back field by field, and, where a Python with ONNX Runtime is found ($CMKD_ONNX_PYTHON or
- * python3), the same logits from that runtime as from the plain backend. */
+/* ONNX export: the file's structure read back field by field, and, where a Python with ONNX Runtime is found
+ * ($CMKD_ONNX_PYTHON or python3), the same logits from that runtime as from the plain backend. */
 #include "tests/support.h"
 #include <math.h>
 #include "base/file.h"
@@ -11,8 +11,10 @@ static cmkd_error err;
 #define CLASSES 10
 #define ROWS 3
 
-/* ---- a reader of protocol buffers, enough to look inside ------------------------------------------------------------------ */
-typedef struct span { const uint8_t *at, *end; } span;
+/* ---- a reader of protocol buffers, enough to look inside ---- */
+typedef struct span {
+  const uint8_t *at, *end;
+} span;
 static uint64_t varint(span *s) {
   uint64_t v = 0;
   for (int shift = 0;; shift += 7) {
@@ -33,7 +35,10 @@ static int field(span *s, span *inner) {
   return (int)(tag >> 3);
 }
 
-typedef struct names { char text[4096][64]; int count; } names;
+typedef struct names {
+  char text[4096][64];
+  int count;
+} names;
 static void remember(names *n, span s) {
   assert_true(n->count < 4096 && s.end - s.at < 64);
   memcpy(n->text[n->count], s.at, (size_t)(s.end - s.at));
@@ -66,7 +71,8 @@ static int nodes_of(const char *path, const char *type) {
   while ((number = field(&again, &inner))) {
     if (number != 1) continue;
     for (int key; (key = field(&inner, &part));) {
-      if (key == 1 && !knows(&known, part)) fail_msg("%s: a node reads %.*s before it is written", path, (int)(part.end - part.at), (const char *)part.at);
+      if (key == 1 && !knows(&known, part))
+        fail_msg("%s: a node reads %.*s before it is written", path, (int)(part.end - part.at), (const char *)part.at);
       if (key == 2) assert_false(knows(&known, part)), remember(&known, part);
       if (key == 4) count += strlen(type) == (size_t)(part.end - part.at) && !memcmp(type, part.at, strlen(type));
     }
@@ -75,7 +81,11 @@ static int nodes_of(const char *path, const char *type) {
   return count;
 }
 
-typedef struct world { cmkd_graph *graph; cmkd_params params; char path[1200], dir[1100]; } world;
+typedef struct world {
+  cmkd_graph *graph;
+  cmkd_params params;
+  char path[1200], dir[1100];
+} world;
 
 static void export_net(world *w, const char *arch, int side, int fold) {
   assert_ok(cmkd_net_build(arch, (cmkd_net_shape){side, side, 3, CLASSES}, &w->graph, &err));
@@ -84,12 +94,17 @@ static void export_net(world *w, const char *arch, int side, int fold) {
   for (int i = 0; i < w->graph->params; i++) { /* statistics and shifts of a trained net */
     const cmkd_param *p = &w->graph->param[i];
     cmkd_rng rng = cmkd_rng_start(9, CMKD_STREAM_TEST, (uint64_t)i);
-    for (int64_t j = 0; j < p->count && p->dims == 1; j++) w->params.value[i][j] = (float)(cmkd_rng_uniform(&rng) * .5 + (p->kind == CMKD_PARAM_VAR || p->kind == CMKD_PARAM_SCALE ? .75 : -.25));
+    for (int64_t j = 0; j < p->count && p->dims == 1; j++)
+      w->params.value[i][j] = (float)(cmkd_rng_uniform(&rng) * .5 +
+                                      (p->kind == CMKD_PARAM_VAR || p->kind == CMKD_PARAM_SCALE ? .75 : -.25));
   }
   snprintf(w->dir, sizeof w->dir, "%s", scratch_dir());
   snprintf(w->path, sizeof w->path, "%s/net.onnx", w->dir);
   const char *keys[] = {"arch"}, *values[] = {arch};
-  assert_ok(cmkd_onnx_write(w->graph, &w->params, &(cmkd_onnx_options){.fold = fold, .features = 1, .meta_keys = keys, .meta_values = values, .meta_count = 1}, w->path, &err));
+  assert_ok(cmkd_onnx_write(
+      w->graph, &w->params,
+      &(cmkd_onnx_options){.fold = fold, .features = 1, .meta_keys = keys, .meta_values = values, .meta_count = 1},
+      w->path, &err));
 }
 
 static void close_world(world *w) {
@@ -152,15 +167,19 @@ static void compare(const char *python, const char *arch, int side, int fold) {
   const char *said;
   snprintf(in, sizeof in, "%s/in", w.dir), snprintf(out, sizeof out, "%s/out", w.dir);
   assert_ok(cmkd_file_write(in, &(cmkd_piece){planes, (size_t)ROWS * area * 3 * sizeof *planes}, 1, &err));
-  if (run_command(&said, "'%s' tests/parity/onnx_run.py '%s' '%s' '%s' %d 3 %d %d", python, w.path, in, out, ROWS, side, side)) fail_msg("%s: %s", arch, said);
+  if (run_command(&said, "'%s' tests/parity/onnx_run.py '%s' '%s' '%s' %d 3 %d %d", python, w.path, in, out, ROWS, side,
+                  side))
+    fail_msg("%s: %s", arch, said);
   FILE *f = fopen(out, "rb");
   assert_non_null(f);
   assert_int_equal(fread(other, sizeof *other, ROWS * CLASSES, f), ROWS * CLASSES);
   fclose(f);
   double most = 0;
-  for (int i = 0; i < ROWS * CLASSES; i++) most = fmax(most, fabs((double)logits[i]));
   for (int i = 0; i < ROWS * CLASSES; i++)
-    if (fabs((double)logits[i] - (double)other[i]) > 2e-5 * most) fail_msg("%s: logit %d is %g in ONNX Runtime, %g here", arch, i, (double)other[i], (double)logits[i]);
+    most = fmax(most, fabs((double)logits[i]));
+  for (int i = 0; i < ROWS * CLASSES; i++)
+    if (fabs((double)logits[i] - (double)other[i]) > 2e-5 * most)
+      fail_msg("%s: logit %d is %g in ONNX Runtime, %g here", arch, i, (double)other[i], (double)logits[i]);
   cmkd_backend_ref.model_free(model), cmkd_backend_ref.images_free(images), cmkd_backend_ref.close(backend);
   free(pixels), free(planes);
   close_world(&w);
@@ -173,9 +192,11 @@ static void other_runtime(void **state) {
     printf("SKIP: no ONNX Runtime for python3 (set CMKD_ONNX_PYTHON)\n");
     skip();
   }
-  static const char *const archs[] = {"resnet8", "resnet8_pad", "wrn-16-1", "vgg8", "mobilenetv2_cifar", "shufflenetv1_cifar", "shufflenetv2_cifar"};
+  static const char *const archs[] = {"resnet8",           "resnet8_pad",        "wrn-16-1",          "vgg8",
+                                      "mobilenetv2_cifar", "shufflenetv1_cifar", "shufflenetv2_cifar"};
   for (size_t i = 0; i < sizeof archs / sizeof *archs; i++)
-    for (int fold = 0; fold < 2; fold++) compare(python, archs[i], 32, fold);
+    for (int fold = 0; fold < 2; fold++)
+      compare(python, archs[i], 32, fold);
   compare(python, "mobilenetv2", 64, 1);
   compare(python, "mobilenetv1", 64, 1);
   compare(python, "resnet18", 64, 1);
@@ -189,16 +210,20 @@ static void command(void **state) {
   export_net(&w, "resnet8", 32, 1);
   snprintf(weights, sizeof weights, "%s/w.safetensors", w.dir), snprintf(out, sizeof out, "%s/command.onnx", w.dir);
   assert_ok(cmkd_params_save(w.graph, &w.params, 1, weights, NULL, NULL, 0, &err));
-  assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --weights '%s' --out '%s' --arch auto", build ? build : "build", weights, out), 0);
+  assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --weights '%s' --out '%s' --arch auto",
+                               build ? build : "build", weights, out),
+                   0);
   assert_non_null(strstr(said, "resnet8, input (batch, 3, 32, 32)"));
   assert_int_equal(nodes_of(out, "Conv"), nodes_of(w.path, "Conv"));
-  assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --weights '%s' --out '%s'", build ? build : "build", weights, out), 1);
+  assert_int_equal(
+      run_command(&said, "'%s/cmkd-train' onnx --weights '%s' --out '%s'", build ? build : "build", weights, out), 1);
   assert_non_null(strstr(said, "use --arch resnet8"));
   assert_int_equal(run_command(&said, "'%s/cmkd-train' onnx --out '%s'", build ? build : "build", out), 2);
   close_world(&w);
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(structure), cmocka_unit_test(command), cmocka_unit_test(other_runtime)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(structure), cmocka_unit_test(command),
+                                     cmocka_unit_test(other_runtime)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

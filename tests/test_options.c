@@ -8,30 +8,35 @@ static uint64_t seed;
 static double lr;
 static float mean[3];
 static const cmkd_option table[] = {
-  {"--json", NULL, CMKD_OPT_FLAG, &json, "one object on stdout", 0, 0, NULL},
-  {"--out", "FILE", CMKD_OPT_STRING, &out, "where to", 0, 0, NULL},
-  {"--views", "N|all", CMKD_OPT_STRING, &views, "views a sample [1]", 0, 0, NULL},
-  {"--batch", "N", CMKD_OPT_INT, &batch, "rows a step [64]", 1, 65536, &seen},
-  {"--seed", "S", CMKD_OPT_UINT64, &seed, "training seed [1]", 0, 0, NULL},
-  {"--lr", "X", CMKD_OPT_DOUBLE, &lr, "learning rate [0.05]", 0, 10, NULL},
-  {"--mean", "R,G,B", CMKD_OPT_FLOATS3, mean, "of the pixels", 0, 0, NULL},
-  {"--hidden", NULL, CMKD_OPT_FLAG, &hidden, NULL, 0, 0, NULL},
-  {"--a-very-long-name-indeed", "WITH|ARGUMENTS", CMKD_OPT_FLAG, &hidden, "below its name", 0, 0, NULL},
-  {"--terse", NULL, CMKD_OPT_FLAG, &hidden, "", 0, 0, NULL},
-  {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL},
+    {"--json", NULL, CMKD_OPT_FLAG, &json, "one object on stdout", 0, 0, NULL},
+    {"--out", "FILE", CMKD_OPT_STRING, &out, "where to", 0, 0, NULL},
+    {"--views", "N|all", CMKD_OPT_STRING, &views, "views a sample [1]", 0, 0, NULL},
+    {"--batch", "N", CMKD_OPT_INT, &batch, "rows a step [64]", 1, 65536, &seen},
+    {"--seed", "S", CMKD_OPT_UINT64, &seed, "training seed [1]", 0, 0, NULL},
+    {"--lr", "X", CMKD_OPT_DOUBLE, &lr, "learning rate [0.05]", 0, 10, NULL},
+    {"--mean", "R,G,B", CMKD_OPT_FLOATS3, mean, "of the pixels", 0, 0, NULL},
+    {"--hidden", NULL, CMKD_OPT_FLAG, &hidden, NULL, 0, 0, NULL},
+    {"--a-very-long-name-indeed", "WITH|ARGUMENTS", CMKD_OPT_FLAG, &hidden, "below its name", 0, 0, NULL},
+    {"--terse", NULL, CMKD_OPT_FLAG, &hidden, "", 0, 0, NULL},
+    {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL},
 };
-static const cmkd_command command = {"tool build", "builds things", "[options] FILE", "tool build a.bin\n  tool build --json b.bin", table, 0, 2};
+static const cmkd_command command = {
+    "tool build", "builds things", "[options] FILE", "tool build a.bin\n  tool build --json b.bin", table, 0, 2};
 static const char *word[2];
 static int words, help;
 static cmkd_error err;
 
-static cmkd_status parse(int argc, const char **argv) { return cmkd_options_parse(&command, argc, (char **)argv, word, &words, &help, &err); }
-#define PARSE(...) parse((int)(sizeof((const char *[]){"x", __VA_ARGS__}) / sizeof(char *)), (const char *[]){"x", __VA_ARGS__})
+static cmkd_status parse(int argc, const char **argv) {
+  return cmkd_options_parse(&command, argc, (char **)argv, word, &words, &help, &err);
+}
+#define PARSE(...) \
+  parse((int)(sizeof((const char *[]){"x", __VA_ARGS__}) / sizeof(char *)), (const char *[]){"x", __VA_ARGS__})
 
 static void every_kind(void **state) {
   (void)state;
   seen = json = 0;
-  assert_ok(PARSE("--json", "--out", "o", "in", "--batch=7", "--seed", "18446744073709551615", "--lr", "1e-3", "--mean", "0.1,0.2,0.3", "--", "--json"));
+  assert_ok(PARSE("--json", "--out", "o", "in", "--batch=7", "--seed", "18446744073709551615", "--lr", "1e-3", "--mean",
+                  "0.1,0.2,0.3", "--", "--json"));
   assert_int_equal(json, 1);
   assert_string_equal(out, "o");
   assert_int_equal(batch, 7);
@@ -52,7 +57,9 @@ static void refuses(const char *expect, int argc, const char **argv) {
   assert_int_equal(parse(argc, argv), CMKD_ERR_USAGE);
   if (!strstr(err.message, expect)) fail_msg("'%s' does not say '%s'", err.message, expect);
 }
-#define REFUSES(expect, ...) refuses(expect, (int)(sizeof((const char *[]){"x", __VA_ARGS__}) / sizeof(char *)), (const char *[]){"x", __VA_ARGS__})
+#define REFUSES(expect, ...) \
+  refuses(expect, (int)(sizeof((const char *[]){"x", __VA_ARGS__}) / sizeof(char *)), \
+          (const char *[]){"x", __VA_ARGS__})
 
 static void bad_words(void **state) {
   (void)state;
@@ -143,7 +150,8 @@ static void exit_statuses(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(every_kind), cmocka_unit_test(bad_words), cmocka_unit_test(values_may_look_odd),
-    cmocka_unit_test(help_names_every_option), cmocka_unit_test(nearest_names), cmocka_unit_test(exit_statuses)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(every_kind),          cmocka_unit_test(bad_words),
+                                     cmocka_unit_test(values_may_look_odd), cmocka_unit_test(help_names_every_option),
+                                     cmocka_unit_test(nearest_names),       cmocka_unit_test(exit_statuses)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

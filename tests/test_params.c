@@ -1,5 +1,5 @@
-/* Numbers of a network: initial values, weight files in and out, what a file of another network gets, and the teachers in circulation
- * against logits that PyTorch computed in double. */
+/* Numbers of a network: initial values, weight files in and out, what a file of another network gets, and the teachers
+ * in circulation against logits that PyTorch computed in double. */
 #include "tests/support.h"
 #include <math.h>
 #include "cmkd/dataset.h"
@@ -22,8 +22,10 @@ static int index_of(const cmkd_graph *graph, const char *name) {
 
 static void spread(const float *x, int64_t n, double *mean, double *deviation, double *most) {
   *mean = *deviation = *most = 0;
-  for (int64_t i = 0; i < n; i++) *mean += (double)x[i] / (double)n;
-  for (int64_t i = 0; i < n; i++) *deviation += ((double)x[i] - *mean) * ((double)x[i] - *mean) / (double)n, *most = fmax(*most, fabs((double)x[i]));
+  for (int64_t i = 0; i < n; i++)
+    *mean += (double)x[i] / (double)n;
+  for (int64_t i = 0; i < n; i++)
+    *deviation += ((double)x[i] - *mean) * ((double)x[i] - *mean) / (double)n, *most = fmax(*most, fabs((double)x[i]));
   *deviation = sqrt(*deviation);
 }
 
@@ -35,7 +37,8 @@ static void initial_values(void **state) {
   assert_ok(cmkd_params_create(g, &b, &err));
   assert_ok(cmkd_params_create(g, &c, &err));
   cmkd_params_init(g, 1, &a), cmkd_params_init(g, 1, &b), cmkd_params_init(g, 2, &c);
-  for (int i = 0; i < g->params; i++) assert_memory_equal(a.value[i], b.value[i], (size_t)g->param[i].count * sizeof(float));
+  for (int i = 0; i < g->params; i++)
+    assert_memory_equal(a.value[i], b.value[i], (size_t)g->param[i].count * sizeof(float));
   int conv = index_of(g, "layer3.1.conv2.weight"), fc = index_of(g, "fc.weight"), bias = index_of(g, "fc.bias");
   assert_memory_not_equal(a.value[conv], c.value[conv], 1024);
   double mean, deviation, most;
@@ -61,8 +64,10 @@ static const char *save(const char *arch, int classes, const cmkd_params **keep)
   snprintf(path, sizeof path, "%s/w.safetensors", scratch_dir());
   assert_ok(cmkd_params_save(g, &params, 77, path, keys, values, 3, &err));
   cmkd_graph_free(g);
-  if (keep) *keep = &params;
-  else cmkd_params_free(&params);
+  if (keep)
+    *keep = &params;
+  else
+    cmkd_params_free(&params);
   return path;
 }
 
@@ -87,7 +92,8 @@ static void files_round_trip(void **state) {
   cmkd_params params;
   assert_ok(cmkd_params_create(g, &params, &err));
   assert_ok(cmkd_params_load(g, w, &params, &err));
-  for (int i = 0; i < g->params; i++) assert_memory_equal(params.value[i], kept->value[i], (size_t)g->param[i].count * sizeof(float));
+  for (int i = 0; i < g->params; i++)
+    assert_memory_equal(params.value[i], kept->value[i], (size_t)g->param[i].count * sizeof(float));
   cmkd_params_free(&params);
   cmkd_params_free((cmkd_params *)kept);
   cmkd_graph_free(g);
@@ -145,11 +151,14 @@ static void other_spellings(void **state) {
   assert_ok(cmkd_params_create(g, &b, &err));
   cmkd_params_init(g, 4, &a);
   cmkd_tensor *t = calloc((size_t)g->params, sizeof *t);
-  char (*names)[160] = calloc((size_t)g->params, sizeof *names);
+  char(*names)[160] = calloc((size_t)g->params, sizeof *names);
   for (int i = 0; i < g->params; i++) {
     const char *name = g->param[i].name, *down = strstr(name, ".downsample.");
-    if (down) snprintf(names[i], 160, "module.%.*s.shortcut.%s", (int)(down - name), name, down + 12);
-    else snprintf(names[i], 160, "module.%s%s", strncmp(name, "fc.", 3) ? "" : "linear.", strncmp(name, "fc.", 3) ? name : name + 3);
+    if (down)
+      snprintf(names[i], 160, "module.%.*s.shortcut.%s", (int)(down - name), name, down + 12);
+    else
+      snprintf(names[i], 160, "module.%s%s", strncmp(name, "fc.", 3) ? "" : "linear.",
+               strncmp(name, "fc.", 3) ? name : name + 3);
     t[i] = (cmkd_tensor){.name = names[i], .dims = g->param[i].dims, .count = g->param[i].count, .data = a.value[i]};
     memcpy(t[i].shape, g->param[i].shape, sizeof g->param[i].shape);
   }
@@ -159,7 +168,8 @@ static void other_spellings(void **state) {
   cmkd_weights *w;
   assert_ok(cmkd_weights_read(path, &w, &err));
   assert_ok(cmkd_params_load(g, w, &b, &err));
-  for (int i = 0; i < g->params; i++) assert_memory_equal(a.value[i], b.value[i], (size_t)g->param[i].count * sizeof(float));
+  for (int i = 0; i < g->params; i++)
+    assert_memory_equal(a.value[i], b.value[i], (size_t)g->param[i].count * sizeof(float));
   cmkd_model_spec spec;
   assert_int_equal(cmkd_model_spec_read(w, NULL, NULL, NULL, &spec, &err), CMKD_ERR_MISMATCH);
   says("use --arch resnet8");
@@ -193,17 +203,23 @@ static void golden(const char *name, const char *golden_name, const char *set) {
   assert_ok(cmkd_dataset_open(spec_text, "test", &data, &err));
   assert_ok(cmkd_weights_read(path, &w, &err));
   assert_ok(cmkd_weights_read(golden_path, &expected, &err));
-  const float pad_mean[3] = {.485f, .456f, .406f}, pad_std[3] = {.229f, .224f, .225f}, mean[3] = {.5070f, .4865f, .4409f}, std[3] = {.2673f, .2564f, .2761f};
+  const float pad_mean[3] = {.485f, .456f, .406f}, pad_std[3] = {.229f, .224f, .225f},
+              mean[3] = {.5070f, .4865f, .4409f}, std[3] = {.2673f, .2564f, .2761f};
   int has_meta = cmkd_weights_meta(w, "arch") != NULL, pad = strstr(name, "pad") != NULL;
-  if (has_meta) assert_ok(cmkd_model_spec_read(w, NULL, NULL, NULL, &spec, &err));
-  else assert_ok(cmkd_model_spec_read(w, "auto", pad ? pad_mean : mean, pad ? pad_std : std, &spec, &err));
+  if (has_meta)
+    assert_ok(cmkd_model_spec_read(w, NULL, NULL, NULL, &spec, &err));
+  else
+    assert_ok(cmkd_model_spec_read(w, "auto", pad ? pad_mean : mean, pad ? pad_std : std, &spec, &err));
   g = build(spec.arch, spec.classes);
   assert_ok(cmkd_params_create(g, &params, &err));
   assert_ok(cmkd_params_load(g, w, &params, &err));
   cmkd_backend *backend;
   cmkd_be_images *images;
   cmkd_be_model *model;
-  cmkd_model_config config = {.graph = g, .batch = 2, .mean = {spec.mean[0], spec.mean[1], spec.mean[2]}, .std = {spec.std[0], spec.std[1], spec.std[2]}};
+  cmkd_model_config config = {.graph = g,
+                              .batch = 2,
+                              .mean = {spec.mean[0], spec.mean[1], spec.mean[2]},
+                              .std = {spec.std[0], spec.std[1], spec.std[2]}};
   assert_ok(cmkd_backend_ref.open(NULL, &backend, &err));
   assert_ok(cmkd_backend_ref.images_create(backend, data->pixels, data->labels, data->n, 32, 32, 3, &images, &err));
   assert_ok(cmkd_backend_ref.model_create(backend, &config, &model, &err));
@@ -215,7 +231,9 @@ static void golden(const char *name, const char *golden_name, const char *set) {
   const double *want = cmkd_weights_find(expected, "logits")->data;
   for (int i = 0; i < 2; i++)
     for (int c = 0; c < spec.classes; c++)
-      if (fabs((double)logits[i * spec.classes + c] - want[(int64_t)rows[i] * spec.classes + c]) > 2e-6) fail_msg("%s: image %u class %d: %.9g, not %.9g", name, rows[i], c, (double)logits[i * spec.classes + c], want[(int64_t)rows[i] * spec.classes + c]);
+      if (fabs((double)logits[i * spec.classes + c] - want[(int64_t)rows[i] * spec.classes + c]) > 2e-6)
+        fail_msg("%s: image %u class %d: %.9g, not %.9g", name, rows[i], c, (double)logits[i * spec.classes + c],
+                 want[(int64_t)rows[i] * spec.classes + c]);
   free(logits);
   cmkd_backend_ref.model_free(model), cmkd_backend_ref.images_free(images), cmkd_backend_ref.close(backend);
   cmkd_params_free(&params);
@@ -224,15 +242,36 @@ static void golden(const char *name, const char *golden_name, const char *set) {
   cmkd_dataset_close(data);
 }
 
-static void teacher_resnet20(void **state) { (void)state; golden("resnet20-cifar100.safetensors", "resnet20-cifar100", "cifar-100"); }
-static void teacher_resnet20_pth(void **state) { (void)state; golden("resnet20-cifar100.pth", "resnet20-cifar100", "cifar-100"); }
-static void teacher_resnet56(void **state) { (void)state; golden("resnet56-cifar100.safetensors", "resnet56-cifar100", "cifar-100"); }
-static void teacher_pad20(void **state) { (void)state; golden("resnet20-padshortcut-cifar10.safetensors", "resnet20-padshortcut-cifar10", "cifar-10"); }
-static void teacher_pad20_th(void **state) { (void)state; golden("resnet20-padshortcut-cifar10.th", "resnet20-padshortcut-cifar10", "cifar-10"); }
-static void teacher_pad56(void **state) { (void)state; golden("resnet56-padshortcut-cifar10.safetensors", "resnet56-padshortcut-cifar10", "cifar-10"); }
+static void teacher_resnet20(void **state) {
+  (void)state;
+  golden("resnet20-cifar100.safetensors", "resnet20-cifar100", "cifar-100");
+}
+static void teacher_resnet20_pth(void **state) {
+  (void)state;
+  golden("resnet20-cifar100.pth", "resnet20-cifar100", "cifar-100");
+}
+static void teacher_resnet56(void **state) {
+  (void)state;
+  golden("resnet56-cifar100.safetensors", "resnet56-cifar100", "cifar-100");
+}
+static void teacher_pad20(void **state) {
+  (void)state;
+  golden("resnet20-padshortcut-cifar10.safetensors", "resnet20-padshortcut-cifar10", "cifar-10");
+}
+static void teacher_pad20_th(void **state) {
+  (void)state;
+  golden("resnet20-padshortcut-cifar10.th", "resnet20-padshortcut-cifar10", "cifar-10");
+}
+static void teacher_pad56(void **state) {
+  (void)state;
+  golden("resnet56-padshortcut-cifar10.safetensors", "resnet56-padshortcut-cifar10", "cifar-10");
+}
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(initial_values), cmocka_unit_test(files_round_trip), cmocka_unit_test(mismatches_are_listed), cmocka_unit_test(other_spellings),
-                                     cmocka_unit_test(teacher_resnet20), cmocka_unit_test(teacher_resnet20_pth), cmocka_unit_test(teacher_resnet56), cmocka_unit_test(teacher_pad20), cmocka_unit_test(teacher_pad20_th), cmocka_unit_test(teacher_pad56)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(initial_values),        cmocka_unit_test(files_round_trip),
+                                     cmocka_unit_test(mismatches_are_listed), cmocka_unit_test(other_spellings),
+                                     cmocka_unit_test(teacher_resnet20),      cmocka_unit_test(teacher_resnet20_pth),
+                                     cmocka_unit_test(teacher_resnet56),      cmocka_unit_test(teacher_pad20),
+                                     cmocka_unit_test(teacher_pad20_th),      cmocka_unit_test(teacher_pad56)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

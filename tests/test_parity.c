@@ -1,5 +1,6 @@
-/* Networks against PyTorch: replays the cases that tests/parity/parity.py wrote (inference logits, training loss, a digest of every
- * parameter gradient and running statistic). With arguments it is the other half of that tool: one step, every number into a file. */
+/* Networks against PyTorch: replays the cases that tests/parity/parity.py wrote (inference logits, training loss, a
+ * digest of every parameter gradient and running statistic). With arguments it is the other half of that tool: one
+ * step, every number into a file. */
 #include "tests/support.h"
 #include <math.h>
 #include "kernels/backend.h"
@@ -11,7 +12,8 @@ static cmkd_error err;
 /* The formulas of parity.py: number_of, value_of, images_of. */
 static uint32_t seed_of(const char *name) {
   uint32_t seed = 2166136261u;
-  for (; *name; name++) seed = (seed ^ (uint8_t)*name) * 16777619u;
+  for (; *name; name++)
+    seed = (seed ^ (uint8_t)*name) * 16777619u;
   return seed;
 }
 static double number_at(uint32_t seed, uint64_t index) {
@@ -22,10 +24,13 @@ static double number_at(uint32_t seed, uint64_t index) {
 static void fill_param(const cmkd_param *p, float *value) {
   uint32_t seed = seed_of(p->name);
   double scale = 1;
-  for (int64_t fan = p->dims > 1 ? p->count / p->shape[0] : 0; scale * scale * (double)fan > 6;) scale /= 2;
+  for (int64_t fan = p->dims > 1 ? p->count / p->shape[0] : 0; scale * scale * (double)fan > 6;)
+    scale /= 2;
   for (int64_t i = 0; i < p->count; i++) {
     double v = number_at(seed, (uint64_t)i);
-    value[i] = (float)(p->dims > 1 ? v * scale : p->kind == CMKD_PARAM_SCALE || p->kind == CMKD_PARAM_VAR ? v / 2 + 1 : v / 4);
+    value[i] = (float)(p->dims > 1                                                ? v * scale
+                       : p->kind == CMKD_PARAM_SCALE || p->kind == CMKD_PARAM_VAR ? v / 2 + 1
+                                                                                  : v / 4);
   }
 }
 
@@ -38,10 +43,12 @@ typedef struct bench {
   int32_t *labels;
   float *logits;
   cmkd_step_result result;
-  float **active; /* (ops) what the CPU backend's training pass left behind every activation and in front of every max pool; only where asked for */
+  float **active; /* (ops) what the CPU backend's training pass left behind every activation and in front of every max
+                     pool; only where asked for */
 } bench;
 
-/* Which side of 0 an activation fell on decides where gradients go: the tool compares gradients on the sides that this run took. */
+/* Which side of 0 an activation fell on decides where gradients go: the tool compares gradients on the sides that this
+ * run took. */
 static void keep_active(bench *b, const cmkd_be_model *model) {
   for (int i = 0; i < b->graph->ops; i++) {
     const cmkd_op *op = &b->graph->op[i];
@@ -54,8 +61,10 @@ static void keep_active(bench *b, const cmkd_be_model *model) {
   }
 }
 
-/* Logits of an inference model, then one training step at learning rate 0: gradients, and parameters after it (statistics moved). */
-static void run(bench *b, const char *device, const char *arch, int side, int channels, int classes, int rows, int draw, int active) {
+/* Logits of an inference model, then one training step at learning rate 0: gradients, and parameters after it
+ * (statistics moved). */
+static void run(bench *b, const char *device, const char *arch, int side, int channels, int classes, int rows, int draw,
+                int active) {
   char seed_name[32];
   *b = (bench){.rows = rows};
   snprintf(seed_name, sizeof seed_name, "images%d", draw);
@@ -63,26 +72,39 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
   assert_ok(cmkd_net_build(arch, (cmkd_net_shape){side, side, channels, classes}, &b->graph, &err));
   assert_ok(cmkd_params_create(b->graph, &b->params, &err));
   assert_ok(cmkd_params_create(b->graph, &b->grads, &err));
-  for (int i = 0; i < b->graph->params; i++) fill_param(&b->graph->param[i], b->params.value[i]);
+  for (int i = 0; i < b->graph->params; i++)
+    fill_param(&b->graph->param[i], b->params.value[i]);
   size_t numbers = (size_t)rows * side * side * channels;
   const uint32_t images_seed = seed_of(seed_name);
-  b->pixels = malloc(numbers), b->labels = malloc((size_t)rows * sizeof *b->labels), b->logits = malloc((size_t)rows * classes * sizeof *b->logits);
-  for (size_t i = 0; i < numbers; i++) b->pixels[i] = (uint8_t)((number_at(images_seed, i) + 1) * 128);
+  b->pixels = malloc(numbers), b->labels = malloc((size_t)rows * sizeof *b->labels),
+  b->logits = malloc((size_t)rows * classes * sizeof *b->logits);
+  for (size_t i = 0; i < numbers; i++)
+    b->pixels[i] = (uint8_t)((number_at(images_seed, i) + 1) * 128);
   uint32_t *row = malloc((size_t)rows * sizeof *row);
-  for (int i = 0; i < rows; i++) row[i] = (uint32_t)i, b->labels[i] = (7 * i + 3) % classes;
+  for (int i = 0; i < rows; i++)
+    row[i] = (uint32_t)i, b->labels[i] = (7 * i + 3) % classes;
   cmkd_backend *backend;
   cmkd_be_images *images;
   cmkd_be_model *model;
   cmkd_loss *loss;
   assert_ok(cmkd_loss_parse("ce", CMKD_LOSS_CIFAR, &loss, &err));
   assert_ok(b->table->open(&(cmkd_backend_options){0}, &backend, &err));
-  assert_ok(b->table->images_create(backend, b->pixels, b->labels, (uint32_t)rows, side, side, channels, &images, &err));
+  assert_ok(
+      b->table->images_create(backend, b->pixels, b->labels, (uint32_t)rows, side, side, channels, &images, &err));
   cmkd_step step = {.count = rows, .rows = row, .lr = 0, .epoch = 1};
   for (int train = 0; train < 2; train++) {
-    cmkd_model_config config = {.graph = b->graph, .batch = rows, .train = train, .mean = {.5f, .5f, .5f}, .std = {.25f, .25f, .25f}, .loss = train ? loss : NULL, .momentum = .9f, .kappa = 2};
+    cmkd_model_config config = {.graph = b->graph,
+                                .batch = rows,
+                                .train = train,
+                                .mean = {.5f, .5f, .5f},
+                                .std = {.25f, .25f, .25f},
+                                .loss = train ? loss : NULL,
+                                .momentum = .9f,
+                                .kappa = 2};
     assert_ok(b->table->model_create(backend, &config, &model, &err));
     assert_ok(b->table->upload(model, CMKD_SLOT_VALUE, (const float *const *)b->params.value, &err));
-    if (!train) assert_ok(b->table->run(model, CMKD_LIST_INFER, images, &step, 1, b->logits, NULL, &err));
+    if (!train)
+      assert_ok(b->table->run(model, CMKD_LIST_INFER, images, &step, 1, b->logits, NULL, &err));
     else {
       int k = 1;
       assert_ok(b->table->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, NULL, &err));
@@ -104,7 +126,8 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
 }
 
 static void done(bench *b) {
-  for (int i = 0; b->active && i < b->graph->ops; i++) free(b->active[i]);
+  for (int i = 0; b->active && i < b->graph->ops; i++)
+    free(b->active[i]);
   free(b->active);
   cmkd_params_free(&b->params), cmkd_params_free(&b->grads);
   cmkd_graph_free(b->graph);
@@ -112,11 +135,13 @@ static void done(bench *b) {
 }
 
 static void near(const char *arch, const char *what, const char *name, double got, double want, double capacity) {
-  if (!(fabs(got - want) <= capacity)) fail_msg("%s: %s %s: %.9g, PyTorch %.9g, room %.2g", arch, what, name, got, want, capacity);
+  if (!(fabs(got - want) <= capacity))
+    fail_msg("%s: %s %s: %.9g, PyTorch %.9g, room %.2g", arch, what, name, got, want, capacity);
 }
 
 /* One line of a case: kind, name, sum, magnitudes, projection. */
-static void check_digest(bench *b, const char *kind, const char *name, const double want[3], double tolerance, double least) {
+static void check_digest(bench *b, const char *kind, const char *name, const double want[3], double tolerance,
+                         double least) {
   int grad = !strcmp(kind, "grad"), index = -1;
   for (int i = 0; i < b->graph->params; i++)
     if (!strcmp(b->graph->param[i].name, name)) index = i;
@@ -124,20 +149,25 @@ static void check_digest(bench *b, const char *kind, const char *name, const dou
   const float *a = (grad ? b->grads : b->params).value[index];
   double got[3] = {0, 0, 0};
   uint32_t seed = seed_of("projection");
-  for (int64_t i = 0; i < b->graph->param[index].count; i++) got[0] += (double)a[i], got[1] += fabs((double)a[i]), got[2] += (double)a[i] * number_at(seed, (uint64_t)i);
-  for (int k = 0; k < 3; k++) near(b->graph->arch, kind, name, got[k], want[k], tolerance * want[1] + least);
+  for (int64_t i = 0; i < b->graph->param[index].count; i++)
+    got[0] += (double)a[i], got[1] += fabs((double)a[i]), got[2] += (double)a[i] * number_at(seed, (uint64_t)i);
+  for (int k = 0; k < 3; k++)
+    near(b->graph->arch, kind, name, got[k], want[k], tolerance * want[1] + least);
 }
 
-/* Room for rounding, relative. The images of a case are drawn so that no activation comes near 0 (its `margin`, in deviations of its tensor, is in
- * the first line): then float32 puts all of them on the side that float64 does, and gradients differ by rounding alone. Where no draw of a
- * network with so many activations was found to keep away by SAFE, one of them may change sides, which moves gradients by FLIP. */
+/* Room for rounding, relative. The images of a case are drawn so that no activation comes near 0 (its `margin`, in
+ * deviations of its tensor, is in the first line): then float32 puts all of them on the side that float64 does, and
+ * gradients differ by rounding alone. Where no draw of a network with so many activations was found to keep away by
+ * SAFE, one of them may change sides, which moves gradients by FLIP. */
 #define SAFE 4e-6
 #define FLIP 5e-3
-typedef struct capacity { double logits, loss, grad, stat; } capacity;
+typedef struct capacity {
+  double logits, loss, grad, stat;
+} capacity;
 static const capacity in_double = {1e-6, 1e-6, 1e-6, 1e-6}, in_float = {1e-5, 5e-5, 1e-4, 1e-4};
 
-/* The largest sum of magnitudes among a case's gradients: a bias in front of a batch norm has gradient 0, of which rounding leaves something
- * that is measured against this. */
+/* The largest sum of magnitudes among a case's gradients: a bias in front of a batch norm has gradient 0, of which
+ * rounding leaves something that is measured against this. */
 static double largest_gradient(FILE *f) {
   char line[512];
   double sum, most = 0;
@@ -156,11 +186,14 @@ static void replay(const char *device, const char *arch, const capacity *allowed
   if (!f) fail_msg("%s is missing: run tests in the repository's root", path);
   bench b;
   const double largest = largest_gradient(f);
-  assert_int_equal(fscanf(f, "cmkd-parity-2 %63s %d %d %d %d draw %d margin %lf", name, &side, &channels, &classes, &rows, &draw, &margin), 7);
+  assert_int_equal(fscanf(f, "cmkd-parity-2 %63s %d %d %d %d draw %d margin %lf", name, &side, &channels, &classes,
+                          &rows, &draw, &margin),
+                   7);
   run(&b, device, name, side, channels, classes, rows, draw, 0);
   int seen = 0, row = 0;
   double want[3], most = 0;
-  for (int i = 0; i < rows * classes; i++) most = fmax(most, fabs((double)b.logits[i]));
+  for (int i = 0; i < rows * classes; i++)
+    most = fmax(most, fabs((double)b.logits[i]));
   while (fscanf(f, "%15s", word) == 1) {
     if (!strcmp(word, "loss")) {
       assert_int_equal(fscanf(f, "%lf", want), 1);
@@ -186,12 +219,35 @@ static void replay(const char *device, const char *arch, const capacity *allowed
 }
 
 /* Both backends; and those that plain loops are slow for, on the CPU alone (parity.py checks them on both). */
-#define NETS(X) X(resnet8, "resnet8") X(resnet20, "resnet20") X(resnet14_pad, "resnet14_pad") X(resnet8x4, "resnet8x4") X(wrn_16_1, "wrn-16-1") X(vgg8, "vgg8") \
-  X(mobilenetv2_cifar, "mobilenetv2_cifar") X(shufflenetv1_cifar, "shufflenetv1_cifar") X(shufflenetv2_cifar, "shufflenetv2_cifar") X(mobilenetv1, "mobilenetv1") \
+#define NETS(X) \
+  X(resnet8, "resnet8") \
+  X(resnet20, "resnet20") \
+  X(resnet14_pad, "resnet14_pad") \
+  X(resnet8x4, "resnet8x4") \
+  X(wrn_16_1, "wrn-16-1") \
+  X(vgg8, "vgg8") \
+  X(mobilenetv2_cifar, "mobilenetv2_cifar") \
+  X(shufflenetv1_cifar, "shufflenetv1_cifar") \
+  X(shufflenetv2_cifar, "shufflenetv2_cifar") \
+  X(mobilenetv1, "mobilenetv1") \
   X(mobilenetv2, "mobilenetv2")
-#define LARGE(X) X(resnet18_cifar, "resnet18_cifar") X(wrn_16_2, "wrn-16-2") X(vgg13, "vgg13") X(resnet18, "resnet18") X(resnet50, "resnet50") X(vgg16_bn, "vgg16_bn")
-#define ON_REF(id, name) static void ref_##id(void **state) { (void)state; replay("ref", name, &in_double); }
-#define ON_CPU(id, name) static void cpu_##id(void **state) { (void)state; replay("cpu", name, &in_float); }
+#define LARGE(X) \
+  X(resnet18_cifar, "resnet18_cifar") \
+  X(wrn_16_2, "wrn-16-2") \
+  X(vgg13, "vgg13") \
+  X(resnet18, "resnet18") \
+  X(resnet50, "resnet50") \
+  X(vgg16_bn, "vgg16_bn")
+#define ON_REF(id, name) \
+  static void ref_##id(void **state) { \
+    (void)state; \
+    replay("ref", name, &in_double); \
+  }
+#define ON_CPU(id, name) \
+  static void cpu_##id(void **state) { \
+    (void)state; \
+    replay("cpu", name, &in_float); \
+  }
 NETS(ON_REF)
 NETS(ON_CPU)
 LARGE(ON_CPU)
@@ -203,16 +259,21 @@ static int run_for_tool(char **word) {
   bench b;
   run(&b, word[2], word[3], atoi(word[4]), atoi(word[5]), atoi(word[6]), atoi(word[7]), 0, 1);
   cmkd_tensor *t = calloc((size_t)(b.graph->params + b.graph->ops) + 2, sizeof *t);
-  char (*names)[128] = calloc((size_t)(b.graph->params + b.graph->ops), sizeof *names);
+  char(*names)[128] = calloc((size_t)(b.graph->params + b.graph->ops), sizeof *names);
   double loss = b.result.loss.loss;
   int count = 0;
-  t[count++] = (cmkd_tensor){.name = "logits", .dims = 2, .shape = {b.rows, b.graph->classes}, .count = (int64_t)b.rows * b.graph->classes, .data = b.logits};
+  t[count++] = (cmkd_tensor){.name = "logits",
+                             .dims = 2,
+                             .shape = {b.rows, b.graph->classes},
+                             .count = (int64_t)b.rows * b.graph->classes,
+                             .data = b.logits};
   t[count++] = (cmkd_tensor){.name = "loss", .dtype = CMKD_F64, .dims = 1, .shape = {1}, .count = 1, .data = &loss};
   for (int i = 0; i < b.graph->params; i++) {
     const cmkd_param *p = &b.graph->param[i];
     int trained = CMKD_PARAM_TRAINED(p->kind);
     snprintf(names[i], sizeof *names, "%s.%s", trained ? "grad" : "stat", p->name);
-    t[count] = (cmkd_tensor){.name = names[i], .dims = p->dims, .count = p->count, .data = (trained ? b.grads : b.params).value[i]};
+    t[count] = (cmkd_tensor){
+        .name = names[i], .dims = p->dims, .count = p->count, .data = (trained ? b.grads : b.params).value[i]};
     memcpy(t[count++].shape, p->shape, sizeof p->shape);
   }
   for (int i = 0; i < b.graph->ops; i++) {
@@ -221,7 +282,11 @@ static int run_for_tool(char **word) {
     const cmkd_shape s = b.graph->tensor[op->kind == CMKD_OP_MAXPOOL ? op->in[0] : op->out];
     char *name = names[b.graph->params + i];
     snprintf(name, sizeof *names, "active.%04d", i);
-    t[count++] = (cmkd_tensor){.name = name, .dims = 4, .shape = {b.rows, s.h, s.w, s.c}, .count = (int64_t)b.rows * s.h * s.w * s.c, .data = b.active[i]};
+    t[count++] = (cmkd_tensor){.name = name,
+                               .dims = 4,
+                               .shape = {b.rows, s.h, s.w, s.c},
+                               .count = (int64_t)b.rows * s.h * s.w * s.c,
+                               .data = b.active[i]};
   }
   assert_ok(cmkd_weights_write(word[8], t, count, NULL, NULL, 0, &err));
   assert_ok(cmkd_params_save(b.graph, &b.params, 1, word[9], NULL, NULL, 0, &err));

@@ -96,7 +96,8 @@ static void bar_on_a_terminal(void **state) {
       assert_non_null(strstr(text, "[==================>           ]"));
       assert_non_null(strstr(text, " 60%  50.0 images/s  8.0 s left  loss 2.31"));
     }
-    for (char *line = strtok(text, "\r"); line; line = strtok(NULL, "\r")) assert_true((int)strcspn(line, "\033") < width);
+    for (char *line = strtok(text, "\r"); line; line = strtok(NULL, "\r"))
+      assert_true((int)strcspn(line, "\033") < width);
     close(slave);
   }
   close(master);
@@ -135,7 +136,11 @@ static void ignored_signals_stay_ignored(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(durations), cmocka_unit_test(sizes), cmocka_unit_test(plain_lines_in_a_pipe),
-    cmocka_unit_test(bar_on_a_terminal), cmocka_unit_test(first_signal_asks_second_kills), cmocka_unit_test(ignored_signals_stay_ignored)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(durations),
+                                     cmocka_unit_test(sizes),
+                                     cmocka_unit_test(plain_lines_in_a_pipe),
+                                     cmocka_unit_test(bar_on_a_terminal),
+                                     cmocka_unit_test(first_signal_asks_second_kills),
+                                     cmocka_unit_test(ignored_signals_stay_ignored)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* docs/pytorch/cmkd_dataset.py, an independent reading of the format and of the replay rule, against ours: pixels and logits bit for bit. */
+/* docs/pytorch/cmkd_dataset.py, an independent reading of the format and of the replay rule, against ours: pixels and
+ * logits bit for bit. */
 #include "tests/support.h"
 #include "base/file.h"
 #include "cmkd/dataset.h"
@@ -22,7 +23,8 @@ static void write_expected(const char *path, const char *cache_path, const cmkd_
     assert_ok(cmkd_cache_read(cache, v, 0, SAMPLES, logits, &err));
     for (uint32_t i = 0; i < SAMPLES; i++) {
       uint8_t *at = out + (v * SAMPLES + i) * row;
-      cmkd_augment_bytes_cpu(cmkd_cache_get_info(cache)->identity.policy, data->pixels, &i, &seeds[i], 1, SIDE, SIDE, 1, at);
+      cmkd_augment_bytes_cpu(cmkd_cache_get_info(cache)->identity.policy, data->pixels, &i, &seeds[i], 1, SIDE, SIDE, 1,
+                             at);
       memcpy(at + IMAGE, logits + i * CLASSES, CLASSES * sizeof(float));
       memcpy(at + IMAGE + CLASSES * sizeof(float), &seeds[i], 8);
     }
@@ -36,10 +38,19 @@ static void write_expected(const char *path, const char *cache_path, const cmkd_
 static void yields_our_bytes(void **state) {
   (void)state;
   const char *output;
-  if (run_command(&output, "/usr/bin/python3 -c 'import h5py'") != 0) { print_message("SKIP: python3-h5py is not here\n"); skip(); }
+  if (run_command(&output, "/usr/bin/python3 -c 'import h5py'") != 0) {
+    print_message("SKIP: python3-h5py is not here\n");
+    skip();
+  }
   static const char *const codecs[] = {"f16", "f32", "u8sqrt"};
   for (int k = 0; k < 3; k++) {
-    synthetic s = {.samples = SAMPLES, .views = VIEWS, .classes = CLASSES, .shard_rows = 40, .chunk_rows = 16, .codec = codecs[k], .seed = 5};
+    synthetic s = {.samples = SAMPLES,
+                   .views = VIEWS,
+                   .classes = CLASSES,
+                   .shard_rows = 40,
+                   .chunk_rows = 16,
+                   .codec = codecs[k],
+                   .seed = 5};
     const char *dir = scratch_dir();
     char cache[1300], expected[1300], spec[1300];
     snprintf(cache, sizeof cache, "%s/teacher.h5", dir);
@@ -58,7 +69,8 @@ static void yields_our_bytes(void **state) {
       uint64_t seeds[VIEWS];
       float rows[VIEWS * CLASSES];
       cmkd_view_seeds(5, i, VIEWS, CMKD_AUGMENT_CROP_FLIP, 0, seeds);
-      for (uint32_t v = 0; v < VIEWS; v++) synthetic_row(&s, i, v, rows + v * CLASSES);
+      for (uint32_t v = 0; v < VIEWS; v++)
+        synthetic_row(&s, i, v, rows + v * CLASSES);
       assert_ok(cmkd_cache_writer_add(writer, 1, &i, &label, seeds, rows, &err));
     }
     assert_ok(cmkd_cache_writer_finish(writer, &err));
@@ -67,23 +79,25 @@ static void yields_our_bytes(void **state) {
     assert_ok(cmkd_dataset_open(spec, "train", &data, &err));
     write_expected(expected, cache, data);
     cmkd_dataset_close(data);
-    const char *script =
-        "import sys, numpy as np\n"
-        "sys.path.insert(0, 'docs/pytorch')\n"
-        "from cmkd_dataset import CachedDataset\n"
-        "data = CachedDataset(sys.argv[1], sys.argv[2])\n"
-        "out = b''\n"
-        "for v in range(data.views):\n"
-        "  data.set_view(v)\n"
-        "  for i in range(len(data)):\n"
-        "    pixels, label, logits, seed = data[i]\n"
-        "    out += pixels.tobytes() + logits.tobytes() + seed.tobytes()\n"
-        "assert out == open(sys.argv[3], 'rb').read(), 'bytes differ'\n"
-        "try: from torch.utils.data import DataLoader\n"
-        "except ImportError: sys.exit()\n"
-        "batch = next(iter(DataLoader(data, batch_size=16)))\n"
-        "assert batch[0].shape == (16, 28, 28, 1) and batch[2].shape == (16, 10) and (batch[3].numpy().view(np.uint64) == data.seeds[:16]).all()\n";
-    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -B -c \"%s\" '%s' '%s' '%s'", filter_folder(), script, cache, dir, expected) != 0) fail_msg("%s: %s", codecs[k], output);
+    const char *script = "import sys, numpy as np\n"
+                         "sys.path.insert(0, 'docs/pytorch')\n"
+                         "from cmkd_dataset import CachedDataset\n"
+                         "data = CachedDataset(sys.argv[1], sys.argv[2])\n"
+                         "out = b''\n"
+                         "for v in range(data.views):\n"
+                         "  data.set_view(v)\n"
+                         "  for i in range(len(data)):\n"
+                         "    pixels, label, logits, seed = data[i]\n"
+                         "    out += pixels.tobytes() + logits.tobytes() + seed.tobytes()\n"
+                         "assert out == open(sys.argv[3], 'rb').read(), 'bytes differ'\n"
+                         "try: from torch.utils.data import DataLoader\n"
+                         "except ImportError: sys.exit()\n"
+                         "batch = next(iter(DataLoader(data, batch_size=16)))\n"
+                         "assert batch[0].shape == (16, 28, 28, 1) and batch[2].shape == (16, 10) and "
+                         "(batch[3].numpy().view(np.uint64) == data.seeds[:16]).all()\n";
+    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -B -c \"%s\" '%s' '%s' '%s'", filter_folder(),
+                    script, cache, dir, expected) != 0)
+      fail_msg("%s: %s", codecs[k], output);
   }
 }
 

@@ -1,4 +1,5 @@
-/* The reference backend as a whole: gradients of a small net by differences, two steps of SGD by hand, running statistics, bad input. */
+/* The reference backend as a whole: gradients of a small net by differences, two steps of SGD by hand, running
+ * statistics, bad input. */
 #include "tests/support.h"
 #include <math.h>
 #include "base/rng.h"
@@ -52,14 +53,26 @@ static void open_world(world *w, const char *loss, int nesterov) {
   assert_ok(cmkd_params_create(w->graph, &w->params, &err));
   cmkd_params_init(w->graph, 7, &w->params);
   cmkd_rng rng = cmkd_rng_start(1, CMKD_STREAM_TEST, 0);
-  for (size_t i = 0; i < sizeof w->pixels; i++) w->pixels[i] = (uint8_t)cmkd_rng_below(&rng, 256);
-  for (int i = 0; i < ROWS; i++) w->labels[i] = i % CLASSES, w->rows[i] = (uint32_t)(ROWS - 1 - i), w->seeds[i] = cmkd_rng_u64(&rng) >> 1;
-  for (int i = 0; i < ROWS * CLASSES; i++) w->teacher[i] = (float)cmkd_rng_normal(&rng) * 3;
+  for (size_t i = 0; i < sizeof w->pixels; i++)
+    w->pixels[i] = (uint8_t)cmkd_rng_below(&rng, 256);
+  for (int i = 0; i < ROWS; i++)
+    w->labels[i] = i % CLASSES, w->rows[i] = (uint32_t)(ROWS - 1 - i), w->seeds[i] = cmkd_rng_u64(&rng) >> 1;
+  for (int i = 0; i < ROWS * CLASSES; i++)
+    w->teacher[i] = (float)cmkd_rng_normal(&rng) * 3;
   assert_ok(cmkd_loss_parse(loss, CMKD_LOSS_CIFAR, &w->loss, &err));
   assert_ok(be->open(NULL, &w->backend, &err));
   assert_ok(be->images_create(w->backend, w->pixels, w->labels, ROWS, SIDE, SIDE, 3, &w->images, &err));
-  w->config = (cmkd_model_config){.graph = w->graph, .batch = ROWS, .train = 1, .mean = {.5f, .4f, .3f}, .std = {.2f, .3f, .25f}, .policy = CMKD_AUGMENT_CROP_FLIP,
-                                  .loss = w->loss, .momentum = .9f, .weight_decay = .01f, .nesterov = nesterov, .kappa = 2};
+  w->config = (cmkd_model_config){.graph = w->graph,
+                                  .batch = ROWS,
+                                  .train = 1,
+                                  .mean = {.5f, .4f, .3f},
+                                  .std = {.2f, .3f, .25f},
+                                  .policy = CMKD_AUGMENT_CROP_FLIP,
+                                  .loss = w->loss,
+                                  .momentum = .9f,
+                                  .weight_decay = .01f,
+                                  .nesterov = nesterov,
+                                  .kappa = 2};
   assert_ok(be->model_create(w->backend, &w->config, &w->model, &err));
   assert_ok(be->upload(w->model, CMKD_SLOT_VALUE, (const float *const *)w->params.value, &err));
 }
@@ -76,7 +89,12 @@ static void close_world(world *w) {
 static cmkd_step_result step(world *w, int count, double lr) {
   cmkd_step_result result;
   int k = 1;
-  cmkd_step s = {.count = count, .rows = w->rows, .seeds = w->seeds, .teacher = w->teacher, .lr = lr, .epoch = CMKD_LOSS_NO_WARMUP};
+  cmkd_step s = {.count = count,
+                 .rows = w->rows,
+                 .seeds = w->seeds,
+                 .teacher = w->teacher,
+                 .lr = lr,
+                 .epoch = CMKD_LOSS_NO_WARMUP};
   assert_ok(be->run(w->model, CMKD_LIST_TRAIN, w->images, &s, 1, NULL, NULL, &err));
   assert_ok(be->read(w->model, &result, &k, &err));
   assert_int_equal(k, 1);
@@ -105,7 +123,8 @@ static void gradients_of_a_net(void **state) {
       }
       w.params.value[i][j] = old;
       double expected = (loss[0] - loss[1]) / ((double)up - (double)down), got = (double)grad.value[i][j];
-      if (fabs(expected - got) > 2e-5 + 2e-3 * fabs(expected)) fail_msg("%s[%d]: gradient %.9g, differences %.9g", p->name, (int)j, got, expected);
+      if (fabs(expected - got) > 2e-5 + 2e-3 * fabs(expected))
+        fail_msg("%s[%d]: gradient %.9g, differences %.9g", p->name, (int)j, got, expected);
     }
   }
   assert_true(checked > 45);
@@ -113,7 +132,8 @@ static void gradients_of_a_net(void **state) {
   close_world(&w);
 }
 
-/* w and m follow the rule from the reported gradients, decay on every trained parameter; two steps show the momentum. */
+/* w and m follow the rule from the reported gradients, decay on every trained parameter; two steps show the momentum.
+ */
 static void updates(void **state) {
   (void)state;
   for (int nesterov = 0; nesterov < 2; nesterov++) {
@@ -129,12 +149,14 @@ static void updates(void **state) {
       assert_ok(be->download(w.model, CMKD_SLOT_VALUE, value.value, &err));
       for (int i = 0; i < w.graph->params; i++)
         for (int64_t j = 0; j < w.graph->param[i].count && CMKD_PARAM_TRAINED(w.graph->param[i].kind); j++) {
-          double before = (double)w.params.value[i][j], m = (double)momentum.value[i][j], g = (double)grad.value[i][j] + (double).01f * before;
+          double before = (double)w.params.value[i][j], m = (double)momentum.value[i][j],
+                 g = (double)grad.value[i][j] + (double).01f * before;
           m = (double).9f * m + g;
           assert_true(fabs((double)value.value[i][j] - (before - .1 * (nesterov ? g + (double).9f * m : m))) < 3e-7);
         }
       assert_ok(be->download(w.model, CMKD_SLOT_MOMENTUM, momentum.value, &err));
-      for (int i = 0; i < w.graph->params; i++) memcpy(w.params.value[i], value.value[i], (size_t)w.graph->param[i].count * sizeof(float));
+      for (int i = 0; i < w.graph->params; i++)
+        memcpy(w.params.value[i], value.value[i], (size_t)w.graph->param[i].count * sizeof(float));
     }
     cmkd_params_free(&grad), cmkd_params_free(&value), cmkd_params_free(&momentum);
     close_world(&w);
@@ -148,9 +170,11 @@ static void figures_of_a_step(void **state) {
   cmkd_step_result r = step(&w, 4, 0);
   assert_int_equal(r.count, 4);
   assert_int_equal(r.top5, 4); /* of five classes */
-  assert_true(r.top1 >= 0 && r.top1 <= 4 && r.loss.bad_row == -1 && r.agreement.rows == 4 && fabs(r.agreement.pearson) <= 4);
+  assert_true(r.top1 >= 0 && r.top1 <= 4 && r.loss.bad_row == -1 && r.agreement.rows == 4 &&
+              fabs(r.agreement.pearson) <= 4);
   float logits[ROWS * CLASSES], features[ROWS * 7];
-  cmkd_step s[2] = {{.count = 4, .rows = w.rows}, {.count = 2, .rows = w.rows + 4}}, one = {.count = 1, .rows = w.rows + 5};
+  cmkd_step s[2] = {{.count = 4, .rows = w.rows}, {.count = 2, .rows = w.rows + 4}},
+            one = {.count = 1, .rows = w.rows + 5};
   assert_ok(be->run(w.model, CMKD_LIST_INFER, w.images, s, 2, logits, features, &err));
   float alone[CLASSES];
   assert_ok(be->run(w.model, CMKD_LIST_INFER, w.images, &one, 1, alone, NULL, &err));
@@ -181,7 +205,8 @@ static void bad_input_is_named(void **state) {
   assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
   assert_non_null(strstr(err.message, "not finite"));
   assert_ok(be->download(w.model, CMKD_SLOT_VALUE, after.value, &err));
-  for (int i = 1; i < w.graph->params; i++) assert_memory_equal(before.value[i], after.value[i], (size_t)w.graph->param[i].count * sizeof(float));
+  for (int i = 1; i < w.graph->params; i++)
+    assert_memory_equal(before.value[i], after.value[i], (size_t)w.graph->param[i].count * sizeof(float));
   uint32_t row = ROWS;
   s = (cmkd_step){.count = 1, .rows = &row};
   assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
@@ -195,6 +220,7 @@ static void bad_input_is_named(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(gradients_of_a_net), cmocka_unit_test(updates), cmocka_unit_test(figures_of_a_step), cmocka_unit_test(bad_input_is_named)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(gradients_of_a_net), cmocka_unit_test(updates),
+                                     cmocka_unit_test(figures_of_a_step), cmocka_unit_test(bad_input_is_named)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

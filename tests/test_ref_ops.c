@@ -17,7 +17,8 @@ static size_t size_of(int n, cmkd_shape s) { return (size_t)n * s.h * s.w * s.c;
 static double loss_of(problem *p, cmkd_ref_fn *forward) {
   double sum = 0;
   forward(&p->call);
-  for (int i = 0; i < p->ys; i++) sum += p->weight[i] * p->y[i];
+  for (int i = 0; i < p->ys; i++)
+    sum += p->weight[i] * p->y[i];
   return sum;
 }
 
@@ -30,7 +31,9 @@ static void compare(problem *p, cmkd_ref_fn *forward, double *value, const doubl
     double down = loss_of(p, forward);
     value[i] = old;
     double expected = (up - down) / (2 * h);
-    if (fabs(expected - slope[i]) > 2e-7 * (1 + fabs(expected))) fail_msg("%s: gradient %d is %.12g, differences give %.12g", cmkd_op_name(p->call.op->kind), i, slope[i], expected);
+    if (fabs(expected - slope[i]) > 2e-7 * (1 + fabs(expected)))
+      fail_msg("%s: gradient %d is %.12g, differences give %.12g", cmkd_op_name(p->call.op->kind), i, slope[i],
+               expected);
   }
 }
 
@@ -52,20 +55,25 @@ static void check(cmkd_op op, int n, cmkd_shape in0, cmkd_shape in1, int out_c, 
   assert_true(p.ys <= MOST && p.xs[0] <= MOST && p.params[0] <= MOST);
   /* Inputs are all different, and away from the kinks at 0 and 6, so that differences never step over one. */
   for (int k = 0; k < 2; k++) {
-    for (int i = 0; i < p.xs[k]; i++) p.x[k][i] = (double)(cmkd_rng_below(&rng, 2000) * 4 + 1 + k) * 1e-3 + (k ? 0 : i * 7e-6 - 3);
+    for (int i = 0; i < p.xs[k]; i++)
+      p.x[k][i] = (double)(cmkd_rng_below(&rng, 2000) * 4 + 1 + k) * 1e-3 + (k ? 0 : i * 7e-6 - 3);
     if (p.xs[k]) p.call.x[k] = p.x[k], p.call.dx[k] = p.dx[k];
   }
   for (int k = 0; k < 4; k++) {
-    for (int i = 0; i < p.params[k]; i++) p.param[k][i] = cmkd_rng_normal(&rng);
+    for (int i = 0; i < p.params[k]; i++)
+      p.param[k][i] = cmkd_rng_normal(&rng);
     if (p.params[k]) p.call.param[k] = p.param[k], p.call.grad[k] = p.grad[k];
   }
-  for (int i = 0; i < p.ys; i++) p.weight[i] = cmkd_rng_normal(&rng);
+  for (int i = 0; i < p.ys; i++)
+    p.weight[i] = cmkd_rng_normal(&rng);
   cmkd_ref_rule rule = cmkd_ref_rules[op.kind];
   rule.forward(&p.call);
   memcpy(p.dy, p.weight, sizeof p.dy);
   rule.backward(&p.call);
-  for (int k = 0; k < 2; k++) compare(&p, rule.forward, p.x[k], p.dx[k], p.xs[k]);
-  for (int k = 0; k < 4; k++) compare(&p, rule.forward, p.param[k], p.grad[k], p.params[k]);
+  for (int k = 0; k < 2; k++)
+    compare(&p, rule.forward, p.x[k], p.dx[k], p.xs[k]);
+  for (int k = 0; k < 4; k++)
+    compare(&p, rule.forward, p.param[k], p.grad[k], p.params[k]);
 }
 
 #define ONE .in = {0, -1}
@@ -75,11 +83,15 @@ static const cmkd_shape none = {0, 0, 0};
 static void convolutions(void **state) {
   (void)state;
   check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 3, .pad = 1}, 2, (cmkd_shape){5, 4, 3}, none, 4, 1);
-  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 3, .pad = 1, .stride = 2}, 2, (cmkd_shape){6, 5, 3}, none, 4, 2);
+  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 3, .pad = 1, .stride = 2}, 2, (cmkd_shape){6, 5, 3},
+        none, 4, 2);
   check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 1, .kernel_w = 1, .stride = 2}, 2, (cmkd_shape){4, 4, 3}, none, 5, 3);
-  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 3, .pad = 1, .groups = 6}, 2, (cmkd_shape){4, 4, 6}, none, 6, 4);
-  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 1, .groups = 3, .stride = 2}, 2, (cmkd_shape){5, 5, 6}, none, 9, 5);
-  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 7, .kernel_w = 7, .pad = 3, .stride = 2}, 1, (cmkd_shape){9, 8, 3}, none, 2, 6);
+  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 3, .pad = 1, .groups = 6}, 2, (cmkd_shape){4, 4, 6},
+        none, 6, 4);
+  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 3, .kernel_w = 1, .groups = 3, .stride = 2}, 2, (cmkd_shape){5, 5, 6},
+        none, 9, 5);
+  check((cmkd_op){CMKD_OP_CONV, ONE, .kernel_h = 7, .kernel_w = 7, .pad = 3, .stride = 2}, 1, (cmkd_shape){9, 8, 3},
+        none, 2, 6);
 }
 
 static void norms(void **state) {
@@ -100,10 +112,14 @@ static void pointwise(void **state) {
 
 static void pools(void **state) {
   (void)state;
-  check((cmkd_op){CMKD_OP_MAXPOOL, ONE, .kernel_h = 2, .kernel_w = 2, .stride = 2}, 2, (cmkd_shape){6, 5, 3}, none, 0, 30);
-  check((cmkd_op){CMKD_OP_MAXPOOL, ONE, .kernel_h = 3, .kernel_w = 3, .stride = 2, .pad = 1}, 2, (cmkd_shape){7, 6, 3}, none, 0, 31);
-  check((cmkd_op){CMKD_OP_AVGPOOL, ONE, .kernel_h = 3, .kernel_w = 3, .stride = 2, .pad = 1}, 2, (cmkd_shape){7, 6, 3}, none, 0, 32);
-  check((cmkd_op){CMKD_OP_AVGPOOL, ONE, .kernel_h = 4, .kernel_w = 4, .stride = 4}, 2, (cmkd_shape){8, 8, 3}, none, 0, 33);
+  check((cmkd_op){CMKD_OP_MAXPOOL, ONE, .kernel_h = 2, .kernel_w = 2, .stride = 2}, 2, (cmkd_shape){6, 5, 3}, none, 0,
+        30);
+  check((cmkd_op){CMKD_OP_MAXPOOL, ONE, .kernel_h = 3, .kernel_w = 3, .stride = 2, .pad = 1}, 2, (cmkd_shape){7, 6, 3},
+        none, 0, 31);
+  check((cmkd_op){CMKD_OP_AVGPOOL, ONE, .kernel_h = 3, .kernel_w = 3, .stride = 2, .pad = 1}, 2, (cmkd_shape){7, 6, 3},
+        none, 0, 32);
+  check((cmkd_op){CMKD_OP_AVGPOOL, ONE, .kernel_h = 4, .kernel_w = 4, .stride = 4}, 2, (cmkd_shape){8, 8, 3}, none, 0,
+        33);
   check((cmkd_op){CMKD_OP_GLOBALPOOL, ONE}, 3, (cmkd_shape){4, 3, 5}, none, 0, 34);
 }
 
@@ -130,7 +146,8 @@ static void known_transforms(void **state) {
   assert_memory_equal(y, padded, sizeof padded);
   double w[6] = {1, 10, 100, 1000, 1e4, 1e5}, bias = 0; /* NCHW order: channel 0 of three pixels first */
   cmkd_op linear = {CMKD_OP_LINEAR, ONE};
-  cmkd_ref_linear(&(cmkd_ref_call){.op = &linear, .n = 1, .in = {{1, 3, 2}}, .out = {1, 1, 1}, .x = {x}, .y = y, .param = {w, &bias}});
+  cmkd_ref_linear(&(cmkd_ref_call){
+      .op = &linear, .n = 1, .in = {{1, 3, 2}}, .out = {1, 1, 1}, .x = {x}, .y = y, .param = {w, &bias}});
   assert_true(y[0] == 0 + 2 * 10 + 4 * 100 + 1 * 1000 + 3 * 1e4 + 5 * 1e5);
 }
 
@@ -158,7 +175,9 @@ static void running_statistics(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(convolutions), cmocka_unit_test(norms), cmocka_unit_test(pointwise), cmocka_unit_test(pools), cmocka_unit_test(the_rest),
-                                     cmocka_unit_test(known_transforms), cmocka_unit_test(sgd_as_pytorch), cmocka_unit_test(running_statistics)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(convolutions),   cmocka_unit_test(norms),
+                                     cmocka_unit_test(pointwise),      cmocka_unit_test(pools),
+                                     cmocka_unit_test(the_rest),       cmocka_unit_test(known_transforms),
+                                     cmocka_unit_test(sgd_as_pytorch), cmocka_unit_test(running_statistics)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

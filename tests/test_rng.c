@@ -2,13 +2,18 @@
 #include <math.h>
 #include "base/rng.h"
 
-/* Random123 kat_vectors, philox4x32 10. The key words are (low(seed), high(seed) ^ stream * 0x9E3779B9); stream 0 leaves the key alone. */
+/* Random123 kat_vectors, philox4x32 10. The key words are (low(seed), high(seed) ^ stream * 0x9E3779B9); stream 0
+ * leaves the key alone. */
 static void known_answers(void **state) {
   (void)state;
-  static const struct { uint32_t counter[4], key[2], want[4]; } kat[] = {
-    {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
-    {{~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
-    {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}, {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
+  static const struct {
+    uint32_t counter[4], key[2], want[4];
+  } kat[] = {
+      {{0, 0, 0, 0}, {0, 0}, {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}},
+      {{~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}},
+      {{0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344},
+       {0xa4093822, 0x299f31d0},
+       {0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}},
   };
   for (size_t i = 0; i < sizeof kat / sizeof *kat; i++) {
     const uint32_t *c = kat[i].counter, *k = kat[i].key;
@@ -28,7 +33,8 @@ static void reader_follows_counters(void **state) {
   cmkd_rng rng = cmkd_rng_start(7, CMKD_STREAM_TEST, 11);
   for (uint64_t b = 0; b < 5; b++) {
     cmkd_philox block = cmkd_philox_block(7, CMKD_STREAM_TEST, 11, b);
-    for (int i = 0; i < 4; i++) assert_int_equal(cmkd_rng_u32(&rng), block.word[i]);
+    for (int i = 0; i < 4; i++)
+      assert_int_equal(cmkd_rng_u32(&rng), block.word[i]);
   }
   cmkd_rng low = cmkd_rng_start(7, CMKD_STREAM_TEST, 11);
   cmkd_philox first = cmkd_philox_block(7, CMKD_STREAM_TEST, 11, 0);
@@ -39,9 +45,12 @@ static void below_is_uniform(void **state) {
   (void)state;
   cmkd_rng rng = cmkd_rng_start(1, CMKD_STREAM_TEST, 0);
   int count[7] = {0};
-  for (int i = 0; i < 70000; i++) count[cmkd_rng_below(&rng, 7)]++;
-  for (int i = 0; i < 7; i++) assert_in_range(count[i], 9600, 10400); /* 4.3 sigma */
-  for (int i = 0; i < 100; i++) assert_int_equal(cmkd_rng_below(&rng, 1), 0);
+  for (int i = 0; i < 70000; i++)
+    count[cmkd_rng_below(&rng, 7)]++;
+  for (int i = 0; i < 7; i++)
+    assert_in_range(count[i], 9600, 10400); /* 4.3 sigma */
+  for (int i = 0; i < 100; i++)
+    assert_int_equal(cmkd_rng_below(&rng, 1), 0);
   int high = 0;
   for (int i = 0; i < 30000; i++) { /* a bound where rejection happens a quarter of the time */
     uint32_t x = cmkd_rng_below(&rng, 0xC0000000u);
@@ -66,7 +75,9 @@ static void uniform_and_normal_moments(void **state) {
   for (int i = 0; i < N; i++) {
     double x = cmkd_rng_normal(&rng);
     assert_true(isfinite(x));
-    sum += x; square += x * x; fourth += x * x * x * x;
+    sum += x;
+    square += x * x;
+    fourth += x * x * x * x;
   }
   assert_true(fabs(sum / N) < 0.015);
   assert_true(fabs(square / N - 1) < 0.02);
@@ -75,6 +86,6 @@ static void uniform_and_normal_moments(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(known_answers), cmocka_unit_test(reader_follows_counters),
-    cmocka_unit_test(below_is_uniform), cmocka_unit_test(uniform_and_normal_moments)};
+                                     cmocka_unit_test(below_is_uniform), cmocka_unit_test(uniform_and_normal_moments)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,4 +1,5 @@
-/* The teacher runner: a row's bits depend on the row and its seed alone. On the plain backend and, by table, on any other. */
+/* The teacher runner: a row's bits depend on the row and its seed alone. On the plain backend and, by table, on any
+ * other. */
 #include "tests/support.h"
 #include <math.h>
 #include "base/rng.h"
@@ -12,7 +13,15 @@ static cmkd_error err;
 
 static uint8_t pixels[N * SIDE * SIDE * 3];
 static int32_t labels[N];
-static cmkd_dataset data = {.name = "tiny", .split = "test", .n = N, .height = SIDE, .width = SIDE, .channels = 3, .classes = CLASSES, .pixels = pixels, .labels = labels};
+static cmkd_dataset data = {.name = "tiny",
+                            .split = "test",
+                            .n = N,
+                            .height = SIDE,
+                            .width = SIDE,
+                            .channels = 3,
+                            .classes = CLASSES,
+                            .pixels = pixels,
+                            .labels = labels};
 
 static const char *weights_file(float poison) {
   static char path[1200];
@@ -28,7 +37,8 @@ static const char *weights_file(float poison) {
   cmkd_params_free(&params);
   cmkd_graph_free(g);
   cmkd_rng rng = cmkd_rng_start(2, CMKD_STREAM_TEST, 0);
-  for (size_t i = 0; i < sizeof pixels; i++) pixels[i] = (uint8_t)cmkd_rng_below(&rng, 256);
+  for (size_t i = 0; i < sizeof pixels; i++)
+    pixels[i] = (uint8_t)cmkd_rng_below(&rng, 256);
   return path;
 }
 
@@ -43,12 +53,14 @@ static void rows_stand_alone(const char *device) {
   assert_ok(table->open(NULL, &backend, &err));
   cmkd_teacher_options options = {.weights = weights_file(0), .batch = 8, .policy = CMKD_AUGMENT_CROP_FLIP};
   assert_ok(cmkd_teacher_open(&options, table, backend, &data, &teacher, &err));
-  assert_true(cmkd_teacher_batch(teacher) == 8 && cmkd_teacher_feature_size(teacher) == FEATURES && strlen(cmkd_teacher_sha256(teacher)) == 64);
+  assert_true(cmkd_teacher_batch(teacher) == 8 && cmkd_teacher_feature_size(teacher) == FEATURES &&
+              strlen(cmkd_teacher_sha256(teacher)) == 64);
   assert_string_equal(cmkd_teacher_spec(teacher)->arch, "resnet8");
   uint32_t rows[N];
   uint64_t seeds[N];
   static float logits[N * CLASSES], features[N * FEATURES], again[N * CLASSES], more[N * FEATURES];
-  for (uint32_t i = 0; i < N; i++) rows[i] = i, seeds[i] = (uint64_t)i * 7919;
+  for (uint32_t i = 0; i < N; i++)
+    rows[i] = i, seeds[i] = (uint64_t)i * 7919;
   assert_ok(cmkd_teacher_run(teacher, rows, seeds, N, logits, features, &err));
   assert_memory_not_equal(logits, logits + CLASSES, CLASSES * sizeof(float));
   cmkd_rng rng = cmkd_rng_start(3, CMKD_STREAM_TEST, 0);
@@ -80,8 +92,14 @@ static void rows_stand_alone(const char *device) {
   table->close(backend);
 }
 
-static void on_ref(void **state) { (void)state; rows_stand_alone("ref"); }
-static void on_cpu(void **state) { (void)state; rows_stand_alone("cpu"); }
+static void on_ref(void **state) {
+  (void)state;
+  rows_stand_alone("ref");
+}
+static void on_cpu(void **state) {
+  (void)state;
+  rows_stand_alone("cpu");
+}
 
 static void misfits_are_refused(void **state) {
   (void)state;
@@ -110,6 +128,7 @@ static void misfits_are_refused(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(on_ref), cmocka_unit_test(on_cpu), cmocka_unit_test(misfits_are_refused)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(on_ref), cmocka_unit_test(on_cpu),
+                                     cmocka_unit_test(misfits_are_refused)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

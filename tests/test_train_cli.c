@@ -16,8 +16,14 @@ static int labels_run(void **state) {
   train = program("cmkd-train"), cache = program("cmkd-cache");
   if (!train || !cache) return 0;
   snprintf(dir, sizeof dir, "%s", scratch_dir());
-  if (run_command(&out, "%s --device cpu --data %s --augment none --epochs " EPOCHS " --batch 20 --val 10 --lr 0.1 --out %s/run > %s/run.txt", train, tiny_data(), dir, dir) != 0 ||
-      run_command(&out, "%s build --quiet --device cpu --teacher %s/run/last.safetensors --data %s --views 2 --augment crop --seed 4 --out %s/t.h5", cache, dir, tiny_data(), dir) != 0) {
+  if (run_command(&out,
+                  "%s --device cpu --data %s --augment none --epochs " EPOCHS
+                  " --batch 20 --val 10 --lr 0.1 --out %s/run > %s/run.txt",
+                  train, tiny_data(), dir, dir) != 0 ||
+      run_command(&out,
+                  "%s build --quiet --device cpu --teacher %s/run/last.safetensors --data %s --views 2 --augment crop "
+                  "--seed 4 --out %s/t.h5",
+                  cache, dir, tiny_data(), dir) != 0) {
     printf("%s\n", out);
     return -1;
   }
@@ -39,12 +45,15 @@ static void refused(int status, const char *const words[4], const char *format, 
   for (int i = 0; i < 4 && words[i]; i++)
     if (!strstr(out, words[i])) fail_msg("%s: lacks `%s`: %s", arguments, words[i], out);
 }
-#define WORDS(...) (const char *const[4]){__VA_ARGS__}
+#define WORDS(...) \
+  (const char *const[4]) { __VA_ARGS__ }
 
 static void a_run_writes_what_scripts_read(void **state) {
   if (!train || !cache) skip();
   const char *said = text_of("%s/run.txt", dir);
-  static const char *const words[] = {"resnet8: 0.0778 M parameters", "loss      ce:1", "76 training, 10 validation, 70 test", "best is chosen by validation top-1", "last         " EPOCHS, "files: "};
+  static const char *const words[] = {
+      "resnet8: 0.0778 M parameters",       "loss      ce:1",       "76 training, 10 validation, 70 test",
+      "best is chosen by validation top-1", "last         " EPOCHS, "files: "};
   for (size_t i = 0; i < sizeof words / sizeof *words; i++)
     if (!strstr(said, words[i])) fail_msg("`%s` is not in: %s", words[i], said);
   char *log = strdup(text_of("%s/run/log.jsonl", dir)), *rest = NULL;
@@ -75,10 +84,12 @@ static void weights_carry_their_story(void **state) {
   char path[1300];
   snprintf(path, sizeof path, "%s/run/last.safetensors", dir);
   assert_ok(cmkd_weights_read(path, &w, &err));
-  static const char *const meta[][2] = {{"arch", "resnet8"}, {"dataset", "mnist"}, {"classes", "10"}, {"loss", "ce:1"}, {"epoch", EPOCHS}, {"mean", "0.1307"}};
+  static const char *const meta[][2] = {{"arch", "resnet8"}, {"dataset", "mnist"}, {"classes", "10"},
+                                        {"loss", "ce:1"},    {"epoch", EPOCHS},    {"mean", "0.1307"}};
   for (size_t i = 0; i < sizeof meta / sizeof *meta; i++) {
     const char *value = cmkd_weights_meta(w, meta[i][0]);
-    if (!value || strncmp(value, meta[i][1], strlen(meta[i][1]))) fail_msg("%s is %s, not %s", meta[i][0], value ? value : "missing", meta[i][1]);
+    if (!value || strncmp(value, meta[i][1], strlen(meta[i][1])))
+      fail_msg("%s is %s, not %s", meta[i][0], value ? value : "missing", meta[i][1]);
   }
   assert_non_null(cmkd_weights_find(w, "layer3.0.downsample.0.weight"));
   const cmkd_tensor *batches = cmkd_weights_find(w, "bn1.num_batches_tracked");
@@ -96,7 +107,9 @@ static void eval_agrees_with_the_run(void **state) {
   cmkd_error err;
   char path[1300];
   snprintf(path, sizeof path, "%s/run/last.safetensors", dir);
-  if (run_command(&out, "%s eval --quiet --device cpu --weights %s --data %s --json --dump %s/dump.safetensors", train, path, tiny_data(), dir)) fail_msg("%s", out);
+  if (run_command(&out, "%s eval --quiet --device cpu --weights %s --data %s --json --dump %s/dump.safetensors", train,
+                  path, tiny_data(), dir))
+    fail_msg("%s", out);
   json_t *o = json_loads(out, 0, NULL);
   double top1 = json_number_value(json_object_get(o, "top1")), top5 = json_number_value(json_object_get(o, "top5"));
   assert_ok(cmkd_weights_read(path, &w, &err));
@@ -105,9 +118,11 @@ static void eval_agrees_with_the_run(void **state) {
   assert_true(top1 <= top5);
   snprintf(path, sizeof path, "%s/dump.safetensors", dir);
   assert_ok(cmkd_weights_read(path, &dump, &err));
-  const cmkd_tensor *logits = cmkd_weights_find(dump, "logits"), *features = cmkd_weights_find(dump, "features"), *labels = cmkd_weights_find(dump, "labels");
+  const cmkd_tensor *logits = cmkd_weights_find(dump, "logits"), *features = cmkd_weights_find(dump, "features"),
+                    *labels = cmkd_weights_find(dump, "labels");
   assert_true(logits && features && labels);
-  assert_true(logits->dims == 2 && logits->shape[0] == TINY_TEST && logits->shape[1] == 10 && features->shape[0] == TINY_TEST && features->shape[1] == 64 && labels->count == TINY_TEST);
+  assert_true(logits->dims == 2 && logits->shape[0] == TINY_TEST && logits->shape[1] == 10 &&
+              features->shape[0] == TINY_TEST && features->shape[1] == 64 && labels->count == TINY_TEST);
   assert_ok(cmkd_dataset_open(tiny_data(), "test", &data, &err));
   assert_memory_equal(labels->data, data->labels, TINY_TEST * sizeof(int32_t));
   const cmkd_tensor *fc = cmkd_weights_find(w, "fc.weight"), *bias = cmkd_weights_find(w, "fc.bias");
@@ -117,7 +132,8 @@ static void eval_agrees_with_the_run(void **state) {
     int best = 0;
     for (int c = 0; c < 10; c++) {
       double sum = ((const float *)bias->data)[c]; /* features are what the classifier reads */
-      for (int k = 0; k < 64; k++) sum += (double)x[k] * ((const float *)fc->data)[c * 64 + k];
+      for (int k = 0; k < 64; k++)
+        sum += (double)x[k] * ((const float *)fc->data)[c * 64 + k];
       assert_true(fabs(sum - row[c]) < 1e-4 * (1 + fabs(sum)));
       if (row[c] > row[best]) best = c;
     }
@@ -129,21 +145,31 @@ static void eval_agrees_with_the_run(void **state) {
   cmkd_weights_free(w), cmkd_weights_free(dump);
 }
 
-/* A cache alone is enough; correlations with the teacher are logged under every loss, those of the test split from the companion cache. */
+/* A cache alone is enough; correlations with the teacher are logged under every loss, those of the test split from the
+ * companion cache. */
 static void a_cache_alone(void **state) {
   if (!train || !cache) skip();
   const char *out;
-  if (run_command(&out, "cd %s && %s --device cpu --cache t.h5 --data %s --epochs 1 --batch 50 --loss ce --json 2> ce.txt", dir, train, tiny_data())) fail_msg("%s", text_of("%s/ce.txt", dir));
+  if (run_command(&out,
+                  "cd %s && %s --device cpu --cache t.h5 --data %s --epochs 1 --batch 50 --loss ce --json 2> ce.txt",
+                  dir, train, tiny_data()))
+    fail_msg("%s", text_of("%s/ce.txt", dir));
   json_t *o = json_loads(out, 0, NULL), *last = json_object_get(o, "last");
   assert_string_equal(json_string_value(json_object_get(o, "out")), "runs/resnet8-ce-1");
-  assert_true(json_is_number(json_object_get(last, "train_pearson")) && json_is_number(json_object_get(last, "train_spearman")));
+  assert_true(json_is_number(json_object_get(last, "train_pearson")) &&
+              json_is_number(json_object_get(last, "train_spearman")));
   assert_true(json_is_number(json_object_get(last, "test_pearson")) && json_is_number(json_object_get(last, "blocks")));
   assert_true(json_is_true(json_object_get(o, "finished")));
-  assert_string_equal(json_string_value(json_object_get(o, "last_sha256")), sha256_of("%s/runs/resnet8-ce-1/last.safetensors", dir));
+  assert_string_equal(json_string_value(json_object_get(o, "last_sha256")),
+                      sha256_of("%s/runs/resnet8-ce-1/last.safetensors", dir));
   json_decref(o);
   assert_non_null(strstr(text_of("%s/runs/resnet8-ce-1/config.json", dir), "\"cache_sha256\""));
   /* without its companion: a note, and null */
-  if (run_command(&out, "cd %s && mkdir -p alone && cp -r t.h5 t.shards alone/ && %s --device cpu --cache alone/t.h5 --data %s --epochs 1 --batch 50 --out alone/run", dir, train, tiny_data())) fail_msg("%s", out);
+  if (run_command(&out,
+                  "cd %s && mkdir -p alone && cp -r t.h5 t.shards alone/ && %s --device cpu --cache alone/t.h5 --data "
+                  "%s --epochs 1 --batch 50 --out alone/run",
+                  dir, train, tiny_data()))
+    fail_msg("%s", out);
   assert_non_null(strstr(out, "no correlation with the teacher on the test split"));
   assert_non_null(strstr(text_of("%s/alone/run/log.jsonl", dir), "\"test_pearson\":null"));
   assert_non_null(strstr(text_of("%s/alone/run/log.jsonl", dir), "\"spearman\":"));
@@ -173,14 +199,17 @@ static void refuses_bad_words(void **state) {
   refused(2, WORDS("resnet8"), "eval --weights run/last.safetensors --arch resne8 --data %s", tiny_data());
   refused(2, WORDS("train", "test"), "eval --weights run/last.safetensors --split tset --data %s", tiny_data());
   refused(1, WORDS("71", "70"), "eval --weights run/last.safetensors --samples 71 --data %s", tiny_data());
-  refused(1, WORDS("state.safetensors"), "eval --weights run/state.safetensors --arch resnet8 --mean 0 --std 1 --data %s", tiny_data());
+  refused(1, WORDS("state.safetensors"),
+          "eval --weights run/state.safetensors --arch resnet8 --mean 0 --std 1 --data %s", tiny_data());
 }
 
 static void unwritable_and_full(void **state) {
   refused(1, WORDS("run.txt"), "--device cpu --data %s --out run.txt/x", tiny_data());
   if (!train || !cache) skip();
   const char *out; /* no file may grow past 100 kB: the state does not fit, which shows before the first step */
-  int status = run_command(&out, "cd %s && trap '' XFSZ && ulimit -f 200 && %s --device cpu --data %s --out full --epochs 1 2> full.txt", dir, train, tiny_data());
+  int status = run_command(
+      &out, "cd %s && trap '' XFSZ && ulimit -f 200 && %s --device cpu --data %s --out full --epochs 1 2> full.txt",
+      dir, train, tiny_data());
   assert_int_equal(status, 1);
   assert_null(strstr(out, "images/s"));
   const char *said = text_of("%s/full.txt", dir);
@@ -192,10 +221,14 @@ static void unwritable_and_full(void **state) {
 static void numbers_that_run_away(void **state) {
   if (!train || !cache) skip();
   const char *out;
-  int status = run_command(&out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 8 --eval-every 40 --out %s/wild --quiet", train, tiny_data(), dir);
+  int status = run_command(
+      &out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 8 --eval-every 40 --out %s/wild --quiet", train,
+      tiny_data(), dir);
   assert_int_equal(status, 1);
   if (!strstr(out, "sample") && !strstr(out, "finite")) fail_msg("%s", out);
-  status = run_command(&out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 8 --eval-every 40 --out %s/wild --quiet --resume", train, tiny_data(), dir); /* the state is a good one */
+  status = run_command(
+      &out, "%s --device cpu --data %s --lr 1e6 --epochs 40 --batch 8 --eval-every 40 --out %s/wild --quiet --resume",
+      train, tiny_data(), dir); /* the state is a good one */
   assert_int_equal(status, 1);
   if (!strstr(out, "sample") && !strstr(out, "finite")) fail_msg("%s", out);
 }
@@ -207,7 +240,8 @@ static void help_and_nets(void **state) {
   assert_non_null(strstr(out, "--cache FILE"));
   assert_null(strstr(out, "(null)"));
   int lines = 0;
-  for (const char *at = out; (at = strchr(at, '\n')); at++) lines++;
+  for (const char *at = out; (at = strchr(at, '\n')); at++)
+    lines++;
   assert_in_range(lines, 20, 48);
   assert_int_equal(run_command(&out, "%s eval --help", train), 0);
   assert_non_null(strstr(out, "--dump FILE"));
@@ -217,8 +251,14 @@ static void help_and_nets(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(a_run_writes_what_scripts_read), cmocka_unit_test(weights_carry_their_story), cmocka_unit_test(eval_agrees_with_the_run),
-                                     cmocka_unit_test(a_cache_alone), cmocka_unit_test(refuses_foreign_caches), cmocka_unit_test(refuses_bad_words), cmocka_unit_test(unwritable_and_full),
-                                     cmocka_unit_test(numbers_that_run_away), cmocka_unit_test(help_and_nets)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(a_run_writes_what_scripts_read),
+                                     cmocka_unit_test(weights_carry_their_story),
+                                     cmocka_unit_test(eval_agrees_with_the_run),
+                                     cmocka_unit_test(a_cache_alone),
+                                     cmocka_unit_test(refuses_foreign_caches),
+                                     cmocka_unit_test(refuses_bad_words),
+                                     cmocka_unit_test(unwritable_and_full),
+                                     cmocka_unit_test(numbers_that_run_away),
+                                     cmocka_unit_test(help_and_nets)};
   return cmocka_run_group_tests(tests, labels_run, NULL);
 }

@@ -3,8 +3,16 @@
 #include "train/config.h"
 
 static cmkd_dataset cifar(void) {
-  cmkd_dataset d = {.name = "cifar100", .split = "train", .n = 50000, .height = 32, .width = 32, .channels = 3, .classes = 100, .mean = {0.5071f, 0.4867f, 0.4408f},
-                    .std = {0.2675f, 0.2565f, 0.2761f}, .fingerprint = "f00d"};
+  cmkd_dataset d = {.name = "cifar100",
+                    .split = "train",
+                    .n = 50000,
+                    .height = 32,
+                    .width = 32,
+                    .channels = 3,
+                    .classes = 100,
+                    .mean = {0.5071f, 0.4867f, 0.4408f},
+                    .std = {0.2675f, 0.2565f, 0.2761f},
+                    .fingerprint = "f00d"};
   return d;
 }
 static cmkd_cache_info cached(void) {
@@ -100,7 +108,8 @@ static void refuses(cmkd_train_options o, cmkd_cache_info info, const char *one,
   cmkd_error err;
   o.cache = "t.h5";
   assert_int_equal(cmkd_settings_resolve(&o, &d, &info, &s, &err), CMKD_ERR_MISMATCH);
-  if (!strstr(err.message, "t.h5") || !strstr(err.message, one) || !strstr(err.message, other)) fail_msg("%s: lacks %s or %s", err.message, one, other);
+  if (!strstr(err.message, "t.h5") || !strstr(err.message, one) || !strstr(err.message, other))
+    fail_msg("%s: lacks %s or %s", err.message, one, other);
   cmkd_settings_free(&s);
 }
 static void refuses_what_the_cache_lacks(void **state) {
@@ -139,22 +148,33 @@ static void repeats_of_the_caches_word_are_fine(void **state) {
   cmkd_cache_info info = cached();
   cmkd_settings s;
   cmkd_error err;
-  o.cache = "t.h5", o.augment = "crop+flip", o.views = "8", o.cache_seed = 5, o.cache_seed_seen = 1, o.teacher_batch = 128, o.teacher_batch_seen = 1;
-  o.mean[0] = o.std[0] = o.mean[1] = o.std[1] = o.mean[2] = o.std[2] = 0.5f, o.mean_seen = o.std_seen = 1; /* the student's own */
+  o.cache = "t.h5", o.augment = "crop+flip", o.views = "8", o.cache_seed = 5, o.cache_seed_seen = 1,
+  o.teacher_batch = 128, o.teacher_batch_seen = 1;
+  o.mean[0] = o.std[0] = o.mean[1] = o.std[1] = o.mean[2] = o.std[2] = 0.5f,
+  o.mean_seen = o.std_seen = 1; /* the student's own */
   assert_ok(cmkd_settings_resolve(&o, &d, &info, &s, &err));
   assert_true(s.mean[1] == 0.5f);
   cmkd_settings_free(&s);
 }
 
 static void contradictions(void **state) {
-  char *const lines[][8] = {{"t", "--cache", "a", "--teacher", "b"}, {"t", "--mean", "0.5,0.5,0.5"}, {"t", "--mean", "0.5,0.5,0.5", "--std", "0,1,1"}, {"t", "--views", "3"},
-                            {"t", "--cache-seed", "3"}, {"t", "--clean-view"}, {"t", "--test-cache", "x"}, {"t", "--lr", "0"}, {"t", "--cache", "a", "--teacher-arch", "resnet20"},
-                            {"t", "--stream-memory", "3"}, {"t", "--teacher", "a", "--test-cache", "x"}};
+  char *const lines[][8] = {{"t", "--cache", "a", "--teacher", "b"},
+                            {"t", "--mean", "0.5,0.5,0.5"},
+                            {"t", "--mean", "0.5,0.5,0.5", "--std", "0,1,1"},
+                            {"t", "--views", "3"},
+                            {"t", "--cache-seed", "3"},
+                            {"t", "--clean-view"},
+                            {"t", "--test-cache", "x"},
+                            {"t", "--lr", "0"},
+                            {"t", "--cache", "a", "--teacher-arch", "resnet20"},
+                            {"t", "--stream-memory", "3"},
+                            {"t", "--teacher", "a", "--test-cache", "x"}};
   for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) {
     cmkd_train_options o;
     cmkd_error err;
     int argc = 0;
-    while (argc < 8 && lines[i][argc]) argc++;
+    while (argc < 8 && lines[i][argc])
+      argc++;
     assert_ok(parse(&o, argc, (char **)lines[i], &err));
     if (cmkd_train_options_check(&o, &err) != CMKD_ERR_USAGE) fail_msg("%s was taken", lines[i][1]);
   }
@@ -209,8 +229,14 @@ static void folder_names_are_plain(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(defaults_of_a_cache), cmocka_unit_test(defaults_of_labels), cmocka_unit_test(live_views), cmocka_unit_test(refuses_what_the_cache_lacks),
-                                     cmocka_unit_test(repeats_of_the_caches_word_are_fine), cmocka_unit_test(contradictions), cmocka_unit_test(losses_without_a_teacher),
-                                     cmocka_unit_test(comparison_names_the_difference), cmocka_unit_test(folder_names_are_plain)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(defaults_of_a_cache),
+                                     cmocka_unit_test(defaults_of_labels),
+                                     cmocka_unit_test(live_views),
+                                     cmocka_unit_test(refuses_what_the_cache_lacks),
+                                     cmocka_unit_test(repeats_of_the_caches_word_are_fine),
+                                     cmocka_unit_test(contradictions),
+                                     cmocka_unit_test(losses_without_a_teacher),
+                                     cmocka_unit_test(comparison_names_the_difference),
+                                     cmocka_unit_test(folder_names_are_plain)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

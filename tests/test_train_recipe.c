@@ -11,8 +11,16 @@ static const char *expand(const char *expression) {
 static void dkd_takes_the_pairs_beta(void **state) {
   cmkd_loss *loss;
   cmkd_error err;
-  static const char *const cases[][2] = {{"dkd", "dkd:beta=8"}, {"dkd:T=2", "dkd:T=2,beta=8"}, {"dkd:beta=3", "dkd:beta=3"}, {"dkd+cmkd", "dkd:beta=8+cmkd"}, {"cmkd+dkd", "cmkd+dkd:beta=8"},
-                                         {"ce:1+dkd:0.5+cmkd:beta=4", "ce:1+dkd:0.5,beta=8+cmkd:beta=4"}, {"cmkd", "cmkd"}, {"ce", "ce"}, {"kd", "kd"}, {" dkd + cmkd", " dkd:beta=8+ cmkd"}};
+  static const char *const cases[][2] = {{"dkd", "dkd:beta=8"},
+                                         {"dkd:T=2", "dkd:T=2,beta=8"},
+                                         {"dkd:beta=3", "dkd:beta=3"},
+                                         {"dkd+cmkd", "dkd:beta=8+cmkd"},
+                                         {"cmkd+dkd", "cmkd+dkd:beta=8"},
+                                         {"ce:1+dkd:0.5+cmkd:beta=4", "ce:1+dkd:0.5,beta=8+cmkd:beta=4"},
+                                         {"cmkd", "cmkd"},
+                                         {"ce", "ce"},
+                                         {"kd", "kd"},
+                                         {" dkd + cmkd", " dkd:beta=8+ cmkd"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     assert_string_equal(expand(cases[i][0]), cases[i][1]);
     assert_ok(cmkd_loss_parse(cases[i][1], CMKD_LOSS_CIFAR, &loss, &err));
@@ -64,7 +72,8 @@ static void labels_and_assistants(void **state) {
   assert_ok(cmkd_recipe_apply(&o, &err));
   assert_string_equal(o.arch, "resnet20");
   assert_string_equal(o.loss, "kd");
-  assert_true(cmkd_recipe_published(&o.recipe_loaded, o.recipe_asked) == 70.83 && cmkd_recipe_published(&o.recipe_loaded, "teacher") == 72.37);
+  assert_true(cmkd_recipe_published(&o.recipe_loaded, o.recipe_asked) == 70.83 &&
+              cmkd_recipe_published(&o.recipe_loaded, "teacher") == 72.37);
 }
 
 static void refuses(void **state) {
@@ -88,6 +97,8 @@ static void refuses(void **state) {
 
 int main(void) {
   setenv("CMKD_RECIPES", "recipes", 0);
-  const struct CMUnitTest tests[] = {cmocka_unit_test(dkd_takes_the_pairs_beta), cmocka_unit_test(fills_only_what_is_open), cmocka_unit_test(labels_and_assistants), cmocka_unit_test(refuses)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(dkd_takes_the_pairs_beta),
+                                     cmocka_unit_test(fills_only_what_is_open), cmocka_unit_test(labels_and_assistants),
+                                     cmocka_unit_test(refuses)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

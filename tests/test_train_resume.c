@@ -1,4 +1,5 @@
-/* A run cut anywhere, by any signal, ends as if it had not been: same weights, same steps, same log but for its clocks. */
+/* A run cut anywhere, by any signal, ends as if it had not been: same weights, same steps, same log but for its clocks.
+ */
 #include "tests/support_train.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -11,7 +12,9 @@
 static const char *train;
 static char dir[1200];
 static double whole_seconds; /* of the run that nobody cut */
-#define SETTINGS "--device cpu --epochs " RUN_LENGTH("6", "2") " --batch 16 --val 10 --seed 8 --loss ce --label-smoothing 0.1 --nesterov --warmup 1 --schedule cosine --log-steps --save-every 3"
+#define SETTINGS \
+  "--device cpu --epochs " RUN_LENGTH("6", "2") " --batch 16 --val 10 --seed 8 --loss ce --label-smoothing 0.1 " \
+                                                "--nesterov --warmup 1 --schedule cosine --log-steps --save-every 3"
 
 static double now(void) {
   struct timespec t;
@@ -33,11 +36,13 @@ static int whole_run(void **state) {
   return 0;
 }
 
-/* Starts the run in `name` with --resume, sends `signal` after `seconds`, and gives the wait status; output goes to dir/name.txt. */
+/* Starts the run in `name` with --resume, sends `signal` after `seconds`, and gives the wait status; output goes to
+ * dir/name.txt. */
 static int cut(const char *name, double seconds, int number) {
   char command[6000], out[1300];
   snprintf(out, sizeof out, "%s/%s.txt", dir, name);
-  snprintf(command, sizeof command, "exec %s --data %s %s --resume --out %s/%s", train, tiny_data(), SETTINGS, dir, name);
+  snprintf(command, sizeof command, "exec %s --data %s %s --resume --out %s/%s", train, tiny_data(), SETTINGS, dir,
+           name);
   pid_t child = fork();
   if (child == 0) {
     int fd = open(out, O_WRONLY | O_CREAT | O_TRUNC, 0666);
@@ -49,7 +54,8 @@ static int cut(const char *name, double seconds, int number) {
   assert_true(child > 0);
   if (number) {
     struct timespec pause = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
-    while (nanosleep(&pause, &pause) != 0 && errno == EINTR) {}
+    while (nanosleep(&pause, &pause) != 0 && errno == EINTR) {
+    }
     kill(child, number);
   }
   int status = 0;
@@ -120,7 +126,9 @@ static void stopped_by_max_steps(void **state) {
   const char *out;
   if (!train) skip();
   for (int i = 0; i < RUN_LENGTH(16, 6); i++) { /* epochs of 5 steps, in pieces of 1, 2, 3, 1, 2, 3, ... */
-    if (run_command(&out, "%s --data %s %s --resume --max-steps %d --out %s/pieces", train, tiny_data(), SETTINGS, 1 + i % 3, dir)) fail_msg("%s", out);
+    if (run_command(&out, "%s --data %s %s --resume --max-steps %d --out %s/pieces", train, tiny_data(), SETTINGS,
+                    1 + i % 3, dir))
+      fail_msg("%s", out);
     if (i == 2) assert_non_null(strstr(out, "stopped by --max-steps after 6 steps"));
   }
   same_as_whole("pieces");
@@ -129,17 +137,24 @@ static void stopped_by_max_steps(void **state) {
 static void other_settings_are_refused(void **state) {
   const char *out;
   if (!train) skip();
-  static const char *const others[][2] = {{"--seed 9", "seed is 8 there and 9 here"}, {"--lr 0.01", "lr is 0.05 there and 0.01 here"}, {"--epochs 5", "epochs is " RUN_LENGTH("6", "2") " there and 5 here"},
-                                          {"--student resnet14", "student is resnet8 there and resnet14 here"}, {"--augment none", "augment is crop there and none here"}};
+  static const char *const others[][2] = {{"--seed 9", "seed is 8 there and 9 here"},
+                                          {"--lr 0.01", "lr is 0.05 there and 0.01 here"},
+                                          {"--epochs 5", "epochs is " RUN_LENGTH("6", "2") " there and 5 here"},
+                                          {"--student resnet14", "student is resnet8 there and resnet14 here"},
+                                          {"--augment none", "augment is crop there and none here"}};
   for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
-    assert_int_equal(run_command(&out, "%s --data %s %s %s --resume --out %s/whole", train, tiny_data(), SETTINGS, others[i][0], dir), 1);
+    assert_int_equal(run_command(&out, "%s --data %s %s %s --resume --out %s/whole", train, tiny_data(), SETTINGS,
+                                 others[i][0], dir),
+                     1);
     if (!strstr(out, others[i][1])) fail_msg("%s: %s", others[i][0], out);
   }
-  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/whole", train, tiny_other_data(), SETTINGS, dir), 1);
+  assert_int_equal(
+      run_command(&out, "%s --data %s %s --resume --out %s/whole", train, tiny_other_data(), SETTINGS, dir), 1);
   assert_non_null(strstr(out, "fingerprint is"));
   assert_int_equal(run_command(&out, "%s --data %s %s --out %s/whole", train, tiny_data(), SETTINGS, dir), 1);
   assert_non_null(strstr(out, "finished"));
-  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/whole", train, tiny_data(), SETTINGS, dir), 0); /* finished: its table again */
+  assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/whole", train, tiny_data(), SETTINGS, dir),
+                   0); /* finished: its table again */
   assert_non_null(strstr(out, "best"));
 }
 
@@ -148,7 +163,8 @@ static void without_its_state_nothing_is_touched(void **state) {
   const char *out;
   char before[65];
   if (!train) skip();
-  assert_int_equal(run_command(&out, "cp -r %s/whole %s/lost && truncate -s 3000 %s/lost/state.safetensors", dir, dir, dir), 0);
+  assert_int_equal(
+      run_command(&out, "cp -r %s/whole %s/lost && truncate -s 3000 %s/lost/state.safetensors", dir, dir, dir), 0);
   snprintf(before, sizeof before, "%s", sha256_of("%s/lost/last.safetensors", dir));
   assert_int_equal(run_command(&out, "%s --data %s %s --resume --out %s/lost", train, tiny_data(), SETTINGS, dir), 1);
   assert_non_null(strstr(out, "state.safetensors is damaged; remove the run's folder"));
@@ -159,7 +175,8 @@ static void without_its_state_nothing_is_touched(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(killed_at_random), cmocka_unit_test(interrupted), cmocka_unit_test(stopped_by_max_steps), cmocka_unit_test(other_settings_are_refused),
-                                     cmocka_unit_test(without_its_state_nothing_is_touched)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(killed_at_random), cmocka_unit_test(interrupted), cmocka_unit_test(stopped_by_max_steps),
+      cmocka_unit_test(other_settings_are_refused), cmocka_unit_test(without_its_state_nothing_is_touched)};
   return cmocka_run_group_tests(tests, whole_run, NULL);
 }

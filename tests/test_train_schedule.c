@@ -43,8 +43,19 @@ static void milestones_given(void **state) {
   near(cmkd_schedule_rate(&s, 1, 9), 0.05);
   near(cmkd_schedule_rate(&s, 2, 0), 0.005);
   near(cmkd_schedule_rate(&s, 4, 0), 0.0005);
-  const char *const bad[] = {"0", "4,2", "2,2", "2,,4", "2,", ",2", "x", "2 4", "-3", "99999999999999999999", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17"};
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) assert_int_equal(cmkd_schedule_milestones(&s, bad[i], &err), CMKD_ERR_USAGE);
+  const char *const bad[] = {"0",
+                             "4,2",
+                             "2,2",
+                             "2,,4",
+                             "2,",
+                             ",2",
+                             "x",
+                             "2 4",
+                             "-3",
+                             "99999999999999999999",
+                             "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17"};
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++)
+    assert_int_equal(cmkd_schedule_milestones(&s, bad[i], &err), CMKD_ERR_USAGE);
 }
 
 static void warm_up_rises_by_step(void **state) {
@@ -83,7 +94,9 @@ static void names(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(published_milestones), cmocka_unit_test(milestones_scale_with_short_runs), cmocka_unit_test(milestones_given),
-                                     cmocka_unit_test(warm_up_rises_by_step), cmocka_unit_test(cosine_falls_to_zero), cmocka_unit_test(names)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(published_milestones), cmocka_unit_test(milestones_scale_with_short_runs),
+      cmocka_unit_test(milestones_given),     cmocka_unit_test(warm_up_rises_by_step),
+      cmocka_unit_test(cosine_falls_to_zero), cmocka_unit_test(names)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

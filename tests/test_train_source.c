@@ -8,7 +8,13 @@ static int32_t labels[N];
 static const cmkd_dataset data = {.name = "mnist", .split = "train", .n = N, .classes = 10, .labels = labels};
 
 static cmkd_settings settings(uint32_t block) {
-  cmkd_settings s = {.source = CMKD_SOURCE_LABELS, .samples = N, .val = HELD, .seed = 7, .classes = 10, .policy = CMKD_AUGMENT_CROP, .shuffle_block = block};
+  cmkd_settings s = {.source = CMKD_SOURCE_LABELS,
+                     .samples = N,
+                     .val = HELD,
+                     .seed = 7,
+                     .classes = 10,
+                     .policy = CMKD_AUGMENT_CROP,
+                     .shuffle_block = block};
   return s;
 }
 
@@ -36,9 +42,12 @@ static void every_sample_once_whatever_the_pieces(void **state) {
     assert_int_equal(source.held, HELD);
     collect(&source, 2, 0, 16, rows, seeds);
     int seen[N] = {0};
-    for (uint32_t i = 0; i < source.n; i++) seen[rows[i]]++;
-    for (uint32_t i = 0; i < HELD; i++) seen[source.val_rows[i]] += 10;
-    for (int i = 0; i < N; i++) assert_true(seen[i] == 1 || seen[i] == 10);
+    for (uint32_t i = 0; i < source.n; i++)
+      seen[rows[i]]++;
+    for (uint32_t i = 0; i < HELD; i++)
+      seen[source.val_rows[i]] += 10;
+    for (int i = 0; i < N; i++)
+      assert_true(seen[i] == 1 || seen[i] == 10);
     collect(&source, 2, 0, 5, other, other_seeds);
     assert_memory_equal(rows, other, source.n * sizeof *rows);
     assert_memory_equal(seeds, other_seeds, source.n * sizeof *seeds);
@@ -88,6 +97,8 @@ static void ties_go_to_the_lower_class(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(every_sample_once_whatever_the_pieces), cmocka_unit_test(the_seed_chooses_who_is_held_out), cmocka_unit_test(ties_go_to_the_lower_class)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(every_sample_once_whatever_the_pieces),
+                                     cmocka_unit_test(the_seed_chooses_who_is_held_out),
+                                     cmocka_unit_test(ties_go_to_the_lower_class)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -16,7 +16,9 @@ static int close_graph(void **state) {
   return 0;
 }
 
-static json_t *settings(double lr) { return json_pack("{s:s, s:f, s:i}", "student", "resnet8", "lr", lr, "epochs", 20); }
+static json_t *settings(double lr) {
+  return json_pack("{s:s, s:f, s:i}", "student", "resnet8", "lr", lr, "epochs", 20);
+}
 
 /* A state with every field set to something of its own. */
 static void fill(cmkd_state *s) {
@@ -25,13 +27,34 @@ static void fill(cmkd_state *s) {
   cmkd_params_init(graph, 3, &s->value);
   for (int i = 0; i < graph->params; i++)
     if (CMKD_PARAM_TRAINED(graph->param[i].kind))
-      for (int64_t j = 0; j < graph->param[i].count; j++) s->momentum.value[i][j] = (float)(j + 1) / 3;
+      for (int64_t j = 0; j < graph->param[i].count; j++)
+        s->momentum.value[i][j] = (float)(j + 1) / 3;
   s->epoch = 2, s->step = 3, s->total_steps = 13, s->elapsed = 1.0 / 3;
-  s->sums = (cmkd_epoch_sums){.images = 96, .top1 = 7, .top5 = 50, .blocks_rows = 96, .agreement_rows = 95, .loss = 1e300 / 3, .blocks = 0.1, .pearson = -0.3, .spearman = 0.7,
-                              .agreement_blocks = 1e-300, .seconds = 2};
-  for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++) s->sums.part[i] = i + 0.1;
-  s->last = (cmkd_score){.epoch = 2, .top1 = 10.1, .top5 = 50.2, .test_loss = 2.3, .test_pearson = NAN, .test_spearman = 0.5, .val_top1 = NAN, .loss = 2.2, .train_top1 = 11,
-                         .train_pearson = 0.25, .train_spearman = 0.125, .blocks = 0.4};
+  s->sums = (cmkd_epoch_sums){.images = 96,
+                              .top1 = 7,
+                              .top5 = 50,
+                              .blocks_rows = 96,
+                              .agreement_rows = 95,
+                              .loss = 1e300 / 3,
+                              .blocks = 0.1,
+                              .pearson = -0.3,
+                              .spearman = 0.7,
+                              .agreement_blocks = 1e-300,
+                              .seconds = 2};
+  for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++)
+    s->sums.part[i] = i + 0.1;
+  s->last = (cmkd_score){.epoch = 2,
+                         .top1 = 10.1,
+                         .top5 = 50.2,
+                         .test_loss = 2.3,
+                         .test_pearson = NAN,
+                         .test_spearman = 0.5,
+                         .val_top1 = NAN,
+                         .loss = 2.2,
+                         .train_top1 = 11,
+                         .train_pearson = 0.25,
+                         .train_spearman = 0.125,
+                         .blocks = 0.4};
   s->best = s->last;
   s->best.epoch = 1, s->best.top1 = 12.5, s->best.val_top1 = 9;
   assert_ok(cmkd_state_log(s, "{\"epoch\":1}", &err));
@@ -40,7 +63,8 @@ static void fill(cmkd_state *s) {
 
 /* Bit patterns: a struct of doubles may differ in NaN payloads nowhere here, as all come from the same source. */
 static void assert_same(const cmkd_state *a, const cmkd_state *b) {
-  assert_true(a->epoch == b->epoch && a->step == b->step && a->total_steps == b->total_steps && a->elapsed == b->elapsed);
+  assert_true(a->epoch == b->epoch && a->step == b->step && a->total_steps == b->total_steps &&
+              a->elapsed == b->elapsed);
   assert_memory_equal(&a->sums, &b->sums, sizeof a->sums);
   assert_memory_equal(&a->last, &b->last, sizeof a->last);
   assert_memory_equal(&a->best, &b->best, sizeof a->best);
@@ -78,12 +102,18 @@ static void saved_and_loaded(void **state) {
 
 static void sums_weigh_partial_batches(void **state) {
   cmkd_epoch_sums sums = {0};
-  cmkd_step_result a = {.count = 30, .loss = {.loss = 2, .part = {1, 4}, .blocks = 0.5}, .top1 = 3, .top5 = 10, .agreement = {3, 6, 9, 30}};
-  cmkd_step_result b = {.count = 10, .loss = {.loss = 6, .part = {5, 0}, .blocks = NAN}, .top1 = 1, .top5 = 2, .agreement = {0, 0, 0, 0}};
+  cmkd_step_result a = {.count = 30,
+                        .loss = {.loss = 2, .part = {1, 4}, .blocks = 0.5},
+                        .top1 = 3,
+                        .top5 = 10,
+                        .agreement = {3, 6, 9, 30}};
+  cmkd_step_result b = {
+      .count = 10, .loss = {.loss = 6, .part = {5, 0}, .blocks = NAN}, .top1 = 1, .top5 = 2, .agreement = {0, 0, 0, 0}};
   cmkd_epoch_sums_add(&sums, &a, 2);
   cmkd_epoch_sums_add(&sums, &b, 2);
   assert_true(sums.images == 40 && sums.loss / 40 == 3 && sums.part[0] / 40 == 2 && sums.part[1] / 40 == 3);
-  assert_true(sums.blocks_rows == 30 && sums.blocks == 15 && sums.agreement_rows == 30 && sums.top1 == 4 && sums.top5 == 12);
+  assert_true(sums.blocks_rows == 30 && sums.blocks == 15 && sums.agreement_rows == 30 && sums.top1 == 4 &&
+              sums.top5 == 12);
 }
 
 static cmkd_status reopen(const char *dir, double lr, int resume, cmkd_error *err) {
@@ -195,7 +225,9 @@ static void damaged_states_are_refused(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(saved_and_loaded), cmocka_unit_test(sums_weigh_partial_batches), cmocka_unit_test(folder_starts_resumes_and_refuses),
-                                     cmocka_unit_test(folder_keeps_off_foreign_files), cmocka_unit_test(damaged_states_are_refused)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(saved_and_loaded), cmocka_unit_test(sums_weigh_partial_batches),
+                                     cmocka_unit_test(folder_starts_resumes_and_refuses),
+                                     cmocka_unit_test(folder_keeps_off_foreign_files),
+                                     cmocka_unit_test(damaged_states_are_refused)};
   return cmocka_run_group_tests(tests, open_graph, close_graph);
 }

@@ -38,14 +38,20 @@ static cmkd_status open_all(eval_session *s, const eval_options *o, cmkd_error *
     const char *name = cmkd_weights_meta(weights, "dataset");
     if (name) snprintf(from_file, sizeof from_file, "%s", name);
     cmkd_weights_free(weights);
-    if (!from_file[0]) return cmkd_fail(err, CMKD_ERR_USAGE, "%s does not name a data set: give --data SPEC", o->weights);
+    if (!from_file[0])
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s does not name a data set: give --data SPEC", o->weights);
     spec = from_file;
   }
   CMKD_TRY(cmkd_dataset_open(spec, o->split, &s->data, err));
   CMKD_TRY(cmkd_backend_find(o->device, &s->table, err));
-  cmkd_backend_options backend = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = o->precision};
+  cmkd_backend_options backend = {
+      .threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = o->precision};
   CMKD_TRY(s->table->open(&backend, &s->backend, err));
-  cmkd_teacher_options teacher = {.weights = o->weights, .arch = o->arch, .mean = o->mean_seen ? o->mean : NULL, .std = o->std_seen ? o->std : NULL, .batch = (int)o->batch,
+  cmkd_teacher_options teacher = {.weights = o->weights,
+                                  .arch = o->arch,
+                                  .mean = o->mean_seen ? o->mean : NULL,
+                                  .std = o->std_seen ? o->std : NULL,
+                                  .batch = (int)o->batch,
                                   .policy = CMKD_AUGMENT_NONE};
   return cmkd_teacher_open(&teacher, s->table, s->backend, s->data, &s->teacher, err);
 }
@@ -60,11 +66,13 @@ static void close_all(eval_session *s) {
 }
 
 static cmkd_status evaluate(eval_session *s, const eval_options *o, uint32_t n, cmkd_error *err) {
-  size_t classes = (size_t)s->data->classes, wide = o->dump ? (size_t)cmkd_teacher_feature_size(s->teacher) : 0, kept = o->dump ? n : GROUP;
+  size_t classes = (size_t)s->data->classes, wide = o->dump ? (size_t)cmkd_teacher_feature_size(s->teacher) : 0,
+         kept = o->dump ? n : GROUP;
   s->logits = calloc(kept * classes, sizeof *s->logits);
   s->features = calloc(kept * wide + 1, sizeof *s->features);
   s->rows = malloc(GROUP * sizeof *s->rows);
-  if (!s->logits || !s->features || !s->rows) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u rows; give --samples N", n);
+  if (!s->logits || !s->features || !s->rows)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u rows; give --samples N", n);
   cmkd_progress progress;
   cmkd_progress_start(&progress, "eval", "images", n, 0, o->quiet);
   double begin = cmkd_seconds();
@@ -73,9 +81,11 @@ static cmkd_status evaluate(eval_session *s, const eval_options *o, uint32_t n, 
     uint32_t count = n - first < GROUP ? n - first : GROUP;
     size_t at = o->dump ? first : 0;
     float *logits = s->logits + at * classes;
-    for (uint32_t i = 0; i < count; i++) s->rows[i] = first + i;
+    for (uint32_t i = 0; i < count; i++)
+      s->rows[i] = first + i;
     status = cmkd_teacher_run(s->teacher, s->rows, NULL, count, logits, o->dump ? s->features + at * wide : NULL, err);
-    for (uint32_t i = 0; status == CMKD_OK && i < count; i++) cmkd_accuracy_add(&s->accuracy, logits + i * classes, (int)classes, s->data->labels[first + i]);
+    for (uint32_t i = 0; status == CMKD_OK && i < count; i++)
+      cmkd_accuracy_add(&s->accuracy, logits + i * classes, (int)classes, s->data->labels[first + i]);
     if (status == CMKD_OK && cmkd_interrupted()) status = cmkd_fail(err, CMKD_ERR_INTERRUPTED, "stopped");
     cmkd_progress_update(&progress, first + count);
   }
@@ -86,28 +96,38 @@ static cmkd_status evaluate(eval_session *s, const eval_options *o, uint32_t n, 
 
 static cmkd_status dump(const eval_session *s, const eval_options *o, uint32_t n, cmkd_error *err) {
   int64_t classes = s->data->classes, wide = cmkd_teacher_feature_size(s->teacher);
-  const cmkd_tensor tensors[] = {{.name = "logits", .dtype = CMKD_F32, .dims = 2, .shape = {n, classes}, .count = n * classes, .data = s->logits},
-                                 {.name = "features", .dtype = CMKD_F32, .dims = 2, .shape = {n, wide}, .count = n * wide, .data = s->features},
-                                 {.name = "labels", .dtype = CMKD_I32, .dims = 1, .shape = {n}, .count = n, .data = s->data->labels}};
+  const cmkd_tensor tensors[] = {
+      {.name = "logits", .dtype = CMKD_F32, .dims = 2, .shape = {n, classes}, .count = n * classes, .data = s->logits},
+      {.name = "features", .dtype = CMKD_F32, .dims = 2, .shape = {n, wide}, .count = n * wide, .data = s->features},
+      {.name = "labels", .dtype = CMKD_I32, .dims = 1, .shape = {n}, .count = n, .data = s->data->labels}};
   const char *keys[] = {"format", "arch", "weights_sha256", "dataset", "split", "fingerprint"};
-  const char *values[] = {"pt", cmkd_teacher_spec(s->teacher)->arch, cmkd_teacher_sha256(s->teacher), s->data->name, s->data->split, s->data->fingerprint};
+  const char *values[] = {"pt",
+                          cmkd_teacher_spec(s->teacher)->arch,
+                          cmkd_teacher_sha256(s->teacher),
+                          s->data->name,
+                          s->data->split,
+                          s->data->fingerprint};
   return cmkd_weights_write(o->dump, tensors, 3, keys, values, 6, err);
 }
 
 static void say(const eval_session *s, const eval_options *o) {
   const cmkd_accuracy *a = &s->accuracy;
-  double rows = (double)a->rows, top1 = 100.0 * (double)a->top1 / rows, top5 = 100.0 * (double)a->top5 / rows, loss = a->loss / rows;
+  double rows = (double)a->rows, top1 = 100.0 * (double)a->top1 / rows, top5 = 100.0 * (double)a->top5 / rows,
+         loss = a->loss / rows;
   const char *arch = cmkd_teacher_spec(s->teacher)->arch;
   if (o->json) {
-    json_t *object = json_pack("{s:f, s:f, s:f, s:I, s:s, s:s, s:s, s:s, s:f, s:f}", "top1", top1, "top5", top5, "loss", loss, "samples", (json_int_t)a->rows, "arch", arch, "dataset",
-                               s->data->name, "split", s->data->split, "weights_sha256", cmkd_teacher_sha256(s->teacher), "seconds", s->seconds, "images_per_s", rows / s->seconds);
+    json_t *object = json_pack("{s:f, s:f, s:f, s:I, s:s, s:s, s:s, s:s, s:f, s:f}", "top1", top1, "top5", top5, "loss",
+                               loss, "samples", (json_int_t)a->rows, "arch", arch, "dataset", s->data->name, "split",
+                               s->data->split, "weights_sha256", cmkd_teacher_sha256(s->teacher), "seconds", s->seconds,
+                               "images_per_s", rows / s->seconds);
     json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10));
     putchar('\n');
     json_decref(object);
     return;
   }
-  printf("%s on %s %s, %lld images: top-1 %.2f%%, top-5 %.2f%%, cross-entropy %.4f (%.0f images/s, %s)\n", arch, s->data->name, s->data->split, (long long)a->rows, top1, top5, loss,
-         rows / s->seconds, s->table->describe(s->backend));
+  printf("%s on %s %s, %lld images: top-1 %.2f%%, top-5 %.2f%%, cross-entropy %.4f (%.0f images/s, %s)\n", arch,
+         s->data->name, s->data->split, (long long)a->rows, top1, top5, loss, rows / s->seconds,
+         s->table->describe(s->backend));
   if (o->dump) printf("%s: logits, features, labels\n", o->dump);
 }
 
@@ -116,7 +136,8 @@ static cmkd_status run(eval_session *s, const eval_options *o, cmkd_error *err) 
   if (o->mean_seen != o->std_seen) return cmkd_fail(err, CMKD_ERR_USAGE, "--mean and --std go together");
   CMKD_TRY(open_all(s, o, err));
   if (o->samples > (int64_t)s->data->n)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "--samples %lld: the %s split of %s has %u", (long long)o->samples, s->data->split, s->data->name, s->data->n);
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "--samples %lld: the %s split of %s has %u", (long long)o->samples,
+                     s->data->split, s->data->name, s->data->n);
   uint32_t n = o->samples ? (uint32_t)o->samples : s->data->n;
   CMKD_TRY(evaluate(s, o, n, err));
   if (o->dump) CMKD_TRY(dump(s, o, n, err));
@@ -129,25 +150,34 @@ int cmkd_command_eval(int argc, char **argv) {
   eval_session session = {0};
   cmkd_error err = {CMKD_OK, ""};
   int help;
-  const cmkd_option table[] = {{"--weights", "FILE", CMKD_OPT_STRING, &o.weights, "the network's weights", 0, 0, NULL},
-                               {"--data", "SPEC", CMKD_OPT_STRING, &o.data, "data set: NAME or NAME:DIR [what the weights were trained on]", 0, 0, NULL},
-                               {"--split", "train|test", CMKD_OPT_STRING, &o.split, "[test]", 0, 0, NULL},
-                               {"--samples", "N", CMKD_OPT_INT, &o.samples, "the first N of the split [all]", 1, 4294967295.0, NULL},
-                               {"--dump", "FILE", CMKD_OPT_STRING, &o.dump, "write logits, penultimate features and labels as safetensors", 0, 0, NULL},
-                               {"--arch", "NAME", CMKD_OPT_STRING, &o.arch, "for weights without metadata; see cmkd-train nets", 0, 0, NULL},
-                               {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o.mean, "for weights without metadata", 0, 0, &o.mean_seen},
-                               {"--std", "R,G,B", CMKD_OPT_FLOATS3, o.std, "for weights without metadata", 0, 0, &o.std_seen},
-                               {"--batch", "N", CMKD_OPT_INT, &o.batch, "rows of one pass [128]", 1, 65536, NULL},
-                               {"--device", "NAME", CMKD_OPT_STRING, &o.device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
-                               {"--precision", "NAME", CMKD_OPT_STRING, &o.precision, "fp32; with cuda also tf32, bf16, fp16 [fp32]", 0, 0, NULL},
-                               {"--threads", "N", CMKD_OPT_INT, &o.threads, "[all cores]", 1, 4096, NULL},
-                               {"--json", NULL, CMKD_OPT_FLAG, &o.json, "print one JSON object: top1 and top5 in percent, ...", 0, 0, NULL},
-                               {"--quiet", NULL, CMKD_OPT_FLAG, &o.quiet, "no progress", 0, 0, NULL},
-                               {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL}};
-  const cmkd_command command = {"cmkd-train eval", "measures the accuracy of weights on a data set", "--weights FILE --data SPEC [options]",
-                                "cmkd-train eval --weights resnet56-cifar100.safetensors --data cifar100:DIR\n"
-                                "cmkd-train eval --weights best.safetensors --data fashion-mnist --dump logits.safetensors --json",
-                                table, 0, 0};
+  const cmkd_option table[] = {
+      {"--weights", "FILE", CMKD_OPT_STRING, &o.weights, "the network's weights", 0, 0, NULL},
+      {"--data", "SPEC", CMKD_OPT_STRING, &o.data, "data set: NAME or NAME:DIR [what the weights were trained on]", 0,
+       0, NULL},
+      {"--split", "train|test", CMKD_OPT_STRING, &o.split, "[test]", 0, 0, NULL},
+      {"--samples", "N", CMKD_OPT_INT, &o.samples, "the first N of the split [all]", 1, 4294967295.0, NULL},
+      {"--dump", "FILE", CMKD_OPT_STRING, &o.dump, "write logits, penultimate features and labels as safetensors", 0, 0,
+       NULL},
+      {"--arch", "NAME", CMKD_OPT_STRING, &o.arch, "for weights without metadata; see cmkd-train nets", 0, 0, NULL},
+      {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o.mean, "for weights without metadata", 0, 0, &o.mean_seen},
+      {"--std", "R,G,B", CMKD_OPT_FLOATS3, o.std, "for weights without metadata", 0, 0, &o.std_seen},
+      {"--batch", "N", CMKD_OPT_INT, &o.batch, "rows of one pass [128]", 1, 65536, NULL},
+      {"--device", "NAME", CMKD_OPT_STRING, &o.device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
+      {"--precision", "NAME", CMKD_OPT_STRING, &o.precision, "fp32; with cuda also tf32, bf16, fp16 [fp32]", 0, 0,
+       NULL},
+      {"--threads", "N", CMKD_OPT_INT, &o.threads, "[all cores]", 1, 4096, NULL},
+      {"--json", NULL, CMKD_OPT_FLAG, &o.json, "print one JSON object: top1 and top5 in percent, ...", 0, 0, NULL},
+      {"--quiet", NULL, CMKD_OPT_FLAG, &o.quiet, "no progress", 0, 0, NULL},
+      {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL}};
+  const cmkd_command command = {
+      "cmkd-train eval",
+      "measures the accuracy of weights on a data set",
+      "--weights FILE --data SPEC [options]",
+      "cmkd-train eval --weights resnet56-cifar100.safetensors --data cifar100:DIR\n"
+      "cmkd-train eval --weights best.safetensors --data fashion-mnist --dump logits.safetensors --json",
+      table,
+      0,
+      0};
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status == CMKD_OK && !help) {
     cmkd_interrupt_install();

@@ -5,7 +5,11 @@
 #include "nets/onnx.h"
 #include "train/commands.h"
 
-typedef struct onnx_options { const char *weights, *out, *arch; int64_t size; int keep_norms, features; } onnx_options;
+typedef struct onnx_options {
+  const char *weights, *out, *arch;
+  int64_t size;
+  int keep_norms, features;
+} onnx_options;
 
 /* Data sets are smaller than what their networks are published for only here. */
 static int side_of(const cmkd_weights *weights, const char *arch, int64_t asked) {
@@ -18,7 +22,8 @@ static cmkd_status export_weights(const onnx_options *o, const cmkd_weights *wei
   static const float zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
   int has_norm = cmkd_weights_meta(weights, "mean") && cmkd_weights_meta(weights, "std");
   cmkd_model_spec spec;
-  CMKD_TRY(cmkd_model_spec_read(weights, o->arch, has_norm ? NULL : zero, has_norm ? NULL : one, &spec, err)); /* pixels come in normalised */
+  CMKD_TRY(cmkd_model_spec_read(weights, o->arch, has_norm ? NULL : zero, has_norm ? NULL : one, &spec,
+                                err)); /* pixels come in normalised */
   int side = side_of(weights, spec.arch, o->size);
   cmkd_graph *graph;
   CMKD_TRY(cmkd_net_build(spec.arch, (cmkd_net_shape){side, side, spec.channels, spec.classes}, &graph, err));
@@ -30,9 +35,12 @@ static cmkd_status export_weights(const onnx_options *o, const cmkd_weights *wei
   int n = 2;
   for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
     if (cmkd_weights_meta(weights, kept[i])) keys[n] = kept[i], values[n++] = cmkd_weights_meta(weights, kept[i]);
-  cmkd_onnx_options options = {.fold = !o->keep_norms, .features = o->features, .meta_keys = keys, .meta_values = values, .meta_count = n};
+  cmkd_onnx_options options = {
+      .fold = !o->keep_norms, .features = o->features, .meta_keys = keys, .meta_values = values, .meta_count = n};
   if (status == CMKD_OK) status = cmkd_onnx_write(graph, &params, &options, o->out, err);
-  if (status == CMKD_OK) printf("%s: %s, input (batch, %d, %d, %d) normalised, logits (batch, %d)\n", o->out, graph->arch, spec.channels, side, side, spec.classes);
+  if (status == CMKD_OK)
+    printf("%s: %s, input (batch, %d, %d, %d) normalised, logits (batch, %d)\n", o->out, graph->arch, spec.channels,
+           side, side, spec.classes);
   cmkd_params_free(&params);
   cmkd_graph_free(graph);
   return status;
@@ -42,20 +50,31 @@ int cmkd_command_onnx(int argc, char **argv) {
   onnx_options o = {0};
   int help;
   cmkd_error err = {CMKD_OK, ""};
-  const cmkd_option options[] = {{"--weights", "FILE", CMKD_OPT_STRING, &o.weights, "safetensors, .pth, .pt or .th", 0, 0, NULL},
-                                 {"--out", "FILE", CMKD_OPT_STRING, &o.out, "the ONNX file (opset 13)", 0, 0, NULL},
-                                 {"--arch", "NAME", CMKD_OPT_STRING, &o.arch, "for weights without metadata; auto: the one that fits", 0, 0, NULL},
-                                 {"--size", "N", CMKD_OPT_INT, &o.size, "side of the image [the data set's, or what the network is published for]", 1, 4096, NULL},
-                                 {"--keep-norms", NULL, CMKD_OPT_FLAG, &o.keep_norms, "leave batch norms as they are [folded into convolutions]", 0, 0, NULL},
-                                 {"--features", NULL, CMKD_OPT_FLAG, &o.features, "penultimate features as a second output", 0, 0, NULL},
-                                 {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL}};
-  const cmkd_command command = {"cmkd-train onnx", "writes trained weights as an ONNX network", "--weights FILE --out FILE [options]",
-                                "cmkd-train onnx --weights runs/student/best.safetensors --out student.onnx", options, 0, 0};
+  const cmkd_option options[] = {
+      {"--weights", "FILE", CMKD_OPT_STRING, &o.weights, "safetensors, .pth, .pt or .th", 0, 0, NULL},
+      {"--out", "FILE", CMKD_OPT_STRING, &o.out, "the ONNX file (opset 13)", 0, 0, NULL},
+      {"--arch", "NAME", CMKD_OPT_STRING, &o.arch, "for weights without metadata; auto: the one that fits", 0, 0, NULL},
+      {"--size", "N", CMKD_OPT_INT, &o.size, "side of the image [the data set's, or what the network is published for]",
+       1, 4096, NULL},
+      {"--keep-norms", NULL, CMKD_OPT_FLAG, &o.keep_norms, "leave batch norms as they are [folded into convolutions]",
+       0, 0, NULL},
+      {"--features", NULL, CMKD_OPT_FLAG, &o.features, "penultimate features as a second output", 0, 0, NULL},
+      {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL}};
+  const cmkd_command command = {"cmkd-train onnx",
+                                "writes trained weights as an ONNX network",
+                                "--weights FILE --out FILE [options]",
+                                "cmkd-train onnx --weights runs/student/best.safetensors --out student.onnx",
+                                options,
+                                0,
+                                0};
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status == CMKD_OK && !help) {
     cmkd_weights *weights = NULL;
-    if (!o.weights || !o.out) status = cmkd_fail(&err, CMKD_ERR_USAGE, "%s is required; see cmkd-train onnx --help", o.weights ? "--out" : "--weights");
-    else status = cmkd_weights_read(o.weights, &weights, &err);
+    if (!o.weights || !o.out)
+      status = cmkd_fail(&err, CMKD_ERR_USAGE, "%s is required; see cmkd-train onnx --help",
+                         o.weights ? "--out" : "--weights");
+    else
+      status = cmkd_weights_read(o.weights, &weights, &err);
     if (status == CMKD_OK) status = export_weights(&o, weights, &err);
     cmkd_weights_free(weights);
   }

@@ -7,24 +7,30 @@
 #include "train/report.h"
 
 static const char examples[] =
-  "cmkd-train --cache teacher.h5                                   a student, all defaults\n"
-  "cmkd-train --cache teacher.h5 --student resnet8x4 --loss dkd+cmkd --epochs 60\n"
-  "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
-  "also: cmkd-train eval|nets|onnx|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], --weight-decay X [0.0005],\n"
-  "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
-  "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024], --quiet";
+    "cmkd-train --cache teacher.h5                                   a student, all defaults\n"
+    "cmkd-train --cache teacher.h5 --student resnet8x4 --loss dkd+cmkd --epochs 60\n"
+    "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
+    "also: cmkd-train eval|nets|onnx|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], "
+    "--weight-decay X [0.0005],\n"
+    "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
+    "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024], "
+    "--quiet";
 
 /* The command again, so that a shell reads it as it was. */
 static void print_command(FILE *out, int argc, char **argv, const char *more) {
   fputs("  cmkd-train", out);
   for (int i = 1; i < argc; i++) {
     const char *word = argv[i];
-    int plain = *word != 0 && strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+.,:/@%") == strlen(word);
+    int plain =
+        *word != 0 &&
+        strspn(word, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_=+.,:/@%") == strlen(word);
     fputc(' ', out);
     if (!plain) fputc('\'', out);
     for (; *word; word++)
-      if (*word == '\'') fputs("'\\''", out);
-      else fputc(*word, out);
+      if (*word == '\'')
+        fputs("'\\''", out);
+      else
+        fputc(*word, out);
     if (!plain) fputc('\'', out);
   }
   fprintf(out, "%s%s\n", *more ? " " : "", more);
@@ -72,7 +78,13 @@ int cmkd_command_train(int argc, char **argv) {
   int help;
   cmkd_train_options_default(&options);
   cmkd_train_options_table(&options, table);
-  const cmkd_command command = {"cmkd-train", "trains a student from a teacher cache, or a teacher from labels", "[--cache FILE | --teacher FILE] [options]", examples, table, 0, 0};
+  const cmkd_command command = {"cmkd-train",
+                                "trains a student from a teacher cache, or a teacher from labels",
+                                "[--cache FILE | --teacher FILE] [options]",
+                                examples,
+                                table,
+                                0,
+                                0};
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status != CMKD_OK || help) return cmkd_exit_status("cmkd-train", &err, status);
   if (options.recipe) status = cmkd_recipe_apply(&options, &err);

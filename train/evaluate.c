@@ -14,14 +14,16 @@ void cmkd_accuracy_add(cmkd_accuracy *sums, const float *logits, int classes, in
     before += logits[c] > logits[label] || (logits[c] == logits[label] && c < label);
     if (logits[c] > top) top = logits[c];
   }
-  for (int c = 0; c < classes; c++) total += exp(logits[c] - top);
+  for (int c = 0; c < classes; c++)
+    total += exp(logits[c] - top);
   sums->rows++;
   sums->top1 += before < 1;
   sums->top5 += before < 5;
   sums->loss += log(total) + top - logits[label];
 }
 
-cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *given, const cmkd_backend_table *table, cmkd_backend *backend, cmkd_error *err) {
+cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *given, const cmkd_backend_table *table,
+                                cmkd_backend *backend, cmkd_error *err) {
   memset(e, 0, sizeof *e);
   cmkd_model_config config = *given;
   config.batch = e->batch = CMKD_TEACHER_BATCH;
@@ -36,7 +38,8 @@ cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *give
   e->logits = malloc(rows * (size_t)e->classes * sizeof *e->logits);
   e->rows = malloc(rows * sizeof *e->rows);
   e->scratch = aligned_alloc(64, (scratch + 127) / 64 * 64);
-  if (!e->logits || !e->rows || !e->scratch) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %zu rows of %d logits", rows, e->classes);
+  if (!e->logits || !e->rows || !e->scratch)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %zu rows of %d logits", rows, e->classes);
   return table->model_create(backend, &config, &e->model, err);
 }
 
@@ -48,21 +51,27 @@ void cmkd_evaluator_close(cmkd_evaluator *e) {
   memset(e, 0, sizeof *e);
 }
 
-/* One run of up to `steps` steps from place `first`; short ends are padded with the last row. Gives the rows that count. */
-static cmkd_status run_group(cmkd_evaluator *e, const cmkd_be_images *images, const uint32_t *rows, uint32_t first, uint32_t count, uint32_t *took, cmkd_error *err) {
+/* One run of up to `steps` steps from place `first`; short ends are padded with the last row. Gives the rows that
+ * count. */
+static cmkd_status run_group(cmkd_evaluator *e, const cmkd_be_images *images, const uint32_t *rows, uint32_t first,
+                             uint32_t count, uint32_t *took, cmkd_error *err) {
   cmkd_step steps[GROUP_STEPS] = {{0}};
-  uint32_t batch = (uint32_t)e->batch, most = batch * (uint32_t)e->steps, have = count - first < most ? count - first : most;
+  uint32_t batch = (uint32_t)e->batch, most = batch * (uint32_t)e->steps,
+           have = count - first < most ? count - first : most;
   int k = (int)((have + batch - 1) / batch);
   for (uint32_t i = 0; i < (uint32_t)k * batch; i++) {
     uint32_t place = first + (i < have ? i : have - 1);
     e->rows[i] = rows ? rows[place] : place;
   }
-  for (int i = 0; i < k; i++) steps[i] = (cmkd_step){.count = e->batch, .rows = e->rows + (size_t)i * batch};
+  for (int i = 0; i < k; i++)
+    steps[i] = (cmkd_step){.count = e->batch, .rows = e->rows + (size_t)i * batch};
   *took = have;
   return e->table->run(e->model, CMKD_LIST_INFER, images, steps, k, e->logits, NULL, err);
 }
 
-cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images, const int32_t *labels, const uint32_t *rows, uint32_t count, const float *teacher, int (*stop)(void), cmkd_accuracy *out, cmkd_error *err) {
+cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images,
+                          const int32_t *labels, const uint32_t *rows, uint32_t count, const float *teacher,
+                          int (*stop)(void), cmkd_accuracy *out, cmkd_error *err) {
   memset(out, 0, sizeof *out);
   size_t classes = (size_t)e->classes;
   CMKD_TRY(e->table->upload(e->model, CMKD_SLOT_VALUE, (const float *const *)params->value, err));
@@ -72,11 +81,13 @@ cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cm
     for (uint32_t i = 0; i < took; i++) {
       const float *row = e->logits + i * classes;
       for (size_t c = 0; c < classes; c++)
-        if (!isfinite(row[c])) return cmkd_fail(err, CMKD_ERR_VALUE, "the logits of test sample %u are not finite", e->rows[i]);
+        if (!isfinite(row[c]))
+          return cmkd_fail(err, CMKD_ERR_VALUE, "the logits of test sample %u are not finite", e->rows[i]);
       cmkd_accuracy_add(out, row, e->classes, labels[e->rows[i]]);
     }
     if (teacher)
-      CMKD_TRY(cmkd_agreement_add(e->logits, teacher + first * classes, CMKD_F32, took, e->classes, e->kappa, e->scratch, &out->agreement, err));
+      CMKD_TRY(cmkd_agreement_add(e->logits, teacher + first * classes, CMKD_F32, took, e->classes, e->kappa,
+                                  e->scratch, &out->agreement, err));
   }
   if (out->rows) out->loss /= (double)out->rows;
   return CMKD_OK;

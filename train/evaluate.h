@@ -1,5 +1,6 @@
-/* A network's accuracy on a split, and how far it is from its teacher there. Runs its own inference model at the teacher runner's fixed,
- * padded batch, so that a run's figures are those that `cmkd-train eval` finds for its weights. */
+/* A network's accuracy on a split, and how far it is from its teacher there. Runs its own inference model at the
+ * teacher runner's fixed, padded batch, so that a run's figures are those that `cmkd-train eval` finds for its weights.
+ */
 #ifndef CMKD_TRAIN_EVALUATE_H
 #define CMKD_TRAIN_EVALUATE_H
 #include <stdint.h>
@@ -9,8 +10,8 @@
 
 typedef struct cmkd_accuracy {
   int64_t rows, top1, top5;
-  double loss;                /* mean cross-entropy */
-  cmkd_agreement agreement;   /* sums; zero rows without teacher logits */
+  double loss;              /* mean cross-entropy */
+  cmkd_agreement agreement; /* sums; zero rows without teacher logits */
 } cmkd_accuracy;
 /* Adds one row: rank of the label among the logits (classes), ties to the lower index. */
 void cmkd_accuracy_add(cmkd_accuracy *sums, const float *logits, int classes, int32_t label);
@@ -18,17 +19,21 @@ void cmkd_accuracy_add(cmkd_accuracy *sums, const float *logits, int classes, in
 typedef struct cmkd_evaluator {
   const cmkd_backend_table *table;
   cmkd_be_model *model;
-  int batch, classes, steps;     /* rows of a step, steps of a run */
+  int batch, classes, steps; /* rows of a step, steps of a run */
   double kappa;
-  float *logits;                 /* (steps * batch, classes) */
-  uint32_t *rows;                /* (steps * batch) */
+  float *logits;  /* (steps * batch, classes) */
+  uint32_t *rows; /* (steps * batch) */
   void *scratch;
 } cmkd_evaluator;
 
 /* config: graph, normalisation, kappa; batch, policy and train are set here. */
-cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *config, const cmkd_backend_table *table, cmkd_backend *backend, cmkd_error *err);
+cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *config, const cmkd_backend_table *table,
+                                cmkd_backend *backend, cmkd_error *err);
 void cmkd_evaluator_close(cmkd_evaluator *e);
-/* Accuracy of `params` on `count` rows (NULL: 0 .. count-1) of `images`, clean; labels (by row) and teacher (count, classes; in the order of
- * the rows) or NULL. `stop` (may be NULL) is asked between groups: non-zero gives CMKD_ERR_INTERRUPTED. */
-cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images, const int32_t *labels, const uint32_t *rows, uint32_t count, const float *teacher, int (*stop)(void), cmkd_accuracy *out, cmkd_error *err);
+/* Accuracy of `params` on `count` rows (NULL: 0 .. count-1) of `images`, clean; labels (by row) and teacher (count,
+ * classes; in the order of the rows) or NULL. `stop` (may be NULL) is asked between groups: non-zero gives
+ * CMKD_ERR_INTERRUPTED. */
+cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images,
+                          const int32_t *labels, const uint32_t *rows, uint32_t count, const float *teacher,
+                          int (*stop)(void), cmkd_accuracy *out, cmkd_error *err);
 #endif

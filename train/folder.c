@@ -20,10 +20,12 @@ static cmkd_status lock_folder(cmkd_folder *f, cmkd_error *err) {
     if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
       int busy = errno == EWOULDBLOCK;
       close(fd);
-      return cmkd_fail(err, CMKD_ERR_IO, busy ? "%s: another cmkd-train works there now" : "%s: cannot be locked", f->path);
+      return cmkd_fail(err, CMKD_ERR_IO, busy ? "%s: another cmkd-train works there now" : "%s: cannot be locked",
+                       f->path);
     }
     struct stat held, named;
-    if (fstat(fd, &held) == 0 && stat(f->lock, &named) == 0 && held.st_ino == named.st_ino && held.st_dev == named.st_dev) {
+    if (fstat(fd, &held) == 0 && stat(f->lock, &named) == 0 && held.st_ino == named.st_ino &&
+        held.st_dev == named.st_dev) {
       f->lock_fd = fd;
       return CMKD_OK;
     }
@@ -33,11 +35,13 @@ static cmkd_status lock_folder(cmkd_folder *f, cmkd_error *err) {
 }
 
 static cmkd_status name_files(const char *path, cmkd_folder *f, cmkd_error *err) {
-  const char *const names[] = {"config.json", "state.safetensors", "log.jsonl", "steps.jsonl", "last.safetensors", "best.safetensors", "run.lock"};
+  const char *const names[] = {"config.json",      "state.safetensors", "log.jsonl", "steps.jsonl",
+                               "last.safetensors", "best.safetensors",  "run.lock"};
   char **const slots[] = {&f->config, &f->state, &f->log, &f->steps, &f->last, &f->best, &f->lock};
   f->path = cmkd_format("%s", path);
   int ok = f->path != NULL;
-  for (size_t i = 0; i < sizeof names / sizeof *names; i++) ok &= (*slots[i] = cmkd_path_join(path, names[i])) != NULL;
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    ok &= (*slots[i] = cmkd_path_join(path, names[i])) != NULL;
   return ok ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
 }
 
@@ -48,37 +52,50 @@ static cmkd_status read_config(cmkd_folder *f, json_t **out, cmkd_error *err) {
   *out = NULL;
   if (!cmkd_file_exists(f->config)) return CMKD_OK;
   CMKD_TRY(cmkd_file_read(f->config, MAX_CONFIG, &data, &size, err));
-  json_t *root = json_loadb((const char *)data, size, JSON_REJECT_DUPLICATES, NULL), *settings = json_object_get(root, "settings");
+  json_t *root = json_loadb((const char *)data, size, JSON_REJECT_DUPLICATES, NULL),
+         *settings = json_object_get(root, "settings");
   free(data);
   const char *device = json_string_value(json_object_get(json_object_get(root, "environment"), "device"));
   *out = json_is_object(settings) ? json_incref(settings) : NULL;
   snprintf(f->device, sizeof f->device, "%s", device ? device : "");
   if (root) json_decref(root);
-  return *out ? CMKD_OK : cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not the configuration of a run; choose another --out", f->config);
+  return *out ? CMKD_OK
+              : cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not the configuration of a run; choose another --out", f->config);
 }
 
 /* What to do with a state of the same settings. */
-static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, cmkd_error *err) {
+static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, const json_t *settings, int resume,
+                                const cmkd_graph *graph, cmkd_state *state, cmkd_error *err) {
   CMKD_TRY(cmkd_state_load(graph, file, state, err));
   long long epochs = json_integer_value(json_object_get(settings, "epochs"));
-  if (state->epoch > epochs) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: it is past its last epoch: the state is damaged", f->state);
+  if (state->epoch > epochs)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: it is past its last epoch: the state is damaged", f->state);
   if (resume) return CMKD_OK;
-  if (state->epoch == epochs) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s holds this very run, finished; choose another --out (--resume prints its table)", f->path);
-  return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s holds this very run, stopped after epoch %lld of %lld and %lld steps: add --resume to go on, or choose another --out", f->path,
-                   (long long)state->epoch, epochs, (long long)state->step);
+  if (state->epoch == epochs)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH,
+                     "%s holds this very run, finished; choose another --out (--resume prints its table)", f->path);
+  return cmkd_fail(err, CMKD_ERR_MISMATCH,
+                   "%s holds this very run, stopped after epoch %lld of %lld and %lld steps: add --resume to go on, or "
+                   "choose another --out",
+                   f->path, (long long)state->epoch, epochs, (long long)state->step);
 }
 
-static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_error *err) {
+static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, const cmkd_graph *graph,
+                           cmkd_state *state, int *resumed, cmkd_error *err) {
   json_t *stored = NULL;
   cmkd_weights *file = NULL;
   cmkd_status status;
   if (cmkd_file_exists(f->state)) {
     status = cmkd_weights_read(f->state, &file, err);
-    if (status == CMKD_ERR_FORMAT) status = cmkd_fail(err, status, "%s is damaged; remove the run's folder to start afresh, or choose another --out", f->state);
+    if (status == CMKD_ERR_FORMAT)
+      status = cmkd_fail(err, status, "%s is damaged; remove the run's folder to start afresh, or choose another --out",
+                         f->state);
     json_t *config = NULL;
     if (status == CMKD_OK) status = cmkd_state_settings(file, &stored, err);
-    if (status == CMKD_OK && read_config(f, &config, NULL) == CMKD_OK && config) json_decref(config); /* for the device alone: the state's settings count */
-  } else status = read_config(f, &stored, err);
+    if (status == CMKD_OK && read_config(f, &config, NULL) == CMKD_OK && config)
+      json_decref(config); /* for the device alone: the state's settings count */
+  } else
+    status = read_config(f, &stored, err);
   if (status == CMKD_OK && stored) status = cmkd_settings_compare(stored, settings, f->path, err);
   if (status == CMKD_OK && file) {
     status = resume_state(f, file, settings, resume, graph, state, err);
@@ -86,14 +103,19 @@ static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, c
   } else if (status == CMKD_OK) { /* a run's state is its first file: without it, nothing here is ours to overwrite */
     const char *const ours[] = {f->log, f->last, f->best};
     for (int i = 0; i < 3 && status == CMKD_OK; i++)
-      if (cmkd_file_exists(ours[i])) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s is there, but not the state of the run that it belongs to; choose another --out, or remove the folder", ours[i]);
+      if (cmkd_file_exists(ours[i]))
+        status = cmkd_fail(
+            err, CMKD_ERR_MISMATCH,
+            "%s is there, but not the state of the run that it belongs to; choose another --out, or remove the folder",
+            ours[i]);
   }
   if (stored) json_decref(stored);
   if (file) cmkd_weights_free(file);
   return status;
 }
 
-cmkd_status cmkd_folder_open(const char *path, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_folder *out, cmkd_error *err) {
+cmkd_status cmkd_folder_open(const char *path, const json_t *settings, int resume, const cmkd_graph *graph,
+                             cmkd_state *state, int *resumed, cmkd_folder *out, cmkd_error *err) {
   memset(out, 0, sizeof *out);
   out->lock_fd = -1;
   *resumed = 0;
@@ -111,12 +133,14 @@ void cmkd_folder_close(cmkd_folder *f) {
     if (f->created) rmdir(f->path); /* stays unless empty: nothing came of it */
   }
   char *const owned[] = {f->path, f->config, f->state, f->log, f->steps, f->last, f->best, f->lock};
-  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
+    free(owned[i]);
   memset(f, 0, sizeof *f);
   f->lock_fd = -1;
 }
 
-cmkd_status cmkd_folder_config(const cmkd_folder *f, const json_t *settings, const json_t *environment, cmkd_error *err) {
+cmkd_status cmkd_folder_config(const cmkd_folder *f, const json_t *settings, const json_t *environment,
+                               cmkd_error *err) {
   json_t *root = json_object();
   json_object_set(root, "settings", (json_t *)settings);
   if (environment) json_object_set(root, "environment", (json_t *)environment);

@@ -1,6 +1,5 @@
-/* A run's folder: one trainer at a time, one configuration for ever. Decides whether a run starts, goes on or is refused, and names the
- * files in it:
- *   config.json  settings         state.safetensors  all that --resume needs
+/* A run's folder: one trainer at a time, one configuration for ever. Decides whether a run starts, goes on or is
+ * refused, and names the files in it: config.json  settings         state.safetensors  all that --resume needs
  *   log.jsonl    a line an epoch  steps.jsonl        a line a step (--log-steps)
  *   last.safetensors, best.safetensors  weights */
 #ifndef CMKD_TRAIN_FOLDER_H
@@ -12,13 +11,15 @@ typedef struct cmkd_folder {
   char *path, *config, *state, *log, *steps, *last, *best; /* owned */
   char *lock;
   int lock_fd, created;
-  char device[128];  /* that the last session of the run worked on; empty where nobody wrote it down */
+  char device[128]; /* that the last session of the run worked on; empty where nobody wrote it down */
 } cmkd_folder;
 
-/* Creates and locks `path`, and loads `state` where the folder holds a state of the same settings and `resume` is given (*resumed 1). Refuses
- * other settings, a run that exists when resume is 0, and files of somebody else. */
-cmkd_status cmkd_folder_open(const char *path, const json_t *settings, int resume, const cmkd_graph *graph, cmkd_state *state, int *resumed, cmkd_folder *out, cmkd_error *err);
+/* Creates and locks `path`, and loads `state` where the folder holds a state of the same settings and `resume` is given
+ * (*resumed 1). Refuses other settings, a run that exists when resume is 0, and files of somebody else. */
+cmkd_status cmkd_folder_open(const char *path, const json_t *settings, int resume, const cmkd_graph *graph,
+                             cmkd_state *state, int *resumed, cmkd_folder *out, cmkd_error *err);
 void cmkd_folder_close(cmkd_folder *folder); /* unlocks */
 /* config.json: {"settings": ..., "environment": ...}; environment is borrowed and may be NULL. */
-cmkd_status cmkd_folder_config(const cmkd_folder *folder, const json_t *settings, const json_t *environment, cmkd_error *err);
+cmkd_status cmkd_folder_config(const cmkd_folder *folder, const json_t *settings, const json_t *environment,
+                               cmkd_error *err);
 #endif

@@ -5,8 +5,13 @@
 #include "base/options.h"
 #include "train/commands.h"
 
-static const struct { const char *name; int (*run)(int, char **); } commands[] = {
-  {"eval", cmkd_command_eval}, {"nets", cmkd_command_nets}, {"onnx", cmkd_command_onnx}, {"recipes", cmkd_command_recipes}};
+static const struct {
+  const char *name;
+  int (*run)(int, char **);
+} commands[] = {{"eval", cmkd_command_eval},
+                {"nets", cmkd_command_nets},
+                {"onnx", cmkd_command_onnx},
+                {"recipes", cmkd_command_recipes}};
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 int main(int argc, char **argv) {
@@ -24,6 +29,7 @@ int main(int argc, char **argv) {
     names[i] = commands[i].name;
   }
   const char *near = cmkd_nearest(argv[1], names);
-  fprintf(stderr, "cmkd-train: unknown command %.60s%s%s%s; cmkd-train --help lists all\n", argv[1], near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
+  fprintf(stderr, "cmkd-train: unknown command %.60s%s%s%s; cmkd-train --help lists all\n", argv[1],
+          near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
   return 2;
 }

@@ -10,7 +10,7 @@
 #define MAX_RECIPES 256
 #define MAX_FILE (64 << 10)
 
-/* ---- where recipes live ------------------------------------------------------------------------------------------------ */
+/* ---- where recipes live ---- */
 
 /* The first candidate folder that exists, fresh memory; NULL when none does. */
 static char *recipe_dir(void) {
@@ -27,8 +27,10 @@ static char *recipe_dir(void) {
   };
   char *found = NULL;
   for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++) {
-    if (!found && candidates[i] && access(candidates[i], R_OK | X_OK) == 0) found = candidates[i];
-    else free(candidates[i]);
+    if (!found && candidates[i] && access(candidates[i], R_OK | X_OK) == 0)
+      found = candidates[i];
+    else
+      free(candidates[i]);
   }
   free(beside);
   return found;
@@ -43,7 +45,9 @@ static char **list_names(const char *dir) {
   int count = 0;
   for (struct dirent *entry; folder && count < MAX_RECIPES && (entry = readdir(folder));) {
     size_t length = strlen(entry->d_name);
-    if (length > 5 && !strcmp(entry->d_name + length - 5, ".json") && (names[count] = cmkd_format("%.*s", (int)length - 5, entry->d_name))) count++;
+    if (length > 5 && !strcmp(entry->d_name + length - 5, ".json") &&
+        (names[count] = cmkd_format("%.*s", (int)length - 5, entry->d_name)))
+      count++;
   }
   if (folder) closedir(folder);
   if (names) qsort(names, (size_t)count, sizeof *names, by_name);
@@ -51,11 +55,12 @@ static char **list_names(const char *dir) {
 }
 
 static void free_names(char **names) {
-  for (int i = 0; names && names[i]; i++) free(names[i]);
+  for (int i = 0; names && names[i]; i++)
+    free(names[i]);
   free(names);
 }
 
-/* ---- one file ------------------------------------------------------------------------------------------------------------ */
+/* ---- one file ---- */
 
 static int copy_text(const json_t *object, const char *key, char *out, size_t capacity, int required) {
   const json_t *value = json_object_get(object, key);
@@ -137,7 +142,9 @@ static cmkd_status read_recipe(const char *path, cmkd_recipe *out, cmkd_error *e
   if (!root) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: line %d: %s", path, where.line, where.text);
   const char *wrong = parse(root, out);
   json_decref(root);
-  if (wrong) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: '%s' is missing or out of range; compare with a shipped recipe", path, wrong);
+  if (wrong)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: '%s' is missing or out of range; compare with a shipped recipe", path,
+                     wrong);
   return CMKD_OK;
 }
 
@@ -151,22 +158,28 @@ cmkd_status cmkd_recipe_load(const char *name, cmkd_recipe *out, int *run, cmkd_
   char *dir = is_path ? NULL : recipe_dir();
   char *path = is_path ? cmkd_format("%s", stem) : dir ? cmkd_format("%s/%s.json", dir, stem) : NULL;
   cmkd_status status;
-  if (path && (is_path || cmkd_file_exists(path))) status = read_recipe(path, out, err);
-  else if (!dir && !is_path) status = cmkd_fail(err, CMKD_ERR_IO, "no recipes are installed here; set CMKD_RECIPES to their folder");
+  if (path && (is_path || cmkd_file_exists(path)))
+    status = read_recipe(path, out, err);
+  else if (!dir && !is_path)
+    status = cmkd_fail(err, CMKD_ERR_IO, "no recipes are installed here; set CMKD_RECIPES to their folder");
   else {
     char **names = list_names(dir);
     const char *near = names ? cmkd_nearest(stem, (const char *const *)names) : NULL;
-    status = cmkd_fail(err, CMKD_ERR_USAGE, "no recipe is called '%.60s'%s%s%s; `cmkd-train recipes` lists them", stem, near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
+    status = cmkd_fail(err, CMKD_ERR_USAGE, "no recipe is called '%.60s'%s%s%s; `cmkd-train recipes` lists them", stem,
+                       near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
     free_names(names);
   }
   if (status == CMKD_OK && which > out->runs)
-    status = cmkd_fail(err, CMKD_ERR_USAGE, "recipe %s has %d run%s, not %d", out->name, out->runs, out->runs == 1 ? "" : "s", which);
+    status = cmkd_fail(err, CMKD_ERR_USAGE, "recipe %s has %d run%s, not %d", out->name, out->runs,
+                       out->runs == 1 ? "" : "s", which);
   if (status == CMKD_OK) *run = which ? which - 1 : 0;
-  free(path); free(dir); free(stem);
+  free(path);
+  free(dir);
+  free(stem);
   return status;
 }
 
-/* ---- the table --------------------------------------------------------------------------------------------------------- */
+/* ---- the table ---- */
 
 static double published(const cmkd_recipe *r, const char *what) {
   for (int i = 0; i < r->published; i++)
@@ -179,30 +192,41 @@ static const char *const columns[] = {"teacher", "student", "kd", "dkd", "dist",
 
 static json_t *recipe_json(const cmkd_recipe *r) {
   json_t *results = json_object(), *runs = json_array();
-  for (int i = 0; i < r->published; i++) json_object_set_new(results, r->result[i].what, json_real(r->result[i].top1));
-  for (int i = 0; i < r->runs; i++) json_array_append_new(runs, json_pack("{s:s,s:s}", "teacher", r->run[i].teacher, "student", r->run[i].student));
-  return json_pack("{s:s,s:s,s:i,s:i,s:f,s:f,s:f,s:o,s:o}", "name", r->name, "dataset", r->dataset, "batch", r->batch, "epochs", r->epochs,
-                   "lr", r->lr, "weight_decay", r->weight_decay, "dkd_beta", r->dkd_beta, "runs", runs, "published", results);
+  for (int i = 0; i < r->published; i++)
+    json_object_set_new(results, r->result[i].what, json_real(r->result[i].top1));
+  for (int i = 0; i < r->runs; i++)
+    json_array_append_new(runs, json_pack("{s:s,s:s}", "teacher", r->run[i].teacher, "student", r->run[i].student));
+  return json_pack("{s:s,s:s,s:i,s:i,s:f,s:f,s:f,s:o,s:o}", "name", r->name, "dataset", r->dataset, "batch", r->batch,
+                   "epochs", r->epochs, "lr", r->lr, "weight_decay", r->weight_decay, "dkd_beta", r->dkd_beta, "runs",
+                   runs, "published", results);
 }
 
 cmkd_status cmkd_recipe_print(FILE *out, int json, cmkd_error *err) {
   char *dir = recipe_dir(), **names = list_names(dir);
-  cmkd_status status = names && names[0] ? CMKD_OK : cmkd_fail(err, CMKD_ERR_IO, "no recipes are installed here; set CMKD_RECIPES to their folder");
+  cmkd_status status = names && names[0] ? CMKD_OK
+                                         : cmkd_fail(err, CMKD_ERR_IO,
+                                                     "no recipes are installed here; set CMKD_RECIPES to their folder");
   json_t *all = json_array();
   if (!json && status == CMKD_OK) {
     fprintf(out, "%-28s %-9s %5s %6s", "recipe", "data", "lr", "epochs");
-    for (int c = 0; c < COLUMNS; c++) fprintf(out, " %8s", columns[c]);
+    for (int c = 0; c < COLUMNS; c++)
+      fprintf(out, " %8s", columns[c]);
     fputs("   (published top-1, %)\n", out);
   }
   for (int i = 0; status == CMKD_OK && names[i]; i++) {
     cmkd_recipe r;
     int run;
     if ((status = cmkd_recipe_load(names[i], &r, &run, err)) != CMKD_OK) break;
-    if (json) { json_array_append_new(all, recipe_json(&r)); continue; }
+    if (json) {
+      json_array_append_new(all, recipe_json(&r));
+      continue;
+    }
     fprintf(out, "%-28s %-9s %5.3g %6d", r.name, r.dataset, r.lr, r.epochs);
     for (int c = 0; c < COLUMNS; c++)
-      if (published(&r, columns[c]) > 0) fprintf(out, " %8.2f", published(&r, columns[c]));
-      else fprintf(out, " %8s", "-");
+      if (published(&r, columns[c]) > 0)
+        fprintf(out, " %8.2f", published(&r, columns[c]));
+      else
+        fprintf(out, " %8s", "-");
     fprintf(out, "   %s\n", r.title);
   }
   if (json && status == CMKD_OK) {

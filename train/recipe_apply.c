@@ -15,7 +15,8 @@ int cmkd_recipe_loss(const char *expression, double beta, char *out, size_t size
     int bare = is_dkd && !strchr(out + at, ':'), open = is_dkd && !strstr(out + at, "beta");
     at += (size_t)written;
     if (open) {
-      while (at && (out[at - 1] == ' ' || out[at - 1] == '\t')) at--;
+      while (at && (out[at - 1] == ' ' || out[at - 1] == '\t'))
+        at--;
       written = snprintf(out + at, size - at, "%sbeta=%.10g", bare ? ":" : ",", beta);
       if (written < 0 || (size_t)written >= size - at) return 0;
       at += (size_t)written;
@@ -29,7 +30,9 @@ int cmkd_recipe_loss(const char *expression, double beta, char *out, size_t size
 }
 
 double cmkd_recipe_published(const cmkd_recipe *recipe, const char *expression) {
-  const char *what = !strcmp(expression, "ce") ? "student" : recipe->runs == 2 && strcmp(expression, "teacher") ? "takd" : expression;
+  const char *what = !strcmp(expression, "ce")                            ? "student"
+                     : recipe->runs == 2 && strcmp(expression, "teacher") ? "takd"
+                                                                          : expression;
   for (int i = 0; i < recipe->published; i++)
     if (!strcmp(recipe->result[i].what, what)) return recipe->result[i].top1;
   return NAN;
@@ -38,8 +41,10 @@ double cmkd_recipe_published(const cmkd_recipe *recipe, const char *expression) 
 static cmkd_status apply(cmkd_train_options *o, const cmkd_recipe *r, cmkd_error *err) {
   size_t at = 0;
   if (!o->arch) o->arch = r->run[o->recipe_run].student;
-  if (!o->epochs_seen) o->epochs = r->epochs, o->epochs_seen = 1;
-  else o->recipe_shortened = o->epochs != r->epochs;
+  if (!o->epochs_seen)
+    o->epochs = r->epochs, o->epochs_seen = 1;
+  else
+    o->recipe_shortened = o->epochs != r->epochs;
   if (!o->batch_seen) o->batch = r->batch;
   if (!o->lr_seen) o->lr = r->lr, o->lr_seen = 1;
   if (!o->momentum_seen) o->momentum = r->momentum;
@@ -47,15 +52,18 @@ static cmkd_status apply(cmkd_train_options *o, const cmkd_recipe *r, cmkd_error
   if (!o->nesterov) o->nesterov = r->nesterov;
   if (!o->schedule) o->schedule = r->schedule;
   if (!o->augment) o->augment = r->augment;
-  if (!o->milestones && !strcmp(o->schedule, "step") && r->milestones && !o->recipe_shortened) { /* a shorter run keeps the fractions */
+  if (!o->milestones && !strcmp(o->schedule, "step") && r->milestones &&
+      !o->recipe_shortened) { /* a shorter run keeps the fractions */
     for (int i = 0; i < r->milestones && at < sizeof o->recipe_milestones; i++)
-      at += (size_t)snprintf(o->recipe_milestones + at, sizeof o->recipe_milestones - at, "%s%d", i ? "," : "", r->milestone[i]);
+      at += (size_t)snprintf(o->recipe_milestones + at, sizeof o->recipe_milestones - at, "%s%d", i ? "," : "",
+                             r->milestone[i]);
     o->milestones = o->recipe_milestones;
   }
   int teacher = o->cache || o->teacher;
   const char *loss = o->loss ? o->loss : !teacher ? "ce" : r->loss[0] ? r->loss : "cmkd";
   if (r->dkd_beta > 0) {
-    if (!cmkd_recipe_loss(loss, r->dkd_beta, o->recipe_expression, sizeof o->recipe_expression)) return cmkd_fail(err, CMKD_ERR_USAGE, "--loss %.60s...: too long", loss);
+    if (!cmkd_recipe_loss(loss, r->dkd_beta, o->recipe_expression, sizeof o->recipe_expression))
+      return cmkd_fail(err, CMKD_ERR_USAGE, "--loss %.60s...: too long", loss);
     loss = o->recipe_expression;
   }
   o->recipe_asked = o->loss ? o->loss : !teacher ? "ce" : r->loss[0] ? r->loss : "cmkd";
@@ -68,16 +76,26 @@ cmkd_status cmkd_recipe_apply(cmkd_train_options *o, cmkd_error *err) {
   const char *const *known = cmkd_dataset_names();
   cmkd_recipe *r = &o->recipe_loaded;
   CMKD_TRY(cmkd_recipe_load(o->recipe, r, &o->recipe_run, err));
-  while (*known && strcmp(*known, r->dataset)) known++;
-  if (!*known) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--recipe %s is for %s, a data set that this version does not read; `cmkd-train recipes` lists the others", o->recipe, r->dataset);
+  while (*known && strcmp(*known, r->dataset))
+    known++;
+  if (!*known)
+    return cmkd_fail(
+        err, CMKD_ERR_UNSUPPORTED,
+        "--recipe %s is for %s, a data set that this version does not read; `cmkd-train recipes` lists the others",
+        o->recipe, r->dataset);
   return apply(o, r, err);
 }
 
-cmkd_status cmkd_recipe_check(const cmkd_train_options *o, const cmkd_dataset *data, const char *teacher_arch, cmkd_error *err) {
+cmkd_status cmkd_recipe_check(const cmkd_train_options *o, const cmkd_dataset *data, const char *teacher_arch,
+                              cmkd_error *err) {
   const cmkd_recipe *r = &o->recipe_loaded;
   if (!o->recipe) return CMKD_OK;
-  if (strcmp(data->name, r->dataset)) return cmkd_fail(err, CMKD_ERR_MISMATCH, "--recipe %s is for %s, the data at hand is %s", o->recipe, r->dataset, data->name);
+  if (strcmp(data->name, r->dataset))
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "--recipe %s is for %s, the data at hand is %s", o->recipe, r->dataset,
+                     data->name);
   const char *teacher = r->run[o->recipe_run].teacher;
-  if (teacher_arch && strcmp(teacher_arch, teacher)) return cmkd_fail(err, CMKD_ERR_MISMATCH, "--recipe %s wants a %s for its teacher, %s holds a %s", o->recipe, teacher, o->cache ? o->cache : o->teacher, teacher_arch);
+  if (teacher_arch && strcmp(teacher_arch, teacher))
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "--recipe %s wants a %s for its teacher, %s holds a %s", o->recipe,
+                     teacher, o->cache ? o->cache : o->teacher, teacher_arch);
   return CMKD_OK;
 }

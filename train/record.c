@@ -15,7 +15,9 @@ void cmkd_score_from_sums(const cmkd_epoch_sums *sums, cmkd_score *score) {
   score->train_top1 = 100.0 * (double)sums->top1 / images;
   score->train_pearson = sums->agreement_rows ? sums->pearson / rows : NAN;
   score->train_spearman = sums->agreement_rows ? sums->spearman / rows : NAN;
-  score->blocks = sums->blocks_rows ? sums->blocks / (double)sums->blocks_rows : sums->agreement_rows ? sums->agreement_blocks / rows : NAN;
+  score->blocks = sums->blocks_rows      ? sums->blocks / (double)sums->blocks_rows
+                  : sums->agreement_rows ? sums->agreement_blocks / rows
+                                         : NAN;
 }
 
 json_t *cmkd_score_json(const cmkd_score *s) {
@@ -35,10 +37,12 @@ json_t *cmkd_score_json(const cmkd_score *s) {
   return o;
 }
 
-char *cmkd_epoch_line(const cmkd_settings *settings, const cmkd_score *score, const cmkd_epoch_sums *sums, const cmkd_epoch_figures *figures) {
+char *cmkd_epoch_line(const cmkd_settings *settings, const cmkd_score *score, const cmkd_epoch_sums *sums,
+                      const cmkd_epoch_figures *figures) {
   json_t *o = cmkd_score_json(score), *parts = json_object();
   for (int i = 0; i < cmkd_loss_parts(settings->loss); i++)
-    json_object_set_new(parts, cmkd_loss_part_name(settings->loss, i), cmkd_number_json(sums->part[i] / (double)sums->images));
+    json_object_set_new(parts, cmkd_loss_part_name(settings->loss, i),
+                        cmkd_number_json(sums->part[i] / (double)sums->images));
   json_object_set_new(o, "parts", parts);
   json_object_set_new(o, "lr", json_real(figures->lr));
   if (settings->views) json_object_set_new(o, "view", json_integer(figures->view));
@@ -52,7 +56,8 @@ char *cmkd_epoch_line(const cmkd_settings *settings, const cmkd_score *score, co
 static void list_numbers(const float *values, int count, char *out, size_t size) {
   size_t at = 0;
   out[0] = 0;
-  for (int i = 0; i < count && at < size; i++) at += (size_t)snprintf(out + at, size - at, "%s%.9g", i ? "," : "", (double)values[i]);
+  for (int i = 0; i < count && at < size; i++)
+    at += (size_t)snprintf(out + at, size - at, "%s%.9g", i ? "," : "", (double)values[i]);
 }
 
 cmkd_status cmkd_weights_record(const cmkd_trainer *t, const cmkd_score *score, const char *path, cmkd_error *err) {
@@ -105,8 +110,10 @@ cmkd_status cmkd_steps_open(const char *path, int64_t total_steps, FILE **out, c
   return CMKD_OK;
 }
 
-cmkd_status cmkd_steps_add(FILE *steps, const char *path, int64_t step, int64_t epoch, double lr, double loss, cmkd_error *err) {
-  if (fprintf(steps, "{\"step\":%lld,\"epoch\":%lld,\"loss\":\"%a\",\"lr\":%.10g}\n", (long long)step, (long long)epoch, loss, lr) < 0)
+cmkd_status cmkd_steps_add(FILE *steps, const char *path, int64_t step, int64_t epoch, double lr, double loss,
+                           cmkd_error *err) {
+  if (fprintf(steps, "{\"step\":%lld,\"epoch\":%lld,\"loss\":\"%a\",\"lr\":%.10g}\n", (long long)step, (long long)epoch,
+              loss, lr) < 0)
     return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
   return CMKD_OK;
 }

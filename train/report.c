@@ -7,7 +7,8 @@
 #include "train/record.h"
 
 const char *cmkd_shown(double value, const char *format, char buffer[24]) {
-  if (isnan(value)) strcpy(buffer, "-");
+  if (isnan(value))
+    strcpy(buffer, "-");
   else {
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
@@ -19,13 +20,16 @@ const char *cmkd_shown(double value, const char *format, char buffer[24]) {
 
 static void say_schedule(FILE *out, const cmkd_settings *s, const cmkd_train_options *o) {
   const cmkd_schedule *schedule = &s->schedule;
-  fprintf(out, "schedule  %d epochs of %d steps of %d; learning rate %g", s->epochs, schedule->steps_per_epoch, s->batch, schedule->lr);
+  fprintf(out, "schedule  %d epochs of %d steps of %d; learning rate %g", s->epochs, schedule->steps_per_epoch,
+          s->batch, schedule->lr);
   if (schedule->kind == CMKD_SCHEDULE_COSINE) fprintf(out, ", cosine to 0");
-  for (int i = 0; i < schedule->milestones; i++) fprintf(out, "%s%d", i ? ", " : schedule->milestones ? ", x0.1 after " : "", schedule->milestone[i]);
+  for (int i = 0; i < schedule->milestones; i++)
+    fprintf(out, "%s%d", i ? ", " : schedule->milestones ? ", x0.1 after " : "", schedule->milestone[i]);
   if (schedule->warmup > 0) fprintf(out, ", warm-up %g epochs", schedule->warmup);
   fprintf(out, "; momentum %g%s, weight decay %g\n", s->momentum, s->nesterov ? " (Nesterov)" : "", s->weight_decay);
   if (o->recipe) fprintf(out, "          (recipe %s%s)\n", o->recipe, o->recipe_shortened ? ", shortened" : "");
-  if (!o->epochs_seen && s->epochs == 240) fprintf(out, "          (the published settings; --epochs N shortens, the milestones keep their places)\n");
+  if (!o->epochs_seen && s->epochs == 240)
+    fprintf(out, "          (the published settings; --epochs N shortens, the milestones keep their places)\n");
 }
 
 static void say_teacher(FILE *out, const cmkd_setup *setup, const cmkd_train_options *o) {
@@ -34,10 +38,11 @@ static void say_teacher(FILE *out, const cmkd_setup *setup, const cmkd_train_opt
   snprintf(views, sizeof views, s->all_variants ? "all %u views" : "%u view%s", s->views, s->views == 1 ? "" : "s");
   if (setup->cache) {
     const cmkd_cache_info *info = cmkd_cache_get_info(setup->cache);
-    fprintf(out, "teacher   %s: %s (%.12s), %s of %llu samples, %s\n", o->cache, info->identity.teacher_arch, info->identity.teacher_sha256, views,
-            (unsigned long long)info->samples, info->identity.codec);
+    fprintf(out, "teacher   %s: %s (%.12s), %s of %llu samples, %s\n", o->cache, info->identity.teacher_arch,
+            info->identity.teacher_sha256, views, (unsigned long long)info->samples, info->identity.codec);
   } else if (setup->teacher)
-    fprintf(out, "teacher   %s, live: %s (%.12s), %s, cache seed %llu\n", o->teacher, cmkd_teacher_spec(setup->teacher)->arch, cmkd_teacher_sha256(setup->teacher), views,
+    fprintf(out, "teacher   %s, live: %s (%.12s), %s, cache seed %llu\n", o->teacher,
+            cmkd_teacher_spec(setup->teacher)->arch, cmkd_teacher_sha256(setup->teacher), views,
             (unsigned long long)s->cache_seed);
 }
 
@@ -46,8 +51,10 @@ void cmkd_report_start(FILE *out, const cmkd_setup *setup, const cmkd_train_opti
   const cmkd_dataset *d = setup->train;
   fprintf(out, "data      %s: %u training", d->name, s->samples - s->val);
   if (s->val) fprintf(out, ", %u validation", s->val);
-  fprintf(out, ", %u test images %dx%dx%d, %d classes; augment %s\n", setup->test->n, d->height, d->width, d->channels, d->classes, cmkd_policy_name(s->policy));
-  fprintf(out, "student   %s: %.3g M parameters, %.3g MMACs an image\n", s->arch, 1e-6 * (double)cmkd_graph_parameters(setup->graph), 1e-6 * (double)cmkd_graph_macs(setup->graph));
+  fprintf(out, ", %u test images %dx%dx%d, %d classes; augment %s\n", setup->test->n, d->height, d->width, d->channels,
+          d->classes, cmkd_policy_name(s->policy));
+  fprintf(out, "student   %s: %.3g M parameters, %.3g MMACs an image\n", s->arch,
+          1e-6 * (double)cmkd_graph_parameters(setup->graph), 1e-6 * (double)cmkd_graph_macs(setup->graph));
   say_teacher(out, setup, o);
   fprintf(out, "loss      %s", cmkd_loss_text(s->loss));
   if (s->label_smoothing > 0) fprintf(out, ", label smoothing %g", s->label_smoothing);
@@ -55,8 +62,11 @@ void cmkd_report_start(FILE *out, const cmkd_setup *setup, const cmkd_train_opti
   say_schedule(out, s, o);
   fprintf(out, "device    %s\n", setup->table->describe(setup->backend));
   fprintf(out, "run       %s, seed %llu", setup->folder.path, (unsigned long long)s->seed);
-  if (setup->resumed) fprintf(out, "; goes on after epoch %lld and %lld steps", (long long)setup->state.epoch, (long long)setup->state.step);
-  else if (o->resume) fprintf(out, "; nothing to resume, starts afresh");
+  if (setup->resumed)
+    fprintf(out, "; goes on after epoch %lld and %lld steps", (long long)setup->state.epoch,
+            (long long)setup->state.step);
+  else if (o->resume)
+    fprintf(out, "; nothing to resume, starts afresh");
   fputc('\n', out);
   if (setup->device_note[0]) fprintf(out, "note      %s\n", setup->device_note);
   fflush(out);
@@ -69,7 +79,8 @@ static void ticker_begins(void *self, int64_t epoch, int64_t images) {
   const cmkd_settings *s = &t->setup->settings;
   snprintf(t->label, sizeof t->label, "epoch %lld/%d", (long long)epoch, s->epochs);
   if (t->running) return;
-  cmkd_progress_start(&t->progress, t->label, "images", (uint64_t)s->epochs * (s->samples - s->val), (uint64_t)images, t->quiet);
+  cmkd_progress_start(&t->progress, t->label, "images", (uint64_t)s->epochs * (s->samples - s->val), (uint64_t)images,
+                      t->quiet);
   t->running = 1;
 }
 
@@ -77,7 +88,8 @@ static void ticker_steps(void *self, int64_t images, double loss) {
   cmkd_ticker *t = self;
   const cmkd_score *last = &t->setup->state.last;
   int at = snprintf(t->progress.note, sizeof t->progress.note, "loss %.4f", loss);
-  if (last->epoch && !isnan(last->top1)) snprintf(t->progress.note + at, sizeof t->progress.note - (size_t)at, "  top-1 %.2f", last->top1);
+  if (last->epoch && !isnan(last->top1))
+    snprintf(t->progress.note + at, sizeof t->progress.note - (size_t)at, "  top-1 %.2f", last->top1);
   cmkd_progress_update(&t->progress, (uint64_t)images);
 }
 
@@ -85,9 +97,13 @@ static void ticker_ends(void *self, const cmkd_score *score, double rate, double
   cmkd_ticker *t = self;
   char a[24], b[24], c[24], d[24], e[24], time[24];
   if (t->progress.terminal && !t->quiet) fputs("\r\033[K", stderr), fflush(stderr);
-  if (!t->lines++) fprintf(t->out, "%5s %9s %6s %6s %8s %8s %9s %8s %10s\n", "epoch", "loss", "top-1", "top-5", "r train", "r test", "lr", "images/s", "time");
-  fprintf(t->out, "%5lld %9.4f %6s %6s %8s %8s %9s %8.0f %10s\n", (long long)score->epoch, score->loss, cmkd_shown(score->top1, "%.2f", a), cmkd_shown(score->top5, "%.2f", b),
-          cmkd_shown(score->train_pearson, "%.4f", c), cmkd_shown(score->test_pearson, "%.4f", d), cmkd_shown(rate, "%.4g", e), images_per_s, cmkd_duration(seconds, time));
+  if (!t->lines++)
+    fprintf(t->out, "%5s %9s %6s %6s %8s %8s %9s %8s %10s\n", "epoch", "loss", "top-1", "top-5", "r train", "r test",
+            "lr", "images/s", "time");
+  fprintf(t->out, "%5lld %9.4f %6s %6s %8s %8s %9s %8.0f %10s\n", (long long)score->epoch, score->loss,
+          cmkd_shown(score->top1, "%.2f", a), cmkd_shown(score->top5, "%.2f", b),
+          cmkd_shown(score->train_pearson, "%.4f", c), cmkd_shown(score->test_pearson, "%.4f", d),
+          cmkd_shown(rate, "%.4g", e), images_per_s, cmkd_duration(seconds, time));
   fflush(t->out);
 }
 
@@ -105,17 +121,20 @@ void cmkd_ticker_end(cmkd_ticker *t) {
 
 static void table_row(FILE *out, const char *name, const cmkd_score *s, int val) {
   char a[24], b[24], c[24], d[24], e[24];
-  fprintf(out, "%-6s %7lld %7s %7s", name, (long long)s->epoch, cmkd_shown(s->top1, "%.2f", a), cmkd_shown(s->top5, "%.2f", b));
+  fprintf(out, "%-6s %7lld %7s %7s", name, (long long)s->epoch, cmkd_shown(s->top1, "%.2f", a),
+          cmkd_shown(s->top5, "%.2f", b));
   if (val) fprintf(out, " %9s", cmkd_shown(s->val_top1, "%.2f", e));
-  fprintf(out, " %9.4f %9s %9s\n", s->loss, cmkd_shown(s->test_pearson, "%.4f", c), cmkd_shown(s->test_spearman, "%.4f", d));
+  fprintf(out, " %9.4f %9s %9s\n", s->loss, cmkd_shown(s->test_pearson, "%.4f", c),
+          cmkd_shown(s->test_spearman, "%.4f", d));
 }
 
 static void say_published(FILE *out, const cmkd_train_options *o) {
   const cmkd_recipe *r = &o->recipe_loaded;
-  double reached = cmkd_recipe_published(r, o->recipe_asked), teacher = cmkd_recipe_published(r, "teacher"), student = cmkd_recipe_published(r, "ce");
+  double reached = cmkd_recipe_published(r, o->recipe_asked), teacher = cmkd_recipe_published(r, "teacher"),
+         student = cmkd_recipe_published(r, "ce");
   char a[24], b[24], c[24];
-  fprintf(out, "published for %s (best epoch): %s %s, student alone %s, teacher %s\n", r->name, o->recipe_asked, cmkd_shown(reached, "%.2f", a), cmkd_shown(student, "%.2f", b),
-          cmkd_shown(teacher, "%.2f", c));
+  fprintf(out, "published for %s (best epoch): %s %s, student alone %s, teacher %s\n", r->name, o->recipe_asked,
+          cmkd_shown(reached, "%.2f", a), cmkd_shown(student, "%.2f", b), cmkd_shown(teacher, "%.2f", c));
 }
 
 void cmkd_report_end(FILE *out, const cmkd_setup *setup, const cmkd_train_options *o) {
@@ -128,12 +147,16 @@ void cmkd_report_end(FILE *out, const cmkd_setup *setup, const cmkd_train_option
     fprintf(out, " %9s %9s %9s\n", "loss", "pearson", "spearman");
     table_row(out, "last", &state->last, val);
     if (state->best.epoch) table_row(out, "best", &state->best, val);
-    fprintf(out, "best is chosen by %s top-1; pearson and spearman: with the teacher, on the test split\n", val ? "validation" : "test");
+    fprintf(out, "best is chosen by %s top-1; pearson and spearman: with the teacher, on the test split\n",
+            val ? "validation" : "test");
   }
   if (o->recipe) say_published(out, o);
   if (!done) fprintf(out, "stopped by --max-steps after %lld steps; --resume goes on\n", (long long)state->total_steps);
-  fprintf(out, "%s in all; files: %s/%slog.jsonl, config.json, state.safetensors\n", cmkd_duration(state->elapsed, time), setup->folder.path,
-          state->best.epoch ? "{last,best}.safetensors, " : state->last.epoch ? "last.safetensors, " : "");
+  fprintf(out, "%s in all; files: %s/%slog.jsonl, config.json, state.safetensors\n",
+          cmkd_duration(state->elapsed, time), setup->folder.path,
+          state->best.epoch   ? "{last,best}.safetensors, "
+          : state->last.epoch ? "last.safetensors, "
+                              : "");
 }
 
 json_t *cmkd_report_json(const cmkd_setup *setup) {
@@ -148,6 +171,7 @@ json_t *cmkd_report_json(const cmkd_setup *setup) {
   json_object_set_new(o, "best_by", json_string(setup->settings.val ? "val" : "test"));
   json_object_set_new(o, "last", state->last.epoch ? cmkd_score_json(&state->last) : json_null());
   json_object_set_new(o, "best", state->best.epoch ? cmkd_score_json(&state->best) : json_null());
-  if (state->last.epoch && cmkd_sha256_file(setup->folder.last, sha256, NULL) == CMKD_OK) json_object_set_new(o, "last_sha256", json_string(sha256));
+  if (state->last.epoch && cmkd_sha256_file(setup->folder.last, sha256, NULL) == CMKD_OK)
+    json_object_set_new(o, "last_sha256", json_string(sha256));
   return o;
 }

@@ -1,5 +1,5 @@
-/* What `cmkd-train` says to people: the settings at the start, a line an epoch, the table at the end. Writes to the FILE it is given; progress
- * goes to stderr. */
+/* What `cmkd-train` says to people: the settings at the start, a line an epoch, the table at the end. Writes to the
+ * FILE it is given; progress goes to stderr. */
 #ifndef CMKD_TRAIN_REPORT_H
 #define CMKD_TRAIN_REPORT_H
 #include <stdio.h>

@@ -12,10 +12,13 @@ const char *cmkd_schedule_name(cmkd_schedule_kind kind) { return schedule_names[
 
 cmkd_status cmkd_schedule_parse(const char *name, cmkd_schedule_kind *out, cmkd_error *err) {
   for (int i = 0; schedule_names[i]; i++)
-    if (!strcmp(name, schedule_names[i])) { *out = (cmkd_schedule_kind)i; return CMKD_OK; }
+    if (!strcmp(name, schedule_names[i])) {
+      *out = (cmkd_schedule_kind)i;
+      return CMKD_OK;
+    }
   const char *near = cmkd_nearest(name, schedule_names);
-  return cmkd_fail(err, CMKD_ERR_USAGE, "--schedule %s is not known%s%s%s; there are step, cosine, constant", name, near ? "; did you mean " : "",
-                   near ? near : "", near ? "?" : "");
+  return cmkd_fail(err, CMKD_ERR_USAGE, "--schedule %s is not known%s%s%s; there are step, cosine, constant", name,
+                   near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }
 
 cmkd_status cmkd_schedule_milestones(cmkd_schedule *schedule, const char *text, cmkd_error *err) {
@@ -25,7 +28,8 @@ cmkd_status cmkd_schedule_milestones(cmkd_schedule *schedule, const char *text, 
     for (int i = 0; i < 3; i++) {
       int after = (int)floor(published[i] * schedule->epochs + 0.5);
       int before = schedule->milestones ? schedule->milestone[schedule->milestones - 1] : 0;
-      if (after > before && after < schedule->epochs) schedule->milestone[schedule->milestones++] = after; /* short runs have fewer */
+      if (after > before && after < schedule->epochs)
+        schedule->milestone[schedule->milestones++] = after; /* short runs have fewer */
     }
     return CMKD_OK;
   }
@@ -35,9 +39,11 @@ cmkd_status cmkd_schedule_milestones(cmkd_schedule *schedule, const char *text, 
     errno = 0;
     long value = strtol(at, &end, 10);
     if (end == at || errno || (*end && *end != ',') || (*end == ',' && !end[1]))
-      return cmkd_fail(err, CMKD_ERR_USAGE, "--milestones %s: expected epochs with commas between them, like 150,180,210", text);
+      return cmkd_fail(err, CMKD_ERR_USAGE,
+                       "--milestones %s: expected epochs with commas between them, like 150,180,210", text);
     if (value <= before || value > 1000000)
-      return cmkd_fail(err, CMKD_ERR_USAGE, "--milestones %s: epochs must be at least 1 and rise from left to right", text);
+      return cmkd_fail(err, CMKD_ERR_USAGE, "--milestones %s: epochs must be at least 1 and rise from left to right",
+                       text);
     if (schedule->milestones == CMKD_MAX_MILESTONES)
       return cmkd_fail(err, CMKD_ERR_USAGE, "--milestones %s: at most %d epochs", text, CMKD_MAX_MILESTONES);
     schedule->milestone[schedule->milestones++] = before = (int)value;

@@ -1,5 +1,5 @@
-/* The state file. See state.h. Layout: "counters" I64, "numbers" F64, "log" U8 (absent while empty), then "value/NAME" of every parameter
- * and "momentum/NAME" of every trained one, F32. */
+/* The state file. See state.h. Layout: "counters" I64, "numbers" F64, "log" U8 (absent while empty), then "value/NAME"
+ * of every parameter and "momentum/NAME" of every trained one, F32. */
 #include "train/state.h"
 #include <math.h>
 #include <stdlib.h>
@@ -15,7 +15,8 @@ void cmkd_epoch_sums_add(cmkd_epoch_sums *sums, const cmkd_step_result *r, int p
   sums->top1 += r->top1;
   sums->top5 += r->top5;
   sums->loss += r->loss.loss * rows;
-  for (int i = 0; i < parts; i++) sums->part[i] += r->loss.part[i] * rows;
+  for (int i = 0; i < parts; i++)
+    sums->part[i] += r->loss.part[i] * rows;
   if (!isnan(r->loss.blocks)) {
     sums->blocks += r->loss.blocks * rows;
     sums->blocks_rows += r->count;
@@ -30,7 +31,8 @@ cmkd_status cmkd_state_create(const cmkd_graph *graph, cmkd_state *out, cmkd_err
   memset(out, 0, sizeof *out);
   CMKD_TRY(cmkd_params_create(graph, &out->value, err));
   CMKD_TRY(cmkd_params_create(graph, &out->momentum, err));
-  for (int i = 0; i < graph->params; i++) memset(out->momentum.value[i], 0, (size_t)graph->param[i].count * sizeof(float));
+  for (int i = 0; i < graph->params; i++)
+    memset(out->momentum.value[i], 0, (size_t)graph->param[i].count * sizeof(float));
   out->log = calloc(1, 1);
   return out->log ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the state of a run");
 }
@@ -61,34 +63,48 @@ static int all_finite(const float *values, int64_t count) {
 
 int cmkd_state_finite(const cmkd_graph *graph, const cmkd_state *state) {
   for (int i = 0; i < graph->params; i++)
-    if (!all_finite(state->value.value[i], graph->param[i].count) || !all_finite(state->momentum.value[i], graph->param[i].count)) return 0;
+    if (!all_finite(state->value.value[i], graph->param[i].count) ||
+        !all_finite(state->momentum.value[i], graph->param[i].count))
+      return 0;
   return 1;
 }
 
 /* ---- one order of the small numbers, for saving and loading alike: `save` copies from the state, else into it ---- */
 
 static void move(double *field, double **slot, int save) {
-  if (save) **slot = *field;
-  else *field = **slot;
+  if (save)
+    **slot = *field;
+  else
+    *field = **slot;
   (*slot)++;
 }
 
 static void transfer_score(cmkd_score *score, double **slot, int save) {
-  double *const fields[SCORE_NUMBERS] = {&score->top1, &score->top5, &score->test_loss, &score->test_pearson, &score->test_spearman, &score->val_top1, &score->loss,
-                                         &score->train_top1, &score->train_pearson, &score->train_spearman, &score->blocks};
-  for (int i = 0; i < SCORE_NUMBERS; i++) move(fields[i], slot, save);
+  double *const fields[SCORE_NUMBERS] = {&score->top1,           &score->top5,          &score->test_loss,
+                                         &score->test_pearson,   &score->test_spearman, &score->val_top1,
+                                         &score->loss,           &score->train_top1,    &score->train_pearson,
+                                         &score->train_spearman, &score->blocks};
+  for (int i = 0; i < SCORE_NUMBERS; i++)
+    move(fields[i], slot, save);
 }
 
 static void transfer_numbers(cmkd_state *s, int64_t counters[COUNTERS], double numbers[NUMBERS], int save) {
-  int64_t *const counts[COUNTERS] = {&s->epoch, &s->step, &s->total_steps, &s->last.epoch, &s->best.epoch, &s->sums.images, &s->sums.top1, &s->sums.top5,
-                                     &s->sums.blocks_rows, &s->sums.agreement_rows};
+  int64_t *const counts[COUNTERS] = {
+      &s->epoch,       &s->step,      &s->total_steps, &s->last.epoch,       &s->best.epoch,
+      &s->sums.images, &s->sums.top1, &s->sums.top5,   &s->sums.blocks_rows, &s->sums.agreement_rows};
   for (int i = 0; i < COUNTERS; i++)
-    if (save) counters[i] = *counts[i];
-    else *counts[i] = counters[i];
-  double *const sums[] = {&s->elapsed, &s->sums.loss, &s->sums.blocks, &s->sums.pearson, &s->sums.spearman, &s->sums.agreement_blocks, &s->sums.seconds};
+    if (save)
+      counters[i] = *counts[i];
+    else
+      *counts[i] = counters[i];
+  double *const sums[] = {&s->elapsed,      &s->sums.loss,     &s->sums.blocks,
+                          &s->sums.pearson, &s->sums.spearman, &s->sums.agreement_blocks,
+                          &s->sums.seconds};
   double *slot = numbers;
-  for (int i = 0; i < 7; i++) move(sums[i], &slot, save);
-  for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++) move(&s->sums.part[i], &slot, save);
+  for (int i = 0; i < 7; i++)
+    move(sums[i], &slot, save);
+  for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++)
+    move(&s->sums.part[i], &slot, save);
   transfer_score(&s->last, &slot, save);
   transfer_score(&s->best, &slot, save);
 }
@@ -98,14 +114,16 @@ static void set_tensor(cmkd_tensor *t, char *name, cmkd_dtype dtype, int64_t cou
   t->shape[0] = count;
 }
 
-cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, const json_t *settings, const char *path, cmkd_error *err) {
+cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, const json_t *settings, const char *path,
+                            cmkd_error *err) {
   int most = 3 + 2 * graph->params, count = 0;
   cmkd_tensor *tensors = calloc((size_t)most, sizeof *tensors);
-  char (*names)[112] = calloc((size_t)most, sizeof *names), *text = json_dumps(settings, JSON_COMPACT);
+  char(*names)[112] = calloc((size_t)most, sizeof *names), *text = json_dumps(settings, JSON_COMPACT);
   cmkd_state copy = *state; /* transfer_numbers takes it unconst */
   int64_t counters[COUNTERS];
   double numbers[NUMBERS];
-  cmkd_status status = tensors && names && text ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory while saving", path);
+  cmkd_status status =
+      tensors && names && text ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory while saving", path);
   if (status == CMKD_OK) {
     transfer_numbers(&copy, counters, numbers, 1);
     set_tensor(&tensors[count++], "counters", CMKD_I64, COUNTERS, counters);
@@ -119,7 +137,8 @@ cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, co
         cmkd_tensor *t = &tensors[count];
         set_tensor(t, names[count], CMKD_F32, p->count, slot ? state->momentum.value[i] : state->value.value[i]);
         t->dims = p->dims;
-        for (int d = 0; d < p->dims; d++) t->shape[d] = p->shape[d];
+        for (int d = 0; d < p->dims; d++)
+          t->shape[d] = p->shape[d];
         count++;
       }
     const char *keys[] = {"format", "settings", "device"}, *values[] = {STATE_FORMAT, text, state->device};
@@ -133,7 +152,8 @@ cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, co
 
 cmkd_status cmkd_state_settings(const cmkd_weights *file, json_t **out, cmkd_error *err) {
   const char *format = cmkd_weights_meta(file, "format"), *text = cmkd_weights_meta(file, "settings");
-  if (!format || strcmp(format, STATE_FORMAT) || !text) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not the state of a run of this version (%s)", file->path, STATE_FORMAT);
+  if (!format || strcmp(format, STATE_FORMAT) || !text)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not the state of a run of this version (%s)", file->path, STATE_FORMAT);
   *out = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
   if (!json_is_object(*out)) {
     if (*out) json_decref(*out);
@@ -142,13 +162,16 @@ cmkd_status cmkd_state_settings(const cmkd_weights *file, json_t **out, cmkd_err
   return CMKD_OK;
 }
 
-static cmkd_status find(const cmkd_weights *file, const char *name, cmkd_dtype dtype, int64_t count, const cmkd_tensor **out, cmkd_error *err) {
+static cmkd_status find(const cmkd_weights *file, const char *name, cmkd_dtype dtype, int64_t count,
+                        const cmkd_tensor **out, cmkd_error *err) {
   *out = cmkd_weights_find(file, name);
   if (*out && (*out)->dtype == dtype && (*out)->count == count) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s %s: the state is damaged; delete the run's folder to start afresh", file->path, name, *out ? "has another shape" : "is missing");
+  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s %s: the state is damaged; delete the run's folder to start afresh",
+                   file->path, name, *out ? "has another shape" : "is missing");
 }
 
-static cmkd_status load_params(const cmkd_graph *graph, const cmkd_weights *file, int slot, cmkd_params *params, cmkd_error *err) {
+static cmkd_status load_params(const cmkd_graph *graph, const cmkd_weights *file, int slot, cmkd_params *params,
+                               cmkd_error *err) {
   for (int i = 0; i < graph->params; i++) {
     const cmkd_param *p = &graph->param[i];
     const cmkd_tensor *t;
@@ -157,7 +180,9 @@ static cmkd_status load_params(const cmkd_graph *graph, const cmkd_weights *file
     snprintf(name, sizeof name, "%s/%s", slot ? "momentum" : "value", p->name);
     CMKD_TRY(find(file, name, CMKD_F32, p->count, &t, err));
     memcpy(params->value[i], t->data, (size_t)p->count * sizeof(float));
-    if (!all_finite(params->value[i], p->count)) return cmkd_fail(err, CMKD_ERR_VALUE, "%s: %s holds NaN or Inf; delete the run's folder to start afresh", file->path, name);
+    if (!all_finite(params->value[i], p->count))
+      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: %s holds NaN or Inf; delete the run's folder to start afresh",
+                       file->path, name);
   }
   return CMKD_OK;
 }
@@ -171,7 +196,8 @@ cmkd_status cmkd_state_load(const cmkd_graph *graph, const cmkd_weights *file, c
   memcpy(counter, counters->data, sizeof counter);
   memcpy(number, numbers->data, sizeof number);
   for (int i = 0; i < COUNTERS; i++)
-    if (counter[i] < 0) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a counter is negative: the state is damaged", file->path);
+    if (counter[i] < 0)
+      return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a counter is negative: the state is damaged", file->path);
   transfer_numbers(state, counter, number, 0);
   if (log) {
     CMKD_TRY(find(file, "log", CMKD_U8, log->count, &log, err));

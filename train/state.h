@@ -1,6 +1,6 @@
-/* Everything a run needs to go on bit-exactly: parameters, momentum, the place in the order, the sums of the epoch under way, the best
- * epoch so far and the log. Kept in one safetensors file, so that writing it is one atomic rename. Random numbers need no state: they are
- * functions of seed and place. */
+/* Everything a run needs to go on bit-exactly: parameters, momentum, the place in the order, the sums of the epoch
+ * under way, the best epoch so far and the log. Kept in one safetensors file, so that writing it is one atomic rename.
+ * Random numbers need no state: they are functions of seed and place. */
 #ifndef CMKD_TRAIN_STATE_H
 #define CMKD_TRAIN_STATE_H
 #include <jansson.h>
@@ -15,13 +15,13 @@ typedef struct cmkd_epoch_sums {
   int64_t blocks_rows, agreement_rows; /* rows behind `blocks` and behind the three after it */
   double loss, part[CMKD_LOSS_MAX_PARTS];
   double blocks, pearson, spearman, agreement_blocks;
-  double seconds;                      /* of training steps */
+  double seconds; /* of training steps */
 } cmkd_epoch_sums;
 void cmkd_epoch_sums_add(cmkd_epoch_sums *sums, const cmkd_step_result *result, int parts);
 
 /* What one epoch reached; NaN where not measured. Accuracies in percent. */
 typedef struct cmkd_score {
-  int64_t epoch;  /* from 1; 0: none yet */
+  int64_t epoch; /* from 1; 0: none yet */
   double top1, top5, test_loss, test_pearson, test_spearman, val_top1;
   double loss, train_top1, train_pearson, train_spearman, blocks;
 } cmkd_score;
@@ -31,8 +31,8 @@ typedef struct cmkd_state {
   double elapsed;                   /* seconds of all sessions of the run */
   cmkd_epoch_sums sums;
   cmkd_score last, best;
-  char *log;                        /* log.jsonl so far, zero-terminated */
-  char *device;                     /* what the backend wants to find again (its save), or NULL */
+  char *log;    /* log.jsonl so far, zero-terminated */
+  char *device; /* what the backend wants to find again (its save), or NULL */
   cmkd_params value, momentum;
 } cmkd_state;
 
@@ -42,7 +42,8 @@ cmkd_status cmkd_state_log(cmkd_state *state, const char *line, cmkd_error *err)
 /* 1 when every parameter and momentum is finite */
 int cmkd_state_finite(const cmkd_graph *graph, const cmkd_state *state);
 
-cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, const json_t *settings, const char *path, cmkd_error *err);
+cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, const json_t *settings, const char *path,
+                            cmkd_error *err);
 /* The settings alone: what a run in that file was. Caller decrefs. */
 cmkd_status cmkd_state_settings(const cmkd_weights *file, json_t **out, cmkd_error *err);
 /* Into a created state of the same graph. */

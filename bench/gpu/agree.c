@@ -46,7 +46,12 @@ static int64_t batch = 64, steps = 200, threads, classes = 100, side = 32;
 static double limit = 1e-4, lr = 0.05;
 
 /* away: `params` with norms that leave the kinks */
-typedef struct world { cmkd_graph *graph; cmkd_loss *loss; cmkd_params params, away; bench_data data; } world;
+typedef struct world {
+  cmkd_graph *graph;
+  cmkd_loss *loss;
+  cmkd_params params, away;
+  bench_data data;
+} world;
 
 /* Norms that put pre-activations at 2.5 +- 0.5, far from ReLU's and ReLU6's kinks, or at -2.5 +- 0.5 in every fourth
  * channel: there only where dense convolutions read the result. A sum could come to lie anywhere, and a depthwise
@@ -93,9 +98,13 @@ static cmkd_status side_open(const world *w, const char *name, const char *preci
   return bench_side_open(name, precision_of, (int)threads, w->graph, w->loss, (int)batch, &w->data, start, out, err);
 }
 
-/* ---- files of answers ------------------------------------------------------------------------------------------ */
+/* ---- files of answers ---- */
 
-typedef struct reference { json_t *about; uint8_t *numbers; size_t size; } reference;
+typedef struct reference {
+  json_t *about;
+  uint8_t *numbers;
+  size_t size;
+} reference;
 
 static void reference_close(reference *r) {
   json_decref(r->about);
@@ -158,10 +167,13 @@ static cmkd_status reference_make(const world *w, json_t *more, const void *numb
   return status;
 }
 
-/* ---- one step -------------------------------------------------------------------------------------------------- */
+/* ---- one step ---- */
 
 /* must: gradients, and what follows from them, have to agree. sampled: entries of a gradient in a file, 0: all. */
-typedef struct comparison { const char *weights; int must, rows, sampled; } comparison;
+typedef struct comparison {
+  const char *weights;
+  int must, rows, sampled;
+} comparison;
 
 static int comparisons(comparison out[3]) {
   out[0] = (comparison){"as_initialised", 0, (int)batch, SAMPLED};
@@ -200,7 +212,10 @@ static cmkd_status one_step(const world *w, const bench_side *s, const compariso
   return status;
 }
 
-typedef struct worst { double relative, difference, squares, of; const char *name; } worst;
+typedef struct worst {
+  double relative, difference, squares, of;
+  const char *name;
+} worst;
 
 /* Of every stride'th entry. */
 static void compare(worst *w, const char *name, const float *a, const float *b, int64_t n, int64_t stride,
@@ -251,7 +266,7 @@ static void add_worst(json_t *o, const char *what, worst w, const json_t *cpu, i
 static json_t *compare_answers(const world *w, const comparison *c, int sampled, const bench_answers *a,
                                const bench_answers *b, const json_t *cpu, int *within) {
   json_t *o =
-    json_pack("{s:s, s:i, s:f, s:f}", "weights", c->weights, "rows", c->rows, "loss", a->loss, "loss_there", b->loss);
+      json_pack("{s:s, s:i, s:f, s:f}", "weights", c->weights, "rows", c->rows, "loss", a->loss, "loss_there", b->loss);
   const double loss = fabs(a->loss - b->loss) / fabs(b->loss);
   const cmkd_graph *g = w->graph;
   worst logits = {0};
@@ -312,7 +327,8 @@ static cmkd_status step_file(const world *w, const comparison *c, int n, referen
   CMKD_TRY(reference_open(w, size, file, err));
   const json_t *cpu = json_object_get(file->about, "steps");
   int objects = json_array_size(cpu) == (size_t)n;
-  for (int i = 0; i < n; i++) objects &= json_is_object(json_array_get(cpu, (size_t)i));
+  for (int i = 0; i < n; i++)
+    objects &= json_is_object(json_array_get(cpu, (size_t)i));
   if (!objects) return bench_reference_bad(against, "damaged: it does not say how far the CPU lies from it", err);
   return CMKD_OK;
 }
@@ -321,7 +337,8 @@ static void name_sides(const bench_side side_of[2], const reference *file, json_
   json_object_set_new(out, "backend", json_string(side_of[0].table->describe(side_of[0].backend)));
   if (side_of[1].table)
     json_object_set_new(out, "against", json_string(side_of[1].table->describe(side_of[1].backend)));
-  else json_object_set_new(out, "against", json_sprintf("double reference (%s)", base_name(against)));
+  else
+    json_object_set_new(out, "against", json_sprintf("double reference (%s)", base_name(against)));
   if (file->about) json_object_set(out, "cpu", json_object_get(file->about, "cpu"));
 }
 
@@ -358,7 +375,7 @@ static cmkd_status step_mode(const world *w, json_t *out, cmkd_error *err) {
   return status;
 }
 
-/* ---- 200 steps ------------------------------------------------------------------------------------------------- */
+/* ---- 200 steps ---- */
 
 /* Of float; of tf32 and half; of bfloat16. A curve's file has a yardstick for each, in this order, behind the curve. */
 enum { ROUNDINGS = 3 };
@@ -408,7 +425,8 @@ static cmkd_status one_curve(const world *w, const char *name, const char *preci
 static double window_mean(const double *curve, int64_t from) {
   double sum = 0;
   int64_t n = steps - from < WINDOW ? steps - from : WINDOW;
-  for (int64_t i = 0; i < n; i++) sum += curve[from + i];
+  for (int64_t i = 0; i < n; i++)
+    sum += curve[from + i];
   return sum / (double)n;
 }
 
@@ -501,8 +519,10 @@ static cmkd_status report(const world *w, cmkd_error *err) {
   json_t *out = json_pack("{s:s, s:s, s:s, s:I, s:s, s:f}", "mode", mode, "arch", arch, "precision", precision, "batch",
                           (json_int_t)batch, "loss", loss_text, "lr", lr);
   cmkd_status status;
-  if (mode[0] == 's') status = step_mode(w, out, err);
-  else status = make ? make_curves(w, out, err) : curve_mode(w, out, err);
+  if (mode[0] == 's')
+    status = step_mode(w, out, err);
+  else
+    status = make ? make_curves(w, out, err) : curve_mode(w, out, err);
   if (status == CMKD_OK) {
     json_dumpf(out, stdout, JSON_REAL_PRECISION(6));
     putchar('\n');
@@ -514,23 +534,25 @@ static cmkd_status report(const world *w, cmkd_error *err) {
 int main(int argc, char **argv) {
   int sides = 0;
   const cmkd_option options[] = {
-    {"--mode", "step|curve", CMKD_OPT_STRING, &mode, "what to compare [step]", 0, 0, NULL},
-    {"--arch", "NAME", CMKD_OPT_STRING, &arch, "network [resnet20]", 0, 0, NULL},
-    {"--device", "NAME", CMKD_OPT_STRING, &device, "who is compared [cuda]", 0, 0, &sides},
-    {"--against", "NAME|FILE", CMKD_OPT_STRING, &against, "cpu, ref, or what --make wrote [cpu]", 0, 0, &sides},
-    {"--precision", "NAME", CMKD_OPT_STRING, &precision, "of --device: fp32, tf32, bf16, fp16 [fp32]", 0, 0, &sides},
-    {"--make", "FILE", CMKD_OPT_STRING, &make, "writes what --against reads: *.reference, or with a /", 0, 0, NULL},
-    {"--loss", "EXPR", CMKD_OPT_STRING, &loss_text, "[step: dkd, which has no kinks; curve: dkd+cmkd]", 0, 0, NULL},
-    {"--batch", "N", CMKD_OPT_INT, &batch, "[64]", 1, 65536, NULL},
-    {"--steps", "N", CMKD_OPT_INT, &steps, "of a curve [200]", 1, 1000000, NULL},
-    {"--limit", "X", CMKD_OPT_DOUBLE, &limit, "largest relative difference of a step [1e-4]", 0, 1, NULL},
-    {"--lr", "X", CMKD_OPT_DOUBLE, &lr, "learning rate [0.05]", 0, 10, NULL},
-    {"--classes", "N", CMKD_OPT_INT, &classes, "[100]", 2, 100000, NULL},
-    {"--side", "N", CMKD_OPT_INT, &side, "height and width of an image [32]", 8, 512, NULL},
-    {"--threads", "N", CMKD_OPT_INT, &threads, "of the CPU [all cores]", 1, 4096, NULL},
-    {0}};
-  const cmkd_command command = {
-    .name = "agree", .summary = "a device's training steps beside another's", .usage = "[options]", .options = options};
+      {"--mode", "step|curve", CMKD_OPT_STRING, &mode, "what to compare [step]", 0, 0, NULL},
+      {"--arch", "NAME", CMKD_OPT_STRING, &arch, "network [resnet20]", 0, 0, NULL},
+      {"--device", "NAME", CMKD_OPT_STRING, &device, "who is compared [cuda]", 0, 0, &sides},
+      {"--against", "NAME|FILE", CMKD_OPT_STRING, &against, "cpu, ref, or what --make wrote [cpu]", 0, 0, &sides},
+      {"--precision", "NAME", CMKD_OPT_STRING, &precision, "of --device: fp32, tf32, bf16, fp16 [fp32]", 0, 0, &sides},
+      {"--make", "FILE", CMKD_OPT_STRING, &make, "writes what --against reads: *.reference, or with a /", 0, 0, NULL},
+      {"--loss", "EXPR", CMKD_OPT_STRING, &loss_text, "[step: dkd, which has no kinks; curve: dkd+cmkd]", 0, 0, NULL},
+      {"--batch", "N", CMKD_OPT_INT, &batch, "[64]", 1, 65536, NULL},
+      {"--steps", "N", CMKD_OPT_INT, &steps, "of a curve [200]", 1, 1000000, NULL},
+      {"--limit", "X", CMKD_OPT_DOUBLE, &limit, "largest relative difference of a step [1e-4]", 0, 1, NULL},
+      {"--lr", "X", CMKD_OPT_DOUBLE, &lr, "learning rate [0.05]", 0, 10, NULL},
+      {"--classes", "N", CMKD_OPT_INT, &classes, "[100]", 2, 100000, NULL},
+      {"--side", "N", CMKD_OPT_INT, &side, "height and width of an image [32]", 8, 512, NULL},
+      {"--threads", "N", CMKD_OPT_INT, &threads, "of the CPU [all cores]", 1, 4096, NULL},
+      {0}};
+  const cmkd_command command = {.name = "agree",
+                                .summary = "a device's training steps beside another's",
+                                .usage = "[options]",
+                                .options = options};
   cmkd_error err = {0};
   world w = {0};
   int help = 0;

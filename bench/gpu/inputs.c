@@ -13,15 +13,19 @@ static cmkd_status set_digest(json_t *o, const char *what, cmkd_hasher *h, cmkd_
 cmkd_status bench_digest_params(json_t *o, const char *what, const cmkd_graph *g, const cmkd_params *p,
                                 cmkd_error *err) {
   cmkd_hasher *h = cmkd_hasher_start();
-  for (int i = 0; i < g->params; i++) cmkd_hasher_update(h, p->value[i], (size_t)g->param[i].count * sizeof(float));
+  for (int i = 0; i < g->params; i++)
+    cmkd_hasher_update(h, p->value[i], (size_t)g->param[i].count * sizeof(float));
   return set_digest(o, what, h, err);
 }
 
 static cmkd_status set_data_digests(json_t *o, const bench_data *d, cmkd_error *err) {
-  const struct { const char *what; const void *data; size_t size; } part[] = {
-    {"images", d->pixels, (size_t)d->n * (size_t)(d->shape.height * d->shape.width * d->shape.channels)},
-    {"labels", d->labels, (size_t)d->n * sizeof *d->labels},
-    {"teacher rows", d->teacher, (size_t)d->n * (size_t)d->shape.classes * sizeof *d->teacher}};
+  const struct {
+    const char *what;
+    const void *data;
+    size_t size;
+  } part[] = {{"images", d->pixels, (size_t)d->n * (size_t)(d->shape.height * d->shape.width * d->shape.channels)},
+              {"labels", d->labels, (size_t)d->n * sizeof *d->labels},
+              {"teacher rows", d->teacher, (size_t)d->n * (size_t)d->shape.classes * sizeof *d->teacher}};
   for (size_t i = 0; i < sizeof part / sizeof *part; i++) {
     cmkd_hasher *h = cmkd_hasher_start();
     cmkd_hasher_update(h, part[i].data, part[i].size);

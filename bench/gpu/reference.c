@@ -13,7 +13,7 @@ enum { MAGIC_SIZE = sizeof MAGIC - 1, HEAD_SIZE = MAGIC_SIZE + CMKD_SHA256_HEX, 
 enum { PLANES = 3, SIGN = 1 << 23 };
 #define MOST_WHOLE 8388607.0 /* 2^23 - 1 */
 
-/* ---- the file -------------------------------------------------------------------------------------------------- */
+/* ---- the file ---- */
 
 cmkd_status bench_reference_bad(const char *name, const char *what, cmkd_error *err) {
   return cmkd_fail(err, CMKD_ERR_FORMAT, "%.200s: %s; make it again: make gpu-reference", name, what);
@@ -33,7 +33,8 @@ cmkd_status bench_reference_write(const char *path, const json_t *about, const v
     plain[length - 1] = '\n';
     memcpy(plain + length, numbers, size);
     const size_t got = ZSTD_compress(packed, bound, plain, length + size, LEVEL);
-    if (ZSTD_isError(got)) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: %s", path, ZSTD_getErrorName(got));
+    if (ZSTD_isError(got))
+      status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: %s", path, ZSTD_getErrorName(got));
     else {
       cmkd_sha256(packed, got, head + MAGIC_SIZE);
       head[HEAD_SIZE - 1] = '\n';
@@ -120,7 +121,7 @@ cmkd_status bench_reference_match(const json_t *about, const json_t *settings, c
   return CMKD_OK;
 }
 
-/* ---- a step ---------------------------------------------------------------------------------------------------- */
+/* ---- a step ---- */
 
 cmkd_status bench_answers_create(const cmkd_graph *graph, int count, bench_answers *out, cmkd_error *err) {
   memset(out, 0, sizeof *out);
@@ -141,7 +142,8 @@ void bench_answers_free(bench_answers *a) {
 int64_t bench_stride(int64_t entries, int sampled) {
   int64_t stride = sampled ? (entries - 1) / sampled + 1 : 1;
   /* no factor of 2 or 3: it would meet one tap of a kernel, or a few channels, only */
-  while (stride > 1 && (stride % 2 == 0 || stride % 3 == 0)) stride++;
+  while (stride > 1 && (stride % 2 == 0 || stride % 3 == 0))
+    stride++;
   return stride;
 }
 
@@ -156,7 +158,8 @@ static int64_t stored(const bench_packing *p, int i) {
 /* Numbers in a plane. */
 static size_t plane_size(const bench_packing *p) {
   size_t sum = 0;
-  for (int i = 0; i < p->graph->params; i++) sum += (size_t)stored(p, i);
+  for (int i = 0; i < p->graph->params; i++)
+    sum += (size_t)stored(p, i);
   return sum;
 }
 
@@ -164,7 +167,8 @@ static size_t plane_size(const bench_packing *p) {
 size_t bench_packed_size(const bench_packing *p) {
   const cmkd_graph *g = p->graph;
   size_t floats = (size_t)p->count * (size_t)g->classes;
-  for (int i = 0; i < g->params; i++) floats += trained(g, i) ? 0 : (size_t)g->param[i].count;
+  for (int i = 0; i < g->params; i++)
+    floats += trained(g, i) ? 0 : (size_t)g->param[i].count;
   return (1 + (size_t)g->params) * sizeof(double) + floats * sizeof(float) + PLANES * plane_size(p);
 }
 
@@ -180,13 +184,15 @@ static void take(const uint8_t **at, void *to, size_t size) {
 
 double bench_largest(const float *x, int64_t n, int64_t stride) {
   double most = 0;
-  for (int64_t i = 0; i < n; i += stride) most = fmax(most, fabs((double)x[i]));
+  for (int64_t i = 0; i < n; i += stride)
+    most = fmax(most, fabs((double)x[i]));
   return most;
 }
 
 static int all_finite(const float *x, int64_t n) {
   int finite = 1;
-  for (int64_t i = 0; i < n; i++) finite &= isfinite(x[i]) != 0;
+  for (int64_t i = 0; i < n; i++)
+    finite &= isfinite(x[i]) != 0;
   return finite;
 }
 
@@ -241,7 +247,8 @@ cmkd_status bench_answers_pack(const bench_packing *p, const bench_answers *a, u
     const double most = bench_largest(gradient, n, stride), scale = most > 0 ? MOST_WHOLE / most : 0;
     for (int64_t j = 0; trained(g, i) && j < n; j += stride, at++) {
       const uint32_t whole = (uint32_t)(int64_t)nearbyint(scale * (double)gradient[j]);
-      for (int b = 0; b < PLANES; b++) at[(size_t)b * plane] = (uint8_t)(whole >> 8 * (PLANES - 1 - b));
+      for (int b = 0; b < PLANES; b++)
+        at[(size_t)b * plane] = (uint8_t)(whole >> 8 * (PLANES - 1 - b));
     }
   }
   return check_packed(p, a, packed, err);
@@ -253,7 +260,8 @@ static void unpack_param(const bench_packing *p, int i, double most, const uint8
   const int64_t n = p->graph->param[i].count, stride = bench_stride(n, p->sampled);
   for (int64_t j = 0; j < n; j += stride, at++) {
     uint32_t whole = 0;
-    for (int b = 0; b < PLANES; b++) whole = whole << 8 | at[(size_t)b * plane];
+    for (int b = 0; b < PLANES; b++)
+      whole = whole << 8 | at[(size_t)b * plane];
     const int64_t with_sign = whole & SIGN ? (int64_t)whole - 2 * SIGN : whole;
     const double gradient = most / MOST_WHOLE * (double)with_sign, start = (double)p->start->value[i][j];
     const double momentum = gradient + p->weight_decay * start;

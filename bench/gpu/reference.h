@@ -43,8 +43,8 @@ typedef struct bench_packing {
   const cmkd_graph *graph;
   const cmkd_params *start; /* parameters before the step */
   double lr, weight_decay;
-  int count;                /* rows of the step */
-  int sampled;              /* 0: all entries of a gradient; n: at most n, every bench_stride(entries, n)th */
+  int count;   /* rows of the step */
+  int sampled; /* 0: all entries of a gradient; n: at most n, every bench_stride(entries, n)th */
 } bench_packing;
 int64_t bench_stride(int64_t entries, int sampled);
 double bench_largest(const float *x, int64_t n, int64_t stride); /* |x[i]| of every stride'th */

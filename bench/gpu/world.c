@@ -15,23 +15,28 @@ cmkd_status bench_data_create(cmkd_net_shape shape, uint32_t n, uint64_t seed, b
   const int h = shape.height, w = shape.width, c = shape.channels;
   const size_t pattern_size = (size_t)(CELLS * CELLS * c), image = (size_t)(h * w * c);
   double *pattern = malloc((size_t)shape.classes * pattern_size * sizeof *pattern);
-  *out = (bench_data){shape, n, malloc(n * image), malloc(n * sizeof(int32_t)), malloc((size_t)n * (size_t)shape.classes * sizeof(float))};
+  *out = (bench_data){shape, n, malloc(n * image), malloc(n * sizeof(int32_t)),
+                      malloc((size_t)n * (size_t)shape.classes * sizeof(float))};
   if (!pattern || !out->pixels || !out->labels || !out->teacher) {
     free(pattern);
     return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u made-up images", n);
   }
   cmkd_rng rng = cmkd_rng_start(seed, CMKD_STREAM_TEST, 0);
-  for (size_t i = 0; i < (size_t)shape.classes * pattern_size; i++) pattern[i] = 60 * cmkd_rng_normal(&rng);
+  for (size_t i = 0; i < (size_t)shape.classes * pattern_size; i++)
+    pattern[i] = 60 * cmkd_rng_normal(&rng);
   for (uint32_t i = 0; i < n; i++) {
     const int label = out->labels[i] = (int32_t)cmkd_rng_below(&rng, (uint32_t)shape.classes);
     for (int y = 0; y < h; y++)
       for (int x = 0; x < w; x++)
         for (int k = 0; k < c; k++)
-          out->pixels[(size_t)i * image + (size_t)((y * w + x) * c + k)] =
-            pixel_of(128 + pattern[(size_t)label * pattern_size + (size_t)((y * CELLS / h * CELLS + x * CELLS / w) * c + k)] + 50 * (cmkd_rng_uniform(&rng) - 0.5));
+          out->pixels[(size_t)i * image + (size_t)((y * w + x) * c + k)] = pixel_of(
+              128 + pattern[(size_t)label * pattern_size + (size_t)((y * CELLS / h * CELLS + x * CELLS / w) * c + k)] +
+              50 * (cmkd_rng_uniform(&rng) - 0.5));
     for (int k = 0; k < shape.classes; k++) {
       const int apart = abs(k - label) % shape.classes;
-      out->teacher[(size_t)i * (size_t)shape.classes + (size_t)k] = (float)(cmkd_rng_normal(&rng) + (apart == 0 ? 8 : apart <= 2 ? 3 : 0));
+      out->teacher[(size_t)i * (size_t)shape.classes + (size_t)k] = (float)(cmkd_rng_normal(&rng) + (apart == 0   ? 8
+                                                                                                     : apart <= 2 ? 3
+                                                                                                                  : 0));
     }
   }
   free(pattern);
@@ -46,8 +51,15 @@ void bench_data_free(bench_data *data) {
 
 cmkd_status bench_steps_create(int k, int batch, int classes, bench_steps *out, cmkd_error *err) {
   const size_t rows = (size_t)k * (size_t)batch;
-  *out = (bench_steps){calloc((size_t)k, sizeof *out->step), malloc(rows * sizeof *out->rows), malloc(rows * sizeof *out->seeds), malloc(rows * (size_t)classes * sizeof *out->teacher), k, batch};
-  return out->step && out->rows && out->seeds && out->teacher ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %d steps of %d", k, batch);
+  *out = (bench_steps){calloc((size_t)k, sizeof *out->step),
+                       malloc(rows * sizeof *out->rows),
+                       malloc(rows * sizeof *out->seeds),
+                       malloc(rows * (size_t)classes * sizeof *out->teacher),
+                       k,
+                       batch};
+  return out->step && out->rows && out->seeds && out->teacher
+             ? CMKD_OK
+             : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %d steps of %d", k, batch);
 }
 
 void bench_steps_fill(bench_steps *s, const bench_data *data, int64_t first, int count, int with_teacher, double lr) {
@@ -59,9 +71,15 @@ void bench_steps_fill(bench_steps *s, const bench_data *data, int64_t first, int
       const uint32_t row = (uint32_t)(place * 7919 % data->n);
       s->rows[at + (size_t)j] = row;
       s->seeds[at + (size_t)j] = place * 977 + 31;
-      if (with_teacher) memcpy(s->teacher + (at + (size_t)j) * classes, data->teacher + row * classes, classes * sizeof *s->teacher);
+      if (with_teacher)
+        memcpy(s->teacher + (at + (size_t)j) * classes, data->teacher + row * classes, classes * sizeof *s->teacher);
     }
-    s->step[i] = (cmkd_step){.count = count, .rows = s->rows + at, .seeds = s->seeds + at, .teacher = with_teacher ? s->teacher + at * classes : NULL, .lr = lr, .epoch = 30};
+    s->step[i] = (cmkd_step){.count = count,
+                             .rows = s->rows + at,
+                             .seeds = s->seeds + at,
+                             .teacher = with_teacher ? s->teacher + at * classes : NULL,
+                             .lr = lr,
+                             .epoch = 30};
   }
 }
 
@@ -86,21 +104,36 @@ cmkd_status bench_backend_find(const char *device, const cmkd_backend_table **ou
   if (there) setenv("CMKD_CUDA_PLUGIN", path, 1);
   cmkd_status status = cmkd_backend_find(device, out, err);
   if (status == CMKD_ERR_UNSUPPORTED && path && !there && err && strstr(err->message, "is not here"))
-    cmkd_fail(err, status, "--device cuda: there is no %s; build it with the CUDA toolkit (make), set CMKD_CUDA_PLUGIN, or "
-              "use --device cpu", path);
+    cmkd_fail(err, status,
+              "--device cuda: there is no %s; build it with the CUDA toolkit (make), set CMKD_CUDA_PLUGIN, or "
+              "use --device cpu",
+              path);
   free(dir);
   free(path);
   return status;
 }
 
-cmkd_status bench_side_open(const char *device, const char *precision, int threads, const cmkd_graph *graph, const cmkd_loss *loss, int batch, const bench_data *data, const cmkd_params *params, bench_side *out, cmkd_error *err) {
+cmkd_status bench_side_open(const char *device, const char *precision, int threads, const cmkd_graph *graph,
+                            const cmkd_loss *loss, int batch, const bench_data *data, const cmkd_params *params,
+                            bench_side *out, cmkd_error *err) {
   const cmkd_net_shape s = data->shape;
   memset(out, 0, sizeof *out);
   CMKD_TRY(bench_backend_find(device, &out->table, err));
   CMKD_TRY(out->table->open(&(cmkd_backend_options){.threads = threads, .precision = precision}, &out->backend, err));
-  CMKD_TRY(out->table->images_create(out->backend, data->pixels, data->labels, data->n, s.height, s.width, s.channels, &out->images, err));
-  CMKD_TRY(out->table->model_create(out->backend, &(cmkd_model_config){.graph = graph, .batch = batch, .train = loss != NULL, .mean = {.5f, .5f, .5f}, .std = {.25f, .25f, .25f}, .policy = CMKD_AUGMENT_CROP_FLIP,
-                                                                       .loss = loss, .momentum = .9f, .weight_decay = 5e-4f, .kappa = 2}, &out->model, err));
+  CMKD_TRY(out->table->images_create(out->backend, data->pixels, data->labels, data->n, s.height, s.width, s.channels,
+                                     &out->images, err));
+  CMKD_TRY(out->table->model_create(out->backend,
+                                    &(cmkd_model_config){.graph = graph,
+                                                         .batch = batch,
+                                                         .train = loss != NULL,
+                                                         .mean = {.5f, .5f, .5f},
+                                                         .std = {.25f, .25f, .25f},
+                                                         .policy = CMKD_AUGMENT_CROP_FLIP,
+                                                         .loss = loss,
+                                                         .momentum = .9f,
+                                                         .weight_decay = 5e-4f,
+                                                         .kappa = 2},
+                                    &out->model, err));
   return out->table->upload(out->model, CMKD_SLOT_VALUE, (const float *const *)params->value, err);
 }
 
@@ -119,7 +152,8 @@ cmkd_status bench_steps_train(const bench_side *s, const bench_steps *block, int
     k = n - got < CAPACITY ? n - got : CAPACITY;
     CMKD_TRY(s->table->read(s->model, result, &k, err));
     if (k <= 0) return cmkd_fail(err, CMKD_ERR_DEVICE, "%s gave back %d of %d steps", s->table->name, got, n);
-    for (int i = 0; i < k; i++) loss[got + i] = result[i].loss.loss;
+    for (int i = 0; i < k; i++)
+      loss[got + i] = result[i].loss.loss;
   }
   return CMKD_OK;
 }

@@ -14,7 +14,8 @@ uint32_t cmkd_codec_keep(const char *name) {
   const char *digits = strchr(name, ':'), *end = digits ? digits + 1 : "";
   uint32_t keep = 0;
   if (*end < '1') return 0; /* one text a number */
-  for (; *end >= '0' && *end <= '9' && keep < 1000000; end++) keep = keep * 10 + (uint32_t)(*end - '0');
+  for (; *end >= '0' && *end <= '9' && keep < 1000000; end++)
+    keep = keep * 10 + (uint32_t)(*end - '0');
   return *end ? 0 : keep;
 }
 
@@ -25,12 +26,15 @@ cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error
     size_t length = strlen(codec->name);
     if (strncmp(codec->name, name, length) != 0 || (name[length] && name + length != colon)) continue;
     if (!codec->thin && colon) break;
-    if (codec->thin && !cmkd_codec_keep(name)) return cmkd_fail(err, CMKD_ERR_USAGE, "codec \"%.40s\": say how many logits of a row it keeps, for example %s:10", name, codec->name);
+    if (codec->thin && !cmkd_codec_keep(name))
+      return cmkd_fail(err, CMKD_ERR_USAGE, "codec \"%.40s\": say how many logits of a row it keeps, for example %s:10",
+                       name, codec->name);
     *out = codec;
     return CMKD_OK;
   }
   const char *near = cmkd_nearest(name, names);
-  if (near) return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; did you mean \"%s\"? (" KNOWN ")", name, near);
+  if (near)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; did you mean \"%s\"? (" KNOWN ")", name, near);
   return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; this build has " KNOWN, name);
 }
 
@@ -58,7 +62,11 @@ int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit) {
 
 void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) {
   const cmkd_codec_kernels *kernels = cmkd_codec_kernels_get();
-  if (item == 2 && kernels->shuffle2) { kernels->shuffle2(in, out, count); return; }
+  if (item == 2 && kernels->shuffle2) {
+    kernels->shuffle2(in, out, count);
+    return;
+  }
   for (int p = 0; p < item; p++)
-    for (size_t e = 0; e < count; e++) out[(size_t)p * count + e] = in[e * (size_t)item + (size_t)p];
+    for (size_t e = 0; e < count; e++)
+      out[(size_t)p * count + e] = in[e * (size_t)item + (size_t)p];
 }

@@ -1,5 +1,6 @@
-/* How a row of logits becomes bytes. One file a codec, one line in the registry (codec.c). A codec turns (rows, C) floats into (rows, C)
- * items of 1, 2 or 4 bytes, plus at most two half-precision numbers a row; compression is the chunk's business (chunk.h). */
+/* How a row of logits becomes bytes. One file a codec, one line in the registry (codec.c). A codec turns (rows, C)
+ * floats into (rows, C) items of 1, 2 or 4 bytes, plus at most two half-precision numbers a row; compression is the
+ * chunk's business (chunk.h). */
 #ifndef CMKD_FORMATS_CACHE_CODEC_H
 #define CMKD_FORMATS_CACHE_CODEC_H
 #include <stddef.h>
@@ -16,18 +17,19 @@ typedef struct cmkd_chunk_view {
 
 typedef struct cmkd_codec {
   const char *name;
-  const char *summary;   /* one line for help and docs */
-  int item;              /* bytes of one class in /logits */
-  int row_numbers;       /* 1: /row_max and /row_range exist */
-  double limit;          /* largest |logit| it can hold */
-  double tolerance;      /* |decoded - original| <= tolerance * max(1, |original|), or for row codecs of the row's range */
+  const char *summary; /* one line for help and docs */
+  int item;            /* bytes of one class in /logits */
+  int row_numbers;     /* 1: /row_max and /row_range exist */
+  double limit;        /* largest |logit| it can hold */
+  double tolerance; /* |decoded - original| <= tolerance * max(1, |original|), or for row codecs of the row's range */
   /* logits (rows, C) -> items (rows * C * item bytes, little endian). row_max, row_range (rows) where it has them.
    * Every logit is finite and within `limit`. */
-  void (*encode)(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max, uint16_t *row_range);
+  void (*encode)(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max,
+                 uint16_t *row_range);
   /* rows [first, first + rows) of a chunk -> out (rows, C) */
   void (*decode)(const cmkd_chunk_view *chunk, size_t first, size_t rows, float *out);
-  /* Codecs that keep K logits of a row, under the name NAME:K, else NULL: what decoding will give but for rounding, row (classes) -> out (classes),
-   * 0 < keep < classes. Goes before encode. */
+  /* Codecs that keep K logits of a row, under the name NAME:K, else NULL: what decoding will give but for rounding, row
+   * (classes) -> out (classes), 0 < keep < classes. Goes before encode. */
   void (*thin)(const float *row, size_t classes, uint32_t keep, float *out);
 } cmkd_codec;
 

@@ -1,6 +1,6 @@
-/* u8sqrt: one byte a class, finest near the top: logit = max - range * (q / 255)^2. q is 0 for the argmax (the first one) and at least 1
- * for all others, so the decoded argmax is exact. Decoding is defined in float32 without fused operations:
- * step = range / 65025; logit = max - step * (q * q). */
+/* u8sqrt: one byte a class, finest near the top: logit = max - range * (q / 255)^2. q is 0 for the argmax (the first
+ * one) and at least 1 for all others, so the decoded argmax is exact. Decoding is defined in float32 without fused
+ * operations: step = range / 65025; logit = max - step * (q * q). */
 #include <math.h>
 #include "base/half.h"
 #include "formats/cache/codec.h"
@@ -22,7 +22,8 @@ static void encode_row(const float *row, size_t classes, uint8_t *q, uint16_t *r
   uint16_t range = half_at_least(fminf(max - least, 65504.0f));
   float stored_max = cmkd_half_to_float(*row_max);
   if (max > least) /* a range too small to tell q = 1 from q = 0 in float32 would lose the argmax */
-    while (range < 0x7BFF && !(stored_max - cmkd_half_to_float(range) / 65025.0f < stored_max)) range++;
+    while (range < 0x7BFF && !(stored_max - cmkd_half_to_float(range) / 65025.0f < stored_max))
+      range++;
   *row_range = range;
   double scale = cmkd_half_to_float(range);
   for (size_t c = 0; c < classes; c++) {
@@ -33,17 +34,23 @@ static void encode_row(const float *row, size_t classes, uint8_t *q, uint16_t *r
   q[top] = 0;
 }
 
-static void encode(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max, uint16_t *row_range) {
-  for (size_t r = 0; r < rows; r++) encode_row(logits + r * classes, classes, items + r * classes, row_max + r, row_range + r);
+static void encode(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max,
+                   uint16_t *row_range) {
+  for (size_t r = 0; r < rows; r++)
+    encode_row(logits + r * classes, classes, items + r * classes, row_max + r, row_range + r);
 }
 
 static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, float *out) {
   const cmkd_codec_kernels *kernels = cmkd_codec_kernels_get();
   for (size_t r = 0; r < rows; r++) {
     const uint8_t *q = chunk->raw + (first + r) * chunk->classes;
-    float max = cmkd_half_to_float(chunk->row_max[first + r]), step = cmkd_half_to_float(chunk->row_range[first + r]) / 65025.0f;
+    float max = cmkd_half_to_float(chunk->row_max[first + r]),
+          step = cmkd_half_to_float(chunk->row_range[first + r]) / 65025.0f;
     float *target = out + r * chunk->classes;
-    if (kernels->float_from_u8sqrt) { kernels->float_from_u8sqrt(q, max, step, target, chunk->classes); continue; }
+    if (kernels->float_from_u8sqrt) {
+      kernels->float_from_u8sqrt(q, max, step, target, chunk->classes);
+      continue;
+    }
     for (size_t c = 0; c < chunk->classes; c++) {
       float drop = step * (float)(q[c] * q[c]);
       target[c] = max - drop;
@@ -51,4 +58,5 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   }
 }
 
-const cmkd_codec cmkd_codec_u8sqrt = {"u8sqrt", "one byte a class, half the size, argmax exact", 1, 1, 65504, 1.0 / 128, encode, decode, NULL};
+const cmkd_codec cmkd_codec_u8sqrt = {
+    "u8sqrt", "one byte a class, half the size, argmax exact", 1, 1, 65504, 1.0 / 128, encode, decode, NULL};

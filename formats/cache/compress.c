@@ -1,5 +1,5 @@
-/* The writer's threads: some compress chunks, one publishes the sealed shard. Chunks land in fixed places, so the order of work does not
- * show in the file. */
+/* The writer's threads: some compress chunks, one publishes the sealed shard. Chunks land in fixed places, so the order
+ * of work does not show in the file. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/progress.h"
@@ -13,7 +13,9 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
 }
 
 /* Buffers for chunks, raw or compressed, go round: a few hundred KB from malloc would be fresh pages each time. */
-static size_t buffer_size(const cmkd_cache_writer *w) { return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item); }
+static size_t buffer_size(const cmkd_cache_writer *w) {
+  return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item);
+}
 
 uint8_t *cmkd_writer_buffer_take(cmkd_cache_writer *w) {
   pthread_mutex_lock(&w->buffer_mutex);
@@ -46,7 +48,9 @@ static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
   size_t elements = (size_t)job->shard->rows * w->head.classes;
   chunk->stored = cmkd_writer_buffer_take(w);
-  chunk->size = coder && planes && chunk->stored ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, planes, chunk->stored) : 0;
+  chunk->size = coder && planes && chunk->stored
+                    ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, planes, chunk->stored)
+                    : 0;
   cmkd_writer_buffer_return(w, chunk->items);
   chunk->items = NULL;
   return chunk->size != 0;
@@ -58,7 +62,8 @@ static void *compressor(void *argument) {
   uint8_t *planes = malloc(buffer_size(w));
   pthread_mutex_lock(&w->mutex);
   for (;;) {
-    while (!w->queued && !w->stop) pthread_cond_wait(&w->work, &w->mutex);
+    while (!w->queued && !w->stop)
+      pthread_cond_wait(&w->work, &w->mutex);
     if (!w->queued) break;
     cmkd_chunk_job job = w->queue[w->head_at];
     w->head_at = (w->head_at + 1) % CMKD_WRITER_QUEUE;
@@ -87,7 +92,8 @@ static void *publisher(void *argument) {
   cmkd_cache_writer *w = argument;
   pthread_mutex_lock(&w->mutex);
   for (;;) {
-    while (!(w->sealed && !w->sealed->pending) && !(w->stop && !w->sealed)) pthread_cond_wait(&w->changed, &w->mutex);
+    while (!(w->sealed && !w->sealed->pending) && !(w->stop && !w->sealed))
+      pthread_cond_wait(&w->changed, &w->mutex);
     if (!w->sealed) break;
     cmkd_shard_work *shard = w->sealed;
     cmkd_status status = w->failure.status;
@@ -108,8 +114,10 @@ cmkd_status cmkd_writer_threads_start(cmkd_cache_writer *w, cmkd_error *err) {
   w->threads = calloc((size_t)w->thread_count, sizeof *w->threads);
   if (!w->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for threads");
   for (; w->threads_started < w->thread_count; w->threads_started++)
-    if (pthread_create(w->threads + w->threads_started, NULL, compressor, w) != 0) return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start %d threads; lower --threads", w->thread_count);
-  if (pthread_create(&w->publisher, NULL, publisher, w) != 0) return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start a thread; lower --threads");
+    if (pthread_create(w->threads + w->threads_started, NULL, compressor, w) != 0)
+      return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start %d threads; lower --threads", w->thread_count);
+  if (pthread_create(&w->publisher, NULL, publisher, w) != 0)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start a thread; lower --threads");
   w->publisher_started = 1;
   return CMKD_OK;
 }
@@ -121,7 +129,8 @@ void cmkd_writer_threads_stop(cmkd_cache_writer *w) {
   pthread_cond_broadcast(&w->changed);
   pthread_mutex_unlock(&w->mutex);
   if (w->publisher_started) pthread_join(w->publisher, NULL);
-  for (int i = 0; i < w->threads_started; i++) pthread_join(w->threads[i], NULL);
+  for (int i = 0; i < w->threads_started; i++)
+    pthread_join(w->threads[i], NULL);
   free(w->threads);
 }
 
@@ -140,7 +149,8 @@ cmkd_status cmkd_writer_failed(cmkd_cache_writer *w, cmkd_error *err) {
 cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uint64_t chunk, cmkd_error *err) {
   pthread_mutex_lock(&w->mutex);
   unsigned most = (unsigned)w->thread_count * 2 < CMKD_WRITER_QUEUE ? (unsigned)w->thread_count * 2 : CMKD_WRITER_QUEUE;
-  while (w->queued >= most && w->failure.status == CMKD_OK) pthread_cond_wait(&w->space, &w->mutex);
+  while (w->queued >= most && w->failure.status == CMKD_OK)
+    pthread_cond_wait(&w->space, &w->mutex);
   cmkd_status status = failed_locked(w, err);
   if (status == CMKD_OK) {
     w->queue[(w->head_at + w->queued) % CMKD_WRITER_QUEUE] = (cmkd_chunk_job){shard, chunk};
@@ -154,7 +164,8 @@ cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uin
 
 cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
   pthread_mutex_lock(&w->mutex);
-  while (w->sealed && w->failure.status == CMKD_OK) pthread_cond_wait(&w->changed, &w->mutex);
+  while (w->sealed && w->failure.status == CMKD_OK)
+    pthread_cond_wait(&w->changed, &w->mutex);
   cmkd_status status = failed_locked(w, err);
   if (status == CMKD_OK) {
     w->sealed = shard;
@@ -166,13 +177,15 @@ cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_
 
 void cmkd_writer_drain(cmkd_cache_writer *w, const cmkd_shard_work *shard) {
   pthread_mutex_lock(&w->mutex);
-  while (shard->pending) pthread_cond_wait(&w->changed, &w->mutex);
+  while (shard->pending)
+    pthread_cond_wait(&w->changed, &w->mutex);
   pthread_mutex_unlock(&w->mutex);
 }
 
 cmkd_status cmkd_cache_writer_wait(cmkd_cache_writer *w, cmkd_error *err) {
   pthread_mutex_lock(&w->mutex);
-  while (w->sealed && w->failure.status == CMKD_OK) pthread_cond_wait(&w->changed, &w->mutex);
+  while (w->sealed && w->failure.status == CMKD_OK)
+    pthread_cond_wait(&w->changed, &w->mutex);
   cmkd_status status = failed_locked(w, err);
   pthread_mutex_unlock(&w->mutex);
   return status;

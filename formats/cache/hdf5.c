@@ -1,5 +1,5 @@
-/* libhdf5 with the core driver and no backing store: a full disk is then our own write() failing. Version 1.10's habits (stale superblock
- * checksum, object times of the root group) are dealt with here. */
+/* libhdf5 with the core driver and no backing store: a full disk is then our own write() failing. Version 1.10's habits
+ * (stale superblock checksum, object times of the root group) are dealt with here. */
 #include "formats/cache/hdf5.h"
 #include <hdf5.h>
 #include <pthread.h>
@@ -9,15 +9,21 @@
 #include "formats/cache/hash.h"
 
 #define ZSTD_FILTER ((H5Z_filter_t)32015)
-#define FILTER_NAME "Zstandard compression: http://www.zstd.net" /* stored in every file: changing it changes all hashes */
+#define FILTER_NAME \
+  "Zstandard compression: http://www.zstd.net" /* stored in every file: changing it changes all hashes */
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* libhdf5 is one per process and not thread-safe */
 
 /* Chunks arrive compressed, so the registered filter is never run. */
-static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *capacity, void **buffer) { return 0; }
-static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1, 1, FILTER_NAME, NULL, NULL, (H5Z_func_t)no_filter};
+static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *capacity,
+                        void **buffer) {
+  return 0;
+}
+static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1,    1,
+                                          FILTER_NAME,      NULL,        NULL, (H5Z_func_t)no_filter};
 
-/* libhdf5 builds its file in our buffer, which stays when the file is closed and serves the next one: no copy, no fresh pages. */
+/* libhdf5 builds its file in our buffer, which stays when the file is closed and serves the next one: no copy, no fresh
+ * pages. */
 static cmkd_image *building; /* guarded by `lock` */
 static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *unused) {
   if (size <= building->capacity) return building->bytes;
@@ -28,8 +34,12 @@ static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void 
   building->capacity = capacity;
   return bytes;
 }
-static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) { return image_resize(NULL, size, op, unused); }
-static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *unused) { return memcpy(to, from, size); }
+static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) {
+  return image_resize(NULL, size, op, unused);
+}
+static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *unused) {
+  return memcpy(to, from, size);
+}
 static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *unused) { return 0; }
 
 void cmkd_image_free(cmkd_image *image) {
@@ -38,9 +48,17 @@ void cmkd_image_free(cmkd_image *image) {
 }
 
 /* Sticky failure: after the first error every step is skipped, and closing still works. */
-typedef struct image { hid_t file; int failed; } image;
-static hid_t keep(image *im, hid_t id) { if (id < 0) im->failed = 1; return id; }
-static void need(image *im, herr_t status) { if (status < 0) im->failed = 1; }
+typedef struct image {
+  hid_t file;
+  int failed;
+} image;
+static hid_t keep(image *im, hid_t id) {
+  if (id < 0) im->failed = 1;
+  return id;
+}
+static void need(image *im, herr_t status) {
+  if (status < 0) im->failed = 1;
+}
 
 static void image_open(image *im, size_t increment) {
   hid_t access = keep(im, H5Pcreate(H5P_FILE_ACCESS)), create = keep(im, H5Pcreate(H5P_FILE_CREATE));
@@ -61,14 +79,20 @@ static void image_close(image *im) {
   if (im->file >= 0) {
     if (!im->failed) need(im, H5Fflush(im->file, H5F_SCOPE_GLOBAL));
     if (!im->failed) bytes = H5Fget_file_image(im->file, NULL, 0);
-    if (bytes >= 48) memcpy(superblock, building->bytes, sizeof superblock); /* closing gives back unused space: a file end before the image's */
+    if (bytes >= 48)
+      memcpy(superblock, building->bytes,
+             sizeof superblock); /* closing gives back unused space: a file end before the image's */
     need(im, H5Fclose(im->file));
   }
-  if (im->failed || bytes < 48 || (size_t)bytes > building->capacity) { im->failed = 1; return; }
+  if (im->failed || bytes < 48 || (size_t)bytes > building->capacity) {
+    im->failed = 1;
+    return;
+  }
   /* superblock 3: byte 11 says "open for writing", and the checksum in bytes 44-47 is that of another moment */
   superblock[11] = 0;
   uint32_t sum = cmkd_lookup3(superblock, 44);
-  for (int i = 0; i < 4; i++) superblock[44 + i] = (uint8_t)(sum >> 8 * i);
+  for (int i = 0; i < 4; i++)
+    superblock[44 + i] = (uint8_t)(sum >> 8 * i);
   memcpy(building->bytes, superblock, sizeof superblock);
   building->size = (size_t)bytes;
 }
@@ -94,7 +118,9 @@ static void text(image *im, const char *name, const char *value) {
   attribute(im, name, type, type, 0, value);
   H5Tclose(type);
 }
-static void number(image *im, const char *name, int64_t value) { attribute(im, name, H5T_NATIVE_INT64, H5T_STD_I64LE, 0, &value); }
+static void number(image *im, const char *name, int64_t value) {
+  attribute(im, name, H5T_NATIVE_INT64, H5T_STD_I64LE, 0, &value);
+}
 
 static void identity(image *im, const cmkd_cache_head *head, const char *format) {
   const cmkd_cache_identity *id = &head->identity;
@@ -110,7 +136,8 @@ static void identity(image *im, const cmkd_cache_head *head, const char *format)
   if (id->channels) attribute(im, "mean", H5T_NATIVE_FLOAT, H5T_IEEE_F32LE, (hsize_t)id->channels, id->mean);
   if (id->channels) attribute(im, "std", H5T_NATIVE_FLOAT, H5T_IEEE_F32LE, (hsize_t)id->channels, id->std);
   text(im, "precision", id->precision);
-  if (id->precision_error > 0) attribute(im, "precision_error", H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE, 0, &id->precision_error);
+  if (id->precision_error > 0)
+    attribute(im, "precision_error", H5T_NATIVE_DOUBLE, H5T_IEEE_F64LE, 0, &id->precision_error);
   number(im, "teacher_batch", id->teacher_batch);
   text(im, "dataset", id->dataset);
   text(im, "split", id->split);
@@ -133,7 +160,8 @@ static hid_t half_type(void) {
 }
 
 /* A contiguous array, allocated at once so that its place is known. */
-static void flat(image *im, const char *name, hid_t memory, hid_t stored, hsize_t count, const void *data, cmkd_extent *extent) {
+static void flat(image *im, const char *name, hid_t memory, hid_t stored, hsize_t count, const void *data,
+                 cmkd_extent *extent) {
   if (im->failed) return;
   hid_t create = keep(im, H5Pcreate(H5P_DATASET_CREATE)), space = keep(im, H5Screate_simple(1, &count, NULL));
   need(im, H5Pset_alloc_time(create, H5D_ALLOC_TIME_EARLY));
@@ -155,10 +183,15 @@ static void flat(image *im, const char *name, hid_t memory, hid_t stored, hsize_
 static void class_names(image *im, const cmkd_cache_head *head) {
   if (!head->class_names || im->failed) return;
   size_t width = 1;
-  for (uint32_t c = 0; c < head->classes; c++) if (strlen(head->class_names[c]) > width) width = strlen(head->class_names[c]);
+  for (uint32_t c = 0; c < head->classes; c++)
+    if (strlen(head->class_names[c]) > width) width = strlen(head->class_names[c]);
   char *table = width < 1024 ? calloc(head->classes, width) : NULL;
-  if (!table) { im->failed = 1; return; }
-  for (uint32_t c = 0; c < head->classes; c++) memcpy(table + c * width, head->class_names[c], strlen(head->class_names[c]));
+  if (!table) {
+    im->failed = 1;
+    return;
+  }
+  for (uint32_t c = 0; c < head->classes; c++)
+    memcpy(table + c * width, head->class_names[c], strlen(head->class_names[c]));
   hid_t type = text_type(width);
   flat(im, "class_names", type, type, head->classes, table, NULL);
   H5Tclose(type);
@@ -166,7 +199,12 @@ static void class_names(image *im, const cmkd_cache_head *head) {
 }
 
 /* A chunked (n, views[, classes]) array whose chunks are given as stored bytes, view after view. */
-typedef struct chunked { const char *name; hid_t type; int rank, filters, item; hsize_t dims[3], chunk[3]; } chunked;
+typedef struct chunked {
+  const char *name;
+  hid_t type;
+  int rank, filters, item;
+  hsize_t dims[3], chunk[3];
+} chunked;
 static void chunks(image *im, const chunked *c, const uint8_t *const *data, const size_t *sizes, cmkd_extent *extents) {
   if (im->failed) return;
   hid_t create = keep(im, H5Pcreate(H5P_DATASET_CREATE)), space = keep(im, H5Screate_simple(c->rank, c->dims, NULL));
@@ -179,14 +217,18 @@ static void chunks(image *im, const chunked *c, const uint8_t *const *data, cons
     need(im, H5Pset_filter(create, ZSTD_FILTER, H5Z_FLAG_MANDATORY, 1, &level));
     need(im, H5Pset_fletcher32(create));
   }
-  hid_t set = im->failed ? -1 : keep(im, H5Dcreate2(im->file, c->name, c->type, space, H5P_DEFAULT, create, H5P_DEFAULT));
+  hid_t set =
+      im->failed ? -1 : keep(im, H5Dcreate2(im->file, c->name, c->type, space, H5P_DEFAULT, create, H5P_DEFAULT));
   size_t blocks = (size_t)((c->dims[0] + c->chunk[0] - 1) / c->chunk[0]);
   for (int pass = 0; pass < 2; pass++) { /* places are asked for when all are written */
     for (size_t i = 0; i < blocks * c->dims[1] && !im->failed; i++) {
       hsize_t at[3] = {i % blocks * c->chunk[0], i / blocks, 0}, stored = 0;
       unsigned mask = 0;
       haddr_t address = HADDR_UNDEF;
-      if (!pass) { need(im, H5Dwrite_chunk(set, H5P_DEFAULT, 0, at, sizes[i], data[i])); continue; }
+      if (!pass) {
+        need(im, H5Dwrite_chunk(set, H5P_DEFAULT, 0, at, sizes[i], data[i]));
+        continue;
+      }
       need(im, H5Dget_chunk_info_by_coord(set, at, &mask, &address, &stored));
       if (address == HADDR_UNDEF || stored != sizes[i] || mask) im->failed = 1;
       extents[i] = (cmkd_extent){address, stored, cmkd_xxh64(data[i], sizes[i])};
@@ -198,7 +240,8 @@ static void chunks(image *im, const chunked *c, const uint8_t *const *data, cons
 }
 
 /* A small (n, views) array: one unfiltered chunk a view, so that a reader of one view reads one piece. */
-static void columns(image *im, const char *name, hid_t type, const void *data, size_t item, hsize_t n, hsize_t views, cmkd_extent *extents) {
+static void columns(image *im, const char *name, hid_t type, const void *data, size_t item, hsize_t n, hsize_t views,
+                    cmkd_extent *extents) {
   chunked c = {.name = name, .type = type, .rank = 2, .dims = {n, views}, .chunk = {n, 1}};
   const uint8_t **pointers = malloc(views * sizeof *pointers);
   size_t *sizes = malloc(views * sizeof *sizes);
@@ -212,7 +255,10 @@ static void columns(image *im, const char *name, hid_t type, const void *data, s
   free(sizes);
 }
 
-typedef struct quiet { H5E_auto2_t function; void *data; } quiet;
+typedef struct quiet {
+  H5E_auto2_t function;
+  void *data;
+} quiet;
 static void enter(quiet *q, cmkd_image *out) {
   pthread_mutex_lock(&lock);
   building = out;
@@ -225,7 +271,8 @@ static void leave(const quiet *q) {
   pthread_mutex_unlock(&lock);
 }
 
-cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, cmkd_image *out, cmkd_error *err) {
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
+                            cmkd_image *out, cmkd_error *err) {
   const cmkd_codec *codec;
   CMKD_TRY(cmkd_codec_find(head->identity.codec, &codec, err));
   quiet q;
@@ -250,7 +297,9 @@ cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, 
   H5Tclose(half);
   image_close(&im);
   leave(&q);
-  return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build shard %u in memory (out of memory?)", meta->index) : CMKD_OK;
+  return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build shard %u in memory (out of memory?)",
+                               meta->index)
+                   : CMKD_OK;
 }
 
 cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *out, cmkd_error *err) {
@@ -271,5 +320,7 @@ cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *out, cmkd
   }
   image_close(&im);
   leave(&q);
-  return im.failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build the master file in memory (out of memory?)") : CMKD_OK;
+  return im.failed
+             ? cmkd_fail(err, CMKD_ERR_MEMORY, "libhdf5 could not build the master file in memory (out of memory?)")
+             : CMKD_OK;
 }

@@ -1,24 +1,28 @@
-/* HDF5 images in memory: everything h5py needs to read a cache. The only place of the cache code that calls libhdf5; our own readers never
- * come here. libhdf5 is not thread-safe, so calls are serialised by a lock of this file's own. */
+/* HDF5 images in memory: everything h5py needs to read a cache. The only place of the cache code that calls libhdf5;
+ * our own readers never come here. libhdf5 is not thread-safe, so calls are serialised by a lock of this file's own. */
 #ifndef CMKD_FORMATS_CACHE_HDF5_H
 #define CMKD_FORMATS_CACHE_HDF5_H
 #include "formats/cache/meta.h"
 
 typedef struct cmkd_shard_data {
-  const uint8_t *const *chunks; /* (views, blocks): stored bytes of each chunk of /logits */
-  const size_t *sizes;          /* (views, blocks) */
-  const int32_t *labels;        /* (n) */
-  const uint64_t *ids;          /* (n) */
-  const uint64_t *seeds;        /* (views, n): a column of /seeds after the other */
+  const uint8_t *const *chunks;        /* (views, blocks): stored bytes of each chunk of /logits */
+  const size_t *sizes;                 /* (views, blocks) */
+  const int32_t *labels;               /* (n) */
+  const uint64_t *ids;                 /* (n) */
+  const uint64_t *seeds;               /* (views, n): a column of /seeds after the other */
   const uint16_t *row_max, *row_range; /* (views, n) or NULL */
 } cmkd_shard_data;
 
 /* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with cmkd_image_free. */
-typedef struct cmkd_image { uint8_t *bytes; size_t size, capacity; } cmkd_image;
+typedef struct cmkd_image {
+  uint8_t *bytes;
+  size_t size, capacity;
+} cmkd_image;
 void cmkd_image_free(cmkd_image *image);
 
 /* Builds the image and fills meta's extents (offset, size, hash). Same input, same bytes. */
-cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data, cmkd_image *image, cmkd_error *err);
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
+                            cmkd_image *image, cmkd_error *err);
 /* The master's: attributes and one external link a shard, /shard-00000 -> FOLDER/shard-00000-of-00064.h5 : / */
 cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *image, cmkd_error *err);
 #endif

@@ -1,5 +1,5 @@
-/* What the JSON of a user block says, as structs, and back. Writing is canonical (fixed key order, compact), so the same meaning is the
- * same text; reading checks every number against the size of the file it came from. */
+/* What the JSON of a user block says, as structs, and back. Writing is canonical (fixed key order, compact), so the
+ * same meaning is the same text; reading checks every number against the size of the file it came from. */
 #ifndef CMKD_FORMATS_CACHE_META_H
 #define CMKD_FORMATS_CACHE_META_H
 #include "base/hash.h"
@@ -15,34 +15,44 @@
 /* What all files of one cache agree on. */
 typedef struct cmkd_cache_head {
   cmkd_cache_identity identity;
-  uint64_t samples; uint32_t views, classes;
+  uint64_t samples;
+  uint32_t views, classes;
   uint32_t shards, shard_rows, chunk_rows; /* rows: samples */
   char **class_names;                      /* (classes) or NULL; owned */
 } cmkd_cache_head;
 
-typedef struct cmkd_extent { uint64_t offset, size, hash; } cmkd_extent; /* from the end of the user block; XXH64 of the bytes */
+typedef struct cmkd_extent {
+  uint64_t offset, size, hash;
+} cmkd_extent; /* from the end of the user block; XXH64 of the bytes */
 
 typedef struct cmkd_shard_meta {
-  uint32_t index, samples; uint64_t first;
-  uint32_t blocks;                           /* chunks along the sample axis */
-  cmkd_extent *logits;                       /* (views, blocks), then the others carved from the same allocation */
-  cmkd_extent *seeds, *row_max, *row_range;  /* (views); the last two NULL unless the codec has row numbers */
+  uint32_t index, samples;
+  uint64_t first;
+  uint32_t blocks;                          /* chunks along the sample axis */
+  cmkd_extent *logits;                      /* (views, blocks), then the others carved from the same allocation */
+  cmkd_extent *seeds, *row_max, *row_range; /* (views); the last two NULL unless the codec has row numbers */
   cmkd_extent label, sample_id;
 } cmkd_shard_meta;
 
-typedef struct cmkd_shard_entry { char file[40]; uint64_t size, first; uint32_t samples; char block_sha256[CMKD_SHA256_HEX]; } cmkd_shard_entry;
+typedef struct cmkd_shard_entry {
+  char file[40];
+  uint64_t size, first;
+  uint32_t samples;
+  char block_sha256[CMKD_SHA256_HEX];
+} cmkd_shard_entry;
 
 typedef struct cmkd_master_meta {
   cmkd_cache_head head;
-  char folder[256];            /* of the shards, beside the master; a plain name */
-  cmkd_shard_entry *shards;    /* (head.shards) */
+  char folder[256];         /* of the shards, beside the master; a plain name */
+  cmkd_shard_entry *shards; /* (head.shards) */
   char fingerprint[CMKD_SHA256_HEX];
 } cmkd_master_meta;
 
 void cmkd_cache_head_free(cmkd_cache_head *head);
 void cmkd_shard_meta_free(cmkd_shard_meta *meta);
 void cmkd_master_meta_free(cmkd_master_meta *meta);
-cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head, cmkd_error *err); /* after index is set: fills the counts */
+cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head,
+                                  cmkd_error *err); /* after index is set: fills the counts */
 
 /* Geometry. Shard k holds samples [k * shard_rows, ...). */
 static inline uint32_t cmkd_shard_samples(const cmkd_cache_head *head, uint32_t k) {
@@ -50,17 +60,23 @@ static inline uint32_t cmkd_shard_samples(const cmkd_cache_head *head, uint32_t 
   return left < head->shard_rows ? (uint32_t)left : head->shard_rows;
 }
 /* Rows of a chunk in a shard of n samples: the last, shorter shard may have smaller chunks. */
-static inline uint32_t cmkd_shard_chunk_rows(const cmkd_cache_head *head, uint32_t n) { return head->chunk_rows < n ? head->chunk_rows : n; }
+static inline uint32_t cmkd_shard_chunk_rows(const cmkd_cache_head *head, uint32_t n) {
+  return head->chunk_rows < n ? head->chunk_rows : n;
+}
 void cmkd_shard_name(const cmkd_cache_head *head, uint32_t k, char name[40]); /* shard-00000-of-00064.h5 */
 
 /* Fresh text, caller frees; NULL when out of memory or a string is not UTF-8. */
-char *cmkd_cache_head_text(const cmkd_cache_head *head); /* the configuration: two builds with equal text make equal caches */
+char *
+cmkd_cache_head_text(const cmkd_cache_head *head); /* the configuration: two builds with equal text make equal caches */
 char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta);
 char *cmkd_master_json(const cmkd_master_meta *meta);
-/* SHA-256 over the configuration and the shards' blocks: equal for equal content, whatever the file names. Fills meta->fingerprint. */
+/* SHA-256 over the configuration and the shards' blocks: equal for equal content, whatever the file names. Fills
+ * meta->fingerprint. */
 cmkd_status cmkd_master_fingerprint(cmkd_master_meta *meta, cmkd_error *err);
 
 /* `payload` bytes follow the block. */
-cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path, cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err);
-cmkd_status cmkd_master_json_parse(const char *json, size_t size, uint64_t file_size, const char *path, cmkd_master_meta *meta, cmkd_error *err);
+cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
+                                  cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err);
+cmkd_status cmkd_master_json_parse(const char *json, size_t size, uint64_t file_size, const char *path,
+                                   cmkd_master_meta *meta, cmkd_error *err);
 #endif

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #define UNUSED UINT32_MAX
-#define LONG_RUN 4 /* rows in a row that are worth decoding straight from their chunk */
+#define LONG_RUN 4   /* rows in a row that are worth decoding straight from their chunk */
 #define SAMPLE 4096u /* rows at the front that tell a full shuffle from one by blocks */
 
 static cmkd_divider divider_of(uint32_t d) { return (cmkd_divider){d > 1 ? UINT64_MAX / d + 1 : 0, d}; }
@@ -11,15 +11,18 @@ static cmkd_divider divider_of(uint32_t d) { return (cmkd_divider){d > 1 ? UINT6
 static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   const cmkd_cache *cache = p->cache;
   const cmkd_cache_head *head = &cache->master.head;
-  for (uint32_t k = 0; k < head->shards; k++) p->chunk_count += cache->shards[k].meta.blocks;
+  for (uint32_t k = 0; k < head->shards; k++)
+    p->chunk_count += cache->shards[k].meta.blocks;
   p->first_chunk = malloc(head->shards * sizeof *p->first_chunk);
   p->chunks = malloc(p->chunk_count * sizeof *p->chunks);
   p->schedule = malloc((size_t)p->chunk_count * 2 * sizeof *p->schedule);
-  if (!p->first_chunk || !p->chunks || !p->schedule) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", cache->path);
+  if (!p->first_chunk || !p->chunks || !p->schedule)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", cache->path);
   p->retire = p->schedule + p->chunk_count;
   for (uint32_t k = 0, g = 0; k < head->shards; k++) {
     p->first_chunk[k] = g;
-    for (uint32_t b = 0; b < cache->shards[k].meta.blocks; b++) p->chunks[g++] = (cmkd_order_chunk){k, b, UNUSED, UNUSED};
+    for (uint32_t b = 0; b < cache->shards[k].meta.blocks; b++)
+      p->chunks[g++] = (cmkd_order_chunk){k, b, UNUSED, UNUSED};
   }
   p->last_shard = head->shards - 1;
   p->by_shard = divider_of(head->shard_rows);
@@ -29,7 +32,8 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
 }
 
 static cmkd_status out_of_range(const cmkd_order_plan *p, uint32_t i, cmkd_error *err) {
-  return cmkd_fail(err, CMKD_ERR_USAGE, "%s: row %u of the order asks for sample %u; there are %llu", p->cache->path, i, p->order[i], (unsigned long long)p->cache->info.samples);
+  return cmkd_fail(err, CMKD_ERR_USAGE, "%s: row %u of the order asks for sample %u; there are %llu", p->cache->path, i,
+                   p->order[i], (unsigned long long)p->cache->info.samples);
 }
 
 /* Do the first rows reach half of the chunks that they could? */
@@ -41,7 +45,8 @@ static cmkd_status find_reach(cmkd_order_plan *p, int *far, cmkd_error *err) {
     reached += chunk->first == UNUSED;
     chunk->first = 0;
   }
-  for (uint32_t i = 0; i < rows; i++) p->chunks[cmkd_order_locate(p, p->order[i]).chunk].first = UNUSED;
+  for (uint32_t i = 0; i < rows; i++)
+    p->chunks[cmkd_order_locate(p, p->order[i]).chunk].first = UNUSED;
   *far = most > 1 && reached > most / 2;
   return CMKD_OK;
 }
@@ -53,14 +58,22 @@ static cmkd_status invert(cmkd_order_plan *p, cmkd_error *err) {
   if (!position) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", cache->path);
   memset(position, 0xFF, cache->info.samples * sizeof *position);
   for (uint32_t i = 0; i < p->n; i++) {
-    if (p->order[i] >= cache->info.samples) { free(position); return out_of_range(p, i, err); }
-    if (position[p->order[i]] != UINT32_MAX) { free(position); return CMKD_OK; }
+    if (p->order[i] >= cache->info.samples) {
+      free(position);
+      return out_of_range(p, i, err);
+    }
+    if (position[p->order[i]] != UINT32_MAX) {
+      free(position);
+      return CMKD_OK;
+    }
     position[p->order[i]] = i;
   }
   for (uint32_t g = 0; g < p->chunk_count; g++) {
     const cmkd_shard *shard = cache->shards + p->chunks[g].shard;
-    uint32_t start = p->chunks[g].block * shard->rows, left = shard->meta.samples - start, rows = left < shard->rows ? left : shard->rows, i = 0;
-    while (i < rows && position[shard->meta.first + start + i] == UINT32_MAX) i++;
+    uint32_t start = p->chunks[g].block * shard->rows, left = shard->meta.samples - start,
+             rows = left < shard->rows ? left : shard->rows, i = 0;
+    while (i < rows && position[shard->meta.first + start + i] == UINT32_MAX)
+      i++;
     if (i < rows) p->schedule[p->scheduled++] = g;
   }
   p->position = position;
@@ -75,14 +88,19 @@ static cmkd_status find_uses(cmkd_order_plan *p, uint32_t *jumping, cmkd_error *
     cmkd_row_location at = cmkd_order_locate(p, p->order[i]);
     cmkd_order_chunk *chunk = p->chunks + at.chunk;
     run = cmkd_order_run(p, p->order + i, p->n - i, at);
-    if (chunk->first == UNUSED) { chunk->first = i; p->schedule[p->scheduled++] = at.chunk; }
+    if (chunk->first == UNUSED) {
+      chunk->first = i;
+      p->schedule[p->scheduled++] = at.chunk;
+    }
     chunk->last = i + run - 1;
     if (run < LONG_RUN) *jumping += run;
   }
   return CMKD_OK;
 }
 
-typedef struct use { uint32_t row, chunk; } use;
+typedef struct use {
+  uint32_t row, chunk;
+} use;
 static int by_row(const void *a, const void *b) {
   uint32_t x = ((const use *)a)->row, y = ((const use *)b)->row;
   return x < y ? -1 : x > y;
@@ -91,9 +109,11 @@ static int by_row(const void *a, const void *b) {
 static cmkd_status sort_last_uses(cmkd_order_plan *p, cmkd_error *err) {
   use *uses = malloc(((size_t)p->scheduled + 1) * sizeof *uses);
   if (!uses) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", p->cache->path);
-  for (uint32_t i = 0; i < p->scheduled; i++) uses[i] = (use){p->chunks[p->schedule[i]].last, p->schedule[i]};
+  for (uint32_t i = 0; i < p->scheduled; i++)
+    uses[i] = (use){p->chunks[p->schedule[i]].last, p->schedule[i]};
   qsort(uses, p->scheduled, sizeof *uses, by_row);
-  for (uint32_t i = 0; i < p->scheduled; i++) p->retire[i] = uses[i].chunk;
+  for (uint32_t i = 0; i < p->scheduled; i++)
+    p->retire[i] = uses[i].chunk;
   free(uses);
   return CMKD_OK;
 }
@@ -103,7 +123,8 @@ static uint32_t most_live(const cmkd_order_plan *p, uint32_t step) {
   uint32_t most = 0;
   for (uint32_t i = 0, ended = 0; i < p->scheduled; i++) {
     uint32_t now = p->chunks[p->schedule[i]].first / step;
-    while (ended < p->scheduled && p->chunks[p->retire[ended]].last / step < now) ended++;
+    while (ended < p->scheduled && p->chunks[p->retire[ended]].last / step < now)
+      ended++;
     if (i + 1 - ended > most) most = i + 1 - ended;
   }
   return most;
@@ -114,12 +135,15 @@ static cmkd_status cut(cmkd_order_plan *p, cmkd_error *err) {
   p->needs = calloc(p->pieces, sizeof *p->needs);
   if (!p->needs) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", p->cache->path);
   if (p->position) p->needs[0] = p->scheduled;
-  for (uint32_t i = 0; !p->position && i < p->scheduled; i++) p->needs[p->chunks[p->schedule[i]].first / p->piece_rows] = i + 1;
-  for (uint32_t i = 1; i < p->pieces; i++) if (!p->needs[i]) p->needs[i] = p->needs[i - 1];
+  for (uint32_t i = 0; !p->position && i < p->scheduled; i++)
+    p->needs[p->chunks[p->schedule[i]].first / p->piece_rows] = i + 1;
+  for (uint32_t i = 1; i < p->pieces; i++)
+    if (!p->needs[i]) p->needs[i] = p->needs[i - 1];
   return CMKD_OK;
 }
 
-cmkd_status cmkd_order_plan_make(cmkd_order_plan *p, const cmkd_cache *cache, const uint32_t *order, uint32_t n, uint32_t piece_rows, uint64_t most, uint64_t most_rows, cmkd_error *err) {
+cmkd_status cmkd_order_plan_make(cmkd_order_plan *p, const cmkd_cache *cache, const uint32_t *order, uint32_t n,
+                                 uint32_t piece_rows, uint64_t most, uint64_t most_rows, cmkd_error *err) {
   uint32_t jumping = 0;
   int far = 0;
   *p = (cmkd_order_plan){.cache = cache, .order = order, .n = n, .piece_rows = piece_rows};

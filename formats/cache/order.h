@@ -1,33 +1,48 @@
-/* What an order of rows asks of a cache: which chunks, when first, when last. Arithmetic only; stream.c does the reading. */
+/* What an order of rows asks of a cache: which chunks, when first, when last. Arithmetic only; stream.c does the
+ * reading. */
 #ifndef CMKD_FORMATS_CACHE_ORDER_H
 #define CMKD_FORMATS_CACHE_ORDER_H
 #include "formats/cache/reader.h"
 
 /* x / d for 32-bit numbers by one multiplication (Lemire, Kaser, Kurz 2019): d > 1. */
-typedef struct cmkd_divider { uint64_t magic; uint32_t d; } cmkd_divider;
-static inline uint32_t cmkd_divide(cmkd_divider by, uint32_t x) { return by.d > 1 ? (uint32_t)((unsigned __int128)by.magic * x >> 64) : x; }
+typedef struct cmkd_divider {
+  uint64_t magic;
+  uint32_t d;
+} cmkd_divider;
+static inline uint32_t cmkd_divide(cmkd_divider by, uint32_t x) {
+  return by.d > 1 ? (uint32_t)((unsigned __int128)by.magic * x >> 64) : x;
+}
 
-typedef struct cmkd_order_chunk { uint32_t shard, block, first, last; } cmkd_order_chunk; /* first, last: rows of the order that use it */
+typedef struct cmkd_order_chunk {
+  uint32_t shard, block, first, last;
+} cmkd_order_chunk; /* first, last: rows of the order that use it */
 
 typedef struct cmkd_order_plan {
   const cmkd_cache *cache;
-  const uint32_t *order; uint32_t n;         /* borrowed */
+  const uint32_t *order;
+  uint32_t n;                                     /* borrowed */
   cmkd_divider by_shard, by_chunk, by_last_chunk; /* the last shard may have smaller chunks */
-  uint32_t last_shard, *first_chunk;         /* (shards): number of a shard's first chunk */
-  cmkd_order_chunk *chunks; uint32_t chunk_count;
-  uint32_t *schedule, *retire, scheduled;    /* the chunks in use in order of first use; in order of last use */
-  uint32_t live;                             /* most chunks needed at one time */
-  uint32_t *position;                        /* (samples): row of the order that wants it, or UINT32_MAX. Only for orders all over the cache, else NULL */
-  /* An order that jumps is cut into pieces, each gathered as a whole; pieces 0: most rows follow each other, no need. */
-  uint32_t piece_rows, pieces, *needs;       /* (pieces): entries of the schedule that must have been read before */
+  uint32_t last_shard, *first_chunk;              /* (shards): number of a shard's first chunk */
+  cmkd_order_chunk *chunks;
+  uint32_t chunk_count;
+  uint32_t *schedule, *retire, scheduled; /* the chunks in use in order of first use; in order of last use */
+  uint32_t live;                          /* most chunks needed at one time */
+  uint32_t *position; /* (samples): row of the order that wants it, or UINT32_MAX. Only for orders all over the cache,
+                         else NULL */
+  /* An order that jumps is cut into pieces, each gathered as a whole; pieces 0: most rows follow each other, no need.
+   */
+  uint32_t piece_rows, pieces, *needs; /* (pieces): entries of the schedule that must have been read before */
 } cmkd_order_plan;
 
-/* Pieces are of `piece_rows` rows unless that needs more than `most_live` chunks at once, then none. An order all over the cache is planned by
- * position if its rows, n, are no more than `most_rows`. */
-cmkd_status cmkd_order_plan_make(cmkd_order_plan *plan, const cmkd_cache *cache, const uint32_t *order, uint32_t n, uint32_t piece_rows, uint64_t most_live, uint64_t most_rows, cmkd_error *err);
+/* Pieces are of `piece_rows` rows unless that needs more than `most_live` chunks at once, then none. An order all over
+ * the cache is planned by position if its rows, n, are no more than `most_rows`. */
+cmkd_status cmkd_order_plan_make(cmkd_order_plan *plan, const cmkd_cache *cache, const uint32_t *order, uint32_t n,
+                                 uint32_t piece_rows, uint64_t most_live, uint64_t most_rows, cmkd_error *err);
 void cmkd_order_plan_free(cmkd_order_plan *plan);
 
-typedef struct cmkd_row_location { uint32_t chunk, row; } cmkd_row_location;
+typedef struct cmkd_row_location {
+  uint32_t chunk, row;
+} cmkd_row_location;
 static inline cmkd_row_location cmkd_order_locate(const cmkd_order_plan *p, uint32_t sample) {
   uint32_t shard = cmkd_divide(p->by_shard, sample), inside = sample - shard * p->by_shard.d;
   cmkd_divider by = shard == p->last_shard ? p->by_last_chunk : p->by_chunk;
@@ -36,12 +51,15 @@ static inline cmkd_row_location cmkd_order_locate(const cmkd_order_plan *p, uint
 }
 
 /* How many of order[0 .. count) follow each other in the chunk of the first, whose place is `at`. */
-static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *order, uint32_t count, cmkd_row_location at) {
+static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *order, uint32_t count,
+                                      cmkd_row_location at) {
   const cmkd_order_chunk *chunk = p->chunks + at.chunk;
   const cmkd_shard *shard = p->cache->shards + chunk->shard;
-  uint32_t start = chunk->block * shard->rows, left = shard->meta.samples - start, most = (left < shard->rows ? left : shard->rows) - at.row, run = 1;
+  uint32_t start = chunk->block * shard->rows, left = shard->meta.samples - start,
+           most = (left < shard->rows ? left : shard->rows) - at.row, run = 1;
   if (count < most) most = count;
-  while (run < most && order[run] == order[0] + run) run++;
+  while (run < most && order[run] == order[0] + run)
+    run++;
   return run;
 }
 #endif

@@ -33,7 +33,8 @@ static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, cmk
   const uint8_t **chunks = malloc(shard->chunk_count * sizeof *chunks);
   size_t *sizes = malloc(shard->chunk_count * sizeof *sizes);
   cmkd_status status = CMKD_OK;
-  if (!chunks || !sizes) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to build shard %u", w->path, shard->meta.index);
+  if (!chunks || !sizes)
+    status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to build shard %u", w->path, shard->meta.index);
   for (uint64_t i = 0; status == CMKD_OK && i < shard->chunk_count; i++) {
     chunks[i] = shard->chunks[i].stored;
     sizes[i] = shard->chunks[i].size;
@@ -45,13 +46,18 @@ static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, cmk
   return status;
 }
 
-/* Block before image, written to PATH.tmp, synced, renamed. Gives the hash of the block, which covers the whole file. */
-static cmkd_status write_file(const char *path, int kind, const char *json, const cmkd_image *image, char block_sha256[CMKD_SHA256_HEX], uint64_t *file_size, cmkd_error *err) {
+/* Block before image, written to PATH.tmp, synced, renamed. Gives the hash of the block, which covers the whole file.
+ */
+static cmkd_status write_file(const char *path, int kind, const char *json, const cmkd_image *image,
+                              char block_sha256[CMKD_SHA256_HEX], uint64_t *file_size, cmkd_error *err) {
   char payload_sha256[CMKD_SHA256_HEX];
   size_t block_size = 0;
   cmkd_sha256(image->bytes, image->size, payload_sha256);
-  uint8_t *block = json ? cmkd_user_block_make(kind, json, strlen(json), payload_sha256, image->size, &block_size) : NULL;
-  if (!block) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: its header cannot be made: out of memory, or a name in it is not UTF-8", path);
+  uint8_t *block =
+      json ? cmkd_user_block_make(kind, json, strlen(json), payload_sha256, image->size, &block_size) : NULL;
+  if (!block)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: its header cannot be made: out of memory, or a name in it is not UTF-8",
+                     path);
   cmkd_sha256(block, block_size, block_sha256);
   *file_size = block_size + image->size;
   const cmkd_piece pieces[] = {{block, block_size}, {image->bytes, image->size}};
@@ -70,7 +76,8 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
   }
   char *json = cmkd_shard_json(&w->head, &shard->meta), *path = cmkd_writer_shard_path(w, k), sha256[CMKD_SHA256_HEX];
   uint64_t file_size = 0;
-  cmkd_status status = path ? write_file(path, CMKD_USER_BLOCK_SHARD, json, &w->image, sha256, &file_size, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
+  cmkd_status status = path ? write_file(path, CMKD_USER_BLOCK_SHARD, json, &w->image, sha256, &file_size, err)
+                            : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
   free(json);
   free(path);
   if (status != CMKD_OK) return status;
@@ -87,7 +94,8 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
   return CMKD_OK;
 }
 
-static cmkd_status hash_payload(int fd, const cmkd_user_block *block, const char *path, char hex[CMKD_SHA256_HEX], cmkd_error *err) {
+static cmkd_status hash_payload(int fd, const cmkd_user_block *block, const char *path, char hex[CMKD_SHA256_HEX],
+                                cmkd_error *err) {
   enum { STEP = 1 << 20 };
   uint8_t *buffer = malloc(STEP);
   cmkd_hasher *hasher = buffer ? cmkd_hasher_start() : NULL;
@@ -113,7 +121,8 @@ int cmkd_writer_check(cmkd_cache_writer *w, uint32_t k) {
   cmkd_cache_head head = {0};
   cmkd_shard_meta meta = {0};
   if (fd >= 0 && cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK &&
-      cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &head, &meta, NULL) == CMKD_OK &&
+      cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &head, &meta,
+                            NULL) == CMKD_OK &&
       (text = cmkd_cache_head_text(&head)) && !strcmp(text, w->head_text) && meta.index == k &&
       hash_payload(fd, &block, path, hex, NULL) == CMKD_OK && !strcmp(hex, block.payload_sha256)) {
     entry->size = block.file_size;
@@ -138,14 +147,17 @@ static cmkd_status missing(cmkd_cache_writer *w, cmkd_error *err) {
     if (count++ < 8) snprintf(list + at, sizeof list - at, "%s%u", at ? ", " : "", k);
   }
   if (!count) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %u of %u shards are missing or damaged (%s%s); run the same build again, or its missing parts", w->folder, count, w->head.shards, list, count > 8 ? ", ..." : "");
+  return cmkd_fail(err, CMKD_ERR_FORMAT,
+                   "%s: %u of %u shards are missing or damaged (%s%s); run the same build again, or its missing parts",
+                   w->folder, count, w->head.shards, list, count > 8 ? ", ..." : "");
 }
 
 static cmkd_status write_master(cmkd_cache_writer *w, cmkd_error *err) {
   cmkd_master_meta meta = {.head = w->head, .shards = w->entries};
   char sha256[CMKD_SHA256_HEX];
   uint64_t file_size;
-  if ((size_t)snprintf(meta.folder, sizeof meta.folder, "%s", w->folder_name) >= sizeof meta.folder) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the name is too long", w->path);
+  if ((size_t)snprintf(meta.folder, sizeof meta.folder, "%s", w->folder_name) >= sizeof meta.folder)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the name is too long", w->path);
   CMKD_TRY(cmkd_master_fingerprint(&meta, err));
   CMKD_TRY(cmkd_hdf5_master(&meta, &w->image, err));
   char *json = cmkd_master_json(&meta);
@@ -162,7 +174,8 @@ cmkd_status cmkd_cache_writer_finish(cmkd_cache_writer *w, cmkd_error *err) {
   cmkd_lock lock;
   int taken;
   if (!path) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
-  cmkd_status status = cmkd_lock_take(path, 1, &lock, &taken, err); /* another builder of the same cache writes the same bytes: in turn */
+  cmkd_status status = cmkd_lock_take(path, 1, &lock, &taken,
+                                      err); /* another builder of the same cache writes the same bytes: in turn */
   if (status == CMKD_OK) status = write_master(w, err);
   cmkd_lock_release(&lock);
   free(path);

@@ -1,5 +1,5 @@
-/* Opening a cache, its small arrays, and bulk reads. User block, pread and zstd only. Everything a file says is checked before it is used:
- * the master binds every shard's user block by hash, and that binds the chunk table. */
+/* Opening a cache, its small arrays, and bulk reads. User block, pread and zstd only. Everything a file says is checked
+ * before it is used: the master binds every shard's user block by hash, and that binds the chunk table. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -30,20 +30,30 @@ static cmkd_status open_master(cmkd_cache *cache, cmkd_error *err) {
     if (errno != ENOENT) return CMKD_ERR_IO;
     char *folder = NULL;
     size_t length = strlen(cache->path);
-    if (length > 3 && !strcmp(cache->path + length - 3, ".h5")) folder = cmkd_format("%.*s.shards", (int)length - 3, cache->path);
+    if (length > 3 && !strcmp(cache->path + length - 3, ".h5"))
+      folder = cmkd_format("%.*s.shards", (int)length - 3, cache->path);
     int parts = folder && cmkd_file_exists(folder);
     free(folder);
-    return cmkd_fail(err, CMKD_ERR_IO, parts ? "%s: its shards are there, but the build was not finished; run the same cmkd-cache build again" : "%s: no such file; cmkd-cache build makes one", cache->path);
+    return cmkd_fail(
+        err, CMKD_ERR_IO,
+        parts ? "%s: its shards are there, but the build was not finished; run the same cmkd-cache build again"
+              : "%s: no such file; cmkd-cache build makes one",
+        cache->path);
   }
   cmkd_status status = cmkd_user_block_read(fd, cache->path, CMKD_USER_BLOCK_MASTER, &bytes, &block, err);
-  if (status == CMKD_OK) status = cmkd_master_json_parse(block.json, block.json_size, block.file_size, cache->path, &cache->master, err);
+  if (status == CMKD_OK)
+    status = cmkd_master_json_parse(block.json, block.json_size, block.file_size, cache->path, &cache->master, err);
   if (status == CMKD_OK) { /* small, so all of it is checked */
     size_t size = (size_t)(block.file_size - block.block_size);
     char hex[CMKD_SHA256_HEX];
     rest = malloc(size + 1);
-    status = rest ? cmkd_pread_full(fd, rest, size, block.block_size, cache->path, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", cache->path);
+    status = rest ? cmkd_pread_full(fd, rest, size, block.block_size, cache->path, err)
+                  : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", cache->path);
     if (status == CMKD_OK) cmkd_sha256(rest, size, hex);
-    if (status == CMKD_OK && strcmp(hex, block.payload_sha256) != 0) status = cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt (its hash does not match); delete it and run cmkd-cache finish --out %s", cache->path, cache->path);
+    if (status == CMKD_OK && strcmp(hex, block.payload_sha256) != 0)
+      status = cmkd_fail(err, CMKD_ERR_FORMAT,
+                         "%s: corrupt (its hash does not match); delete it and run cmkd-cache finish --out %s",
+                         cache->path, cache->path);
     memcpy(cache->master_payload_sha256, block.payload_sha256, sizeof block.payload_sha256);
     cache->master_block = block.block_size;
     cache->master_size = block.file_size;
@@ -62,7 +72,10 @@ static char *find_folder(const cmkd_cache *cache) {
     size_t length = strlen(cache->path);
     int stem = length > 3 && !strcmp(cache->path + length - 3, ".h5") ? (int)length - 3 : (int)length;
     char *other = cmkd_format("%.*s.shards", stem, cache->path);
-    if (other && cmkd_file_exists(other)) { free(folder); return other; }
+    if (other && cmkd_file_exists(other)) {
+      free(folder);
+      return other;
+    }
     free(other);
   }
   return folder;
@@ -78,25 +91,37 @@ static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k,
   shard->path = cmkd_path_join(folder, entry->file);
   if (!shard->path) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", cache->path);
   shard->fd = open(shard->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-  if (shard->fd < 0 && errno == ENOENT) return cmkd_fail(err, CMKD_ERR_IO, "%s: missing, a shard of %s; run the same cmkd-cache build again, or copy the whole folder", shard->path, cache->path);
+  if (shard->fd < 0 && errno == ENOENT)
+    return cmkd_fail(err, CMKD_ERR_IO,
+                     "%s: missing, a shard of %s; run the same cmkd-cache build again, or copy the whole folder",
+                     shard->path, cache->path);
   if (shard->fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be opened (%s)", shard->path, strerror(errno));
   CMKD_TRY(cmkd_user_block_read(shard->fd, shard->path, CMKD_USER_BLOCK_SHARD, &bytes, &block, err));
   cmkd_sha256(bytes, (size_t)block.block_size, hex);
   cmkd_status status = CMKD_OK;
-  if (strcmp(hex, entry->block_sha256) != 0 || block.file_size != entry->size) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: not the shard that %s was finished with; run the same cmkd-cache build again", shard->path, cache->path);
-  if (status == CMKD_OK) status = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, shard->path, &head, &shard->meta, err);
+  if (strcmp(hex, entry->block_sha256) != 0 || block.file_size != entry->size)
+    status = cmkd_fail(err, CMKD_ERR_MISMATCH,
+                       "%s: not the shard that %s was finished with; run the same cmkd-cache build again", shard->path,
+                       cache->path);
+  if (status == CMKD_OK)
+    status = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, shard->path, &head,
+                                   &shard->meta, err);
   shard->block_size = block.block_size;
   shard->file_size = block.file_size;
   memcpy(shard->payload_sha256, block.payload_sha256, sizeof block.payload_sha256);
   free(bytes);
   if (status != CMKD_OK) return status;
   char *mine = cmkd_cache_head_text(&cache->master.head), *its = cmkd_cache_head_text(&head);
-  if (!mine || !its || strcmp(mine, its) != 0 || shard->meta.index != k) status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: belongs to another cache than %s", shard->path, cache->path);
+  if (!mine || !its || strcmp(mine, its) != 0 || shard->meta.index != k)
+    status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: belongs to another cache than %s", shard->path, cache->path);
   free(mine);
   free(its);
   cmkd_cache_head_free(&head);
   shard->rows = cmkd_shard_chunk_rows(&cache->master.head, shard->meta.samples);
-  if (cache->master.head.shards > KEEP_OPEN) { close(shard->fd); shard->fd = -1; }
+  if (cache->master.head.shards > KEEP_OPEN) {
+    close(shard->fd);
+    shard->fd = -1;
+  }
   return status;
 }
 
@@ -114,7 +139,8 @@ static void fill_info(cmkd_cache *cache) {
   for (uint32_t k = 0; k < head->shards; k++) {
     const cmkd_shard *shard = cache->shards + k;
     info->bytes += shard->file_size;
-    for (size_t i = 0; i < (size_t)head->views * shard->meta.blocks; i++) info->logit_bytes += shard->meta.logits[i].size;
+    for (size_t i = 0; i < (size_t)head->views * shard->meta.blocks; i++)
+      info->logit_bytes += shard->meta.logits[i].size;
   }
   memcpy(info->sha256, cache->master.fingerprint, sizeof info->sha256);
 }
@@ -132,11 +158,16 @@ cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err)
     cache->shards = calloc(cache->master.head.shards, sizeof *cache->shards);
     folder = find_folder(cache);
     if (!cache->shards || !folder) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", path);
-    for (uint32_t k = 0; cache->shards && k < cache->master.head.shards; k++) cache->shards[k].fd = -1;
+    for (uint32_t k = 0; cache->shards && k < cache->master.head.shards; k++)
+      cache->shards[k].fd = -1;
   }
-  for (uint32_t k = 0; status == CMKD_OK && k < cache->master.head.shards; k++) status = open_shard(cache, folder, k, err);
+  for (uint32_t k = 0; status == CMKD_OK && k < cache->master.head.shards; k++)
+    status = open_shard(cache, folder, k, err);
   free(folder);
-  if (status != CMKD_OK) { cmkd_cache_close(cache); return status; }
+  if (status != CMKD_OK) {
+    cmkd_cache_close(cache);
+    return status;
+  }
   fill_info(cache);
   *out = cache;
   return CMKD_OK;
@@ -150,7 +181,8 @@ void cmkd_cache_close(cmkd_cache *cache) {
     free(cache->shards[k].path);
   }
   free(cache->shards);
-  for (int i = 0; i < 2; i++) if (cache->spare[i].size) munmap(cache->spare[i].bytes, cache->spare[i].size);
+  for (int i = 0; i < 2; i++)
+    if (cache->spare[i].size) munmap(cache->spare[i].bytes, cache->spare[i].size);
   cmkd_master_meta_free(&cache->master);
   pthread_mutex_destroy(&cache->mutex);
   free(cache->labels);
@@ -167,7 +199,10 @@ cmkd_region cmkd_region_take(cmkd_cache *cache, size_t size) {
   size = (size + HUGE - 1) / HUGE * HUGE;
   pthread_mutex_lock(&cache->mutex);
   for (int i = 0; i < 2 && !found.size; i++)
-    if (cache->spare[i].size >= size) { found = cache->spare[i]; cache->spare[i] = (cmkd_region){NULL, 0}; }
+    if (cache->spare[i].size >= size) {
+      found = cache->spare[i];
+      cache->spare[i] = (cmkd_region){NULL, 0};
+    }
   pthread_mutex_unlock(&cache->mutex);
   if (found.size) return found;
   uint8_t *bytes = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -197,27 +232,36 @@ const cmkd_cache_info *cmkd_cache_get_info(const cmkd_cache *cache) { return &ca
 cmkd_status cmkd_shard_bytes(const cmkd_shard *shard, const cmkd_extent *extent, void *out, cmkd_error *err) {
   int fd = shard->fd;
   if (fd < 0) CMKD_TRY(open_file(shard->path, &fd, err));
-  cmkd_status status = cmkd_pread_full(fd, out, (size_t)extent->size, shard->block_size + extent->offset, shard->path, err);
+  cmkd_status status =
+      cmkd_pread_full(fd, out, (size_t)extent->size, shard->block_size + extent->offset, shard->path, err);
   if (shard->fd < 0) close(fd);
   return status;
 }
 
-cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent, const char *what, void *out, cmkd_error *err) {
+cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent, const char *what, void *out,
+                             cmkd_error *err) {
   CMKD_TRY(cmkd_shard_bytes(shard, extent, out, err));
   if (cmkd_xxh64(out, (size_t)extent->size) == extent->hash) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s is corrupt; delete that file and run the same build again", shard->path, what);
+  return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s is corrupt; delete that file and run the same build again",
+                   shard->path, what);
 }
 
-cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, const cmkd_shard *shard, uint32_t view, uint32_t block, cmkd_chunk_coder *coder, uint8_t *stored, uint8_t *raw, cmkd_error *err) {
+cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, const cmkd_shard *shard, uint32_t view, uint32_t block,
+                             cmkd_chunk_coder *coder, uint8_t *stored, uint8_t *raw, cmkd_error *err) {
   const cmkd_extent *extent = shard->meta.logits + (size_t)view * shard->meta.blocks + block;
   CMKD_TRY(cmkd_shard_bytes(shard, extent, stored, err));
   cmkd_error inner = {0};
-  cmkd_status status = cmkd_chunk_decode(coder, stored, (size_t)extent->size, raw, cmkd_cache_raw(cache, shard), "it", &inner);
+  cmkd_status status =
+      cmkd_chunk_decode(coder, stored, (size_t)extent->size, raw, cmkd_cache_raw(cache, shard), "it", &inner);
   if (status == CMKD_OK) return CMKD_OK;
-  return cmkd_fail(err, status, "%s: chunk %u of view %u is corrupt; delete that file and run the same build again (cmkd-cache verify lists all such)", shard->path, block, view);
+  return cmkd_fail(err, status,
+                   "%s: chunk %u of view %u is corrupt; delete that file and run the same build again (cmkd-cache "
+                   "verify lists all such)",
+                   shard->path, block, view);
 }
 
-cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint16_t *max, uint16_t *range, cmkd_error *err) {
+cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint16_t *max, uint16_t *range,
+                                   cmkd_error *err) {
   CMKD_TRY(cmkd_shard_array(shard, shard->meta.row_max + view, "/row_max", max, err));
   return cmkd_shard_array(shard, shard->meta.row_range + view, "/row_range", range, err);
 }
@@ -230,15 +274,21 @@ static cmkd_status load_array(cmkd_cache *cache, int labels, cmkd_error *err) {
   if (!out) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for its labels", cache->path);
   for (uint32_t k = 0; k < cache->info.shards && status == CMKD_OK; k++) {
     const cmkd_shard *shard = cache->shards + k;
-    status = cmkd_shard_array(shard, labels ? &shard->meta.label : &shard->meta.sample_id, labels ? "/label" : "/sample_id", out + shard->meta.first * item, err);
+    status = cmkd_shard_array(shard, labels ? &shard->meta.label : &shard->meta.sample_id,
+                              labels ? "/label" : "/sample_id", out + shard->meta.first * item, err);
     for (uint32_t i = 0; labels && status == CMKD_OK && i < shard->meta.samples; i++) {
       int32_t label = ((const int32_t *)(const void *)out)[shard->meta.first + i];
-      if (label < 0 || (uint32_t)label >= cache->info.classes) status = cmkd_fail(err, CMKD_ERR_VALUE, "%s: label %d of sample %" PRIu64 " is outside 0..%u", shard->path, label, shard->meta.first + i, cache->info.classes - 1);
+      if (label < 0 || (uint32_t)label >= cache->info.classes)
+        status = cmkd_fail(err, CMKD_ERR_VALUE, "%s: label %d of sample %" PRIu64 " is outside 0..%u", shard->path,
+                           label, shard->meta.first + i, cache->info.classes - 1);
     }
   }
-  if (status != CMKD_OK) free(out);
-  else if (labels) cache->labels = (int32_t *)(void *)out;
-  else cache->ids = (uint64_t *)(void *)out;
+  if (status != CMKD_OK)
+    free(out);
+  else if (labels)
+    cache->labels = (int32_t *)(void *)out;
+  else
+    cache->ids = (uint64_t *)(void *)out;
   return status;
 }
 
@@ -277,8 +327,9 @@ typedef struct bulk {
   const cmkd_cache *cache;
   uint32_t view;
   uint64_t first, count;
-  float *logits;                                     /* decoded, or NULL and: */
-  uint8_t *items; uint16_t *row_max, *row_range;     /* as stored */
+  float *logits; /* decoded, or NULL and: */
+  uint8_t *items;
+  uint16_t *row_max, *row_range; /* as stored */
   uint32_t first_shard, shards;
   atomic_uint_fast64_t next;
   uint64_t pieces;
@@ -293,17 +344,20 @@ static void copy_items(const bulk *b, const cmkd_chunk_view *chunk, size_t first
   uint8_t *out = b->items + at * chunk->classes * item;
   for (size_t p = 0; p < item; p++) {
     const uint8_t *plane = chunk->raw + p * chunk->plane + first * chunk->classes;
-    for (size_t e = 0; e < count; e++) out[e * item + p] = plane[e];
+    for (size_t e = 0; e < count; e++)
+      out[e * item + p] = plane[e];
   }
   if (!chunk->row_max) return;
   memcpy(b->row_max + at, chunk->row_max + first, rows * sizeof *b->row_max);
   memcpy(b->row_range + at, chunk->row_range + first, rows * sizeof *b->row_range);
 }
 
-static cmkd_status bulk_piece(bulk *b, uint32_t k, uint32_t block, cmkd_chunk_coder *coder, uint8_t *stored, uint8_t *raw, uint16_t *numbers, uint32_t *numbers_of, cmkd_error *err) {
+static cmkd_status bulk_piece(bulk *b, uint32_t k, uint32_t block, cmkd_chunk_coder *coder, uint8_t *stored,
+                              uint8_t *raw, uint16_t *numbers, uint32_t *numbers_of, cmkd_error *err) {
   const cmkd_cache *cache = b->cache;
   const cmkd_shard *shard = cache->shards + k;
-  uint64_t start = shard->meta.first + (uint64_t)block * shard->rows, end = start + shard->rows, C = cache->info.classes;
+  uint64_t start = shard->meta.first + (uint64_t)block * shard->rows, end = start + shard->rows,
+           C = cache->info.classes;
   if (end > shard->meta.first + shard->meta.samples) end = shard->meta.first + shard->meta.samples;
   uint64_t from = start > b->first ? start : b->first, to = end < b->first + b->count ? end : b->first + b->count;
   if (from >= to) return CMKD_OK;
@@ -314,23 +368,30 @@ static cmkd_status bulk_piece(bulk *b, uint32_t k, uint32_t block, cmkd_chunk_co
   }
   CMKD_TRY(cmkd_shard_chunk(cache, shard, b->view, block, coder, stored, raw, err));
   size_t offset = (size_t)block * shard->rows;
-  cmkd_chunk_view chunk = {raw, (size_t)shard->rows * C, C, numbers ? numbers + offset : NULL, numbers ? range + offset : NULL};
-  if (b->items) copy_items(b, &chunk, (size_t)(from - start), (size_t)(to - from), from - b->first);
-  else cache->codec->decode(&chunk, (size_t)(from - start), (size_t)(to - from), b->logits + (from - b->first) * C);
+  cmkd_chunk_view chunk = {raw, (size_t)shard->rows * C, C, numbers ? numbers + offset : NULL,
+                           numbers ? range + offset : NULL};
+  if (b->items)
+    copy_items(b, &chunk, (size_t)(from - start), (size_t)(to - from), from - b->first);
+  else
+    cache->codec->decode(&chunk, (size_t)(from - start), (size_t)(to - from), b->logits + (from - b->first) * C);
   return CMKD_OK;
 }
 
 static void *bulk_run(void *argument) {
   bulk *b = argument;
   const cmkd_cache *cache = b->cache;
-  uint32_t most = (cache->master.head.shard_rows + cache->master.head.chunk_rows - 1) / cache->master.head.chunk_rows, numbers_of = UINT32_MAX;
-  size_t stored_capacity = cmkd_cache_stored_bound(cache), raw_capacity = (size_t)cache->master.head.chunk_rows * cache->info.classes * (size_t)cache->codec->item;
+  uint32_t most = (cache->master.head.shard_rows + cache->master.head.chunk_rows - 1) / cache->master.head.chunk_rows,
+           numbers_of = UINT32_MAX;
+  size_t stored_capacity = cmkd_cache_stored_bound(cache),
+         raw_capacity = (size_t)cache->master.head.chunk_rows * cache->info.classes * (size_t)cache->codec->item;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
   uint8_t *stored = malloc(stored_capacity), *raw = malloc(raw_capacity);
   uint16_t *numbers = cache->codec->row_numbers ? malloc((size_t)cache->master.head.shard_rows * 4) : NULL;
   cmkd_error err = {0};
-  if (!coder || !stored || !raw || (cache->codec->row_numbers && !numbers)) cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to read it", cache->path);
-  for (uint64_t piece; err.status == CMKD_OK && !atomic_load(&b->failed) && (piece = atomic_fetch_add(&b->next, 1)) < b->pieces;) {
+  if (!coder || !stored || !raw || (cache->codec->row_numbers && !numbers))
+    cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to read it", cache->path);
+  for (uint64_t piece;
+       err.status == CMKD_OK && !atomic_load(&b->failed) && (piece = atomic_fetch_add(&b->next, 1)) < b->pieces;) {
     uint32_t k = b->first_shard + (uint32_t)(piece / most), block = (uint32_t)(piece % most);
     if (block >= cache->shards[k].meta.blocks) continue;
     if (bulk_piece(b, k, block, coder, stored, raw, numbers, &numbers_of, &err) != CMKD_OK) break;
@@ -352,10 +413,12 @@ static void *bulk_run(void *argument) {
 static cmkd_status bulk_do(cmkd_cache *cache, bulk *b, cmkd_error *err) {
   CMKD_TRY(check_view(cache, b->view, err));
   if (b->first > cache->info.samples || b->count > cache->info.samples - b->first)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: samples %" PRIu64 "..%" PRIu64 " do not exist; it has %" PRIu64, cache->path, b->first, b->first + b->count, cache->info.samples);
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: samples %" PRIu64 "..%" PRIu64 " do not exist; it has %" PRIu64,
+                     cache->path, b->first, b->first + b->count, cache->info.samples);
   if (!b->count) return CMKD_OK;
   const cmkd_cache_head *head = &cache->master.head;
-  const uint32_t last = (uint32_t)((b->first + b->count - 1) / head->shard_rows), most = (head->shard_rows + head->chunk_rows - 1) / head->chunk_rows;
+  const uint32_t last = (uint32_t)((b->first + b->count - 1) / head->shard_rows),
+                 most = (head->shard_rows + head->chunk_rows - 1) / head->chunk_rows;
   b->cache = cache;
   b->first_shard = (uint32_t)(b->first / head->shard_rows);
   b->shards = last - b->first_shard + 1;
@@ -367,24 +430,32 @@ static cmkd_status bulk_do(cmkd_cache *cache, bulk *b, cmkd_error *err) {
   int wanted = cmkd_cpu_count(), started = 0;
   if (wanted > MOST_THREADS) wanted = MOST_THREADS;
   if ((uint64_t)wanted > touched) wanted = (int)touched;
-  while (started < wanted - 1 && pthread_create(threads + started, NULL, bulk_run, b) == 0) started++;
+  while (started < wanted - 1 && pthread_create(threads + started, NULL, bulk_run, b) == 0)
+    started++;
   bulk_run(b);
-  for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
+  for (int i = 0; i < started; i++)
+    pthread_join(threads[i], NULL);
   pthread_mutex_destroy(&b->mutex);
   if (b->failure.status != CMKD_OK && err) *err = b->failure;
   return b->failure.status;
 }
 
-cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits, cmkd_error *err) {
+cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits,
+                            cmkd_error *err) {
   bulk b = {.view = view, .first = first, .count = count, .logits = logits};
   return bulk_do(cache, &b, err);
 }
 
 int cmkd_cache_item(const cmkd_cache *cache) { return cache->codec->item; }
 
-cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err) {
+cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, void *items,
+                                  uint16_t *row_max, uint16_t *row_range, cmkd_error *err) {
   bulk b = {.view = view, .first = first, .count = count, .items = items, .row_max = row_max, .row_range = row_range};
-  if (cache->codec->thin) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: codec %s is read decoded only", cache->path, cache->info.identity.codec);
-  if (cache->codec->row_numbers && (!row_max || !row_range)) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s has numbers for each row; give room for them", cache->path, cache->info.identity.codec);
+  if (cache->codec->thin)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: codec %s is read decoded only", cache->path,
+                     cache->info.identity.codec);
+  if (cache->codec->row_numbers && (!row_max || !row_range))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s has numbers for each row; give room for them", cache->path,
+                     cache->info.identity.codec);
   return bulk_do(cache, &b, err);
 }

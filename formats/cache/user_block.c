@@ -8,9 +8,17 @@
 
 static const uint8_t magic[8] = {'C', 'M', 'K', 'D', '\r', '\n', 0x1A, '\n'};
 
-static void put32(uint8_t *p, uint32_t x) { for (int i = 0; i < 4; i++) p[i] = (uint8_t)(x >> 8 * i); }
-static void put64(uint8_t *p, uint64_t x) { for (int i = 0; i < 8; i++) p[i] = (uint8_t)(x >> 8 * i); }
-static uint32_t get32(const uint8_t *p) { return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24; }
+static void put32(uint8_t *p, uint32_t x) {
+  for (int i = 0; i < 4; i++)
+    p[i] = (uint8_t)(x >> 8 * i);
+}
+static void put64(uint8_t *p, uint64_t x) {
+  for (int i = 0; i < 8; i++)
+    p[i] = (uint8_t)(x >> 8 * i);
+}
+static uint32_t get32(const uint8_t *p) {
+  return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
+}
 static uint64_t get64(const uint8_t *p) { return get32(p) | (uint64_t)get32(p + 4) << 32; }
 
 static void bytes_of_hex(const char *hex, uint8_t out[32]) {
@@ -20,13 +28,16 @@ static void bytes_of_hex(const char *hex, uint8_t out[32]) {
   }
 }
 static void hex_of_bytes(const uint8_t *bytes, char hex[CMKD_SHA256_HEX]) {
-  for (int i = 0; i < 64; i++) hex[i] = "0123456789abcdef"[i & 1 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4];
+  for (int i = 0; i < 64; i++)
+    hex[i] = "0123456789abcdef"[i & 1 ? bytes[i / 2] & 15 : bytes[i / 2] >> 4];
   hex[64] = 0;
 }
 
-uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, const char *payload_sha256, uint64_t payload_size, size_t *block_size) {
+uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, const char *payload_sha256,
+                              uint64_t payload_size, size_t *block_size) {
   size_t size = 512;
-  while (size < CMKD_USER_BLOCK_HEADER + json_size) size *= 2;
+  while (size < CMKD_USER_BLOCK_HEADER + json_size)
+    size *= 2;
   uint8_t *block = calloc(1, size);
   char json_sha256[CMKD_SHA256_HEX];
   if (!block) return NULL;
@@ -44,27 +55,36 @@ uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, cons
   return block;
 }
 
-cmkd_status cmkd_user_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path, uint64_t *block_size, cmkd_error *err) {
+cmkd_status cmkd_user_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path,
+                                 uint64_t *block_size, cmkd_error *err) {
   if (size < CMKD_USER_BLOCK_HEADER || file_size < CMKD_USER_BLOCK_HEADER || memcmp(header, magic, 8) != 0) {
-    if (size >= 8 && !memcmp(header, "\x89HDF\r\n\x1a\n", 8)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: an HDF5 file, but not a cache made by cmkd-cache", path);
+    if (size >= 8 && !memcmp(header, "\x89HDF\r\n\x1a\n", 8))
+      return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: an HDF5 file, but not a cache made by cmkd-cache", path);
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a cache file (made by cmkd-cache build)", path);
   }
   uint32_t version = get32(header + 8);
-  if (version != CMKD_USER_BLOCK_VERSION) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: cache format version %u; this program reads version %d: update it", path, version, CMKD_USER_BLOCK_VERSION);
+  if (version != CMKD_USER_BLOCK_VERSION)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: cache format version %u; this program reads version %d: update it",
+                     path, version, CMKD_USER_BLOCK_VERSION);
   uint64_t block = get64(header + 16), whole = get64(header + 24), json = get64(header + 32);
   if (whole != file_size) {
-    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %llu bytes, but its header says %llu: truncated or changed; run the build again", path, (unsigned long long)file_size, (unsigned long long)whole);
+    return cmkd_fail(err, CMKD_ERR_FORMAT,
+                     "%s: %llu bytes, but its header says %llu: truncated or changed; run the build again", path,
+                     (unsigned long long)file_size, (unsigned long long)whole);
   }
   int power = block >= 512 && (block & (block - 1)) == 0;
-  if (!power || block > file_size || json > block - CMKD_USER_BLOCK_HEADER) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt header; run the build again", path);
+  if (!power || block > file_size || json > block - CMKD_USER_BLOCK_HEADER)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt header; run the build again", path);
   *block_size = block;
   return CMKD_OK;
 }
 
-cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t file_size, const char *path, cmkd_user_block *out, cmkd_error *err) {
+cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t file_size, const char *path,
+                                  cmkd_user_block *out, cmkd_error *err) {
   uint64_t block_size = 0;
   CMKD_TRY(cmkd_user_block_peek(bytes, size, file_size, path, &block_size, err));
-  if (size < block_size) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated inside its header; run the build again", path);
+  if (size < block_size)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated inside its header; run the build again", path);
   memset(out, 0, sizeof *out);
   out->kind = (int)get32(bytes + 12);
   out->block_size = block_size;
@@ -76,29 +96,43 @@ cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t fi
   hex_of_bytes(bytes + 64, stored);
   cmkd_sha256(out->json, out->json_size, found);
   int zeros = 1;
-  for (size_t i = 40; i < 64; i++) zeros &= bytes[i] == 0;
-  for (size_t i = CMKD_USER_BLOCK_HEADER + out->json_size; i < block_size; i++) zeros &= bytes[i] == 0;
-  if (strcmp(stored, found) != 0 || !zeros) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt header (its hash does not match); run the build again", path);
+  for (size_t i = 40; i < 64; i++)
+    zeros &= bytes[i] == 0;
+  for (size_t i = CMKD_USER_BLOCK_HEADER + out->json_size; i < block_size; i++)
+    zeros &= bytes[i] == 0;
+  if (strcmp(stored, found) != 0 || !zeros)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: corrupt header (its hash does not match); run the build again", path);
   return CMKD_OK;
 }
 
-cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_user_block *out, cmkd_error *err) {
+cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_user_block *out,
+                                 cmkd_error *err) {
   struct stat st;
   uint8_t header[CMKD_USER_BLOCK_HEADER], *block;
   uint64_t block_size = 0;
-  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a regular file; a cache is a file made by cmkd-cache build", path);
+  if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode))
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a regular file; a cache is a file made by cmkd-cache build", path);
   uint64_t file_size = (uint64_t)st.st_size;
   size_t head = file_size < sizeof header ? (size_t)file_size : sizeof header;
   CMKD_TRY(cmkd_pread_full(fd, header, head, 0, path, err));
   CMKD_TRY(cmkd_user_block_peek(header, head, file_size, path, &block_size, err));
   block = malloc((size_t)block_size);
-  if (!block) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for its header (%llu bytes)", path, (unsigned long long)block_size);
+  if (!block)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for its header (%llu bytes)", path,
+                     (unsigned long long)block_size);
   cmkd_status status = cmkd_pread_full(fd, block, (size_t)block_size, 0, path, err);
   if (status == CMKD_OK) status = cmkd_user_block_parse(block, (size_t)block_size, file_size, path, out, err);
   if (status == CMKD_OK && out->kind != kind) {
-    status = cmkd_fail(err, CMKD_ERR_FORMAT, kind == CMKD_USER_BLOCK_MASTER ? "%s: one shard of a cache; name the .h5 file beside its .shards folder" : "%s: not a shard; run the build again", path);
+    status = cmkd_fail(err, CMKD_ERR_FORMAT,
+                       kind == CMKD_USER_BLOCK_MASTER
+                           ? "%s: one shard of a cache; name the .h5 file beside its .shards folder"
+                           : "%s: not a shard; run the build again",
+                       path);
   }
-  if (status != CMKD_OK) { free(block); return status; }
+  if (status != CMKD_OK) {
+    free(block);
+    return status;
+  }
   *bytes = block;
   return CMKD_OK;
 }

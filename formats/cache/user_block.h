@@ -1,5 +1,5 @@
-/* The user block that opens every file of a cache: 128 bytes of header, JSON, zeros up to 512 * 2^k. docs/cache-format.md has the table.
- * Pure memory; knows nothing of what the JSON means. */
+/* The user block that opens every file of a cache: 128 bytes of header, JSON, zeros up to 512 * 2^k.
+ * docs/cache-format.md has the table. Pure memory; knows nothing of what the JSON means. */
 #ifndef CMKD_FORMATS_CACHE_USER_BLOCK_H
 #define CMKD_FORMATS_CACHE_USER_BLOCK_H
 #include <stddef.h>
@@ -20,12 +20,18 @@ typedef struct cmkd_user_block {
 } cmkd_user_block;
 
 /* The whole block in fresh memory (caller frees); NULL when out of memory. */
-uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, const char *payload_sha256, uint64_t payload_size, size_t *block_size);
+uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, const char *payload_sha256,
+                              uint64_t payload_size, size_t *block_size);
 
-/* Checks the first CMKD_USER_BLOCK_HEADER bytes of a file of `file_size` bytes; gives the size of the whole block, at most file_size. */
-cmkd_status cmkd_user_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path, uint64_t *block_size, cmkd_error *err);
-/* Parses a whole block (block_size bytes from peek) and checks the JSON's hash and the zeros. `out` points into `bytes`. */
-cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t file_size, const char *path, cmkd_user_block *out, cmkd_error *err);
+/* Checks the first CMKD_USER_BLOCK_HEADER bytes of a file of `file_size` bytes; gives the size of the whole block, at
+ * most file_size. */
+cmkd_status cmkd_user_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path,
+                                 uint64_t *block_size, cmkd_error *err);
+/* Parses a whole block (block_size bytes from peek) and checks the JSON's hash and the zeros. `out` points into
+ * `bytes`. */
+cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t file_size, const char *path,
+                                  cmkd_user_block *out, cmkd_error *err);
 /* Reads, peeks and parses the block of an open file. *bytes is fresh memory that `out` points into (caller frees). */
-cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_user_block *out, cmkd_error *err);
+cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_user_block *out,
+                                 cmkd_error *err);
 #endif

@@ -9,9 +9,11 @@ typedef struct cmkd_verify_report {
   cmkd_error first;
 } cmkd_verify_report;
 
-/* An open cache has a good master and good user blocks. This hashes everything behind them and reads the small arrays; with `deep` it also
- * checks each chunk's own hash, decodes it, and looks for numbers that are not finite and labels out of range. Goes on after a damaged
- * shard; `each` (may be NULL) hears of every shard as it is done, err NULL when it is good.
- * Always CMKD_OK so far: damage is in the report. */
-cmkd_status cmkd_cache_verify(cmkd_cache *cache, int deep, int threads, void (*each)(void *context, uint32_t shard, const cmkd_error *err), void *context, cmkd_verify_report *report, cmkd_error *err);
+/* An open cache has a good master and good user blocks. This hashes everything behind them and reads the small arrays;
+ * with `deep` it also checks each chunk's own hash, decodes it, and looks for numbers that are not finite and labels
+ * out of range. Goes on after a damaged shard; `each` (may be NULL) hears of every shard as it is done, err NULL when
+ * it is good. Always CMKD_OK so far: damage is in the report. */
+cmkd_status cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
+                              void (*each)(void *context, uint32_t shard, const cmkd_error *err), void *context,
+                              cmkd_verify_report *report, cmkd_error *err);
 #endif

@@ -1,10 +1,11 @@
-/* Writing a cache: say who and what, hand over rows in any order within a shard, finish. Compression runs on threads of the writer's own and
- * a finished shard is published while the next one fills. A shard appears under its name complete or not at all; a build that died is
- * continued by opening the same spec again. docs/cache-format.md is the specification.
+/* Writing a cache: say who and what, hand over rows in any order within a shard, finish. Compression runs on threads of
+ * the writer's own and a finished shard is published while the next one fills. A shard appears under its name complete
+ * or not at all; a build that died is continued by opening the same spec again. docs/cache-format.md is the
+ * specification.
  *
  *   cmkd_cache_writer_open(path, &spec, &w, &err);
- *   for k in 0 .. cmkd_cache_writer_shards(w):              // any subset, any order; or cmkd_cache_writer_add for all at once
- *     cmkd_cache_writer_begin(w, k, &state, &err);          // DONE or BUSY: go on with another one
+ *   for k in 0 .. cmkd_cache_writer_shards(w):              // any subset, any order; or cmkd_cache_writer_add for all
+ * at once cmkd_cache_writer_begin(w, k, &state, &err);          // DONE or BUSY: go on with another one
  *     cmkd_cache_writer_samples(w, ids, labels, seeds, &err);
  *     cmkd_cache_writer_put(w, view, first, count, logits, &err) ...
  *     cmkd_cache_writer_end(w, &err);
@@ -18,11 +19,12 @@
 #include "cmkd/cache.h"
 
 typedef struct cmkd_cache_spec {
-  cmkd_cache_identity identity;      /* identity.codec names the codec */
-  uint64_t samples; uint32_t views, classes; /* views includes the clean one */
-  const char *const *class_names;    /* (classes) UTF-8, or NULL; copied */
-  uint32_t shard_rows, chunk_rows;   /* samples; 0: chosen from the shape */
-  int threads;                       /* of compression; 0: all cores */
+  cmkd_cache_identity identity; /* identity.codec names the codec */
+  uint64_t samples;
+  uint32_t views, classes;         /* views includes the clean one */
+  const char *const *class_names;  /* (classes) UTF-8, or NULL; copied */
+  uint32_t shard_rows, chunk_rows; /* samples; 0: chosen from the shape */
+  int threads;                     /* of compression; 0: all cores */
 } cmkd_cache_spec;
 
 typedef struct cmkd_cache_writer cmkd_cache_writer;
@@ -42,8 +44,10 @@ typedef struct cmkd_writer_stats {
 /* Folder of PATH's shards: "teacher.h5" -> "teacher.shards". Fresh memory. */
 char *cmkd_cache_folder(const char *path);
 
-/* Makes the folder, refuses a PATH that holds something else (another cache, a foreign file) and a running build of another configuration. */
-cmkd_status cmkd_cache_writer_open(const char *path, const cmkd_cache_spec *spec, cmkd_cache_writer **out, cmkd_error *err);
+/* Makes the folder, refuses a PATH that holds something else (another cache, a foreign file) and a running build of
+ * another configuration. */
+cmkd_status cmkd_cache_writer_open(const char *path, const cmkd_cache_spec *spec, cmkd_cache_writer **out,
+                                   cmkd_error *err);
 /* The same for a folder of finished shards whose spec is theirs (`cmkd-cache finish`): begin/finish only. */
 cmkd_status cmkd_cache_writer_join(const char *path, cmkd_cache_writer **out, cmkd_error *err);
 void cmkd_cache_writer_close(cmkd_cache_writer *w); /* drops a shard in work; waits for sealed ones */
@@ -54,17 +58,21 @@ uint32_t cmkd_cache_writer_chunk_rows(const cmkd_cache_writer *w);
 
 cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_shard_state *state, cmkd_error *err);
 /* All samples of the shard: ids (n), labels (n) in [0, classes), seeds (n, views). Copied. */
-cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *w, const uint64_t *ids, const int32_t *labels, const uint64_t *seeds, cmkd_error *err);
-/* Rows first .. first + count of the shard, one view: logits (count, classes), the next row `stride` floats on. Each row once. Refuses
- * numbers that the codec can't hold, naming the sample. */
-cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count, const float *logits, size_t stride, cmkd_error *err);
+cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *w, const uint64_t *ids, const int32_t *labels,
+                                      const uint64_t *seeds, cmkd_error *err);
+/* Rows first .. first + count of the shard, one view: logits (count, classes), the next row `stride` floats on. Each
+ * row once. Refuses numbers that the codec can't hold, naming the sample. */
+cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count,
+                                  const float *logits, size_t stride, cmkd_error *err);
 /* Seals: every row was put. Returns while the shard is still being written. */
 cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *w, cmkd_error *err);
 void cmkd_cache_writer_abandon(cmkd_cache_writer *w);
 
-/* Whole samples in order, all views: ids (count), labels (count), seeds (count, views), logits (count, views, classes). Begins and ends
- * shards by itself; samples of shards that are done are skipped, a shard that another process writes is waited for. */
-cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *w, uint32_t count, const uint64_t *ids, const int32_t *labels, const uint64_t *seeds, const float *logits, cmkd_error *err);
+/* Whole samples in order, all views: ids (count), labels (count), seeds (count, views), logits (count, views, classes).
+ * Begins and ends shards by itself; samples of shards that are done are skipped, a shard that another process writes is
+ * waited for. */
+cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *w, uint32_t count, const uint64_t *ids, const int32_t *labels,
+                                  const uint64_t *seeds, const float *logits, cmkd_error *err);
 
 /* Waits until every sealed shard is published. */
 cmkd_status cmkd_cache_writer_wait(cmkd_cache_writer *w, cmkd_error *err);

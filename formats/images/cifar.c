@@ -1,5 +1,5 @@
-/* CIFAR-10 and CIFAR-100 in their official binary form, exact sizes only: a file cut at a record boundary would otherwise pass for a
- * smaller data set. Will not do: the Python (pickle) form. */
+/* CIFAR-10 and CIFAR-100 in their official binary form, exact sizes only: a file cut at a record boundary would
+ * otherwise pass for a smaller data set. Will not do: the Python (pickle) form. */
 #include "formats/images/readers.h"
 #include "base/file.h"
 #include <errno.h>
@@ -13,22 +13,30 @@
 #define BLOCK 512 /* records read at a time */
 
 /* The files of a split, `records` records each. */
-typedef struct layout { const char *const *train, *const *test; uint32_t train_records, test_records; int coarse_classes; } layout;
-static const char *const train10[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin", "data_batch_4.bin", "data_batch_5.bin", NULL};
-static const char *const test10[] = {"test_batch.bin", NULL}, *const train100[] = {"train.bin", NULL}, *const test100[] = {"test.bin", NULL};
+typedef struct layout {
+  const char *const *train, *const *test;
+  uint32_t train_records, test_records;
+  int coarse_classes;
+} layout;
+static const char *const train10[] = {"data_batch_1.bin", "data_batch_2.bin", "data_batch_3.bin",
+                                      "data_batch_4.bin", "data_batch_5.bin", NULL};
+static const char *const test10[] = {"test_batch.bin", NULL}, *const train100[] = {"train.bin", NULL},
+                         *const test100[] = {"test.bin", NULL};
 static const layout cifar10 = {train10, test10, 10000, 10000, 0}, cifar100 = {train100, test100, 50000, 10000, 20};
 
-cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name, int coarse_classes, int classes,
-    uint8_t *pixels, int32_t *labels, cmkd_error *err) {
+cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name,
+                              int coarse_classes, int classes, uint8_t *pixels, int32_t *labels, cmkd_error *err) {
   size_t head = coarse_classes ? 2 : 1, record = head + CMKD_CIFAR_PIXELS;
   for (uint32_t i = 0; i < count; i++) {
     const uint8_t *in = records + i * record, *planes = in + head;
     if (coarse_classes && in[0] >= coarse_classes)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: coarse label %u of record %llu is not in 0..%d; the file is damaged, fetch it again",
-          name, in[0], (unsigned long long)(first + i), coarse_classes - 1);
+      return cmkd_fail(err, CMKD_ERR_VALUE,
+                       "%s: coarse label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name,
+                       in[0], (unsigned long long)(first + i), coarse_classes - 1);
     if (in[head - 1] >= classes)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "%s: label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name,
-          in[head - 1], (unsigned long long)(first + i), classes - 1);
+      return cmkd_fail(err, CMKD_ERR_VALUE,
+                       "%s: label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name,
+                       in[head - 1], (unsigned long long)(first + i), classes - 1);
     labels[i] = in[head - 1];
     uint8_t *out = pixels + (size_t)i * CMKD_CIFAR_PIXELS;
     for (int p = 0; p < PLANE; p++) {
@@ -46,24 +54,27 @@ static cmkd_status check_size(int fd, const char *path, uint64_t want, cmkd_erro
   if (!S_ISREG(st.st_mode)) return cmkd_fail(err, CMKD_ERR_IO, "%s: not a file", path);
   if ((uint64_t)st.st_size != want)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s: %lld bytes where the official file has %llu; fetch it again", path,
-        (uint64_t)st.st_size < want ? "truncated" : "oversized", (long long)st.st_size, (unsigned long long)want);
+                     (uint64_t)st.st_size < want ? "truncated" : "oversized", (long long)st.st_size,
+                     (unsigned long long)want);
   return CMKD_OK;
 }
 
 /* Reads `count` records of one file into place, a block at a time: the planar form never exists as a whole. */
-static cmkd_status read_records(const char *path, const layout *l, uint32_t count, int classes, uint8_t *pixels, int32_t *labels,
-    cmkd_error *err) {
+static cmkd_status read_records(const char *path, const layout *l, uint32_t count, int classes, uint8_t *pixels,
+                                int32_t *labels, cmkd_error *err) {
   size_t record = (l->coarse_classes ? 2 : 1) + CMKD_CIFAR_PIXELS;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
   uint8_t *block = NULL;
   cmkd_status status = check_size(fd, path, (uint64_t)count * record, err);
-  if (status == CMKD_OK && !(block = malloc(BLOCK * record))) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
+  if (status == CMKD_OK && !(block = malloc(BLOCK * record)))
+    status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
   for (uint32_t at = 0; status == CMKD_OK && at < count; at += BLOCK) {
     uint32_t some = count - at < BLOCK ? count - at : BLOCK;
     status = cmkd_pread_full(fd, block, some * record, (uint64_t)at * record, path, err);
-    if (status == CMKD_OK) status = cmkd_cifar_decode(block, some, at, path, l->coarse_classes, classes,
-        pixels + (size_t)at * CMKD_CIFAR_PIXELS, labels + at, err);
+    if (status == CMKD_OK)
+      status = cmkd_cifar_decode(block, some, at, path, l->coarse_classes, classes,
+                                 pixels + (size_t)at * CMKD_CIFAR_PIXELS, labels + at, err);
   }
   free(block);
   close(fd);
@@ -73,16 +84,18 @@ static cmkd_status read_records(const char *path, const layout *l, uint32_t coun
 static cmkd_status read_split(const layout *l, const char *dir, int test, cmkd_dataset *data, cmkd_error *err) {
   const char *const *files = test ? l->test : l->train;
   uint32_t each = test ? l->test_records : l->train_records, count = 0;
-  while (files[count]) count++;
+  while (files[count])
+    count++;
   data->n = each * count;
   data->pixels = malloc((size_t)data->n * CMKD_CIFAR_PIXELS);
   data->labels = malloc((size_t)data->n * sizeof *data->labels);
-  if (!data->pixels || !data->labels) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %u images", dir, data->n);
+  if (!data->pixels || !data->labels)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory for %u images", dir, data->n);
   for (uint32_t i = 0; i < count; i++) {
     char *path = cmkd_path_join(dir, files[i]);
     if (!path) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", dir);
     cmkd_status status = read_records(path, l, each, data->classes, data->pixels + (size_t)i * each * CMKD_CIFAR_PIXELS,
-        data->labels + (size_t)i * each, err);
+                                      data->labels + (size_t)i * each, err);
     free(path);
     if (status != CMKD_OK) return status;
   }
@@ -96,9 +109,14 @@ static int holds(const layout *l, const char *dir, int test) {
   return yes;
 }
 
-static cmkd_status read10(const char *dir, int test, cmkd_dataset *data, cmkd_error *err) { return read_split(&cifar10, dir, test, data, err); }
-static cmkd_status read100(const char *dir, int test, cmkd_dataset *data, cmkd_error *err) { return read_split(&cifar100, dir, test, data, err); }
+static cmkd_status read10(const char *dir, int test, cmkd_dataset *data, cmkd_error *err) {
+  return read_split(&cifar10, dir, test, data, err);
+}
+static cmkd_status read100(const char *dir, int test, cmkd_dataset *data, cmkd_error *err) {
+  return read_split(&cifar100, dir, test, data, err);
+}
 static int holds10(const char *dir, int test) { return holds(&cifar10, dir, test); }
 static int holds100(const char *dir, int test) { return holds(&cifar100, dir, test); }
-const cmkd_reader cmkd_reader_cifar10 = {read10, holds10, "data_batch_1.bin to data_batch_5.bin and test_batch.bin (of cifar-10-binary.tar.gz)"};
+const cmkd_reader cmkd_reader_cifar10 = {
+    read10, holds10, "data_batch_1.bin to data_batch_5.bin and test_batch.bin (of cifar-10-binary.tar.gz)"};
 const cmkd_reader cmkd_reader_cifar100 = {read100, holds100, "train.bin and test.bin (of cifar-100-binary.tar.gz)"};

@@ -15,17 +15,26 @@
 #include <unistd.h>
 
 static const char *const digits[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
-static const char *const fashion[] = {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"};
-static const char *const cifar10[] = {"airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"};
+static const char *const fashion[] = {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+                                      "Sandal",      "Shirt",   "Sneaker",  "Bag",   "Ankle boot"};
+static const char *const cifar10[] = {"airplane", "automobile", "bird",  "cat",  "deer",
+                                      "dog",      "frog",       "horse", "ship", "truck"};
 static const char *const cifar100[] = {
-  "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy", "bridge", "bus",
-  "butterfly", "camel", "can", "castle", "caterpillar", "cattle", "chair", "chimpanzee", "clock", "cloud", "cockroach", "couch", "crab",
-  "crocodile", "cup", "dinosaur", "dolphin", "elephant", "flatfish", "forest", "fox", "girl", "hamster", "house", "kangaroo",
-  "keyboard", "lamp", "lawn_mower", "leopard", "lion", "lizard", "lobster", "man", "maple_tree", "motorcycle", "mountain", "mouse",
-  "mushroom", "oak_tree", "orange", "orchid", "otter", "palm_tree", "pear", "pickup_truck", "pine_tree", "plain", "plate", "poppy",
-  "porcupine", "possum", "rabbit", "raccoon", "ray", "road", "rocket", "rose", "sea", "seal", "shark", "shrew", "skunk", "skyscraper",
-  "snail", "snake", "spider", "squirrel", "streetcar", "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger",
-  "tractor", "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman", "worm"};
+    "apple",      "aquarium_fish", "baby",         "bear",       "beaver",      "bed",         "bee",
+    "beetle",     "bicycle",       "bottle",       "bowl",       "boy",         "bridge",      "bus",
+    "butterfly",  "camel",         "can",          "castle",     "caterpillar", "cattle",      "chair",
+    "chimpanzee", "clock",         "cloud",        "cockroach",  "couch",       "crab",        "crocodile",
+    "cup",        "dinosaur",      "dolphin",      "elephant",   "flatfish",    "forest",      "fox",
+    "girl",       "hamster",       "house",        "kangaroo",   "keyboard",    "lamp",        "lawn_mower",
+    "leopard",    "lion",          "lizard",       "lobster",    "man",         "maple_tree",  "motorcycle",
+    "mountain",   "mouse",         "mushroom",     "oak_tree",   "orange",      "orchid",      "otter",
+    "palm_tree",  "pear",          "pickup_truck", "pine_tree",  "plain",       "plate",       "poppy",
+    "porcupine",  "possum",        "rabbit",       "raccoon",    "ray",         "road",        "rocket",
+    "rose",       "sea",           "seal",         "shark",      "shrew",       "skunk",       "skyscraper",
+    "snail",      "snake",         "spider",       "squirrel",   "streetcar",   "sunflower",   "sweet_pepper",
+    "table",      "tank",          "telephone",    "television", "tiger",       "tractor",     "train",
+    "trout",      "tulip",         "turtle",       "wardrobe",   "whale",       "willow_tree", "wolf",
+    "woman",      "worm"};
 
 typedef struct entry {
   const char *name;
@@ -40,15 +49,58 @@ typedef struct entry {
 } entry;
 
 static const entry registry[] = {
-  {"fashion-mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.2860f}, {.3530f}, CMKD_AUGMENT_CROP_FLIP, fashion, {"fashion-mnist", "FashionMNIST"},
-   {"", "raw", "FashionMNIST/raw"}, "or apt install dataset-fashion-mnist"},
-  {"mnist", &cmkd_reader_idx, 28, 28, 1, 10, {.1307f}, {.3081f}, CMKD_AUGMENT_CROP, digits, {"mnist", "MNIST"}, {"", "raw", "MNIST/raw"}, "with its four IDX files"},
-  {"cifar10", &cmkd_reader_cifar10, 32, 32, 3, 10, {.4914f, .4822f, .4465f}, {.2023f, .1994f, .2010f}, CMKD_AUGMENT_CROP_FLIP, cifar10,
-   {"cifar10", "cifar-10", "cifar-10-batches-bin"},
-   {"", "cifar-10-batches-bin"}, "with the unpacked cifar-10-binary.tar.gz"},
-  {"cifar100", &cmkd_reader_cifar100, 32, 32, 3, 100, {.5071f, .4867f, .4408f}, {.2675f, .2565f, .2761f}, CMKD_AUGMENT_CROP_FLIP, cifar100,
-   {"cifar100", "cifar-100", "cifar-100-binary"},
-   {"", "cifar-100-binary"}, "with the unpacked cifar-100-binary.tar.gz"},
+    {"fashion-mnist",
+     &cmkd_reader_idx,
+     28,
+     28,
+     1,
+     10,
+     {.2860f},
+     {.3530f},
+     CMKD_AUGMENT_CROP_FLIP,
+     fashion,
+     {"fashion-mnist", "FashionMNIST"},
+     {"", "raw", "FashionMNIST/raw"},
+     "or apt install dataset-fashion-mnist"},
+    {"mnist",
+     &cmkd_reader_idx,
+     28,
+     28,
+     1,
+     10,
+     {.1307f},
+     {.3081f},
+     CMKD_AUGMENT_CROP,
+     digits,
+     {"mnist", "MNIST"},
+     {"", "raw", "MNIST/raw"},
+     "with its four IDX files"},
+    {"cifar10",
+     &cmkd_reader_cifar10,
+     32,
+     32,
+     3,
+     10,
+     {.4914f, .4822f, .4465f},
+     {.2023f, .1994f, .2010f},
+     CMKD_AUGMENT_CROP_FLIP,
+     cifar10,
+     {"cifar10", "cifar-10", "cifar-10-batches-bin"},
+     {"", "cifar-10-batches-bin"},
+     "with the unpacked cifar-10-binary.tar.gz"},
+    {"cifar100",
+     &cmkd_reader_cifar100,
+     32,
+     32,
+     3,
+     100,
+     {.5071f, .4867f, .4408f},
+     {.2675f, .2565f, .2761f},
+     CMKD_AUGMENT_CROP_FLIP,
+     cifar100,
+     {"cifar100", "cifar-100", "cifar-100-binary"},
+     {"", "cifar-100-binary"},
+     "with the unpacked cifar-100-binary.tar.gz"},
 };
 #define ENTRIES (sizeof registry / sizeof *registry)
 
@@ -62,8 +114,10 @@ const char *const *cmkd_dataset_names(void) {
 static int same_name(const char *a, size_t length, const char *b) {
   const char *end = a + length;
   for (;;) {
-    while (a < end && (*a == '-' || *a == '_')) a++;
-    while (*b == '-' || *b == '_') b++;
+    while (a < end && (*a == '-' || *a == '_'))
+      a++;
+    while (*b == '-' || *b == '_')
+      b++;
     if (a == end || !*b) return a == end && !*b;
     if (tolower((unsigned char)*a++) != *b++) return 0;
   }
@@ -72,13 +126,17 @@ static int same_name(const char *a, size_t length, const char *b) {
 static cmkd_status find_entry(const char *spec, const entry **out, cmkd_error *err) {
   size_t length = strcspn(spec, ":");
   for (size_t i = 0; i < ENTRIES; i++)
-    if (same_name(spec, length, registry[i].name)) { *out = &registry[i]; return CMKD_OK; }
+    if (same_name(spec, length, registry[i].name)) {
+      *out = &registry[i];
+      return CMKD_OK;
+    }
   char word[64];
   snprintf(word, sizeof word, "%.*s", (int)(length < 63 ? length : 63), spec);
   const char *near = cmkd_nearest(word, cmkd_dataset_names());
   return cmkd_fail(err, CMKD_ERR_USAGE,
-      "no data set is called '%s'%s%s%s; --data takes NAME or NAME:DIR, NAME one of fashion-mnist, mnist, cifar10, cifar100", word,
-                   near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
+                   "no data set is called '%s'%s%s%s; --data takes NAME or NAME:DIR, NAME one of fashion-mnist, mnist, "
+                   "cifar10, cifar100",
+                   word, near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
 }
 
 cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err) {
@@ -88,7 +146,8 @@ cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err) 
   return CMKD_OK;
 }
 
-/* The folder of a spec: '~' and '~/' mean the home folder (a shell leaves them alone behind "NAME:"), slashes at the end are dropped. */
+/* The folder of a spec: '~' and '~/' mean the home folder (a shell leaves them alone behind "NAME:"), slashes at the
+ * end are dropped. */
 static char *expand(const char *dir) {
   char *out;
   if (dir[0] == '~' && (dir[1] == '/' || !dir[1])) {
@@ -97,8 +156,10 @@ static char *expand(const char *dir) {
     struct passwd pw, *found = NULL;
     if (!home && getpwuid_r(getuid(), &pw, buffer, sizeof buffer, &found) == 0 && found) home = found->pw_dir;
     out = cmkd_format("%s%s", home ? home : "", dir + 1);
-  } else out = cmkd_format("%s", dir);
-  for (size_t n = out ? strlen(out) : 0; n > 1 && out[n - 1] == '/'; n--) out[n - 1] = 0;
+  } else
+    out = cmkd_format("%s", dir);
+  for (size_t n = out ? strlen(out) : 0; n > 1 && out[n - 1] == '/'; n--)
+    out[n - 1] = 0;
   return out;
 }
 
@@ -124,15 +185,19 @@ static cmkd_status locate_given(const entry *e, const char *given, int test, cha
   char *base = expand(given);
   cmkd_status status = CMKD_OK;
   if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  if (!base[0]) status = cmkd_fail(err, CMKD_ERR_USAGE,
-      "--data %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places", e->name, e->name, e->name);
-  else if (stat(base, &st) != 0) status = cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder; %s needs one that holds %s", base, e->name,
-      e->reader->files);
-  else if (!S_ISDIR(st.st_mode)) status = cmkd_fail(err, CMKD_ERR_IO, "%s: not a folder; unpack it and give the folder that holds %s",
-      base, e->reader->files);
+  if (!base[0])
+    status = cmkd_fail(err, CMKD_ERR_USAGE,
+                       "--data %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places",
+                       e->name, e->name, e->name);
+  else if (stat(base, &st) != 0)
+    status =
+        cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder; %s needs one that holds %s", base, e->name, e->reader->files);
+  else if (!S_ISDIR(st.st_mode))
+    status = cmkd_fail(err, CMKD_ERR_IO, "%s: not a folder; unpack it and give the folder that holds %s", base,
+                       e->reader->files);
   else if (!(*out = look_in(e, base, test)))
-    status = cmkd_fail(err, CMKD_ERR_IO, "%s: found no %s split of %s there; the folder should hold %s", base, test ? "test" : "train",
-        e->name, e->reader->files);
+    status = cmkd_fail(err, CMKD_ERR_IO, "%s: found no %s split of %s there; the folder should hold %s", base,
+                       test ? "test" : "train", e->name, e->reader->files);
   free(base);
   return status;
 }
@@ -152,11 +217,13 @@ static cmkd_status locate_usual(const entry *e, int test, char **out, cmkd_error
       free(base);
       if (*out) return CMKD_OK;
     }
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give --data %s:DIR %s", e->name, looked, e->name, e->remedy);
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give --data %s:DIR %s", e->name, looked, e->name,
+                   e->remedy);
 }
 
 static void little_endian(uint32_t value, uint8_t out[4]) {
-  for (int i = 0; i < 4; i++) out[i] = (uint8_t)(value >> 8 * i);
+  for (int i = 0; i < 4; i++)
+    out[i] = (uint8_t)(value >> 8 * i);
 }
 
 static cmkd_status fingerprint(cmkd_dataset *data, cmkd_error *err) {
@@ -165,9 +232,14 @@ static cmkd_status fingerprint(cmkd_dataset *data, cmkd_error *err) {
   cmkd_hasher *hasher = cmkd_hasher_start();
   if (hasher && labels) {
     cmkd_hasher_update(hasher, "cmkd-dataset-1", 14);
-    for (int i = 0; i < 4; i++) { little_endian(sizes[i], word); cmkd_hasher_update(hasher, word, 4); }
-    cmkd_hasher_update(hasher, data->pixels, (size_t)data->n * (size_t)data->height * (size_t)data->width * (size_t)data->channels);
-    for (uint32_t i = 0; i < data->n; i++) little_endian((uint32_t)data->labels[i], labels + 4 * (size_t)i);
+    for (int i = 0; i < 4; i++) {
+      little_endian(sizes[i], word);
+      cmkd_hasher_update(hasher, word, 4);
+    }
+    cmkd_hasher_update(hasher, data->pixels,
+                       (size_t)data->n * (size_t)data->height * (size_t)data->width * (size_t)data->channels);
+    for (uint32_t i = 0; i < data->n; i++)
+      little_endian((uint32_t)data->labels[i], labels + 4 * (size_t)i);
     cmkd_hasher_update(hasher, labels, (size_t)data->n * 4);
   }
   int ok = hasher && labels;
@@ -181,20 +253,28 @@ cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset 
   *out = NULL;
   CMKD_TRY(find_entry(spec, &e, err));
   int test = !strcmp(split, "test");
-  if (!test && strcmp(split, "train")) return cmkd_fail(err, CMKD_ERR_USAGE, "no split is called '%.60s'; there are train and test", split);
+  if (!test && strcmp(split, "train"))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "no split is called '%.60s'; there are train and test", split);
   const char *colon = strchr(spec, ':');
   cmkd_dataset *data = calloc(1, sizeof *data);
   if (!data) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   snprintf(data->name, sizeof data->name, "%s", e->name);
   snprintf(data->split, sizeof data->split, "%s", split);
-  data->height = e->height; data->width = e->width; data->channels = e->channels; data->classes = e->classes;
+  data->height = e->height;
+  data->width = e->width;
+  data->channels = e->channels;
+  data->classes = e->classes;
   memcpy(data->mean, e->mean, sizeof data->mean);
   memcpy(data->std, e->std, sizeof data->std);
   data->class_names = e->class_names;
-  cmkd_status status = colon ? locate_given(e, colon + 1, test, &data->path, err) : locate_usual(e, test, &data->path, err);
+  cmkd_status status =
+      colon ? locate_given(e, colon + 1, test, &data->path, err) : locate_usual(e, test, &data->path, err);
   if (status == CMKD_OK) status = e->reader->read(data->path, test, data, err);
   if (status == CMKD_OK) status = fingerprint(data, err);
-  if (status != CMKD_OK) { cmkd_dataset_close(data); return status; }
+  if (status != CMKD_OK) {
+    cmkd_dataset_close(data);
+    return status;
+  }
   *out = data;
   return CMKD_OK;
 }

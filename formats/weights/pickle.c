@@ -7,25 +7,42 @@
 enum { V_NONE, V_TRUE, V_FALSE, V_EMPTY_TUPLE, V_FIRST_FREE };
 
 enum { G_ORDERED_DICT, G_TENSOR, G_TENSOR_V2, G_PARAMETER, G_SIZE, G_STORAGE /* + dtype */ };
-static const struct { const char *module, *name; int id; } globals[] = {
-  {"collections", "OrderedDict", G_ORDERED_DICT},
-  {"torch._utils", "_rebuild_tensor", G_TENSOR}, {"torch._utils", "_rebuild_tensor_v2", G_TENSOR_V2},
-  {"torch._utils", "_rebuild_parameter", G_PARAMETER},
-  {"torch", "Size", G_SIZE},
-  {"torch", "FloatStorage", G_STORAGE + CMKD_F32}, {"torch", "DoubleStorage", G_STORAGE + CMKD_F64},
-  {"torch", "HalfStorage", G_STORAGE + CMKD_F16},
-  {"torch", "BFloat16Storage", G_STORAGE + CMKD_BF16}, {"torch", "LongStorage", G_STORAGE + CMKD_I64},
-  {"torch", "IntStorage", G_STORAGE + CMKD_I32},
-  {"torch", "ShortStorage", G_STORAGE + CMKD_I16}, {"torch", "CharStorage", G_STORAGE + CMKD_I8}, {"torch", "ByteStorage", G_STORAGE + CMKD_U8},
-  {"torch", "BoolStorage", G_STORAGE + CMKD_BOOL}};
+static const struct {
+  const char *module, *name;
+  int id;
+} globals[] = {{"collections", "OrderedDict", G_ORDERED_DICT},
+               {"torch._utils", "_rebuild_tensor", G_TENSOR},
+               {"torch._utils", "_rebuild_tensor_v2", G_TENSOR_V2},
+               {"torch._utils", "_rebuild_parameter", G_PARAMETER},
+               {"torch", "Size", G_SIZE},
+               {"torch", "FloatStorage", G_STORAGE + CMKD_F32},
+               {"torch", "DoubleStorage", G_STORAGE + CMKD_F64},
+               {"torch", "HalfStorage", G_STORAGE + CMKD_F16},
+               {"torch", "BFloat16Storage", G_STORAGE + CMKD_BF16},
+               {"torch", "LongStorage", G_STORAGE + CMKD_I64},
+               {"torch", "IntStorage", G_STORAGE + CMKD_I32},
+               {"torch", "ShortStorage", G_STORAGE + CMKD_I16},
+               {"torch", "CharStorage", G_STORAGE + CMKD_I8},
+               {"torch", "ByteStorage", G_STORAGE + CMKD_U8},
+               {"torch", "BoolStorage", G_STORAGE + CMKD_BOOL}};
 
 /* Opcodes that are never obeyed, for the message. */
-static const struct { uint8_t code; const char *name; } refused[] = {
-  {'0', "POP"}, {'1', "POP_MARK"}, {'2', "DUP"}, {'F', "FLOAT"}, {'I', "INT"}, {'L', "LONG"}, {'S', "STRING"}, {'V', "UNICODE"}, {'P', "PERSID"},
-  {'p', "PUT"}, {'g', "GET"}, {'d', "DICT"}, {'l', "LIST"}, {'i', "INST"}, {'o', "OBJ"}, {0x81, "NEWOBJ"}, {0x82, "EXT1"}, {0x83, "EXT2"},
-  {0x84, "EXT4"},
-  {0x8f, "EMPTY_SET"}, {0x90, "ADDITEMS"}, {0x91, "FROZENSET"}, {0x92, "NEWOBJ_EX"}, {0x96, "BYTEARRAY8"}, {0x97, "NEXT_BUFFER"},
-  {0x98, "READONLY_BUFFER"}};
+static const struct {
+  uint8_t code;
+  const char *name;
+} refused[] = {{'0', "POP"},          {'1', "POP_MARK"},
+               {'2', "DUP"},          {'F', "FLOAT"},
+               {'I', "INT"},          {'L', "LONG"},
+               {'S', "STRING"},       {'V', "UNICODE"},
+               {'P', "PERSID"},       {'p', "PUT"},
+               {'g', "GET"},          {'d', "DICT"},
+               {'l', "LIST"},         {'i', "INST"},
+               {'o', "OBJ"},          {0x81, "NEWOBJ"},
+               {0x82, "EXT1"},        {0x83, "EXT2"},
+               {0x84, "EXT4"},        {0x8f, "EMPTY_SET"},
+               {0x90, "ADDITEMS"},    {0x91, "FROZENSET"},
+               {0x92, "NEWOBJ_EX"},   {0x96, "BYTEARRAY8"},
+               {0x97, "NEXT_BUFFER"}, {0x98, "READONLY_BUFFER"}};
 
 typedef struct machine {
   cmkd_pickle *p;
@@ -46,16 +63,18 @@ static cmkd_status broken(machine *m, const char *what) {
 static void *doubled(machine *m, void *array, uint32_t *capacity, size_t item) {
   uint32_t more = *capacity ? *capacity * 2 : 64;
   void *bigger = more > *capacity ? realloc(array, more * item) : NULL;
-  if (bigger) *capacity = more;
-  else cmkd_fail(m->err, CMKD_ERR_MEMORY, "%s: out of memory", m->file);
+  if (bigger)
+    *capacity = more;
+  else
+    cmkd_fail(m->err, CMKD_ERR_MEMORY, "%s: out of memory", m->file);
   return bigger;
 }
-#define GROW(array, count, capacity)                                        \
-  do {                                                                  \
-    if ((count) < (capacity)) break;                                        \
-    void *bigger_ = doubled(m, (array), &(capacity), sizeof *(array));      \
-    if (!bigger_) return CMKD_ERR_MEMORY;                               \
-    (array) = bigger_;                                                  \
+#define GROW(array, count, capacity) \
+  do { \
+    if ((count) < (capacity)) break; \
+    void *bigger_ = doubled(m, (array), &(capacity), sizeof *(array)); \
+    if (!bigger_) return CMKD_ERR_MEMORY; \
+    (array) = bigger_; \
   } while (0)
 
 static cmkd_status push(machine *m, uint32_t value) {
@@ -97,7 +116,8 @@ static cmkd_status take(machine *m, uint64_t bytes, const uint8_t **out) {
 
 static uint64_t little(const uint8_t *p, int bytes) {
   uint64_t v = 0;
-  for (int i = 0; i < bytes; i++) v |= (uint64_t)p[i] << 8 * i;
+  for (int i = 0; i < bytes; i++)
+    v |= (uint64_t)p[i] << 8 * i;
   return v;
 }
 
@@ -133,12 +153,13 @@ static cmkd_status push_float(machine *m) {
   uint64_t bits = 0;
   double v;
   CMKD_TRY(take(m, 8, &p));
-  for (int i = 0; i < 8; i++) bits = bits << 8 | p[i]; /* big endian, of all things */
+  for (int i = 0; i < 8; i++)
+    bits = bits << 8 | p[i]; /* big endian, of all things */
   memcpy(&v, &bits, 8);
   return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_FLOAT, .as.real = v});
 }
 
-/* ---- containers --------------------------------------------------------------------------------------------------------- */
+/* ---- containers ---- */
 
 static cmkd_status push_tuple(machine *m, uint32_t first) {
   uint32_t count = m->height - first;
@@ -157,18 +178,23 @@ static cmkd_status push_small_tuple(machine *m, uint32_t count) {
   return push_tuple(m, m->height - count);
 }
 
-/* Moves stack[first .. height) to the end of the list or dict below it. Rooms are powers of two, so the length alone tells them. */
+/* Moves stack[first .. height) to the end of the list or dict below it. Rooms are powers of two, so the length alone
+ * tells them. */
 static cmkd_status extend(machine *m, uint32_t first, cmkd_pk_kind kind) {
   uint32_t count = m->height - first;
   if (first <= floor_of(m)) return broken(m, "its stack runs empty");
   cmkd_pk_value *target = value(m, m->stack[first - 1]);
-  if (target->kind != kind) return broken(m, kind == CMKD_PK_DICT ? "items are set in what is no dict" : "items are appended to what is no list");
+  if (target->kind != kind)
+    return broken(m,
+                  kind == CMKD_PK_DICT ? "items are set in what is no dict" : "items are appended to what is no list");
   if (kind == CMKD_PK_DICT && count % 2) return broken(m, "a key without a value");
   m->height = first;
   if (!count) return CMKD_OK;
   uint64_t want = (uint64_t)target->length + count, capacity = 4, old_capacity = 4;
-  while (old_capacity < target->length) old_capacity *= 2;
-  while (capacity < want) capacity *= 2;
+  while (old_capacity < target->length)
+    old_capacity *= 2;
+  while (capacity < want)
+    capacity *= 2;
   if (want > UINT32_MAX / 2) return broken(m, "too many items");
   if (!target->length || capacity > old_capacity) {
     uint32_t *bigger = realloc(target->length ? target->as.item : NULL, capacity * sizeof *bigger);
@@ -191,14 +217,15 @@ static cmkd_status extend_by(machine *m, cmkd_pk_kind kind, uint32_t count) {
   return extend(m, m->height - count, kind);
 }
 
-/* ---- memo --------------------------------------------------------------------------------------------------------------- */
+/* ---- memo ---- */
 
 static cmkd_status memo_put(machine *m, uint64_t index) {
   if (m->height <= floor_of(m)) return broken(m, "its stack runs empty");
   if (index >= m->size) return broken(m, "a memo number larger than the pickle"); /* writers count from 0 */
   if (index >= m->memo_capacity) {
     uint64_t capacity = m->memo_capacity ? m->memo_capacity : 256;
-    while (capacity <= index) capacity *= 2;
+    while (capacity <= index)
+      capacity *= 2;
     uint32_t *bigger = realloc(m->memo, capacity * sizeof *bigger);
     if (!bigger) return cmkd_fail(m->err, CMKD_ERR_MEMORY, "%s: out of memory", m->file);
     memset(bigger + m->memo_capacity, 0, (capacity - m->memo_capacity) * sizeof *bigger);
@@ -215,19 +242,25 @@ static cmkd_status memo_get(machine *m, uint64_t index) {
   return push(m, m->memo[index] - 1);
 }
 
-/* ---- globals and what may be done with them ----------------------------------------------------------------------------- */
+/* ---- globals and what may be done with them ---- */
 
-static int same(const uint8_t *text, size_t length, const char *word) { return length == strlen(word) && !memcmp(text, word, length); }
+static int same(const uint8_t *text, size_t length, const char *word) {
+  return length == strlen(word) && !memcmp(text, word, length);
+}
 
-static cmkd_status push_global(machine *m, const uint8_t *module, size_t module_length, const uint8_t *name, size_t name_length) {
+static cmkd_status push_global(machine *m, const uint8_t *module, size_t module_length, const uint8_t *name,
+                               size_t name_length) {
   for (size_t i = 0; i < sizeof globals / sizeof *globals; i++) {
-    int in_cuda = globals[i].id >= G_STORAGE && same(module, module_length, "torch.cuda"); /* storages saved on a GPU long ago */
+    int in_cuda =
+        globals[i].id >= G_STORAGE && same(module, module_length, "torch.cuda"); /* storages saved on a GPU long ago */
     if (same(name, name_length, globals[i].name) && (in_cuda || same(module, module_length, globals[i].module)))
       return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_GLOBAL, .as.integer = globals[i].id});
   }
   return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED,
-      "%s: refused: its pickle wants %.*s.%.*s; nothing in a file is ever executed. Save a plain state_dict() of tensors instead", m->file,
-      (int)(module_length < 100 ? module_length : 100), (const char *)module, (int)(name_length < 100 ? name_length : 100), (const char *)name);
+                   "%s: refused: its pickle wants %.*s.%.*s; nothing in a file is ever executed. Save a plain "
+                   "state_dict() of tensors instead",
+                   m->file, (int)(module_length < 100 ? module_length : 100), (const char *)module,
+                   (int)(name_length < 100 ? name_length : 100), (const char *)name);
 }
 
 static cmkd_status op_global(machine *m) {
@@ -259,18 +292,23 @@ static cmkd_status op_persistent_id(machine *m) {
   uint32_t id;
   CMKD_TRY(pop(m, &id));
   const cmkd_pk_value *t = value(m, id), *item[6] = {0};
-  if (t->kind != CMKD_PK_TUPLE || t->length < 5 || t->length > 6) return broken(m, "a persistent id that is no storage");
-  for (uint32_t i = 0; i < t->length; i++) item[i] = value(m, t->as.item[i]);
-  if (item[0]->kind != CMKD_PK_STRING || !same(item[0]->as.text, item[0]->length, "storage") || item[1]->kind != CMKD_PK_GLOBAL ||
-      item[1]->as.integer < G_STORAGE || item[2]->kind != CMKD_PK_STRING || !is_index(item[4]))
+  if (t->kind != CMKD_PK_TUPLE || t->length < 5 || t->length > 6)
     return broken(m, "a persistent id that is no storage");
-  cmkd_pk_storage s = {item[2]->as.text, item[2]->length, (cmkd_dtype)(item[1]->as.integer - G_STORAGE), item[4]->as.integer, 0,
+  for (uint32_t i = 0; i < t->length; i++)
+    item[i] = value(m, t->as.item[i]);
+  if (item[0]->kind != CMKD_PK_STRING || !same(item[0]->as.text, item[0]->length, "storage") ||
+      item[1]->kind != CMKD_PK_GLOBAL || item[1]->as.integer < G_STORAGE || item[2]->kind != CMKD_PK_STRING ||
+      !is_index(item[4]))
+    return broken(m, "a persistent id that is no storage");
+  cmkd_pk_storage s = {
+      item[2]->as.text,   item[2]->length, (cmkd_dtype)(item[1]->as.integer - G_STORAGE), item[4]->as.integer, 0,
       item[4]->as.integer};
   if (item[5] && item[5]->kind != CMKD_PK_NONE) {
     const cmkd_pk_value *view = item[5];
     if (view->kind != CMKD_PK_TUPLE || view->length != 3) return broken(m, "a storage's view is no triple");
     const cmkd_pk_value *offset = value(m, view->as.item[1]), *numel = value(m, view->as.item[2]);
-    if (!is_index(offset) || !is_index(numel) || offset->as.integer > s.numel || numel->as.integer > s.numel - offset->as.integer)
+    if (!is_index(offset) || !is_index(numel) || offset->as.integer > s.numel ||
+        numel->as.integer > s.numel - offset->as.integer)
       return broken(m, "a storage's view reaches outside of it");
     s.view_offset = offset->as.integer;
     s.view_numel = numel->as.integer;
@@ -284,7 +322,8 @@ static cmkd_status op_persistent_id(machine *m) {
 static cmkd_status read_sizes(machine *m, const cmkd_pk_value *tuple, int64_t out[CMKD_MAX_DIMS], const char *what) {
   if (tuple->kind != CMKD_PK_TUPLE && tuple->kind != CMKD_PK_LIST) return broken(m, what);
   if (tuple->length > CMKD_MAX_DIMS)
-    return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: a tensor of %u dimensions; at most %d are known", m->file, tuple->length, CMKD_MAX_DIMS);
+    return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED, "%s: a tensor of %u dimensions; at most %d are known", m->file,
+                     tuple->length, CMKD_MAX_DIMS);
   for (uint32_t i = 0; i < tuple->length; i++) {
     const cmkd_pk_value *v = value(m, tuple->as.item[i]);
     if (!is_index(v)) return broken(m, what);
@@ -293,12 +332,13 @@ static cmkd_status read_sizes(machine *m, const cmkd_pk_value *tuple, int64_t ou
   return CMKD_OK;
 }
 
-/* (storage, offset, size, stride, ...): what follows (requires_grad, hooks, metadata) says nothing about the numbers. */
+/* (storage, offset, size, stride, ...): what follows (requires_grad, hooks, metadata) says nothing about the numbers.
+ */
 static cmkd_status make_tensor(machine *m, const cmkd_pk_value *args) {
   cmkd_pk_tensor t = {0};
   if (args->length < 4) return broken(m, "a tensor without its four arguments");
-  const cmkd_pk_value *storage = value(m, args->as.item[0]), *offset = value(m, args->as.item[1]), *size = value(m, args->as.item[2]),
-      *stride = value(m, args->as.item[3]);
+  const cmkd_pk_value *storage = value(m, args->as.item[0]), *offset = value(m, args->as.item[1]),
+                      *size = value(m, args->as.item[2]), *stride = value(m, args->as.item[3]);
   if (storage->kind != CMKD_PK_STORAGE || !is_index(offset)) return broken(m, "a tensor without a storage");
   CMKD_TRY(read_sizes(m, size, t.size, "a tensor's size is no tuple of numbers"));
   CMKD_TRY(read_sizes(m, stride, t.stride, "a tensor's stride is no tuple of numbers"));
@@ -316,7 +356,8 @@ static cmkd_status make_tensor(machine *m, const cmkd_pk_value *args) {
 static cmkd_status make_dict(machine *m, const cmkd_pk_value *args) {
   if (args->length > 1) return broken(m, "an OrderedDict of several arguments");
   cmkd_pk_value pairs = args->length ? *value(m, args->as.item[0]) : (cmkd_pk_value){.kind = CMKD_PK_LIST};
-  if (pairs.kind != CMKD_PK_LIST && pairs.kind != CMKD_PK_TUPLE) return broken(m, "an OrderedDict of something else than pairs");
+  if (pairs.kind != CMKD_PK_LIST && pairs.kind != CMKD_PK_TUPLE)
+    return broken(m, "an OrderedDict of something else than pairs");
   if ((m->copied += pairs.length) > m->size) return broken(m, "it copies one list too often");
   CMKD_TRY(push_new(m, (cmkd_pk_value){.kind = CMKD_PK_DICT}));
   uint32_t first = m->height;
@@ -338,12 +379,15 @@ static cmkd_status op_reduce(machine *m) {
   if (f->kind != CMKD_PK_GLOBAL || args->kind != CMKD_PK_TUPLE) return broken(m, "a call of what is no function");
   switch (f->as.integer) {
   case G_ORDERED_DICT: return make_dict(m, args);
-  case G_TENSOR: case G_TENSOR_V2: return make_tensor(m, args);
+  case G_TENSOR:
+  case G_TENSOR_V2: return make_tensor(m, args);
   case G_PARAMETER:
-    if (!args->length || value(m, args->as.item[0])->kind != CMKD_PK_TENSOR) return broken(m, "a parameter without a tensor");
+    if (!args->length || value(m, args->as.item[0])->kind != CMKD_PK_TENSOR)
+      return broken(m, "a parameter without a tensor");
     return push(m, args->as.item[0]);
   case G_SIZE:
-    if (args->length != 1 || value(m, args->as.item[0])->kind != CMKD_PK_TUPLE) return broken(m, "a torch.Size of something else than a tuple");
+    if (args->length != 1 || value(m, args->as.item[0])->kind != CMKD_PK_TUPLE)
+      return broken(m, "a torch.Size of something else than a tuple");
     return push(m, args->as.item[0]);
   default: return broken(m, "a storage type is called");
   }
@@ -355,8 +399,10 @@ static cmkd_status op_build(machine *m) {
   CMKD_TRY(pop(m, &state));
   if (m->height <= floor_of(m)) return broken(m, "its stack runs empty");
   if (value(m, m->stack[m->height - 1])->kind != CMKD_PK_DICT || value(m, state)->kind != CMKD_PK_DICT)
-    return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED,
-        "%s: refused: its pickle uses BUILD on something other than a dict; nothing in a file is ever executed", m->file);
+    return cmkd_fail(
+        m->err, CMKD_ERR_UNSUPPORTED,
+        "%s: refused: its pickle uses BUILD on something other than a dict; nothing in a file is ever executed",
+        m->file);
   return CMKD_OK;
 }
 
@@ -364,15 +410,18 @@ static cmkd_status refuse(machine *m, uint8_t code) {
   for (size_t i = 0; i < sizeof refused / sizeof *refused; i++)
     if (refused[i].code == code)
       return cmkd_fail(m->err, CMKD_ERR_UNSUPPORTED,
-          "%s: refused: its pickle uses the opcode %s; only tensors in plain containers are read. Save a plain state_dict() instead",
-          m->file, refused[i].name);
-  return cmkd_fail(m->err, CMKD_ERR_FORMAT, "%s: damaged pickle: byte 0x%02x is no opcode; fetch the file again", m->file, code);
+                       "%s: refused: its pickle uses the opcode %s; only tensors in plain containers are read. Save a "
+                       "plain state_dict() instead",
+                       m->file, refused[i].name);
+  return cmkd_fail(m->err, CMKD_ERR_FORMAT, "%s: damaged pickle: byte 0x%02x is no opcode; fetch the file again",
+                   m->file, code);
 }
 
 static cmkd_status op_int(machine *m, int bytes) {
   uint64_t v;
   CMKD_TRY(take_number(m, bytes, &v));
-  return push_new(m, (cmkd_pk_value){.kind = CMKD_PK_INT, .as.integer = bytes == 4 ? (int32_t)(uint32_t)v : (int64_t)v});
+  return push_new(m,
+                  (cmkd_pk_value){.kind = CMKD_PK_INT, .as.integer = bytes == 4 ? (int32_t)(uint32_t)v : (int64_t)v});
 }
 
 static cmkd_status op_mark(machine *m) {
@@ -431,8 +480,10 @@ static cmkd_status step(machine *m, uint8_t code) {
 }
 
 static cmkd_status run(machine *m, const uint8_t *bytes) {
-  static const cmkd_pk_value first[] = {{.kind = CMKD_PK_NONE}, {.kind = CMKD_PK_BOOL, .as.integer = 1},
-      {.kind = CMKD_PK_BOOL, .as.integer = 0}, {.kind = CMKD_PK_TUPLE}};
+  static const cmkd_pk_value first[] = {{.kind = CMKD_PK_NONE},
+                                        {.kind = CMKD_PK_BOOL, .as.integer = 1},
+                                        {.kind = CMKD_PK_BOOL, .as.integer = 0},
+                                        {.kind = CMKD_PK_TUPLE}};
   GROW(m->p->values, 0, m->p->value_capacity);
   memcpy(m->p->values, first, sizeof first);
   m->p->value_count = V_FIRST_FREE;
@@ -459,7 +510,10 @@ cmkd_status cmkd_pickle_load(const uint8_t *bytes, size_t size, const char *file
   free(m.stack);
   free(m.marks);
   free(m.memo);
-  if (status != CMKD_OK) { cmkd_pickle_free(p); return status; }
+  if (status != CMKD_OK) {
+    cmkd_pickle_free(p);
+    return status;
+  }
   *out = p;
   return CMKD_OK;
 }
@@ -467,7 +521,8 @@ cmkd_status cmkd_pickle_load(const uint8_t *bytes, size_t size, const char *file
 void cmkd_pickle_free(cmkd_pickle *p) {
   if (!p) return;
   for (uint32_t i = 0; i < p->value_count; i++)
-    if (p->values[i].kind >= CMKD_PK_TUPLE && p->values[i].kind <= CMKD_PK_DICT && p->values[i].length) free(p->values[i].as.item);
+    if (p->values[i].kind >= CMKD_PK_TUPLE && p->values[i].kind <= CMKD_PK_DICT && p->values[i].length)
+      free(p->values[i].as.item);
   free(p->values);
   free(p->storages);
   free(p->tensors);

@@ -1,6 +1,7 @@
-/* A reader of pickles that can't run anything: it knows numbers, strings, plain containers and PyTorch's tensors, and refuses every other
- * opcode and global by name. Memory is a small multiple of the pickle's own size; strings point into its bytes, which must outlive it.
- * Will not do: call, import or build objects of any class; text opcodes of protocols 0 and 1. */
+/* A reader of pickles that can't run anything: it knows numbers, strings, plain containers and PyTorch's tensors, and
+ * refuses every other opcode and global by name. Memory is a small multiple of the pickle's own size; strings point
+ * into its bytes, which must outlive it. Will not do: call, import or build objects of any class; text opcodes of
+ * protocols 0 and 1. */
 #ifndef CMKD_FORMATS_WEIGHTS_PICKLE_H
 #define CMKD_FORMATS_WEIGHTS_PICKLE_H
 #include <stddef.h>
@@ -10,38 +11,60 @@
 #define CMKD_MAX_PICKLE (16u << 20) /* bytes; a thousand tensors take about 100 KB */
 
 typedef enum cmkd_pk_kind {
-  CMKD_PK_NONE, CMKD_PK_BOOL, CMKD_PK_INT, CMKD_PK_BIG, CMKD_PK_FLOAT, CMKD_PK_STRING, CMKD_PK_BYTES, CMKD_PK_TUPLE, CMKD_PK_LIST, CMKD_PK_DICT,
-  CMKD_PK_GLOBAL, CMKD_PK_STORAGE, CMKD_PK_TENSOR
+  CMKD_PK_NONE,
+  CMKD_PK_BOOL,
+  CMKD_PK_INT,
+  CMKD_PK_BIG,
+  CMKD_PK_FLOAT,
+  CMKD_PK_STRING,
+  CMKD_PK_BYTES,
+  CMKD_PK_TUPLE,
+  CMKD_PK_LIST,
+  CMKD_PK_DICT,
+  CMKD_PK_GLOBAL,
+  CMKD_PK_STORAGE,
+  CMKD_PK_TENSOR
 } cmkd_pk_kind;
 
 typedef struct cmkd_pk_value {
   cmkd_pk_kind kind;
-  uint32_t length;           /* bytes of a string or big integer; items of a tuple or list; numbers (2 a pair) of a dict */
+  uint32_t length; /* bytes of a string or big integer; items of a tuple or list; numbers (2 a pair) of a dict */
   union {
-    int64_t integer;         /* INT, BOOL; GLOBAL: which one (private) */
+    int64_t integer; /* INT, BOOL; GLOBAL: which one (private) */
     double real;
-    const uint8_t *text;     /* STRING, BYTES, BIG (two's complement, little endian) */
-    uint32_t *item;          /* TUPLE, LIST: value indices; DICT: key, value, key, value ... in order of insertion, repeated keys included */
-    uint32_t index;          /* STORAGE, TENSOR: into storages, tensors */
+    const uint8_t *text; /* STRING, BYTES, BIG (two's complement, little endian) */
+    uint32_t *item; /* TUPLE, LIST: value indices; DICT: key, value, key, value ... in order of insertion, repeated keys
+                       included */
+    uint32_t index; /* STORAGE, TENSOR: into storages, tensors */
   } as;
 } cmkd_pk_value;
 
-/* What a persistent id names: `numel` items of `dtype` under `key`, which may be seen through a window of the storage `root`. */
+/* What a persistent id names: `numel` items of `dtype` under `key`, which may be seen through a window of the storage
+ * `root`. */
 typedef struct cmkd_pk_storage {
-  const uint8_t *key; uint32_t key_length;
+  const uint8_t *key;
+  uint32_t key_length;
   cmkd_dtype dtype;
-  int64_t numel;             /* of the whole storage */
+  int64_t numel;                   /* of the whole storage */
   int64_t view_offset, view_numel; /* the window; (0, numel) without one */
 } cmkd_pk_storage;
 
-typedef struct cmkd_pk_tensor { uint32_t storage; int64_t offset; int dims; int64_t size[CMKD_MAX_DIMS], stride[CMKD_MAX_DIMS]; } cmkd_pk_tensor;
+typedef struct cmkd_pk_tensor {
+  uint32_t storage;
+  int64_t offset;
+  int dims;
+  int64_t size[CMKD_MAX_DIMS], stride[CMKD_MAX_DIMS];
+} cmkd_pk_tensor;
 
 typedef struct cmkd_pickle {
-  cmkd_pk_value *values; uint32_t value_count, value_capacity;
-  cmkd_pk_storage *storages; uint32_t storage_count, storage_capacity;
-  cmkd_pk_tensor *tensors; uint32_t tensor_count, tensor_capacity;
-  uint32_t root;             /* what STOP returned */
-  size_t used;               /* bytes up to and with STOP: another pickle may follow */
+  cmkd_pk_value *values;
+  uint32_t value_count, value_capacity;
+  cmkd_pk_storage *storages;
+  uint32_t storage_count, storage_capacity;
+  cmkd_pk_tensor *tensors;
+  uint32_t tensor_count, tensor_capacity;
+  uint32_t root; /* what STOP returned */
+  size_t used;   /* bytes up to and with STOP: another pickle may follow */
 } cmkd_pickle;
 
 /* `file` is for messages. */

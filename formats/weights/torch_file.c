@@ -1,22 +1,33 @@
-/* PyTorch checkpoints: the zip container (torch >= 1.6) and the legacy stream before it. The pickle in either is read by formats/weights/pickle.c,
- * which can't run anything. State dicts are found bare or under the usual keys; `module.` prefixes of data-parallel wrappers are dropped.
- * Will not do: whole pickled modules, TorchScript, tar files of 2016, big-endian files. */
+/* PyTorch checkpoints: the zip container (torch >= 1.6) and the legacy stream before it. The pickle in either is read
+ * by formats/weights/pickle.c, which can't run anything. State dicts are found bare or under the usual keys; `module.`
+ * prefixes of data-parallel wrappers are dropped. Will not do: whole pickled modules, TorchScript, tar files of 2016,
+ * big-endian files. */
 #include "formats/weights/containers.h"
 #include "formats/weights/pickle.h"
 #include "formats/weights/zipfile.h"
 #include <stdlib.h>
 #include <string.h>
 
-/* Tensors may share storages and entries may be deflated, so the numbers can be more than the file; not without bound. */
+/* Tensors may share storages and entries may be deflated, so the numbers can be more than the file; not without bound.
+ */
 #define MEMORY_LIMIT(size) ((64ull << 20) + 8 * (uint64_t)(size))
 
 /* A tensor of the state dict, and the storage that it looks at. */
 typedef struct picked {
-  const uint8_t *name; uint32_t name_length;
-  const cmkd_pk_tensor *tensor; const cmkd_pk_storage *storage;
+  const uint8_t *name;
+  uint32_t name_length;
+  const cmkd_pk_tensor *tensor;
+  const cmkd_pk_storage *storage;
   int slot; /* in the order of the file */
 } picked;
-typedef struct loader { const char *file; const cmkd_pickle *p; picked *picked; int count; cmkd_weights *out; cmkd_error *err; } loader;
+typedef struct loader {
+  const char *file;
+  const cmkd_pickle *p;
+  picked *picked;
+  int count;
+  cmkd_weights *out;
+  cmkd_error *err;
+} loader;
 
 int cmkd_torch_sniff(const uint8_t *bytes, size_t size) {
   if (size > 8 && bytes[8] == '{') return 0; /* safetensors whose header length looks like a magic number */
@@ -24,19 +35,21 @@ int cmkd_torch_sniff(const uint8_t *bytes, size_t size) {
   return size >= 2 && bytes[0] == 0x80 && bytes[1] >= 2 && bytes[1] <= 5;
 }
 
-/* ---- which dict is the state dict, and what is in it -------------------------------------------------------------------- */
+/* ---- which dict is the state dict, and what is in it ---- */
 
 static int count_tensors(const cmkd_pickle *p, const cmkd_pk_value *dict) {
   int count = 0;
   if (!dict || dict->kind != CMKD_PK_DICT) return 0;
   for (uint32_t i = 0; i < dict->length; i += 2)
-    count += p->values[dict->as.item[i]].kind == CMKD_PK_STRING && p->values[dict->as.item[i + 1]].kind == CMKD_PK_TENSOR;
+    count +=
+        p->values[dict->as.item[i]].kind == CMKD_PK_STRING && p->values[dict->as.item[i + 1]].kind == CMKD_PK_TENSOR;
   return count;
 }
 
 /* A key that training scripts use wins over tensors beside it (a best accuracy is often one). */
 static const cmkd_pk_value *find_state_dict(const cmkd_pickle *p) {
-  static const char *const keys[] = {"state_dict", "model_state_dict", "model", "net", "state_dict_ema", "params", "weights"};
+  static const char *const keys[] = {"state_dict",     "model_state_dict", "model",  "net",
+                                     "state_dict_ema", "params",           "weights"};
   const cmkd_pk_value *dict = &p->values[p->root];
   for (int depth = 0; depth < 3; depth++) {
     const cmkd_pk_value *inner = NULL;
@@ -65,15 +78,18 @@ static void drop_prefix(loader *l, const char *prefix) {
   uint32_t n = (uint32_t)strlen(prefix);
   for (int i = 0; i < l->count; i++)
     if (l->picked[i].name_length <= n || memcmp(l->picked[i].name, prefix, n)) return;
-  for (int i = 0; i < l->count; i++) l->picked[i].name += n, l->picked[i].name_length -= n;
+  for (int i = 0; i < l->count; i++)
+    l->picked[i].name += n, l->picked[i].name_length -= n;
 }
 
 static cmkd_status pick_tensors(loader *l) {
   const cmkd_pickle *p = l->p;
   const cmkd_pk_value *dict = find_state_dict(p);
   if (!dict)
-    return cmkd_fail(l->err, CMKD_ERR_FORMAT,
-        "%s: no state dict of tensors in it, neither bare nor under state_dict, model or net; save model.state_dict()", l->file);
+    return cmkd_fail(
+        l->err, CMKD_ERR_FORMAT,
+        "%s: no state dict of tensors in it, neither bare nor under state_dict, model or net; save model.state_dict()",
+        l->file);
   l->picked = calloc((size_t)count_tensors(p, dict), sizeof *l->picked);
   if (!l->picked) return cmkd_fail(l->err, CMKD_ERR_MEMORY, "%s: out of memory", l->file);
   for (uint32_t i = 0; i < dict->length; i += 2) {
@@ -88,19 +104,23 @@ static cmkd_status pick_tensors(loader *l) {
   return CMKD_OK;
 }
 
-/* Every index that size, stride and offset can reach lies in the storage's window, and there are no more numbers than it has. */
+/* Every index that size, stride and offset can reach lies in the storage's window, and there are no more numbers than
+ * it has. */
 static cmkd_status check_reach(loader *l, const picked *k, const cmkd_tensor *t) {
   int64_t last = k->tensor->offset;
   int overflow = 0;
   for (int d = 0; d < t->dims && t->count; d++) {
     int64_t span;
-    overflow |= __builtin_mul_overflow(t->shape[d] - 1, k->tensor->stride[d], &span) || __builtin_add_overflow(last, span, &last);
+    overflow |= __builtin_mul_overflow(t->shape[d] - 1, k->tensor->stride[d], &span) ||
+                __builtin_add_overflow(last, span, &last);
   }
   if (t->count && (overflow || last >= k->storage->view_numel))
-    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: tensor %.200s reaches outside of its storage of %lld numbers; the file is damaged",
-        l->file, t->name, (long long)k->storage->view_numel);
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+                     "%s: tensor %.200s reaches outside of its storage of %lld numbers; the file is damaged", l->file,
+                     t->name, (long long)k->storage->view_numel);
   if (t->count > k->storage->view_numel)
-    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: tensor %.200s has more numbers than its storage; save it contiguous", l->file, t->name);
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: tensor %.200s has more numbers than its storage; save it contiguous",
+                     l->file, t->name);
   return CMKD_OK;
 }
 
@@ -112,9 +132,11 @@ static cmkd_status describe_tensors(loader *l, uint64_t limit) {
     const picked *k = &l->picked[i];
     cmkd_tensor *t = &w->tensors[w->count++];
     if (!k->name_length || k->name_length > CMKD_MAX_TENSOR_NAME || memchr(k->name, 0, k->name_length))
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a tensor's name is empty, longer than %d bytes or holds a zero byte", l->file,
-          CMKD_MAX_TENSOR_NAME);
-    if (!(t->name = strndup((const char *)k->name, k->name_length))) return cmkd_fail(l->err, CMKD_ERR_MEMORY, "%s: out of memory", l->file);
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+                       "%s: a tensor's name is empty, longer than %d bytes or holds a zero byte", l->file,
+                       CMKD_MAX_TENSOR_NAME);
+    if (!(t->name = strndup((const char *)k->name, k->name_length)))
+      return cmkd_fail(l->err, CMKD_ERR_MEMORY, "%s: out of memory", l->file);
     t->dtype = k->storage->dtype;
     t->dims = k->tensor->dims;
     memcpy(t->shape, k->tensor->size, sizeof t->shape);
@@ -123,12 +145,14 @@ static cmkd_status describe_tensors(loader *l, uint64_t limit) {
   }
   qsort(l->picked, (size_t)l->count, sizeof *l->picked, by_picked_name);
   for (int i = 1; i < l->count; i++)
-    if (l->picked[i].name_length == l->picked[i - 1].name_length && !memcmp(l->picked[i].name, l->picked[i - 1].name, l->picked[i].name_length))
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: two tensors are called %.200s", l->file, w->tensors[l->picked[i].slot].name);
+    if (l->picked[i].name_length == l->picked[i - 1].name_length &&
+        !memcmp(l->picked[i].name, l->picked[i - 1].name, l->picked[i].name_length))
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: two tensors are called %.200s", l->file,
+                       w->tensors[l->picked[i].slot].name);
   return cmkd_weights_reserve(w, limit, l->file, l->err);
 }
 
-/* ---- numbers ------------------------------------------------------------------------------------------------------------ */
+/* ---- numbers ---- */
 
 /* Copies one tensor out of its storage's bytes, row-major whatever its strides. All indices were checked. */
 static void copy_tensor(const picked *k, const cmkd_tensor *t, const uint8_t *storage) {
@@ -142,12 +166,19 @@ static void copy_tensor(const picked *k, const cmkd_tensor *t, const uint8_t *st
     contiguous &= t->shape[d] == 1 || k->tensor->stride[d] == dense;
     dense *= t->shape[d];
   }
-  if (contiguous) { memcpy(to, from, (size_t)t->count * item); return; }
+  if (contiguous) {
+    memcpy(to, from, (size_t)t->count * item);
+    return;
+  }
   for (int64_t i = 0; i < t->count; i++, to += item) {
     memcpy(to, from, item);
     for (int d = t->dims - 1; d >= 0; d--) {
-      int64_t step = t->shape[d] > 1 ? k->tensor->stride[d] * (int64_t)item : 0; /* the stride of a single item was never checked */
-      if (++index[d] < t->shape[d]) { from += step; break; }
+      int64_t step = t->shape[d] > 1 ? k->tensor->stride[d] * (int64_t)item
+                                     : 0; /* the stride of a single item was never checked */
+      if (++index[d] < t->shape[d]) {
+        from += step;
+        break;
+      }
       from -= (t->shape[d] - 1) * step;
       index[d] = 0;
     }
@@ -167,16 +198,19 @@ static int by_storage(const void *a, const void *b) {
 }
 
 static cmkd_status too_short(loader *l, const picked *k, uint64_t have) {
-  return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+  return cmkd_fail(
+      l->err, CMKD_ERR_FORMAT,
       "%s: the storage of tensor %.200s has %llu bytes and should have %lld items of %zu; the file is damaged", l->file,
-                   l->out->tensors[k->slot].name, (unsigned long long)have, (long long)k->storage->numel, cmkd_dtype_size(k->storage->dtype));
+      l->out->tensors[k->slot].name, (unsigned long long)have, (long long)k->storage->numel,
+      cmkd_dtype_size(k->storage->dtype));
 }
 
 static cmkd_status missing(loader *l, const picked *k) {
-  return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: the storage of tensor %.200s is missing; fetch the file again", l->file, l->out->tensors[k->slot].name);
+  return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: the storage of tensor %.200s is missing; fetch the file again",
+                   l->file, l->out->tensors[k->slot].name);
 }
 
-/* ---- the zip container: NAME/data.pkl, NAME/byteorder, NAME/data/KEY ---------------------------------------------------- */
+/* ---- the zip container: NAME/data.pkl, NAME/byteorder, NAME/data/KEY ---- */
 
 static cmkd_status find_pickle(const cmkd_zip *zip, const cmkd_zip_entry **pickle, size_t *prefix, cmkd_error *err) {
   static const char tail[] = "data.pkl";
@@ -185,18 +219,22 @@ static cmkd_status find_pickle(const cmkd_zip *zip, const cmkd_zip_entry **pickl
     const cmkd_zip_entry *e = &zip->entries[i];
     if (e->name_length < 8 || memcmp(e->name + e->name_length - 8, tail, 8)) continue;
     if (e->name_length > 8 && e->name[e->name_length - 9] != '/') continue;
-    if (*pickle) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a zip archive with two data.pkl; not written by torch.save", zip->file);
+    if (*pickle)
+      return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: a zip archive with two data.pkl; not written by torch.save",
+                       zip->file);
     *pickle = e;
     *prefix = e->name_length - 8;
   }
   if (!*pickle)
     return cmkd_fail(err, CMKD_ERR_FORMAT,
-        "%s: a zip archive, but not of PyTorch (no data.pkl in it); give the file that torch.save wrote", zip->file);
+                     "%s: a zip archive, but not of PyTorch (no data.pkl in it); give the file that torch.save wrote",
+                     zip->file);
   return CMKD_OK;
 }
 
 /* The storages in the order of their keys, each read once however many tensors share it. */
-static cmkd_status copy_from_zip(loader *l, const cmkd_zip *zip, const char *prefix, size_t prefix_length, uint64_t limit) {
+static cmkd_status copy_from_zip(loader *l, const cmkd_zip *zip, const char *prefix, size_t prefix_length,
+                                 uint64_t limit) {
   char name[1024];
   const uint8_t *data = NULL;
   uint8_t *owned = NULL;
@@ -220,8 +258,10 @@ static cmkd_status copy_from_zip(loader *l, const cmkd_zip *zip, const char *pre
       have = e ? e->size : 0;
       if (status != CMKD_OK) break;
     }
-    if ((uint64_t)k->storage->numel > have / item) status = too_short(l, k, have);
-    else copy_tensor(k, &l->out->tensors[k->slot], data);
+    if ((uint64_t)k->storage->numel > have / item)
+      status = too_short(l, k, have);
+    else
+      copy_tensor(k, &l->out->tensors[k->slot], data);
   }
   free(owned);
   return status;
@@ -240,7 +280,8 @@ static cmkd_status check_byteorder(const cmkd_zip *zip, const char *prefix, size
   int little = e->size == 6 && !memcmp(data, "little", 6);
   free(owned);
   if (little) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its byte order is not little; save it again on an ordinary machine", zip->file);
+  return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its byte order is not little; save it again on an ordinary machine",
+                   zip->file);
 }
 
 static cmkd_status parse_zip(loader *l, const uint8_t *bytes, size_t size) {
@@ -265,10 +306,18 @@ static cmkd_status parse_zip(loader *l, const uint8_t *bytes, size_t size) {
   return status;
 }
 
-/* ---- the legacy stream: pickles of magic, version, system, object, storage keys; then each storage: int64 count, items --------- */
+/* ---- the legacy stream: pickles of magic, version, system, object, storage keys; then each storage: int64 count,
+ * items ---- */
 
-typedef struct stream { const uint8_t *bytes; size_t size, at; } stream;
-typedef struct place { const cmkd_pk_storage *storage; uint64_t offset; int found; } place;
+typedef struct stream {
+  const uint8_t *bytes;
+  size_t size, at;
+} stream;
+typedef struct place {
+  const cmkd_pk_storage *storage;
+  uint64_t offset;
+  int found;
+} place;
 
 static cmkd_status next_pickle(loader *l, stream *s, cmkd_pickle **out) {
   CMKD_TRY(cmkd_pickle_load(s->bytes + s->at, s->size - s->at, l->file, out, l->err));
@@ -285,17 +334,19 @@ static cmkd_status read_preamble(loader *l, stream *s) {
     cmkd_pickle *p;
     CMKD_TRY(next_pickle(l, s, &p));
     const cmkd_pk_value *root = root_of(p), *little = cmkd_pickle_get(p, root, "little_endian");
-    int good = i == 0 ? root->kind == CMKD_PK_BIG && root->length == sizeof magic && !memcmp(root->as.text, magic, sizeof magic)
-             : i == 1 ? root->kind == CMKD_PK_INT && root->as.integer == 1001
-                      : little && little->kind == CMKD_PK_BOOL && little->as.integer == 1;
+    int good = i == 0 ? root->kind == CMKD_PK_BIG && root->length == sizeof magic &&
+                            !memcmp(root->as.text, magic, sizeof magic)
+               : i == 1 ? root->kind == CMKD_PK_INT && root->as.integer == 1001
+                        : little && little->kind == CMKD_PK_BOOL && little->as.integer == 1;
     cmkd_pickle_free(p);
     if (!good && i == 0)
       return cmkd_fail(l->err, CMKD_ERR_FORMAT,
-          "%s: a pickle, but not one that torch.save wrote; save model.state_dict() with torch.save", l->file);
+                       "%s: a pickle, but not one that torch.save wrote; save model.state_dict() with torch.save",
+                       l->file);
     if (!good)
       return cmkd_fail(l->err, CMKD_ERR_UNSUPPORTED, "%s: %s", l->file,
-          i == 1 ? "an unknown version of PyTorch's legacy format; save it again with a newer PyTorch"
-                 : "its byte order is not little; save it again on an ordinary machine");
+                       i == 1 ? "an unknown version of PyTorch's legacy format; save it again with a newer PyTorch"
+                              : "its byte order is not little; save it again on an ordinary machine");
   }
   return CMKD_OK;
 }
@@ -309,13 +360,16 @@ static int by_place(const void *a, const void *b) {
 /* One place for each key that the object's pickle mentions, sorted; a key with two types or sizes is refused. */
 static cmkd_status list_places(loader *l, place *places, uint32_t *count) {
   uint32_t kept = 0;
-  for (uint32_t i = 0; i < l->p->storage_count; i++) places[i] = (place){&l->p->storages[i], 0, 0};
+  for (uint32_t i = 0; i < l->p->storage_count; i++)
+    places[i] = (place){&l->p->storages[i], 0, 0};
   qsort(places, l->p->storage_count, sizeof *places, by_place);
   for (uint32_t i = 0; i < l->p->storage_count; i++) {
     const cmkd_pk_storage *a = kept ? places[kept - 1].storage : NULL, *b = places[i].storage;
-    if (!a || compare_keys(a, b)) places[kept++] = places[i];
+    if (!a || compare_keys(a, b))
+      places[kept++] = places[i];
     else if (a->dtype != b->dtype || a->numel != b->numel)
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a storage is named with two types or sizes; the file is damaged", l->file);
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: a storage is named with two types or sizes; the file is damaged",
+                       l->file);
   }
   *count = kept;
   return CMKD_OK;
@@ -328,8 +382,10 @@ static place *find_place(place *places, uint32_t count, const uint8_t *key, uint
     uint32_t middle = low + (high - low) / 2;
     int order = compare_keys(&wanted, places[middle].storage);
     if (order == 0) return &places[middle];
-    if (order < 0) high = middle;
-    else low = middle + 1;
+    if (order < 0)
+      high = middle;
+    else
+      low = middle + 1;
   }
   return NULL;
 }
@@ -338,29 +394,36 @@ static place *find_place(place *places, uint32_t count, const uint8_t *key, uint
 static cmkd_status locate_storages(loader *l, stream *s, const cmkd_pickle *keys, place *places, uint32_t count) {
   const cmkd_pk_value *list = root_of(keys);
   if (list->kind != CMKD_PK_LIST)
-    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: no list of storages where one should be; fetch the file again", l->file);
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+                     "%s: damaged: no list of storages where one should be; fetch the file again", l->file);
   for (uint32_t i = 0; i < list->length; i++) {
     const cmkd_pk_value *key = &keys->values[list->as.item[i]];
     place *p = key->kind == CMKD_PK_STRING ? find_place(places, count, key->as.text, key->length) : NULL;
     if (!p || p->found)
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: a storage that nothing refers to, or twice the same; fetch the file again",
-          l->file);
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+                       "%s: damaged: a storage that nothing refers to, or twice the same; fetch the file again",
+                       l->file);
     uint64_t numel = 0, item = cmkd_dtype_size(p->storage->dtype);
     if (s->size - s->at < 8)
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated before storage %u of %u; fetch the file again", l->file, i + 1, list->length);
-    for (int b = 0; b < 8; b++) numel |= (uint64_t)s->bytes[s->at + (size_t)b] << 8 * b;
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated before storage %u of %u; fetch the file again", l->file,
+                       i + 1, list->length);
+    for (int b = 0; b < 8; b++)
+      numel |= (uint64_t)s->bytes[s->at + (size_t)b] << 8 * b;
     s->at += 8;
     if (numel != (uint64_t)p->storage->numel)
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: damaged: a storage of %llu items where its tensor says %lld; fetch the file again",
-          l->file, (unsigned long long)numel, (long long)p->storage->numel);
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT,
+                       "%s: damaged: a storage of %llu items where its tensor says %lld; fetch the file again", l->file,
+                       (unsigned long long)numel, (long long)p->storage->numel);
     if (numel > (s->size - s->at) / item)
-      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated in storage %u of %u; fetch the file again", l->file, i + 1, list->length);
+      return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: truncated in storage %u of %u; fetch the file again", l->file,
+                       i + 1, list->length);
     p->found = 1;
     p->offset = s->at;
     s->at += (size_t)(numel * item);
   }
   if (s->at != s->size)
-    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: %zu bytes too many behind the last storage; fetch the file again", l->file, s->size - s->at);
+    return cmkd_fail(l->err, CMKD_ERR_FORMAT, "%s: %zu bytes too many behind the last storage; fetch the file again",
+                     l->file, s->size - s->at);
   return CMKD_OK;
 }
 
@@ -375,8 +438,10 @@ static cmkd_status copy_from_stream(loader *l, stream *s) {
   for (int i = 0; i < l->count && status == CMKD_OK; i++) {
     const picked *k = &l->picked[i];
     const place *p = find_place(places, count, k->storage->key, k->storage->key_length);
-    if (!p || !p->found) status = missing(l, k);
-    else copy_tensor(k, &l->out->tensors[k->slot], s->bytes + p->offset);
+    if (!p || !p->found)
+      status = missing(l, k);
+    else
+      copy_tensor(k, &l->out->tensors[k->slot], s->bytes + p->offset);
   }
   cmkd_pickle_free(keys);
   free(places);

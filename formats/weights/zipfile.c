@@ -18,10 +18,14 @@ static cmkd_status broken(const char *file, const char *what, cmkd_error *err) {
   return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: damaged zip archive: %s; fetch the file again", file, what);
 }
 
-typedef struct directory { uint64_t offset, size, count; } directory;
+typedef struct directory {
+  uint64_t offset, size, count;
+} directory;
 
-/* The end record is the last thing but a comment; its size must fit the file exactly, so a signature inside the comment can't fool us. */
-static cmkd_status find_directory(const uint8_t *bytes, uint64_t size, const char *file, directory *out, cmkd_error *err) {
+/* The end record is the last thing but a comment; its size must fit the file exactly, so a signature inside the comment
+ * can't fool us. */
+static cmkd_status find_directory(const uint8_t *bytes, uint64_t size, const char *file, directory *out,
+                                  cmkd_error *err) {
   if (size < END_SIZE) return broken(file, "truncated", err);
   uint64_t lowest = size > END_SIZE + MAX_COMMENT ? size - END_SIZE - MAX_COMMENT : 0, at = size - END_SIZE;
   while (u32(bytes + at) != 0x06054b50 || at + END_SIZE + u16(bytes + at + 20) != size) {
@@ -40,7 +44,8 @@ static cmkd_status find_directory(const uint8_t *bytes, uint64_t size, const cha
     *out = (directory){u64(wide + 48), u64(wide + 40), u64(wide + 32)};
     limit = where;
   }
-  if (out->offset > limit || out->size > limit - out->offset) return broken(file, "its directory reaches outside of the file", err);
+  if (out->offset > limit || out->size > limit - out->offset)
+    return broken(file, "its directory reaches outside of the file", err);
   if (out->count > out->size / CENTRAL_SIZE) return broken(file, "its directory is too small for its entries", err);
   return CMKD_OK;
 }
@@ -76,14 +81,19 @@ static int by_name(const void *a, const void *b) {
 static cmkd_status read_directory(cmkd_zip *zip, const directory *d, cmkd_error *err) {
   const uint8_t *p = zip->bytes + d->offset, *end = p + d->size;
   for (uint64_t i = 0; i < d->count; i++) {
-    if ((uint64_t)(end - p) < CENTRAL_SIZE || u32(p) != 0x02014b50) return broken(zip->file, "a directory entry has no signature", err);
+    if ((uint64_t)(end - p) < CENTRAL_SIZE || u32(p) != 0x02014b50)
+      return broken(zip->file, "a directory entry has no signature", err);
     uint32_t name = u16(p + 28), extra = u16(p + 30), comment = u16(p + 32);
-    if ((uint64_t)(end - p) - CENTRAL_SIZE < (uint64_t)name + extra + comment) return broken(zip->file, "a directory entry is cut", err);
+    if ((uint64_t)(end - p) - CENTRAL_SIZE < (uint64_t)name + extra + comment)
+      return broken(zip->file, "a directory entry is cut", err);
     cmkd_zip_entry *e = &zip->entries[zip->count++];
-    *e = (cmkd_zip_entry){(const char *)p + CENTRAL_SIZE, name, (int)u16(p + 10), u32(p + 16), u32(p + 20), u32(p + 24), u32(p + 42)};
+    *e = (cmkd_zip_entry){
+        (const char *)p + CENTRAL_SIZE, name, (int)u16(p + 10), u32(p + 16), u32(p + 20), u32(p + 24), u32(p + 42)};
     CMKD_TRY(widen(p + CENTRAL_SIZE + name, extra, e, zip->file, err));
-    if (u16(p + 8) & 1) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its entries are encrypted; give the plain file", zip->file);
-    if (e->header > zip->size || e->packed > zip->size - e->header) return broken(zip->file, "an entry reaches outside of the file", err);
+    if (u16(p + 8) & 1)
+      return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its entries are encrypted; give the plain file", zip->file);
+    if (e->header > zip->size || e->packed > zip->size - e->header)
+      return broken(zip->file, "an entry reaches outside of the file", err);
     p += CENTRAL_SIZE + name + extra + comment;
   }
   qsort(zip->entries, zip->count, sizeof *zip->entries, by_name);
@@ -115,8 +125,10 @@ const cmkd_zip_entry *cmkd_zip_find(const cmkd_zip *zip, const char *name, size_
   return bsearch(&key, zip->entries, zip->count, sizeof key, by_name);
 }
 
-/* Raw deflate of exactly e->size bytes. The size was checked against the limit and against what deflate can reach at all. */
-static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, const uint8_t *packed, uint8_t **owned, cmkd_error *err) {
+/* Raw deflate of exactly e->size bytes. The size was checked against the limit and against what deflate can reach at
+ * all. */
+static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, const uint8_t *packed, uint8_t **owned,
+                                 cmkd_error *err) {
   z_stream z = {0};
   uint8_t *out = malloc((size_t)e->size + 1); /* one more shows an entry that goes on */
   if (!out || inflateInit2(&z, -15) != Z_OK) {
@@ -127,32 +139,40 @@ static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, c
   int code = Z_OK;
   while (code == Z_OK) {
     uInt give = e->packed - in > 1u << 30 ? 1u << 30 : (uInt)(e->packed - in),
-        capacity = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
-    z.next_in = (Bytef *)packed + in; z.avail_in = give;
-    z.next_out = out + done; z.avail_out = capacity;
+         capacity = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
+    z.next_in = (Bytef *)packed + in;
+    z.avail_in = give;
+    z.next_out = out + done;
+    z.avail_out = capacity;
     code = inflate(&z, Z_NO_FLUSH);
     in += give - z.avail_in;
     done += capacity - z.avail_out;
     if (code == Z_OK && give == z.avail_in && capacity == z.avail_out) break; /* no way forward */
   }
   inflateEnd(&z);
-  if (code == Z_STREAM_END && done == e->size && in == e->packed) { *owned = out; return CMKD_OK; }
+  if (code == Z_STREAM_END && done == e->size && in == e->packed) {
+    *owned = out;
+    return CMKD_OK;
+  }
   free(out);
   return broken(zip->file, "a deflated entry is not what its sizes say", err);
 }
 
-cmkd_status cmkd_zip_read(const cmkd_zip *zip, const cmkd_zip_entry *e, uint64_t limit, const uint8_t **data, uint8_t **owned, cmkd_error *err) {
+cmkd_status cmkd_zip_read(const cmkd_zip *zip, const cmkd_zip_entry *e, uint64_t limit, const uint8_t **data,
+                          uint8_t **owned, cmkd_error *err) {
   *data = *owned = NULL;
   const uint8_t *local = zip->bytes + e->header;
   uint64_t left = zip->size - e->header;
   if (left < LOCAL_SIZE || u32(local) != 0x04034b50) return broken(zip->file, "an entry has no local header", err);
-  uint64_t skip = (uint64_t)LOCAL_SIZE + u16(local + 26) + u16(local + 28); /* its sizes may be 0: a data descriptor follows instead */
-  if (skip > left || e->packed > left - skip) return broken(zip->file, "truncated: an entry reaches outside of the file", err);
+  uint64_t skip = (uint64_t)LOCAL_SIZE + u16(local + 26) +
+                  u16(local + 28); /* its sizes may be 0: a data descriptor follows instead */
+  if (skip > left || e->packed > left - skip)
+    return broken(zip->file, "truncated: an entry reaches outside of the file", err);
   if (u16(local + 26) != e->name_length || memcmp(local + LOCAL_SIZE, e->name, e->name_length))
     return broken(zip->file, "an entry has two names", err);
   if (e->size > limit || (e->method == 8 && e->size / 1032 > e->packed + 1))
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: refused: an entry would inflate to %llu bytes (a zip bomb?)", zip->file,
-        (unsigned long long)e->size);
+                     (unsigned long long)e->size);
   if (e->method == 0) {
     if (e->packed != e->size) return broken(zip->file, "a stored entry has two sizes", err);
     *data = local + skip;
@@ -160,7 +180,8 @@ cmkd_status cmkd_zip_read(const cmkd_zip *zip, const cmkd_zip_entry *e, uint64_t
     CMKD_TRY(inflate_entry(zip, e, local + skip, owned, err));
     *data = *owned;
   } else
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: a zip entry is compressed by method %d; known are stored and deflate", zip->file, e->method);
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                     "%s: a zip entry is compressed by method %d; known are stored and deflate", zip->file, e->method);
   /* writers that skip checksums leave 0 */
   if (e->crc && crc32_z(0, *data, (size_t)e->size) != e->crc) {
     free(*owned);

@@ -10,21 +10,22 @@ extern "C" {
 #endif
 
 typedef struct cmkd_dataset {
-  char name[32];              /* canonical: "cifar100" */
-  char split[8];              /* "train" or "test" */
-  char *path;                 /* the folder it was read from */
-  uint32_t n;                 /* samples in the split */
+  char name[32]; /* canonical: "cifar100" */
+  char split[8]; /* "train" or "test" */
+  char *path;    /* the folder it was read from */
+  uint32_t n;    /* samples in the split */
   int height, width, channels, classes;
-  uint8_t *pixels;            /* (n, height, width, channels); NULL once a data set that is not resident exists */
-  int32_t *labels;            /* (n), each in [0, classes) */
-  float mean[3], std[3];      /* the usual normalisation of pixels / 255; `channels` of them */
+  uint8_t *pixels;                /* (n, height, width, channels); NULL once a data set that is not resident exists */
+  int32_t *labels;                /* (n), each in [0, classes) */
+  float mean[3], std[3];          /* the usual normalisation of pixels / 255; `channels` of them */
   const char *const *class_names; /* (classes) or NULL; static */
-  char fingerprint[65];       /* SHA-256 over "cmkd-dataset-1", n, height, width, channels (uint32 LE), the pixels as above and
-                                 the labels as int32 LE, of the whole split */
+  char fingerprint[65]; /* SHA-256 over "cmkd-dataset-1", n, height, width, channels (uint32 LE), the pixels as above
+                           and the labels as int32 LE, of the whole split */
 } cmkd_dataset;
 
 /* Reads a whole split and checks it: exact sizes, labels in range. A missing folder is searched in the usual places
- * (Debian's dataset packages, ./data/NAME, $CMKD_DATA/NAME); the error lists where it looked. Free with cmkd_dataset_close. */
+ * (Debian's dataset packages, ./data/NAME, $CMKD_DATA/NAME); the error lists where it looked. Free with
+ * cmkd_dataset_close. */
 cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err);
 void cmkd_dataset_close(cmkd_dataset *data);
 /* Names of all known data sets, NULL-terminated. */

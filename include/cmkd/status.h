@@ -36,9 +36,9 @@ typedef struct cmkd_error {
 cmkd_status cmkd_fail(cmkd_error *err, cmkd_status status, const char *format, ...) CMKD_PRINTF(3, 4);
 
 /* Forwards a failure to the caller. The function may hold nothing that needs freeing; otherwise use goto. */
-#define CMKD_TRY(expression)                         \
-  do {                                               \
-    cmkd_status cmkd_try_status = (expression);      \
+#define CMKD_TRY(expression) \
+  do { \
+    cmkd_status cmkd_try_status = (expression); \
     if (cmkd_try_status != CMKD_OK) return cmkd_try_status; \
   } while (0)
 

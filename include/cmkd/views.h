@@ -9,30 +9,39 @@
 extern "C" {
 #endif
 
-#define CMKD_RNG_VERSION "philox4x32-10/1" /* recorded in caches; changes whenever any function below would answer differently */
+#define CMKD_RNG_VERSION \
+  "philox4x32-10/1" /* recorded in caches; changes whenever any function below would answer differently */
 
 /* Augmentation policies. `crop`: zero padding 4, crop back to the image's own size; `flip`: horizontal. */
-typedef enum cmkd_policy { CMKD_AUGMENT_NONE = 0, CMKD_AUGMENT_FLIP = 1, CMKD_AUGMENT_CROP = 2, CMKD_AUGMENT_CROP_FLIP = 3 } cmkd_policy;
-const char *cmkd_policy_name(cmkd_policy policy);                                     /* "none" "flip" "crop" "crop+flip" */
-cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err);   /* suggests the nearest name */
-uint32_t cmkd_policy_variants(cmkd_policy policy);                                    /* 1, 2, 81, 162 */
+typedef enum cmkd_policy {
+  CMKD_AUGMENT_NONE = 0,
+  CMKD_AUGMENT_FLIP = 1,
+  CMKD_AUGMENT_CROP = 2,
+  CMKD_AUGMENT_CROP_FLIP = 3
+} cmkd_policy;
+const char *cmkd_policy_name(cmkd_policy policy); /* "none" "flip" "crop" "crop+flip" */
+cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err); /* suggests the nearest name */
+uint32_t cmkd_policy_variants(cmkd_policy policy);                                  /* 1, 2, 81, 162 */
 
 /* The geometric move that `seed` stands for under `policy`.
- * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same without
- * the flip digit (mod 81: dx = variant % 9, dy = variant / 9). flip: variant = seed mod 2.
- * Output pixel (y, x) of a crop is input pixel (y + dy - 4, x + dx - 4), 0 outside; the flip comes after the crop. */
-typedef struct cmkd_view_transform { int dy, dx, flip; } cmkd_view_transform; /* dy, dx in 0..8; 4 is the centre */
+ * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same
+ * without the flip digit (mod 81: dx = variant % 9, dy = variant / 9). flip: variant = seed mod 2. Output pixel (y, x)
+ * of a crop is input pixel (y + dy - 4, x + dx - 4), 0 outside; the flip comes after the crop. */
+typedef struct cmkd_view_transform {
+  int dy, dx, flip;
+} cmkd_view_transform; /* dy, dx in 0..8; 4 is the centre */
 cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed);
 
-/* The seed whose move is the identity under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a clean view, so
- * that pixels follow from seed and policy with no special case. */
+/* The seed whose move is the identity under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a
+ * clean view, so that pixels follow from seed and policy with no special case. */
 uint64_t cmkd_clean_seed(cmkd_policy policy);
 
 /* seeds[i, v] of a cache: the first 64 bits of Philox 4x32-10 with key (S, stream) and counter (sample_id, view).
  * With all_variants, seeds[i, .] is instead a Philox-keyed permutation of 0 .. variants-1. */
 uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy, int all_variants);
 /* The same for all views of one sample; out has room for `views` numbers. */
-void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy, int all_variants, uint64_t *out);
+void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy, int all_variants,
+                     uint64_t *out);
 
 /* Fresh augmentation seed for training without a cache or teacher: never repeats a view on purpose. */
 uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t sample_id);

@@ -1,5 +1,6 @@
 /* The CPU backend behind the table: any number of models on one fixed number of threads.
- * $CMKD_CONV=direct|onednn overrides who computes convolutions; $CMKD_NO_ONEDNN=1 leaves oneDNN out (tests, benchmarks). */
+ * $CMKD_CONV=direct|onednn overrides who computes convolutions; $CMKD_NO_ONEDNN=1 leaves oneDNN out (tests,
+ * benchmarks). */
 #include "kernels/cpu/backend.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,22 +12,29 @@ static int wants_dnnl(void) {
   const char *no = getenv("CMKD_NO_ONEDNN"), *conv = getenv("CMKD_CONV");
   if (!cmkd_conv_dnnl_available() || (no && *no && strcmp(no, "0")) || (conv && !strcmp(conv, "direct"))) return 0;
   if (conv && !strcmp(conv, "onednn")) return 1;
-  return cmkd_cpu_isa() == CMKD_ISA_BASELINE; /* the direct kernels are the faster ones with AVX2 and AVX-512 (docs/results.md) */
+  return cmkd_cpu_isa() ==
+         CMKD_ISA_BASELINE; /* the direct kernels are the faster ones with AVX2 and AVX-512 (docs/results.md) */
 }
 
 static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {
   *out = NULL;
   static const cmkd_backend_options defaults;
   if (!options) options = &defaults;
-  if (options->precision && strcmp(options->precision, "fp32")) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--precision %.40s: the CPU computes in fp32; leave the option out, or take a GPU (--device cuda)", options->precision);
-  if (options->threads < 0 || options->threads > CMKD_CPU_MAX_THREADS) return cmkd_fail(err, CMKD_ERR_USAGE, "--threads %d is out of range (0 for all cores, at most %d)", options->threads, CMKD_CPU_MAX_THREADS);
+  if (options->precision && strcmp(options->precision, "fp32"))
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                     "--precision %.40s: the CPU computes in fp32; leave the option out, or take a GPU (--device cuda)",
+                     options->precision);
+  if (options->threads < 0 || options->threads > CMKD_CPU_MAX_THREADS)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "--threads %d is out of range (0 for all cores, at most %d)",
+                     options->threads, CMKD_CPU_MAX_THREADS);
   cmkd_backend *backend = calloc(1, sizeof *backend);
   if (!backend) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   char version[32];
   backend->threads = options->threads ? options->threads : cmkd_cpu_count();
   backend->dnnl = wants_dnnl();
   backend->kernels = cmkd_cpu_kernels_get();
-  snprintf(backend->text, sizeof backend->text, "cpu: %d thread%s, %s%s convolutions, %s", backend->threads, backend->threads == 1 ? "" : "s", backend->dnnl ? "oneDNN " : "direct",
+  snprintf(backend->text, sizeof backend->text, "cpu: %d thread%s, %s%s convolutions, %s", backend->threads,
+           backend->threads == 1 ? "" : "s", backend->dnnl ? "oneDNN " : "direct",
            backend->dnnl ? cmkd_conv_dnnl_version(version) : "", cmkd_isa_name(cmkd_cpu_isa()));
   *out = backend;
   return CMKD_OK;
@@ -35,7 +43,8 @@ static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **o
 static void be_close(cmkd_backend *backend) { free(backend); }
 static const char *be_describe(const cmkd_backend *backend) { return backend->text; }
 
-static cmkd_status images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
+static cmkd_status images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
+                                 int w, int c, cmkd_be_images **out, cmkd_error *err) {
   *out = malloc(sizeof **out);
   if (!*out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   **out = (cmkd_be_images){pixels, labels, n, h, w, c};
@@ -44,21 +53,30 @@ static cmkd_status images_create(cmkd_backend *backend, const uint8_t *pixels, c
 
 static void images_free(cmkd_be_images *images) { free(images); }
 
-static cmkd_status check_step(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err) {
+static cmkd_status check_step(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
+                              cmkd_error *err) {
   cmkd_shape in = m->graph->tensor[0];
   if (images->h != in.h || images->w != in.w || images->c != in.c)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w, images->c, m->graph->arch, in.h, in.w, in.c);
-  if (step->count < 1 || step->count > m->config.batch) return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w,
+                     images->c, m->graph->arch, in.h, in.w, in.c);
+  if (step->count < 1 || step->count > m->config.batch)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
   for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= images->n) return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
+    if (step->rows[i] >= images->n)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
   return CMKD_OK;
 }
 
-static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
-  if (list == CMKD_LIST_TRAIN && !m->config.train) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
+static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                          float *logits, float *features, cmkd_error *err) {
+  if (list == CMKD_LIST_TRAIN && !m->config.train)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
   for (int i = 0; i < k; i++) {
     CMKD_TRY(check_step(m, images, &steps[i], err));
-    if (list == CMKD_LIST_TRAIN) { CMKD_TRY(cmkd_cpu_train_step(m, images, &steps[i], err)); continue; }
+    if (list == CMKD_LIST_TRAIN) {
+      CMKD_TRY(cmkd_cpu_train_step(m, images, &steps[i], err));
+      continue;
+    }
     CMKD_TRY(cmkd_cpu_infer_step(m, images, &steps[i], logits, features, err));
     if (logits) logits += (size_t)steps[i].count * (size_t)m->graph->classes;
     if (features) features += (size_t)steps[i].count * cpu_size(m->graph, m->graph->features);
@@ -75,7 +93,17 @@ static cmkd_status be_read(cmkd_be_model *m, cmkd_step_result *results, int *k, 
   return CMKD_OK;
 }
 
-const cmkd_backend_table cmkd_backend_cpu = {
-  .version = CMKD_BACKEND_VERSION, .name = "cpu", .open = be_open, .close = be_close, .describe = be_describe,
-  .images_create = images_create, .images_free = images_free, .model_create = cmkd_cpu_model_create, .model_free = cmkd_cpu_model_free,
-  .upload = cmkd_cpu_upload, .download = cmkd_cpu_download, .run = be_run, .read = be_read, .gradients = cmkd_cpu_gradients};
+const cmkd_backend_table cmkd_backend_cpu = {.version = CMKD_BACKEND_VERSION,
+                                             .name = "cpu",
+                                             .open = be_open,
+                                             .close = be_close,
+                                             .describe = be_describe,
+                                             .images_create = images_create,
+                                             .images_free = images_free,
+                                             .model_create = cmkd_cpu_model_create,
+                                             .model_free = cmkd_cpu_model_free,
+                                             .upload = cmkd_cpu_upload,
+                                             .download = cmkd_cpu_download,
+                                             .run = be_run,
+                                             .read = be_read,
+                                             .gradients = cmkd_cpu_gradients};

@@ -11,4 +11,7 @@ static inline void store_part(float *p, __m256 v, int n) { _mm256_maskstore_ps(p
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/pool_impl.h"
 
-const cmkd_cpu_kernels cmkd_cpu_kernels_avx2 = {"avx2", 2 * V, conv_run, conv_wgrad, depth_run, depth_wgrad, moments, affine, norm_reduce, norm_apply, channel_sums, add, add_act, act_backward, sgd, max_window, max_window_backward, add_scaled};
+const cmkd_cpu_kernels cmkd_cpu_kernels_avx2 = {
+    "avx2",  2 * V,        conv_run,    conv_wgrad, depth_run,           depth_wgrad,
+    moments, affine,       norm_reduce, norm_apply, channel_sums,        add,
+    add_act, act_backward, sgd,         max_window, max_window_backward, add_scaled};

@@ -14,15 +14,22 @@ static void lane_free(cpu_lane *lane) {
 
 void cmkd_cpu_model_free(cmkd_be_model *m) {
   if (!m) return;
-  for (int i = 0; m->op && i < m->graph->ops; i++) cmkd_conv_free(m->op[i].conv);
-  for (int t = 0; m->lane && t < m->backend->threads; t++) lane_free(&m->lane[t]);
+  for (int i = 0; m->op && i < m->graph->ops; i++)
+    cmkd_conv_free(m->op[i].conv);
+  for (int t = 0; m->lane && t < m->backend->threads; t++)
+    lane_free(&m->lane[t]);
   cmkd_plan_free(&m->train);
   cmkd_plan_free(&m->infer);
-  void *const owned[] = {m->op, m->folded, m->lane, m->value, m->momentum, m->grad, m->storage, m->packed, m->arena, m->batch_mean, m->item, m->labels, m->loss_scratch, m->agreement_scratch, m->result, m};
-  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  void *const owned[] = {
+      m->op,     m->folded, m->lane,       m->value, m->momentum, m->grad,         m->storage,
+      m->packed, m->arena,  m->batch_mean, m->item,  m->labels,   m->loss_scratch, m->agreement_scratch,
+      m->result, m};
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
+    free(owned[i]);
 }
 
-/* `count` elements, 64-byte aligned, the rest of the last cache line and SLACK floats zeroed; NULL when that is more than the machine has. */
+/* `count` elements, 64-byte aligned, the rest of the last cache line and SLACK floats zeroed; NULL when that is more
+ * than the machine has. */
 static void *array(size_t count, size_t size) {
   size_t bytes, physical = (size_t)sysconf(_SC_PHYS_PAGES) * (size_t)sysconf(_SC_PAGESIZE);
   if (__builtin_mul_overflow(count, size, &bytes) || bytes > physical) return NULL;
@@ -33,14 +40,20 @@ static void *array(size_t count, size_t size) {
 }
 
 static cmkd_status no_memory(const cmkd_be_model *m, cmkd_error *err) {
-  double mb = 4e-6 * ((double)m->train.arena * m->config.batch + m->backend->threads * ((double)m->grad_floats + (double)(m->train.local + m->infer.local)) + 4.0 * (double)m->packed_floats);
-  return cmkd_fail(err, CMKD_ERR_MEMORY, "not enough memory for `%s` at batch %d on %d threads (about %.0f MB); lower --batch or --threads", m->graph->arch, m->config.batch, m->backend->threads, mb);
+  double mb = 4e-6 * ((double)m->train.arena * m->config.batch +
+                      m->backend->threads * ((double)m->grad_floats + (double)(m->train.local + m->infer.local)) +
+                      4.0 * (double)m->packed_floats);
+  return cmkd_fail(err, CMKD_ERR_MEMORY,
+                   "not enough memory for `%s` at batch %d on %d threads (about %.0f MB); lower --batch or --threads",
+                   m->graph->arch, m->config.batch, m->backend->threads, mb);
 }
 
 static cmkd_conv_geometry geometry_of(const cmkd_graph *graph, const cmkd_op *op) {
   cmkd_shape in = graph->tensor[op->in[0]], out = graph->tensor[op->out];
-  if (op->kind == CMKD_OP_LINEAR) return (cmkd_conv_geometry){1, 1, in.h * in.w * in.c, 1, 1, out.c, 1, 1, 1, 0, 1, in.h * in.w};
-  return (cmkd_conv_geometry){in.h, in.w, in.c, out.h, out.w, out.c, op->kernel_h, op->kernel_w, op->stride, op->pad, op->groups, 1};
+  if (op->kind == CMKD_OP_LINEAR)
+    return (cmkd_conv_geometry){1, 1, in.h * in.w * in.c, 1, 1, out.c, 1, 1, 1, 0, 1, in.h * in.w};
+  return (cmkd_conv_geometry){in.h,         in.w,         in.c,       out.h,   out.w,      out.c,
+                              op->kernel_h, op->kernel_w, op->stride, op->pad, op->groups, 1};
 }
 
 static int is_conv(const cmkd_op *op) { return op->kind == CMKD_OP_CONV || op->kind == CMKD_OP_LINEAR; }
@@ -90,9 +103,11 @@ static cmkd_status plan_ops(cmkd_be_model *m, size_t *scratch, cmkd_error *err) 
 }
 
 static int lane_alloc(const cmkd_be_model *m, cpu_lane *lane, size_t scratch) {
-  const size_t local = m->train.local > m->infer.local ? m->train.local : m->infer.local, channels = padded(m->channels), widest = padded(m->widest);
+  const size_t local = m->train.local > m->infer.local ? m->train.local : m->infer.local,
+               channels = padded(m->channels), widest = padded(m->widest);
   const size_t ops = (size_t)m->graph->ops;
-  lane->floats = array(padded(scratch) + padded(local) + SLACK + padded(m->grad_floats) + 5 * channels + 2 * widest, sizeof(float));
+  lane->floats = array(padded(scratch) + padded(local) + SLACK + padded(m->grad_floats) + 5 * channels + 2 * widest,
+                       sizeof(float));
   lane->doubles = array(5 * m->channels + ops + m->bias_channels, sizeof(double));
   if (!lane->floats || !lane->doubles) return 0;
   float *f = lane->floats;
@@ -100,12 +115,14 @@ static int lane_alloc(const cmkd_be_model *m, cpu_lane *lane, size_t scratch) {
   lane->local = f, f += padded(local) + SLACK;
   lane->grad = f, f += padded(m->grad_floats);
   float **const five[] = {&lane->scale, &lane->shift, &lane->mean_f, &lane->slope, &lane->offset};
-  for (int i = 0; i < 5; i++, f += channels) *five[i] = f;
+  for (int i = 0; i < 5; i++, f += channels)
+    *five[i] = f;
   lane->chunk_mean = f;
   lane->chunk_m2 = f + widest;
   double **const sums[] = {&lane->mean, &lane->m2, &lane->sum1, &lane->sum2, &lane->rstd};
   double *d = lane->doubles;
-  for (int i = 0; i < 5; i++, d += m->channels) *sums[i] = d;
+  for (int i = 0; i < 5; i++, d += m->channels)
+    *sums[i] = d;
   lane->count = d;
   lane->bias_sum = d + ops;
   return 1;
@@ -116,7 +133,8 @@ static int params_alloc(cmkd_be_model *m) {
   const cmkd_graph *graph = m->graph;
   const int kinds = m->config.train ? 3 : 1;
   size_t total = 0;
-  for (int i = 0; i < graph->params; i++) total += padded((size_t)graph->param[i].count);
+  for (int i = 0; i < graph->params; i++)
+    total += padded((size_t)graph->param[i].count);
   m->storage = array(total * (size_t)kinds, sizeof(float));
   float ***const tables[] = {&m->value, &m->momentum, &m->grad};
   if (m->storage) memset(m->storage, 0, total * (size_t)kinds * sizeof(float));
@@ -143,7 +161,8 @@ static int items_alloc(cmkd_be_model *m) {
         if (op->param[s] < 0) continue;
         int sliced = is_conv(op) && s == 0 && !m->op[i].conv->dnnl, step = sliced ? 16 : channels;
         for (int first = 0; first < channels; first += step, m->items++)
-          if (pass) m->item[m->items] = (cpu_item){i, op->param[s], first, channels - first < step ? channels - first : step};
+          if (pass)
+            m->item[m->items] = (cpu_item){i, op->param[s], first, channels - first < step ? channels - first : step};
       }
     }
     if (!pass && !(m->item = calloc((size_t)m->items + 1, sizeof *m->item))) return 0;
@@ -170,16 +189,21 @@ static int buffers_alloc(cmkd_be_model *m) {
 }
 
 static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
-  if (c->batch < 1 || c->batch > 1 << 20) return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 1048576)", c->batch);
+  if (c->batch < 1 || c->batch > 1 << 20)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 1048576)", c->batch);
   if (c->train && !c->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "a model that trains needs a loss");
   int channels = c->graph->tensor[0].c;
-  if (channels > 4) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", c->graph->arch, channels);
+  if (channels > 4)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", c->graph->arch, channels);
   for (int i = 0; i < channels; i++)
-    if (!(c->std[i] > 0) || !(c->std[i] <= 3e38f) || !(c->mean[i] >= -3e38f && c->mean[i] <= 3e38f)) return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i, c->mean[i], c->std[i]);
+    if (!(c->std[i] > 0) || !(c->std[i] <= 3e38f) || !(c->mean[i] >= -3e38f && c->mean[i] <= 3e38f))
+      return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i,
+                       c->mean[i], c->std[i]);
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out, cmkd_error *err) {
+cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
+                                  cmkd_error *err) {
   *out = NULL;
   CMKD_TRY(cmkd_graph_check(config->graph, err));
   CMKD_TRY(check_config(config, err));
@@ -196,19 +220,25 @@ cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config
   size_t scratch = 0;
   cmkd_status status = m->op && m->folded && m->lane ? CMKD_OK : no_memory(m, err);
   if (status == CMKD_OK) status = cmkd_plan_infer(m->graph, (cmkd_plan_layout){1, 16, 1}, m->folded, &m->infer, err);
-  if (status == CMKD_OK && config->train) status = cmkd_plan_train(m->graph, (cmkd_plan_layout){1, 1, 1}, &m->train, err);
+  if (status == CMKD_OK && config->train)
+    status = cmkd_plan_train(m->graph, (cmkd_plan_layout){1, 1, 1}, &m->train, err);
   if (status == CMKD_OK) status = plan_ops(m, &scratch, err);
   if (status == CMKD_OK && !buffers_alloc(m)) status = no_memory(m, err);
   for (int t = 0; status == CMKD_OK && t < backend->threads; t++)
     if (!lane_alloc(m, &m->lane[t], scratch)) status = no_memory(m, err);
-  if (status != CMKD_OK) { cmkd_cpu_model_free(m); return status; }
+  if (status != CMKD_OK) {
+    cmkd_cpu_model_free(m);
+    return status;
+  }
   *out = m;
   return CMKD_OK;
 }
 
 static cmkd_status slot_of(const cmkd_be_model *m, cmkd_param_slot slot, float ***table, cmkd_error *err) {
   *table = slot == CMKD_SLOT_VALUE ? m->value : m->momentum;
-  return *table ? CMKD_OK : cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no momentum", m->graph->arch);
+  return *table
+             ? CMKD_OK
+             : cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no momentum", m->graph->arch);
 }
 
 cmkd_status cmkd_cpu_upload(cmkd_be_model *m, cmkd_param_slot slot, const float *const *params, cmkd_error *err) {
@@ -229,7 +259,8 @@ cmkd_status cmkd_cpu_download(cmkd_be_model *m, cmkd_param_slot slot, float *con
 }
 
 cmkd_status cmkd_cpu_gradients(cmkd_be_model *m, float *const *params, cmkd_error *err) {
-  if (!m->grad) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no gradients", m->graph->arch);
+  if (!m->grad)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no gradients", m->graph->arch);
   for (int i = 0; i < m->graph->params; i++)
     if (params[i]) memcpy(params[i], m->grad[i], sizeof(float) * (size_t)m->graph->param[i].count);
   return CMKD_OK;

@@ -1,4 +1,5 @@
-/* What the files of the CPU backend share: the backend, a model with its memory, one lane per thread. Internal to kernels/cpu. */
+/* What the files of the CPU backend share: the backend, a model with its memory, one lane per thread. Internal to
+ * kernels/cpu. */
 #ifndef CMKD_KERNELS_CPU_MODEL_H
 #define CMKD_KERNELS_CPU_MODEL_H
 #include "kernels/backend.h"
@@ -7,48 +8,63 @@
 
 #define CMKD_CPU_MAX_THREADS 1024
 
-struct cmkd_backend { int threads, dnnl; const cmkd_cpu_kernels *kernels; char text[128]; };
-struct cmkd_be_images { const uint8_t *pixels; const int32_t *labels; uint32_t n; int h, w, c; }; /* borrowed arrays */
+struct cmkd_backend {
+  int threads, dnnl;
+  const cmkd_cpu_kernels *kernels;
+  char text[128];
+};
+struct cmkd_be_images {
+  const uint8_t *pixels;
+  const int32_t *labels;
+  uint32_t n;
+  int h, w, c;
+}; /* borrowed arrays */
 
 /* Per op: its convolution, and where its numbers lie. Offsets in floats (packed, fold, lane gradients) or channels. */
 typedef struct cpu_op {
   cmkd_conv *conv;
-  size_t forward, backward, folded;   /* packed weights in model->packed */
-  size_t bias;                        /* folded bias in model->packed */
-  size_t grad;                        /* packed weight gradient in each lane's grad */
-  size_t channel;                     /* NORM: first channel in the statistics arrays; CONV, LINEAR with bias: in bias_sum */
+  size_t forward, backward, folded; /* packed weights in model->packed */
+  size_t bias;                      /* folded bias in model->packed */
+  size_t grad;                      /* packed weight gradient in each lane's grad */
+  size_t channel; /* NORM: first channel in the statistics arrays; CONV, LINEAR with bias: in bias_sum */
 } cpu_op;
 
-/* What one thread writes. Statistics are partial sums over its images until the threads have met; every thread then combines all lanes in
- * lane order for itself, so that no second meeting is needed. */
+/* What one thread writes. Statistics are partial sums over its images until the threads have met; every thread then
+ * combines all lanes in lane order for itself, so that no second meeting is needed. */
 typedef struct cpu_lane {
-  float *floats; double *doubles;                         /* the memory behind the rest */
+  float *floats;
+  double *doubles; /* the memory behind the rest */
   float *scratch, *local, *grad;
-  float *scale, *shift, *mean_f, *slope, *offset;         /* (channels) combined, what the kernels read */
-  float *chunk_mean, *chunk_m2;                           /* (widest) */
-  double *mean, *m2, *sum1, *sum2, *rstd;                 /* (channels) */
-  double *count;                                          /* (ops) pixels behind mean and m2 */
-  double *bias_sum;                                       /* (bias channels) */
+  float *scale, *shift, *mean_f, *slope, *offset; /* (channels) combined, what the kernels read */
+  float *chunk_mean, *chunk_m2;                   /* (widest) */
+  double *mean, *m2, *sum1, *sum2, *rstd;         /* (channels) */
+  double *count;                                  /* (ops) pixels behind mean and m2 */
+  double *bias_sum;                               /* (bias channels) */
 } cpu_lane;
 
-typedef struct cpu_item { int op, param, first, count; } cpu_item; /* update: output channels of a weight, or a whole parameter */
+typedef struct cpu_item {
+  int op, param, first, count;
+} cpu_item; /* update: output channels of a weight, or a whole parameter */
 
 struct cmkd_be_model {
   cmkd_backend *backend;
   cmkd_model_config config;
   const cmkd_graph *graph;
   cpu_op *op;
-  int *folded;                        /* (ops) */
+  int *folded; /* (ops) */
   cmkd_plan train, infer;
-  cpu_lane *lane;                     /* (threads) */
-  float **value, **momentum, **grad;  /* (params) plain layouts, in `storage` */
+  cpu_lane *lane;                    /* (threads) */
+  float **value, **momentum, **grad; /* (params) plain layouts, in `storage` */
   float *storage, *packed, *arena;
   size_t packed_floats, grad_floats, channels, bias_channels, widest;
-  double *batch_mean, *batch_var;     /* (channels) of the running step, for the running statistics */
-  cpu_item *item; int items;
-  int stale, fold_stale;              /* packed weights are older than the values */
-  int32_t *labels; void *loss_scratch, *agreement_scratch;
-  cmkd_step_result *result; int results, result_capacity;
+  double *batch_mean, *batch_var; /* (channels) of the running step, for the running statistics */
+  cpu_item *item;
+  int items;
+  int stale, fold_stale; /* packed weights are older than the values */
+  int32_t *labels;
+  void *loss_scratch, *agreement_scratch;
+  cmkd_step_result *result;
+  int results, result_capacity;
 };
 
 static inline size_t cpu_size(const cmkd_graph *graph, int tensor) {
@@ -56,8 +72,10 @@ static inline size_t cpu_size(const cmkd_graph *graph, int tensor) {
 }
 
 /* run.c */
-cmkd_status cmkd_cpu_train_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err);
-cmkd_status cmkd_cpu_infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step, float *logits, float *features, cmkd_error *err);
+cmkd_status cmkd_cpu_train_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
+                                cmkd_error *err);
+cmkd_status cmkd_cpu_infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
+                                float *logits, float *features, cmkd_error *err);
 /* update.c */
 void cmkd_cpu_pack(cmkd_be_model *model);
 void cmkd_cpu_fold(cmkd_be_model *model);

@@ -6,13 +6,18 @@ static int low(int at) { return at < 0 ? 0 : at; }
 static int high(int at, int side) { return at > side ? side : at; }
 
 /* Where the window of output pixel (y, x) lies in the image: its first pixel, in floats, and what of it is inside. */
-typedef struct window { int64_t at; int h, w; } window;
+typedef struct window {
+  int64_t at;
+  int h, w;
+} window;
 static window window_of(const cmkd_op *op, cmkd_shape is, int y, int x) {
   const int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad;
-  return (window){((int64_t)low(y0) * is.w + low(x0)) * is.c, high(y0 + op->kernel_h, is.h) - low(y0), high(x0 + op->kernel_w, is.w) - low(x0)};
+  return (window){((int64_t)low(y0) * is.w + low(x0)) * is.c, high(y0 + op->kernel_h, is.h) - low(y0),
+                  high(x0 + op->kernel_w, is.w) - low(x0)};
 }
 
-static void maxpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out) {
+static void maxpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in,
+                    float *out) {
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++, out += os.c) {
       const window w = window_of(op, is, y, x);
@@ -20,7 +25,8 @@ static void maxpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is,
     }
 }
 
-static void maxpool_backward(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, const float *out, const float *dout, float *din) {
+static void maxpool_backward(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os,
+                             const float *in, const float *out, const float *dout, float *din) {
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++, out += os.c, dout += os.c) {
       const window w = window_of(op, is, y, x);
@@ -28,7 +34,8 @@ static void maxpool_backward(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_
     }
 }
 
-static void avgpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout, float *din) {
+static void avgpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in,
+                    float *out, const float *dout, float *din) {
   const float weight = 1.0f / (float)(op->kernel_h * op->kernel_w);
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++) {
@@ -38,8 +45,10 @@ static void avgpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is,
       for (int v = 0; v < w.h; v++)
         for (int u = 0; u < w.w; u++) {
           const int64_t i = w.at + ((int64_t)v * is.w + u) * is.c;
-          if (out) k->add_scaled(out + o, in + i, weight, is.c);
-          else k->add_scaled(din + i, dout + o, weight, is.c);
+          if (out)
+            k->add_scaled(out + o, in + i, weight, is.c);
+          else
+            k->add_scaled(din + i, dout + o, weight, is.c);
         }
     }
 }
@@ -48,55 +57,71 @@ static void globalpool_forward(cmkd_shape is, const float *in, float *out) {
   const int px = is.h * is.w;
   memset(out, 0, sizeof *out * (size_t)is.c);
   for (int i = 0; i < px; i++, in += is.c)
-    for (int c = 0; c < is.c; c++) out[c] += in[c];
-  for (int c = 0; c < is.c; c++) out[c] /= (float)px;
+    for (int c = 0; c < is.c; c++)
+      out[c] += in[c];
+  for (int c = 0; c < is.c; c++)
+    out[c] /= (float)px;
 }
 
 static void globalpool_backward(cmkd_shape is, const float *dout, int accumulate, float *din) {
   const int px = is.h * is.w;
   const float weight = 1.0f / (float)px;
   for (int i = 0; i < px; i++, din += is.c)
-    for (int c = 0; c < is.c; c++) din[c] = dout[c] * weight + (accumulate ? din[c] : 0.0f);
+    for (int c = 0; c < is.c; c++)
+      din[c] = dout[c] * weight + (accumulate ? din[c] : 0.0f);
 }
 
-static void padshortcut(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout, float *din) {
+static void padshortcut(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout,
+                        float *din) {
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++) {
-      const int64_t i = ((int64_t)y * op->stride * is.w + (int64_t)x * op->stride) * is.c, o = ((int64_t)y * os.w + x) * os.c;
+      const int64_t i = ((int64_t)y * op->stride * is.w + (int64_t)x * op->stride) * is.c,
+                    o = ((int64_t)y * os.w + x) * os.c;
       if (out) {
         memset(out + o, 0, sizeof *out * (size_t)os.c);
         memcpy(out + o + op->first, in + i, sizeof *out * (size_t)is.c);
       } else
-        for (int c = 0; c < is.c; c++) din[i + c] += dout[o + op->first + c];
+        for (int c = 0; c < is.c; c++)
+          din[i + c] += dout[o + op->first + c];
     }
 }
 
 /* Copies or adds `c` channels a pixel between arrays of different widths. */
 static void rearrange_channels(int64_t px, int c, const float *from, int from_c, float *to, int to_c, int accumulate) {
   for (int64_t i = 0; i < px; i++, from += from_c, to += to_c)
-    if (!accumulate) memcpy(to, from, sizeof *to * (size_t)c);
+    if (!accumulate)
+      memcpy(to, from, sizeof *to * (size_t)c);
     else
-      for (int k = 0; k < c; k++) to[k] += from[k];
+      for (int k = 0; k < c; k++)
+        to[k] += from[k];
 }
 
-/* Channel (g, j) of `groups` x per goes to (j, g). The way back is the same move with as many groups as there were channels in one. */
-static inline void shuffle_groups(int64_t px, int channels, const int groups, const float *from, float *to, int accumulate) {
+/* Channel (g, j) of `groups` x per goes to (j, g). The way back is the same move with as many groups as there were
+ * channels in one. */
+static inline void shuffle_groups(int64_t px, int channels, const int groups, const float *from, float *to,
+                                  int accumulate) {
   const int per = channels / groups;
   for (int64_t i = 0; i < px; i++, from += channels, to += channels)
     for (int j = 0; j < per; j++)
-      for (int g = 0; g < groups; g++) to[j * groups + g] = from[g * per + j] + (accumulate ? to[j * groups + g] : 0.0f);
+      for (int g = 0; g < groups; g++)
+        to[j * groups + g] = from[g * per + j] + (accumulate ? to[j * groups + g] : 0.0f);
 }
 static void shuffle(int64_t px, int channels, int groups, const float *from, float *to, int accumulate) {
-  if (groups == 2 && !accumulate) shuffle_groups(px, channels, 2, from, to, 0);
-  else if (groups == 3 && !accumulate) shuffle_groups(px, channels, 3, from, to, 0);
-  else shuffle_groups(px, channels, groups, from, to, accumulate);
+  if (groups == 2 && !accumulate)
+    shuffle_groups(px, channels, 2, from, to, 0);
+  else if (groups == 3 && !accumulate)
+    shuffle_groups(px, channels, 3, from, to, 0);
+  else
+    shuffle_groups(px, channels, groups, from, to, accumulate);
 }
 
-void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n, const float *const in[2], float *out) {
+void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n,
+                         const float *const in[2], float *out) {
   const cmkd_shape is = graph->tensor[op->in[0]], os = graph->tensor[op->out];
   const int64_t in_size = numbers(is), out_size = numbers(os), px = (int64_t)n * os.h * os.w;
   switch (op->kind) {
-  case CMKD_OP_ADD: case CMKD_OP_ACT: k->add_act(in[0], op->kind == CMKD_OP_ADD ? in[1] : NULL, op->act, out, n * out_size); return;
+  case CMKD_OP_ADD:
+  case CMKD_OP_ACT: k->add_act(in[0], op->kind == CMKD_OP_ADD ? in[1] : NULL, op->act, out, n * out_size); return;
   case CMKD_OP_CONCAT:
     rearrange_channels(px, is.c, in[0], is.c, out, os.c, 0);
     rearrange_channels(px, os.c - is.c, in[1], os.c - is.c, out + is.c, os.c, 0);
@@ -118,13 +143,17 @@ void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, con
   }
 }
 
-void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n, const float *const in[2], const float *out, const float *dout, float *const din[2], const int accumulate[2]) {
+void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n,
+                          const float *const in[2], const float *out, const float *dout, float *const din[2],
+                          const int accumulate[2]) {
   const cmkd_shape is = graph->tensor[op->in[0]], os = graph->tensor[op->out];
   const int64_t in_size = numbers(is), out_size = numbers(os), px = (int64_t)n * os.h * os.w;
-  const int scatters = op->kind == CMKD_OP_MAXPOOL || op->kind == CMKD_OP_AVGPOOL || op->kind == CMKD_OP_PADSHORTCUT || op->kind == CMKD_OP_SLICE;
+  const int scatters = op->kind == CMKD_OP_MAXPOOL || op->kind == CMKD_OP_AVGPOOL || op->kind == CMKD_OP_PADSHORTCUT ||
+                       op->kind == CMKD_OP_SLICE;
   if (scatters && din[0] && !accumulate[0]) memset(din[0], 0, sizeof(float) * (size_t)(n * in_size));
   switch (op->kind) {
-  case CMKD_OP_ADD: case CMKD_OP_ACT:
+  case CMKD_OP_ADD:
+  case CMKD_OP_ACT:
     for (int i = 0; i < 2; i++)
       if (din[i]) k->act_backward(dout, out, op->act, accumulate[i], din[i], n * out_size);
     return;
@@ -132,8 +161,12 @@ void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, co
     if (din[0]) rearrange_channels(px, is.c, dout, os.c, din[0], is.c, accumulate[0]);
     if (din[1]) rearrange_channels(px, os.c - is.c, dout + is.c, os.c, din[1], os.c - is.c, accumulate[1]);
     return;
-  case CMKD_OP_SLICE: if (din[0]) rearrange_channels(px, os.c, dout, os.c, din[0] + op->first, is.c, 1); return;
-  case CMKD_OP_SHUFFLE: if (din[0]) shuffle(px, os.c, os.c / op->groups, dout, din[0], accumulate[0]); return;
+  case CMKD_OP_SLICE:
+    if (din[0]) rearrange_channels(px, os.c, dout, os.c, din[0] + op->first, is.c, 1);
+    return;
+  case CMKD_OP_SHUFFLE:
+    if (din[0]) shuffle(px, os.c, os.c / op->groups, dout, din[0], accumulate[0]);
+    return;
   default: break;
   }
   if (!din[0]) return;

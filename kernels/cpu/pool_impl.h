@@ -1,5 +1,5 @@
-/* Pooling windows of one output pixel over all channels, in GCC vector extensions: included after conv/direct.h. A window is h x w pixels,
- * `row` and `col` floats apart; what lies outside the image is not part of it. */
+/* Pooling windows of one output pixel over all channels, in GCC vector extensions: included after conv/direct.h. A
+ * window is h x w pixels, `row` and `col` floats apart; what lies outside the image is not part of it. */
 
 /* out = the largest; NaN wins. */
 static void max_window(const float *in, int h, int w, int64_t row, int64_t col, float *out, int c) {
@@ -17,7 +17,8 @@ static void max_window(const float *in, int h, int w, int64_t row, int64_t col, 
 }
 
 /* din += dout at the first of the largest pixels, as in PyTorch. */
-static void max_window_backward(const float *in, int h, int w, int64_t row, int64_t col, const float *out, const float *dout, float *din, int c) {
+static void max_window_backward(const float *in, int h, int w, int64_t row, int64_t col, const float *out,
+                                const float *dout, float *din, int c) {
   for (int at = 0; at < c; at += V) {
     const int part = c - at < V ? c - at : 0;
     vf best = LOAD_LANES(out + at, part), left = LOAD_LANES(dout + at, part);
@@ -34,6 +35,8 @@ static void max_window_backward(const float *in, int h, int w, int64_t row, int6
 /* y += a * x */
 static void add_scaled(float *y, const float *x, float a, int64_t n) {
   int64_t i = 0;
-  for (; i + V <= n; i += V) STORE(y + i, LOAD(y + i) + LOAD(x + i) * SPLAT(a));
-  for (; i < n; i++) y[i] += x[i] * a;
+  for (; i + V <= n; i += V)
+    STORE(y + i, LOAD(y + i) + LOAD(x + i) * SPLAT(a));
+  for (; i < n; i++)
+    y[i] += x[i] * a;
 }

@@ -1,5 +1,5 @@
-/* The steps of a plan: one TRAIN step, one INFER step. Every thread works on its own slice of the batch (training) or takes the next chunk
- * (inference, where a row's bits depend on nothing else). */
+/* The steps of a plan: one TRAIN step, one INFER step. Every thread works on its own slice of the batch (training) or
+ * takes the next chunk (inference, where a row's bits depend on nothing else). */
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
@@ -21,13 +21,16 @@ typedef struct cpu_chunk {
 
 static float *place(const cpu_chunk *c, const cmkd_plan_buffer *p) {
   if (!p->used) return NULL;
-  return p->local ? c->lane->local + p->offset * (size_t)c->stride : c->m->arena + p->offset * (size_t)c->m->config.batch + (size_t)c->first * p->size;
+  return p->local ? c->lane->local + p->offset * (size_t)c->stride
+                  : c->m->arena + p->offset * (size_t)c->m->config.batch + (size_t)c->first * p->size;
 }
 static float *value(const cpu_chunk *c, int tensor) { return tensor < 0 ? NULL : place(c, &c->plan->value[tensor]); }
 static float *grad(const cpu_chunk *c, int tensor) { return tensor < 0 ? NULL : place(c, &c->plan->grad[tensor]); }
-static int64_t pixels_of(const cpu_chunk *c, int tensor) { return (int64_t)c->n * c->m->graph->tensor[tensor].h * c->m->graph->tensor[tensor].w; }
+static int64_t pixels_of(const cpu_chunk *c, int tensor) {
+  return (int64_t)c->n * c->m->graph->tensor[tensor].h * c->m->graph->tensor[tensor].w;
+}
 
-/* ---- batch norm's sums --------------------------------------------------------------------------------------------------- */
+/* ---- batch norm's sums ---- */
 
 /* Chan, Golub, LeVeque 1979: joins the statistics of nb numbers to those of na. */
 static void join_moments(double *mean, double *m2, double na, double mean_b, double m2_b, double nb) {
@@ -43,7 +46,9 @@ static void add_moments(cpu_chunk *c, int index) {
   const size_t at = c->m->op[index].channel;
   const int64_t px = pixels_of(c, op->in[0]);
   c->m->backend->kernels->moments(value(c, op->in[0]), px, channels, lane->chunk_mean, lane->chunk_m2);
-  for (int i = 0; i < channels; i++) join_moments(&lane->mean[at + (size_t)i], &lane->m2[at + (size_t)i], lane->count[index], lane->chunk_mean[i], lane->chunk_m2[i], (double)px);
+  for (int i = 0; i < channels; i++)
+    join_moments(&lane->mean[at + (size_t)i], &lane->m2[at + (size_t)i], lane->count[index], lane->chunk_mean[i],
+                 lane->chunk_m2[i], (double)px);
   lane->count[index] += (double)px;
 }
 
@@ -78,8 +83,10 @@ static void reduce_norm(cpu_chunk *c, int index) {
   const size_t at = c->m->op[index].channel;
   float *dy = grad(c, op->out);
   const int passed_on = op->in[1] >= 0 && op->act != CMKD_ACT_NONE; /* the shortcut receives the masked gradient */
-  c->m->backend->kernels->norm_reduce(dy, value(c, op->in[0]), passed_on ? value(c, op->out) : NULL, lane->scale + at, lane->shift + at, lane->mean_f + at, op->act,
-                                      passed_on ? dy : NULL, lane->sum1 + at, lane->sum2 + at, pixels_of(c, op->out), c->m->graph->tensor[op->out].c);
+  c->m->backend->kernels->norm_reduce(dy, value(c, op->in[0]), passed_on ? value(c, op->out) : NULL, lane->scale + at,
+                                      lane->shift + at, lane->mean_f + at, op->act, passed_on ? dy : NULL,
+                                      lane->sum1 + at, lane->sum2 + at, pixels_of(c, op->out),
+                                      c->m->graph->tensor[op->out].c);
 }
 
 /* All lanes' backward sums: dx = scale * (dz - mean(dz) - (x - mean) * rstd^2 * mean(dz * (x - mean))). */
@@ -114,18 +121,23 @@ static void apply_norm(cpu_chunk *c, const cmkd_plan_step *step) {
   const int channels = graph->tensor[op->out].c;
   const cmkd_act act = op->in[1] >= 0 ? CMKD_ACT_NONE : op->act; /* reduce_norm has masked it */
   if (!step->skip[0])
-    k->norm_apply(dy, value(c, op->in[0]), NULL, lane->scale + at, lane->shift + at, lane->mean_f + at, lane->slope + at, lane->offset + at, act, step->accumulate[0], grad(c, op->in[0]), px, channels);
+    k->norm_apply(dy, value(c, op->in[0]), NULL, lane->scale + at, lane->shift + at, lane->mean_f + at,
+                  lane->slope + at, lane->offset + at, act, step->accumulate[0], grad(c, op->in[0]), px, channels);
   if (op->in[1] < 0 || step->skip[1]) return;
-  if (step->accumulate[1]) k->add(grad(c, op->in[1]), dy, px * channels);
-  else memcpy(grad(c, op->in[1]), dy, sizeof(float) * (size_t)(px * channels));
+  if (step->accumulate[1])
+    k->add(grad(c, op->in[1]), dy, px * channels);
+  else
+    memcpy(grad(c, op->in[1]), dy, sizeof(float) * (size_t)(px * channels));
 }
 
-/* ---- forward and backward of one op on one chunk ------------------------------------------------------------------------- */
+/* ---- forward and backward of one op on one chunk ---- */
 
 static void gather(cpu_chunk *c) {
   const cmkd_be_images *im = c->images;
   const cmkd_model_config *config = &c->m->config;
-  cmkd_augment_cpu(config->policy, im->pixels, c->step->rows + c->first, c->step->seeds ? c->step->seeds + c->first : NULL, c->n, im->h, im->w, im->c, config->mean, config->std, im->c, value(c, 0));
+  cmkd_augment_cpu(config->policy, im->pixels, c->step->rows + c->first,
+                   c->step->seeds ? c->step->seeds + c->first : NULL, c->n, im->h, im->w, im->c, config->mean,
+                   config->std, im->c, value(c, 0));
 }
 
 /* Batch norm with running statistics that could not be folded. */
@@ -138,7 +150,8 @@ static void norm_infer(cpu_chunk *c, const cmkd_op *op) {
     scale[i] = (float)s;
     shift[i] = (float)(m->value[op->param[1]][i] - m->value[op->param[2]][i] * s);
   }
-  m->backend->kernels->affine(value(c, op->in[0]), scale, shift, value(c, op->in[1]), op->act, value(c, op->out), pixels_of(c, op->out), channels);
+  m->backend->kernels->affine(value(c, op->in[0]), scale, shift, value(c, op->in[1]), op->act, value(c, op->out),
+                              pixels_of(c, op->out), channels);
 }
 
 static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
@@ -154,11 +167,13 @@ static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
     cmkd_epilogue e = {op->param[1] >= 0 ? m->value[op->param[1]] : NULL, NULL, CMKD_ACT_NONE};
     cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->forward, &e, value(c, op->out));
   } else if (op->kind != CMKD_OP_NORM)
-    cmkd_cpu_op_forward(m->backend->kernels, m->graph, op, c->n, (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out));
+    cmkd_cpu_op_forward(m->backend->kernels, m->graph, op, c->n,
+                        (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out));
   else if (c->plan == &m->infer)
     norm_infer(c, op);
   else
-    m->backend->kernels->affine(value(c, op->in[0]), c->lane->scale + at, c->lane->shift + at, value(c, op->in[1]), op->act, value(c, op->out), pixels_of(c, op->out), m->graph->tensor[op->out].c);
+    m->backend->kernels->affine(value(c, op->in[0]), c->lane->scale + at, c->lane->shift + at, value(c, op->in[1]),
+                                op->act, value(c, op->out), pixels_of(c, op->out), m->graph->tensor[op->out].c);
 }
 
 static void backward(cpu_chunk *c, const cmkd_plan_step *step) {
@@ -168,17 +183,24 @@ static void backward(cpu_chunk *c, const cmkd_plan_step *step) {
   const float *dout = grad(c, op->out);
   if (!o->conv) {
     float *const din[2] = {step->skip[0] ? NULL : grad(c, op->in[0]), step->skip[1] ? NULL : grad(c, op->in[1])};
-    cmkd_cpu_op_backward(m->backend->kernels, m->graph, op, c->n, (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out), dout, din, step->accumulate);
+    cmkd_cpu_op_backward(m->backend->kernels, m->graph, op, c->n,
+                         (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out), dout, din,
+                         step->accumulate);
     return;
   }
   cmkd_conv_backward_weights(o->conv, c->thread, c->n, value(c, op->in[0]), dout, c->lane->grad + o->grad);
-  if (op->param[1] >= 0) m->backend->kernels->channel_sums(dout, pixels_of(c, op->out), m->graph->tensor[op->out].c, c->lane->bias_sum + o->channel);
-  if (!step->skip[0]) cmkd_conv_backward_data(o->conv, c->thread, c->n, dout, m->packed + o->backward, step->accumulate[0], grad(c, op->in[0]));
+  if (op->param[1] >= 0)
+    m->backend->kernels->channel_sums(dout, pixels_of(c, op->out), m->graph->tensor[op->out].c,
+                                      c->lane->bias_sum + o->channel);
+  if (!step->skip[0])
+    cmkd_conv_backward_data(o->conv, c->thread, c->n, dout, m->packed + o->backward, step->accumulate[0],
+                            grad(c, op->in[0]));
 }
 
 static void output(cpu_chunk *c) {
   const cmkd_graph *graph = c->m->graph;
-  const size_t classes = (size_t)graph->classes, d = cpu_size(graph, graph->features), first = (size_t)c->first, n = (size_t)c->n;
+  const size_t classes = (size_t)graph->classes, d = cpu_size(graph, graph->features), first = (size_t)c->first,
+               n = (size_t)c->n;
   if (c->logits) memcpy(c->logits + first * classes, value(c, graph->logits), n * classes * sizeof(float));
   if (c->features) memcpy(c->features + first * d, value(c, graph->features), n * d * sizeof(float));
 }
@@ -188,7 +210,8 @@ static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
     const cmkd_plan_step *step = &c->plan->step[s];
     switch (step->kind) {
     case CMKD_STEP_GATHER: gather(c); break;
-    case CMKD_STEP_FORWARD: case CMKD_STEP_FUSED: forward(c, step); break;
+    case CMKD_STEP_FORWARD:
+    case CMKD_STEP_FUSED: forward(c, step); break;
     case CMKD_STEP_MOMENTS: add_moments(c, step->op); break;
     case CMKD_STEP_REDUCE: reduce_norm(c, step->op); break;
     case CMKD_STEP_APPLY: apply_norm(c, step); break;
@@ -198,18 +221,30 @@ static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
   }
 }
 
-/* ---- a TRAIN step -------------------------------------------------------------------------------------------------------- */
+/* ---- a TRAIN step ---- */
 
 /* One thread's part of a phase: what the meeting before it has made known, then its slice of the batch. */
-static void run_lane(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread, const cmkd_plan_phase *phase) {
+static void run_lane(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread,
+                     const cmkd_plan_phase *phase) {
   for (int s = phase->first; s < phase->first + phase->steps; s++) {
     const cmkd_plan_step *p = &m->train.step[s];
     if (p->kind == CMKD_STEP_FORWARD && m->graph->op[p->op].kind == CMKD_OP_NORM) combine_moments(m, thread, p->op);
     if (p->kind == CMKD_STEP_APPLY) combine_sums(m, thread, p->op, step->count);
   }
-  const int first = (int)((int64_t)step->count * thread / m->backend->threads), end = (int)((int64_t)step->count * (thread + 1) / m->backend->threads);
+  const int first = (int)((int64_t)step->count * thread / m->backend->threads),
+            end = (int)((int64_t)step->count * (thread + 1) / m->backend->threads);
   for (int i = first; i < end; i += phase->chunk) {
-    cpu_chunk c = {m, &m->lane[thread], &m->train, images, step, thread, i, end - i < phase->chunk ? end - i : phase->chunk, phase->chunk, NULL, NULL};
+    cpu_chunk c = {m,
+                   &m->lane[thread],
+                   &m->train,
+                   images,
+                   step,
+                   thread,
+                   i,
+                   end - i < phase->chunk ? end - i : phase->chunk,
+                   phase->chunk,
+                   NULL,
+                   NULL};
     run_chunk(&c, phase);
   }
 }
@@ -220,18 +255,21 @@ static void clear_lane(cmkd_be_model *m, int thread) {
   memset(lane->doubles, 0, (5 * m->channels + (size_t)m->graph->ops + m->bias_channels) * sizeof *lane->doubles);
 }
 
-/* Phases [from, to). A smaller team than lanes (nested parallelism, thread limits) walks the lanes in turn: same sums, same bytes. */
+/* Phases [from, to). A smaller team than lanes (nested parallelism, thread limits) walks the lanes in turn: same sums,
+ * same bytes. */
 static void run_phases(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int from, int to) {
   const int lanes = m->backend->threads;
 #pragma omp parallel num_threads(lanes)
   {
     const int team = omp_get_num_threads(), me = omp_get_thread_num();
     if (!from) {
-      for (int t = me; t < lanes; t += team) clear_lane(m, t);
+      for (int t = me; t < lanes; t += team)
+        clear_lane(m, t);
 #pragma omp barrier
     }
     for (int p = from; p < to; p++) {
-      for (int t = me; t < lanes; t += team) run_lane(m, images, step, t, &m->train.phase[p]);
+      for (int t = me; t < lanes; t += team)
+        run_lane(m, images, step, t, &m->train.phase[p]);
 #pragma omp barrier
     }
   }
@@ -241,7 +279,8 @@ static void run_phases(cmkd_be_model *m, const cmkd_be_images *images, const cmk
 static void count_hits(const float *logits, const int32_t *labels, int count, int classes, cmkd_step_result *r) {
   for (int i = 0; i < count; i++, logits += classes) {
     int better = 0;
-    for (int c = 0; c < classes; c++) better += logits[c] > logits[labels[i]] || (c < labels[i] && logits[c] == logits[labels[i]]);
+    for (int c = 0; c < classes; c++)
+      better += logits[c] > logits[labels[i]] || (c < labels[i] && logits[c] == logits[labels[i]]);
     r->top1 += better < 1;
     r->top5 += better < 5;
   }
@@ -251,14 +290,24 @@ static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_r
   const size_t batch = (size_t)m->config.batch;
   const int classes = m->graph->classes;
   const float *logits = m->arena + m->train.value[m->graph->logits].offset * batch;
-  const cmkd_loss_batch b = {.batch = step->count, .classes = classes, .student = logits, .teacher = step->teacher, .teacher_dtype = CMKD_F32, .labels = m->labels,
-                             .grad = m->arena + m->train.grad[m->graph->logits].offset * batch, .epoch = step->epoch, .label_smoothing = m->config.label_smoothing, .entropy_mean = NAN};
+  const cmkd_loss_batch b = {.batch = step->count,
+                             .classes = classes,
+                             .student = logits,
+                             .teacher = step->teacher,
+                             .teacher_dtype = CMKD_F32,
+                             .labels = m->labels,
+                             .grad = m->arena + m->train.grad[m->graph->logits].offset * batch,
+                             .epoch = step->epoch,
+                             .label_smoothing = m->config.label_smoothing,
+                             .entropy_mean = NAN};
   r->count = step->count;
   r->loss.bad_row = -1;
   const int threads = omp_get_max_threads();
   omp_set_num_threads(m->backend->threads); /* the loss takes what its caller allows */
   cmkd_status status = cmkd_loss_eval(m->config.loss, "cpu", &b, m->loss_scratch, &r->loss, err);
-  if (status == CMKD_OK && step->teacher) status = cmkd_agreement_add(logits, step->teacher, CMKD_F32, step->count, classes, m->config.kappa, m->agreement_scratch, &r->agreement, err);
+  if (status == CMKD_OK && step->teacher)
+    status = cmkd_agreement_add(logits, step->teacher, CMKD_F32, step->count, classes, m->config.kappa,
+                                m->agreement_scratch, &r->agreement, err);
   omp_set_num_threads(threads);
   CMKD_TRY(status);
   count_hits(logits, m->labels, step->count, classes, r);
@@ -278,10 +327,12 @@ static cmkd_status next_result(cmkd_be_model *m, cmkd_step_result **out, cmkd_er
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err) {
+cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
+                                cmkd_error *err) {
   cmkd_step_result *result = NULL;
   CMKD_TRY(next_result(m, &result, err));
-  for (int i = 0; i < step->count; i++) m->labels[i] = images->labels[step->rows[i]];
+  for (int i = 0; i < step->count; i++)
+    m->labels[i] = images->labels[step->rows[i]];
   if (m->stale) cmkd_cpu_pack(m);
   run_phases(m, images, step, 0, m->train.backward);
   CMKD_TRY(evaluate(m, step, result, err));
@@ -290,9 +341,10 @@ cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, 
   return CMKD_OK;
 }
 
-/* ---- an INFER step ------------------------------------------------------------------------------------------------------- */
+/* ---- an INFER step ---- */
 
-cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, float *logits, float *features, cmkd_error *err) {
+cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, float *logits,
+                                float *features, cmkd_error *err) {
   const cmkd_plan_phase *phase = &m->infer.phase[0];
   const int classes = m->graph->classes, chunks = (step->count + phase->chunk - 1) / phase->chunk;
   int bad = step->count;
@@ -301,12 +353,24 @@ cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, 
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads) reduction(min : bad)
   for (int i = 0; i < chunks; i++) {
     const int first = i * phase->chunk, thread = omp_get_thread_num();
-    cpu_chunk c = {m, &m->lane[thread], &m->infer, images, step, thread, first, step->count - first < phase->chunk ? step->count - first : phase->chunk, phase->chunk, logits, features};
+    cpu_chunk c = {m,
+                   &m->lane[thread],
+                   &m->infer,
+                   images,
+                   step,
+                   thread,
+                   first,
+                   step->count - first < phase->chunk ? step->count - first : phase->chunk,
+                   phase->chunk,
+                   logits,
+                   features};
     run_chunk(&c, phase);
     const float *z = value(&c, m->graph->logits);
     for (int j = c.n * classes - 1; j >= 0; j--)
       if (!isfinite(z[j]) && first + j / classes < bad) bad = first + j / classes;
   }
   if (bad == step->count) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: logits of image %u are NaN or Inf; the weights are broken or the learning rate was too high", m->graph->arch, step->rows[bad]);
+  return cmkd_fail(err, CMKD_ERR_VALUE,
+                   "`%s`: logits of image %u are NaN or Inf; the weights are broken or the learning rate was too high",
+                   m->graph->arch, step->rows[bad]);
 }

@@ -1,5 +1,5 @@
-/* After a step: gradients of all threads summed in thread order, SGD, the weights packed anew for the kernels, running statistics.
- * For inference: batch norm folded into the convolutions. */
+/* After a step: gradients of all threads summed in thread order, SGD, the weights packed anew for the kernels, running
+ * statistics. For inference: batch norm folded into the convolutions. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
@@ -10,7 +10,9 @@ void cmkd_cpu_pack(cmkd_be_model *m) {
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
   for (int i = graph->ops - 1; i >= 0; i--) { /* the largest layers tend to come last */
     const cpu_op *o = &m->op[i];
-    if (o->conv) cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward, m->config.train ? m->packed + o->backward : NULL);
+    if (o->conv)
+      cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward,
+                     m->config.train ? m->packed + o->backward : NULL);
   }
   m->stale = 0;
 }
@@ -28,7 +30,8 @@ static void fold_one(cmkd_be_model *m, int i, float *plain) {
     double scale = m->value[norm->param[0]][c] / sqrt((double)m->value[norm->param[3]][c] + norm->eps);
     double own = conv->param[1] >= 0 ? m->value[conv->param[1]][c] : 0.0;
     bias[c] = (float)(m->value[norm->param[1]][c] + (own - m->value[norm->param[2]][c]) * scale);
-    for (int64_t j = 0; j < each; j++) plain[c * each + j] = (float)(w[c * each + j] * scale);
+    for (int64_t j = 0; j < each; j++)
+      plain[c * each + j] = (float)(w[c * each + j] * scale);
   }
   cmkd_conv_pack(o->conv, 0, o->conv->g.oc, plain, m->packed + o->folded, NULL);
 }
@@ -39,8 +42,10 @@ void cmkd_cpu_fold(cmkd_be_model *m) {
   for (int i = graph->ops - 1; i >= 0; i--) {
     const cpu_op *o = &m->op[i];
     if (!o->conv) continue;
-    if (m->folded[i] >= 0) fold_one(m, i, m->lane[omp_get_thread_num()].scratch);
-    else if (!m->config.train) cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward, NULL);
+    if (m->folded[i] >= 0)
+      fold_one(m, i, m->lane[omp_get_thread_num()].scratch);
+    else if (!m->config.train)
+      cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward, NULL);
   }
   m->fold_stale = 0;
 }
@@ -68,21 +73,27 @@ static void update_item(cmkd_be_model *m, const cpu_item *item, float lr) {
   const int64_t each = m->graph->param[p].count / channels, first = each * item->first;
   if (o->conv && p == op->param[0]) {
     const float *lane[CMKD_CPU_MAX_THREADS];
-    for (int t = 0; t < m->backend->threads; t++) lane[t] = m->lane[t].grad + o->grad;
+    for (int t = 0; t < m->backend->threads; t++)
+      lane[t] = m->lane[t].grad + o->grad;
     cmkd_conv_unpack_grad(o->conv, lane, m->backend->threads, item->first, item->count, m->grad[p]);
   } else if (o->conv)
     for (int k = 0; k < channels; k++) {
       double sum = 0;
-      for (int t = 0; t < m->backend->threads; t++) sum += m->lane[t].bias_sum[o->channel + (size_t)k];
+      for (int t = 0; t < m->backend->threads; t++)
+        sum += m->lane[t].bias_sum[o->channel + (size_t)k];
       m->grad[p][k] = (float)sum;
     }
-  m->backend->kernels->sgd(m->value[p] + first, m->momentum[p] + first, m->grad[p] + first, each * item->count, lr, c->momentum, c->weight_decay, c->nesterov);
-  if (o->conv && p == op->param[0]) cmkd_conv_pack(o->conv, item->first, item->count, m->value[p], m->packed + o->forward, m->packed + o->backward); /* while it is in cache */
+  m->backend->kernels->sgd(m->value[p] + first, m->momentum[p] + first, m->grad[p] + first, each * item->count, lr,
+                           c->momentum, c->weight_decay, c->nesterov);
+  if (o->conv && p == op->param[0])
+    cmkd_conv_pack(o->conv, item->first, item->count, m->value[p], m->packed + o->forward,
+                   m->packed + o->backward); /* while it is in cache */
 }
 
 void cmkd_cpu_update(cmkd_be_model *m, float lr, int count) {
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
-  for (int i = m->items - 1; i >= 0; i--) update_item(m, &m->item[i], lr);
+  for (int i = m->items - 1; i >= 0; i--)
+    update_item(m, &m->item[i], lr);
   update_running(m, count);
   m->stale = 0;
   m->fold_stale = 1;

@@ -1,6 +1,7 @@
-/* The CUDA dialect of this folder. Every .cu file here compiles twice: with nvcc for a device, and with g++ -DCMKD_SIMT for the
- * emulation in tests/simt. So kernels launch through CMKD_LAUNCH, declare shared memory through the macros below, give full warp masks,
- * and use no CUB, cooperative groups, inline PTX (but for one load in conv/mma.h) or printf. */
+/* The CUDA dialect of this folder. Every .cu file here compiles twice: with nvcc for a device, and with g++ -DCMKD_SIMT
+ * for the emulation in tests/simt. So kernels launch through CMKD_LAUNCH, declare shared memory through the macros
+ * below, give full warp masks, and use no CUB, cooperative groups, inline PTX (but for one load in conv/mma.h) or
+ * printf. */
 #ifndef CMKD_KERNELS_CUDA_DEVICE_H
 #define CMKD_KERNELS_CUDA_DEVICE_H
 #include <stddef.h>
@@ -20,12 +21,14 @@
 #define CMKD_DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
 #define CMKD_LAUNCH(kernel, grid, block, smem, stream, ...) kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)
 /* More than 48 KB of dynamic shared memory must be asked for. */
-#define CMKD_SHARED_LIMIT(kernel, bytes) cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))
+#define CMKD_SHARED_LIMIT(kernel, bytes) \
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(bytes))
 #endif
 
 #define CMKD_WARP 0xFFFFFFFFu
 
-/* Element i of an array of CMKD_F32, CMKD_F16 or CMKD_BF16 as float. The branch is the same for all threads of a launch. */
+/* Element i of an array of CMKD_F32, CMKD_F16 or CMKD_BF16 as float. The branch is the same for all threads of a
+ * launch. */
 static __device__ __forceinline__ float load_float(const void *array, int dtype, int64_t i) {
   if (dtype == CMKD_F16) return __half2float(((const __half *)array)[i]);
   if (dtype == CMKD_BF16) return __bfloat162float(((const __nv_bfloat16 *)array)[i]);

@@ -1,5 +1,5 @@
-/* Images on the device: gather, crop, flip, normalise. A thread moves a pixel. The moves are those of base/views.c, by the same digits of the
- * same seed; tests compare every variant byte by byte. Won't do: other sizes out than in. */
+/* Images on the device: gather, crop, flip, normalise. A thread moves a pixel. The moves are those of base/views.c, by
+ * the same digits of the same seed; tests compare every variant byte by byte. Won't do: other sizes out than in. */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/vector.h"
@@ -26,21 +26,27 @@ static __device__ __forceinline__ int64_t source_of(const image_args &a, int64_t
       if (variant % 2) x = a.w - 1 - x;
       variant /= 2;
     }
-    if (a.policy & CMKD_AUGMENT_CROP) { dx = (int)(variant % 9); dy = (int)(variant / 9); }
+    if (a.policy & CMKD_AUGMENT_CROP) {
+      dx = (int)(variant % 9);
+      dy = (int)(variant / 9);
+    }
   }
   const int sy = y + dy - 4, sx = x + dx - 4;
   if (sy < 0 || sy >= a.h || sx < 0 || sx >= a.w) return -1;
   return (int64_t)a.rows[i] * plane + sy * a.w + sx;
 }
 
-__global__ void __launch_bounds__(IMAGE_THREADS) augment_bytes_kernel(const __grid_constant__ image_args a, uint8_t *target) {
+__global__ void __launch_bounds__(IMAGE_THREADS)
+    augment_bytes_kernel(const __grid_constant__ image_args a, uint8_t *target) {
   const int64_t at = (int64_t)blockIdx.x * IMAGE_THREADS + threadIdx.x;
   if (at >= a.total) return;
   const int64_t from = source_of(a, at);
-  for (int k = 0; k < a.c; k++) target[at * a.c + k] = from < 0 ? (uint8_t)0 : a.pixels[from * a.c + k];
+  for (int k = 0; k < a.c; k++)
+    target[at * a.c + k] = from < 0 ? (uint8_t)0 : a.pixels[from * a.c + k];
 }
 
-template <class T> __global__ void __launch_bounds__(IMAGE_THREADS) augment_kernel(const __grid_constant__ image_args a, T *target) {
+template <class T> __global__ void __launch_bounds__(IMAGE_THREADS)
+    augment_kernel(const __grid_constant__ image_args a, T *target) {
   const int64_t at = (int64_t)blockIdx.x * IMAGE_THREADS + threadIdx.x;
   if (at >= a.total) return;
   const int64_t from = source_of(a, at);
@@ -48,17 +54,26 @@ template <class T> __global__ void __launch_bounds__(IMAGE_THREADS) augment_kern
   for (int first = 0; first < a.stride_c; first += 8) {
     float v[8];
 #pragma unroll
-    for (int j = 0; j < 8; j++) v[j] = first + j < a.c ? __ldg(a.table + (first + j) * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + first + j])) : 0;
-    if (a.stride_c % 8 == 0) store8(out + first, v);
+    for (int j = 0; j < 8; j++)
+      v[j] = first + j < a.c
+                 ? __ldg(a.table + (first + j) * 256 + (from < 0 ? 0 : (int)a.pixels[from * a.c + first + j]))
+                 : 0;
+    if (a.stride_c % 8 == 0)
+      store8(out + first, v);
     else
-      for (int j = 0; j < 8 && first + j < a.stride_c; j++) from_float(out + first + j, v[j]);
+      for (int j = 0; j < 8 && first + j < a.stride_c; j++)
+        from_float(out + first + j, v[j]);
   }
 }
 
-static cmkd_status prepare(image_args *a, cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, int stride_c, unsigned *blocks, cmkd_error *err) {
+static cmkd_status prepare(image_args *a, cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows,
+                           const uint64_t *seeds, int count, int h, int w, int c, int stride_c, unsigned *blocks,
+                           cmkd_error *err) {
   const int64_t total = (int64_t)count * h * w;
-  if (!pixels || !rows || count < 1 || h < 1 || w < 1 || c < 1 || h > 4096 || w > 4096 || stride_c < c || stride_c > 1024 || total > (int64_t)IMAGE_THREADS * 2147483647)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "augment: %d images of %d x %d x %d into %d channels are out of range", count, h, w, c, stride_c);
+  if (!pixels || !rows || count < 1 || h < 1 || w < 1 || c < 1 || h > 4096 || w > 4096 || stride_c < c ||
+      stride_c > 1024 || total > (int64_t)IMAGE_THREADS * 2147483647)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "augment: %d images of %d x %d x %d into %d channels are out of range", count,
+                     h, w, c, stride_c);
   memset(a, 0, sizeof *a);
   a->pixels = pixels;
   a->rows = rows;
@@ -74,8 +89,9 @@ static cmkd_status prepare(image_args *a, cmkd_policy policy, const uint8_t *pix
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target, void *stream,
-                                    cmkd_error *err) {
+cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows,
+                                    const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target,
+                                    void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;
   CMKD_TRY(prepare(&a, policy, pixels, rows, seeds, count, h, w, c, c, &blocks, err));
@@ -83,8 +99,9 @@ cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, c
   return launch_status("augment", err);
 }
 
-cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds, int count, int h, int w, int c, const float *table, int stride_c,
-                              cmkd_dtype dtype, void *target, void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds,
+                              int count, int h, int w, int c, const float *table, int stride_c, cmkd_dtype dtype,
+                              void *target, void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;
   if (!float_dtype(dtype)) return cmkd_fail(err, CMKD_ERR_VALUE, "augment: dtype %d is no float", (int)dtype);

@@ -1,5 +1,5 @@
-/* A list of operations queued on the device, in the plan's order: one TRAIN step, one INFER step. Who computes each convolution was decided
- * before (cmkd_cuda_prepare), so that all of this can be captured. */
+/* A list of operations queued on the device, in the plan's order: one TRAIN step, one INFER step. Who computes each
+ * convolution was decided before (cmkd_cuda_prepare), so that all of this can be captured. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,21 +10,37 @@ cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int index, int c
   const cmkd_op *op = &m->graph->op[index];
   const cmkd_shape in = m->graph->tensor[op->in[0]], out = m->graph->tensor[op->out];
   const int logits = op->out == m->graph->logits;
-  cmkd_cuda_conv_shape s = {.n = count, .h = in.h, .w = in.w, .c = in.c, .oh = out.h, .ow = out.w, .k = out.c, .kh = op->kernel_h, .kw = op->kernel_w, .stride = op->stride, .pad = op->pad,
-                            .groups = op->groups, .y_stride = logits ? out.c : cmkd_cuda_stride(out.c), .dtype = m->backend->dtype, .y_dtype = logits ? CMKD_F32 : m->backend->dtype};
+  cmkd_cuda_conv_shape s = {.n = count,
+                            .h = in.h,
+                            .w = in.w,
+                            .c = in.c,
+                            .oh = out.h,
+                            .ow = out.w,
+                            .k = out.c,
+                            .kh = op->kernel_h,
+                            .kw = op->kernel_w,
+                            .stride = op->stride,
+                            .pad = op->pad,
+                            .groups = op->groups,
+                            .y_stride = logits ? out.c : cmkd_cuda_stride(out.c),
+                            .dtype = m->backend->dtype,
+                            .y_dtype = logits ? CMKD_F32 : m->backend->dtype};
   if (op->kind == CMKD_OP_LINEAR) s.kh = in.h, s.kw = in.w, s.stride = 1, s.pad = 0, s.groups = 1;
   return s;
 }
 
-/* ---- who computes what ------------------------------------------------------------------------------------------------------------ */
+/* ---- who computes what ---- */
 
 cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list, int count) {
   for (int i = 0; i < m->algorithms_count; i++)
-    if (m->algorithms[i].count == count && m->algorithms[i].infer == (list == CMKD_LIST_INFER)) return &m->algorithms[i];
+    if (m->algorithms[i].count == count && m->algorithms[i].infer == (list == CMKD_LIST_INFER))
+      return &m->algorithms[i];
   return NULL;
 }
 
-static cmkd_conv_algorithm *algorithm_of(cmkd_be_model *m, cmkd_list list, int count, int op, cmkd_conv_pass pass) { return cmkd_cuda_algorithms_for(m, list, count)->algorithm[op][pass]; }
+static cmkd_conv_algorithm *algorithm_of(cmkd_be_model *m, cmkd_list list, int count, int op, cmkd_conv_pass pass) {
+  return cmkd_cuda_algorithms_for(m, list, count)->algorithm[op][pass];
+}
 
 /* The step of the backward plan that computes an op's gradients; NULL: nobody wants them. */
 static const cmkd_plan_step *backward_step(const cmkd_be_model *m, int op) {
@@ -37,13 +53,15 @@ static void need(size_t *most, size_t bytes) {
   if (bytes > *most) *most = bytes;
 }
 
-static cmkd_status choose(cmkd_be_model *m, const cmkd_conv_request *request, cmkd_conv_algorithm **out, size_t *workspace, cmkd_error *err) {
+static cmkd_status choose(cmkd_be_model *m, const cmkd_conv_request *request, cmkd_conv_algorithm **out,
+                          size_t *workspace, cmkd_error *err) {
   CMKD_TRY(cmkd_conv_select(m->backend->selector, request, out, err));
   need(workspace, cmkd_conv_algorithm_workspace(*out));
   return CMKD_OK;
 }
 
-static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int count, cuda_conv_algorithms *algorithms, size_t *workspace, cmkd_error *err) {
+static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int count, cuda_conv_algorithms *algorithms,
+                             size_t *workspace, cmkd_error *err) {
   cmkd_conv_algorithm **algorithm = algorithms->algorithm[index];
   const cmkd_op *op = &m->graph->op[index];
   cmkd_conv_request request = {.shape = cmkd_cuda_shape_of(m, index, count), .tf32 = m->backend->tf32};
@@ -63,7 +81,8 @@ static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int co
   request.pass = CMKD_CONV_BACKWARD_WEIGHTS;
   CMKD_TRY(choose(m, &request, &algorithm[request.pass], workspace, err));
   if (cmkd_conv_algorithm_dw_dtype(algorithm[request.pass]) != CMKD_F32) {
-    const int64_t first = m->op[index].weight / CMKD_CUDA_CHUNK, chunks = (cmkd_cuda_conv_weights(&request.shape) + CMKD_CUDA_CHUNK - 1) / CMKD_CUDA_CHUNK;
+    const int64_t first = m->op[index].weight / CMKD_CUDA_CHUNK,
+                  chunks = (cmkd_cuda_conv_weights(&request.shape) + CMKD_CUDA_CHUNK - 1) / CMKD_CUDA_CHUNK;
     memset(algorithms->from16_host + first, 1, (size_t)chunks);
   }
   if (step->skip[0]) return CMKD_OK;
@@ -115,16 +134,19 @@ static cmkd_status prepare(cmkd_be_model *m, cmkd_list list, cuda_conv_algorithm
 
 cmkd_status cmkd_cuda_prepare(cmkd_be_model *m, cmkd_list list, int count, cmkd_error *err) {
   if (cmkd_cuda_algorithms_for(m, list, count)) return CMKD_OK;
-  if (m->algorithms_count == CUDA_ALGORITHMS) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "steps of more than %d different sizes", CUDA_ALGORITHMS);
+  if (m->algorithms_count == CUDA_ALGORITHMS)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "steps of more than %d different sizes", CUDA_ALGORITHMS);
   cuda_conv_algorithms *c = &m->algorithms[m->algorithms_count];
   *c = (cuda_conv_algorithms){.count = count, .infer = list == CMKD_LIST_INFER};
   cmkd_status status = prepare(m, list, c, err);
-  if (status == CMKD_OK) m->algorithms_count++;
-  else cmkd_cuda_algorithms_free(m, c);
+  if (status == CMKD_OK)
+    m->algorithms_count++;
+  else
+    cmkd_cuda_algorithms_free(m, c);
   return status;
 }
 
-/* ---- walking the plan --------------------------------------------------------------------------------------------------------------- */
+/* ---- walking the plan ---- */
 
 typedef struct walk {
   cmkd_be_model *m;
@@ -133,17 +155,34 @@ typedef struct walk {
   int count;
 } walk;
 
-static void *place(const walk *w, const cmkd_plan_buffer *p) { return p->used ? w->m->arena + p->offset * (size_t)w->m->config.batch * cuda_dtype_size(w->m->backend->dtype) : NULL; }
-static void *value(const walk *w, int tensor) { return tensor < 0 ? NULL : tensor == w->m->graph->logits ? (void *)w->m->logits : place(w, &w->plan->value[tensor]); }
-static void *grad(const walk *w, int tensor) { return tensor < 0 ? NULL : tensor == w->m->graph->logits ? (void *)w->m->logits_grad : place(w, &w->plan->grad[tensor]); }
+static void *place(const walk *w, const cmkd_plan_buffer *p) {
+  return p->used ? w->m->arena + p->offset * (size_t)w->m->config.batch * cuda_dtype_size(w->m->backend->dtype) : NULL;
+}
+static void *value(const walk *w, int tensor) {
+  return tensor < 0 ? NULL : tensor == w->m->graph->logits ? (void *)w->m->logits : place(w, &w->plan->value[tensor]);
+}
+static void *grad(const walk *w, int tensor) {
+  return tensor < 0                      ? NULL
+         : tensor == w->m->graph->logits ? (void *)w->m->logits_grad
+                                         : place(w, &w->plan->grad[tensor]);
+}
 
 static cmkd_cuda_norm norm_of(const walk *w, int index) {
   const cmkd_be_model *m = w->m;
   const cmkd_op *op = &m->graph->op[index];
   const cuda_op *o = &m->op[index];
   const cmkd_shape s = m->graph->tensor[op->out];
-  cmkd_cuda_norm n = {.pixels = (int64_t)w->count * s.h * s.w, .c = s.c, .dtype = m->backend->dtype, .act = op->act, .eps = op->eps, .x = value(w, op->in[0]), .residual = value(w, op->in[1]),
-                      .y = value(w, op->out), .gamma = m->value + o->scale, .beta = m->value + o->shift, .partial = m->backend->workspace};
+  cmkd_cuda_norm n = {.pixels = (int64_t)w->count * s.h * s.w,
+                      .c = s.c,
+                      .dtype = m->backend->dtype,
+                      .act = op->act,
+                      .eps = op->eps,
+                      .x = value(w, op->in[0]),
+                      .residual = value(w, op->in[1]),
+                      .y = value(w, op->out),
+                      .gamma = m->value + o->scale,
+                      .beta = m->value + o->shift,
+                      .partial = m->backend->workspace};
   if (w->list == CMKD_LIST_INFER) {
     n.mean = m->mean + o->channel;
     n.var = m->var + o->channel;
@@ -161,7 +200,8 @@ static cmkd_cuda_norm norm_of(const walk *w, int index) {
 
 static cmkd_cuda_call call_of(const walk *w, const cmkd_op *op) {
   const cmkd_graph *graph = w->m->graph;
-  cmkd_cuda_call call = {.op = op, .n = w->count, .dtype = w->m->backend->dtype, .out = graph->tensor[op->out], .y = value(w, op->out)};
+  cmkd_cuda_call call = {
+      .op = op, .n = w->count, .dtype = w->m->backend->dtype, .out = graph->tensor[op->out], .y = value(w, op->out)};
   for (int i = 0; i < 2; i++)
     if (op->in[i] >= 0) {
       call.in[i] = graph->tensor[op->in[i]];
@@ -179,10 +219,12 @@ static cmkd_status conv_forward(const walk *w, int index, int norm, cmkd_error *
   if (w->list == CMKD_LIST_INFER) {
     const cmkd_cuda_epilogue e = {m->fold_bias + o->channel, n ? value(w, n->in[1]) : NULL, n ? n->act : CMKD_ACT_NONE};
     const int fused = n || op->param[1] >= 0;
-    return cmkd_conv_run(algorithm_of(m, w->list, w->count, index, fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD), x, (char *)m->fold_weight + offset, y, fused ? &e : NULL, m->backend->workspace, stream, err);
+    return cmkd_conv_run(algorithm_of(m, w->list, w->count, index, fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD),
+                         x, (char *)m->fold_weight + offset, y, fused ? &e : NULL, m->backend->workspace, stream, err);
   }
   const char *weights = m->copy ? (char *)m->copy : (char *)m->value;
-  CMKD_TRY(cmkd_conv_run(algorithm_of(m, w->list, w->count, index, CMKD_CONV_FORWARD), x, weights + offset, y, NULL, m->backend->workspace, stream, err));
+  CMKD_TRY(cmkd_conv_run(algorithm_of(m, w->list, w->count, index, CMKD_CONV_FORWARD), x, weights + offset, y, NULL,
+                         m->backend->workspace, stream, err));
   if (o->bias < 0) return CMKD_OK;
   const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, index, w->count);
   const cmkd_cuda_epilogue e = {m->value + o->bias, NULL, CMKD_ACT_NONE};
@@ -196,7 +238,8 @@ static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd
   void *stream = m->backend->stream, *workspace = m->backend->workspace, *dy = grad(w, op->out);
   const cmkd_conv_algorithm *weights = algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_WEIGHTS);
   const size_t size = cuda_dtype_size(m->backend->dtype);
-  void *dw = cmkd_conv_algorithm_dw_dtype(weights) == CMKD_F32 ? (void *)(m->grad + o->weight) : (char *)m->grad16 + (size_t)o->weight * size;
+  void *dw = cmkd_conv_algorithm_dw_dtype(weights) == CMKD_F32 ? (void *)(m->grad + o->weight)
+                                                               : (char *)m->grad16 + (size_t)o->weight * size;
   CMKD_TRY(cmkd_conv_run(weights, value(w, op->in[0]), dy, dw, NULL, workspace, stream, err));
   if (o->bias >= 0) {
     const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, step->op, w->count);
@@ -205,7 +248,8 @@ static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd
   cmkd_cuda_profile_mark(m, CUDA_CONV_WEIGHTS);
   if (step->skip[0]) return CMKD_OK;
   const char *value_w = m->copy ? (char *)m->copy : (char *)m->value;
-  return cmkd_conv_run(algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_DATA), dy, value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
+  return cmkd_conv_run(algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_DATA), dy,
+                       value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
 }
 
 static cmkd_status queue_forward(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
@@ -230,7 +274,8 @@ static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmk
   if (step->kind == CMKD_STEP_BACKWARD) {
     cmkd_cuda_call call = call_of(w, op);
     call.dy = grad(w, op->out);
-    for (int i = 0; i < 2; i++) call.dx[i] = dx[i], call.accumulate[i] = step->accumulate[i];
+    for (int i = 0; i < 2; i++)
+      call.dx[i] = dx[i], call.accumulate[i] = step->accumulate[i];
     return cmkd_cuda_backward(&call, stream, err);
   }
   cmkd_cuda_norm norm = norm_of(w, step->op);
@@ -240,18 +285,24 @@ static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmk
   return cmkd_cuda_norm_backward(&norm, stream, err);
 }
 
-static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_step *step, cmkd_error *err) {
+static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_step *step,
+                                   cmkd_error *err) {
   cmkd_be_model *m = w->m;
   void *stream = m->backend->stream;
   switch (step->kind) {
   case CMKD_STEP_GATHER:
-    return cmkd_cuda_augment(m->config.policy, images->resident ? images->resident : m->input.pixels, m->input.rows, m->input.seeds, w->count, images->h, images->w, images->c, m->pixel_table,
+    return cmkd_cuda_augment(m->config.policy, images->resident ? images->resident : m->input.pixels, m->input.rows,
+                             m->input.seeds, w->count, images->h, images->w, images->c, m->pixel_table,
                              cmkd_cuda_stride(images->c), m->backend->dtype, value(w, 0), stream, err);
-  case CMKD_STEP_FORWARD: case CMKD_STEP_FUSED: return queue_forward(w, step, err);
-  case CMKD_STEP_REDUCE: case CMKD_STEP_APPLY: case CMKD_STEP_BACKWARD: return queue_backward(w, step, err);
+  case CMKD_STEP_FORWARD:
+  case CMKD_STEP_FUSED: return queue_forward(w, step, err);
+  case CMKD_STEP_REDUCE:
+  case CMKD_STEP_APPLY:
+  case CMKD_STEP_BACKWARD: return queue_backward(w, step, err);
   case CMKD_STEP_OUTPUT: { /* logits are float and dense already */
     const int features = m->graph->features;
-    return cmkd_cuda_to_float(value(w, features), m->backend->dtype, w->count, m->graph->tensor[features].c, m->features, stream, err);
+    return cmkd_cuda_to_float(value(w, features), m->backend->dtype, w->count, m->graph->tensor[features].c,
+                              m->features, stream, err);
   }
   case CMKD_STEP_MOMENTS: break; /* with the norm itself */
   }
@@ -270,9 +321,11 @@ static cmkd_status checked(const cmkd_be_model *m, const char *what, cmkd_error 
   return m->backend->check ? cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), what, err) : CMKD_OK;
 }
 static cmkd_status checked_step(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
-  static const char *const kinds[] = {"gather", "forward", "forward", "moments", "backward sums", "backward", "backward", "output"};
+  static const char *const kinds[] = {"gather",        "forward",  "forward",  "moments",
+                                      "backward sums", "backward", "backward", "output"};
   char what[160];
-  snprintf(what, sizeof what, "%s of operation %d (%s) of `%s`", kinds[step->kind], step->op, step->op < 0 ? "images" : cmkd_op_name(w->m->graph->op[step->op].kind), w->m->graph->arch);
+  snprintf(what, sizeof what, "%s of operation %d (%s) of `%s`", kinds[step->kind], step->op,
+           step->op < 0 ? "images" : cmkd_op_name(w->m->graph->op[step->op].kind), w->m->graph->arch);
   return checked(w->m, what, err);
 }
 
@@ -286,44 +339,70 @@ static cmkd_status queue_phases(const walk *w, const cmkd_be_images *images, int
   return CMKD_OK;
 }
 
-/* ---- a step -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- a step ---- */
 
 static cmkd_status queue_loss(cmkd_be_model *m, int count, int teacher, cmkd_error *err) {
   cmkd_backend *b = m->backend;
   const int classes = m->graph->classes;
-  const cmkd_cuda_loss_batch batch = {.batch = count, .classes = classes, .student = m->logits, .student_dtype = CMKD_F32, .teacher = teacher ? m->input.teacher : NULL, .teacher_dtype = CMKD_F32,
-                                      .labels = m->input.labels, .grad = m->logits_grad, .epoch = 1, .epoch_now = &m->state->epoch, .label_smoothing = m->config.label_smoothing, .entropy_mean = NAN};
+  const cmkd_cuda_loss_batch batch = {.batch = count,
+                                      .classes = classes,
+                                      .student = m->logits,
+                                      .student_dtype = CMKD_F32,
+                                      .teacher = teacher ? m->input.teacher : NULL,
+                                      .teacher_dtype = CMKD_F32,
+                                      .labels = m->input.labels,
+                                      .grad = m->logits_grad,
+                                      .epoch = 1,
+                                      .epoch_now = &m->state->epoch,
+                                      .label_smoothing = m->config.label_smoothing,
+                                      .entropy_mean = NAN};
   CMKD_TRY(cmkd_cuda_loss_eval(m->config.loss, &batch, m->loss_scratch, &m->state->loss, b->stream, err));
   CMKD_TRY(cmkd_cuda_judge(m->logits, m->input.labels, count, classes, m->state, b->stream, err));
   if (teacher) { /* figures for the log, beside the backward pass */
     CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->fork, b->stream), "agreement", err));
     CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->side, b->fork, 0), "agreement", err));
-    CMKD_TRY(cmkd_cuda_agreement_add(m->logits, CMKD_F32, m->input.teacher, CMKD_F32, count, classes, m->config.kappa, m->agreement_scratch, &m->state->agreement, b->side, err));
+    CMKD_TRY(cmkd_cuda_agreement_add(m->logits, CMKD_F32, m->input.teacher, CMKD_F32, count, classes, m->config.kappa,
+                                     m->agreement_scratch, &m->state->agreement, b->side, err));
     CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->join, b->side), "agreement", err));
   }
-  return b->dtype == CMKD_F16 ? cmkd_cuda_scale(m->logits_grad, (int64_t)count * classes, m->state, b->stream, err) : CMKD_OK;
+  return b->dtype == CMKD_F16 ? cmkd_cuda_scale(m->logits_grad, (int64_t)count * classes, m->state, b->stream, err)
+                              : CMKD_OK;
 }
 
 static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
   cmkd_backend *b = m->backend;
-  const cmkd_cuda_update update = {.count = m->values, .w = m->value, .m = m->momentum, .grad = m->grad, .grad16 = m->grad16, .from16 = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, count)->from16, .copy = m->copy, .copy_dtype = b->dtype,
-                                   .momentum = m->config.momentum, .decay = m->config.weight_decay, .nesterov = m->config.nesterov};
+  const cmkd_cuda_update update = {.count = m->values,
+                                   .w = m->value,
+                                   .m = m->momentum,
+                                   .grad = m->grad,
+                                   .grad16 = m->grad16,
+                                   .from16 = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, count)->from16,
+                                   .copy = m->copy,
+                                   .copy_dtype = b->dtype,
+                                   .momentum = m->config.momentum,
+                                   .decay = m->config.weight_decay,
+                                   .nesterov = m->config.nesterov};
   if (b->dtype == CMKD_F16) CMKD_TRY(cmkd_cuda_check_gradients(&update, m->state, b->stream, err));
   CMKD_TRY(cmkd_cuda_sgd(&update, m->state, b->stream, err));
   if (!m->channels) return CMKD_OK;
-  return cmkd_cuda_norm_running(m->mean, m->var, m->batch_mean, m->batch_var, m->plane, m->rate, (int)m->channels, count, &m->state->skip, b->stream, err);
+  return cmkd_cuda_norm_running(m->mean, m->var, m->batch_mean, m->batch_var, m->plane, m->rate, (int)m->channels,
+                                count, &m->state->skip, b->stream, err);
 }
 
 /* The step's rows of a resident teacher, as float. */
 static cmkd_status queue_rows(cmkd_be_model *m, const cmkd_be_rows *rows, int count, cmkd_error *err) {
   const cmkd_cuda_input *in = &m->input;
   void *stream = m->backend->stream;
-  if (rows->dtype == CMKD_F32) return cmkd_cuda_rows_f32((const float *)rows->data, in->index, count, rows->classes, in->teacher, stream, err);
-  if (rows->dtype == CMKD_F16) return cmkd_cuda_rows_f16((const uint16_t *)rows->data, in->index, count, rows->classes, in->teacher, stream, err);
-  return cmkd_cuda_rows_u8sqrt((const uint8_t *)rows->data, rows->row_max, rows->row_range, in->index, count, rows->classes, in->teacher, stream, err);
+  if (rows->dtype == CMKD_F32)
+    return cmkd_cuda_rows_f32((const float *)rows->data, in->index, count, rows->classes, in->teacher, stream, err);
+  if (rows->dtype == CMKD_F16)
+    return cmkd_cuda_rows_f16((const uint16_t *)rows->data, in->index, count, rows->classes, in->teacher, stream, err);
+  return cmkd_cuda_rows_u8sqrt((const uint8_t *)rows->data, rows->row_max, rows->row_range, in->index, count,
+                               rows->classes, in->teacher, stream, err);
 }
 
-cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_be_rows *rows, int count, int teacher, cmkd_error *err) {
+cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
+                                 const cmkd_be_rows *rows, int count, int teacher, cmkd_error *err) {
   cmkd_backend *b = m->backend;
   const walk w = {m, list == CMKD_LIST_TRAIN ? &m->train : &m->infer, list, count};
   cmkd_cuda_input input = m->input;
@@ -331,7 +410,8 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be
   if (!teacher) input.teacher = NULL; /* not from the queue */
   if (!rows) input.index = NULL;
   cmkd_cuda_profile_mark(m, CUDA_INPUT);
-  CMKD_TRY(cmkd_cuda_begin(&m->layout, &input, m->state, count, m->graph->classes, (int64_t)images->h * images->w * images->c, b->stream, err));
+  CMKD_TRY(cmkd_cuda_begin(&m->layout, &input, m->state, count, m->graph->classes,
+                           (int64_t)images->h * images->w * images->c, b->stream, err));
   if (list == CMKD_LIST_INFER) {
     CMKD_TRY(queue_phases(&w, images, 0, w.plan->phases, err));
     return cmkd_cuda_end(m->state, NULL, count, 0, b->stream, err);

@@ -1,7 +1,8 @@
 /* A model of the CUDA backend: planned, its memory allocated once and carved, parameters in and out.
  *
- *   memory  | value momentum grad copy grad16 | statistics of norms | inference weights | logits, input of the step, state, results |
- *   arena   | activations | gradients that share slots |   (elements of the backend's dtype; the larger of training and inference) */
+ *   memory  | value momentum grad copy grad16 | statistics of norms | inference weights | logits, input of the step,
+ * state, results | arena   | activations | gradients that share slots |   (elements of the backend's dtype; the larger
+ * of training and inference) */
 #include <stdlib.h>
 #include <string.h>
 #include "base/half.h"
@@ -17,7 +18,8 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
   (void)cudaStreamSynchronize(m->backend->stream);
   cmkd_cuda_forget_graphs(m);
   cmkd_cuda_profile_close(m);
-  for (int i = 0; i < m->algorithms_count; i++) cmkd_cuda_algorithms_free(m, &m->algorithms[i]);
+  for (int i = 0; i < m->algorithms_count; i++)
+    cmkd_cuda_algorithms_free(m, &m->algorithms[i]);
   for (int h = 0; h < CUDA_HALVES; h++)
     if (m->taken[h]) (void)cudaEventDestroy(m->taken[h]);
   cmkd_plan_free(&m->train);
@@ -28,10 +30,11 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
   if (m->staging) (void)cudaFreeHost(m->staging);
   if (m->out) (void)cudaFreeHost(m->out);
   void *const owned[] = {m->op, m->folded, m->host, m->result, m};
-  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++) free(owned[i]);
+  for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
+    free(owned[i]);
 }
 
-/* ---- layout -------------------------------------------------------------------------------------------------------------------- */
+/* ---- layout ---- */
 
 static int64_t take(int64_t *total, int64_t count) {
   int64_t at = *total;
@@ -39,7 +42,8 @@ static int64_t take(int64_t *total, int64_t count) {
   return at;
 }
 
-/* Offsets of every op's numbers. Deep networks of a few channels waste most of a chunk on each vector: a few hundred KB. */
+/* Offsets of every op's numbers. Deep networks of a few channels waste most of a chunk on each vector: a few hundred
+ * KB. */
 static void place_params(cmkd_be_model *m) {
   const cmkd_graph *graph = m->graph;
   for (int i = 0; i < graph->ops; i++) {
@@ -72,7 +76,8 @@ static void *carve(char *base, size_t *total, size_t count, size_t size) {
 static size_t lay_out(cmkd_be_model *m, char *base) {
   const cmkd_model_config *c = &m->config;
   const cmkd_graph *graph = m->graph;
-  const size_t values = (size_t)m->values, wide = cuda_dtype_size(m->backend->dtype), batch = (size_t)c->batch, classes = (size_t)graph->classes;
+  const size_t values = (size_t)m->values, wide = cuda_dtype_size(m->backend->dtype), batch = (size_t)c->batch,
+               classes = (size_t)graph->classes;
   const size_t image = (size_t)graph->tensor[0].h * (size_t)graph->tensor[0].w * (size_t)graph->tensor[0].c;
   size_t at = 0;
   m->value = carve(base, &at, values, sizeof(float));
@@ -109,20 +114,26 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
   return at;
 }
 
-/* ---- creation ------------------------------------------------------------------------------------------------------------------ */
+/* ---- creation ---- */
 
 static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
   const cmkd_graph *graph = c->graph;
   const int channels = graph->tensor[0].c;
-  if (c->batch < 1 || c->batch > 65535) return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 65535 with --device cuda)", c->batch);
+  if (c->batch < 1 || c->batch > 65535)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 65535 with --device cuda)", c->batch);
   if (c->train && !c->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "a model that trains needs a loss");
-  if (channels > 4) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", graph->arch, channels);
+  if (channels > 4)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", graph->arch, channels);
   for (int i = 0; i < channels; i++)
     if (!(c->std[i] > 0) || !(c->std[i] <= 3e38f) || !(c->mean[i] >= -3e38f && c->mean[i] <= 3e38f))
-      return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i, (double)c->mean[i], (double)c->std[i]);
+      return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i,
+                       (double)c->mean[i], (double)c->std[i]);
   for (int i = 0; i < graph->ops; i++) {
-    if (graph->op[i].out == graph->logits && graph->op[i].kind != CMKD_OP_LINEAR) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits do not come from a linear layer; use --device cpu", graph->arch);
-    if (graph->op[i].in[0] == graph->logits || graph->op[i].in[1] == graph->logits) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits are read again; use --device cpu", graph->arch);
+    if (graph->op[i].out == graph->logits && graph->op[i].kind != CMKD_OP_LINEAR)
+      return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits do not come from a linear layer; use --device cpu",
+                       graph->arch);
+    if (graph->op[i].in[0] == graph->logits || graph->op[i].in[1] == graph->logits)
+      return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits are read again; use --device cpu", graph->arch);
   }
   return CMKD_OK;
 }
@@ -133,8 +144,11 @@ static cmkd_status alloc_device(cmkd_be_model *m, void *out, size_t bytes, cmkd_
   if (error != cudaErrorMemoryAllocation) return cmkd_cuda_status(error, "device memory", err);
   (void)cudaGetLastError();
   (void)cudaMemGetInfo(&free_bytes, &total);
-  return cmkd_fail(err, CMKD_ERR_MEMORY, "--device cuda: `%s` at batch %d needs %.0f MB more, the GPU has %.0f of %.0f MB left; lower --batch%s", m->graph->arch, m->config.batch, 1e-6 * (double)bytes,
-                   1e-6 * (double)free_bytes, 1e-6 * (double)total, m->backend->dtype == CMKD_F32 ? ", or take --precision bf16" : "");
+  return cmkd_fail(
+      err, CMKD_ERR_MEMORY,
+      "--device cuda: `%s` at batch %d needs %.0f MB more, the GPU has %.0f of %.0f MB left; lower --batch%s",
+      m->graph->arch, m->config.batch, 1e-6 * (double)bytes, 1e-6 * (double)free_bytes, 1e-6 * (double)total,
+      m->backend->dtype == CMKD_F32 ? ", or take --precision bf16" : "");
 }
 
 /* What never changes: pixel table, planes and rates of the norms, padding. Everything else of `memory` starts as 0. */
@@ -178,18 +192,22 @@ static cmkd_status create(cmkd_be_model *m, cmkd_error *err) {
   if (m->config.train) CMKD_TRY(cmkd_plan_train(m->graph, layout, &m->train, err));
   place_params(m);
   const size_t bytes = lay_out(m, NULL), arena = (m->train.arena > m->infer.local ? m->train.arena : m->infer.local);
-  if (arena > SIZE_MAX / (wide * batch)) return cmkd_fail(err, CMKD_ERR_MEMORY, "`%s` at batch %d needs more memory than there is; lower --batch", m->graph->arch, m->config.batch);
+  if (arena > SIZE_MAX / (wide * batch))
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "`%s` at batch %d needs more memory than there is; lower --batch",
+                     m->graph->arch, m->config.batch);
   CMKD_TRY(alloc_device(m, &m->memory, bytes, err));
   CMKD_TRY(alloc_device(m, &m->arena, arena * wide * batch, err));
   lay_out(m, m->memory);
   CMKD_TRY(fill_constants(m, bytes, err));
   m->host = calloc((size_t)m->values, sizeof *m->host);
   if (!m->host) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  for (int h = 0; h < CUDA_HALVES; h++) CMKD_TRY(cmkd_cuda_status(cudaEventCreateWithFlags(&m->taken[h], cudaEventDisableTiming), "queue", err));
+  for (int h = 0; h < CUDA_HALVES; h++)
+    CMKD_TRY(cmkd_cuda_status(cudaEventCreateWithFlags(&m->taken[h], cudaEventDisableTiming), "queue", err));
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out, cmkd_error *err) {
+cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
+                                   cmkd_error *err) {
   *out = NULL;
   CMKD_TRY(cmkd_cuda_use(backend, err));
   CMKD_TRY(cmkd_graph_check(config->graph, err));
@@ -202,20 +220,26 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
   m->fold_stale = 1;
   cmkd_status status = create(m, err);
   if (status == CMKD_OK) status = cmkd_cuda_profile_open(m, err);
-  if (status == CMKD_OK) *out = m;
-  else cmkd_cuda_model_free(m);
+  if (status == CMKD_OK)
+    *out = m;
+  else
+    cmkd_cuda_model_free(m);
   return status;
 }
 
-/* ---- parameters in and out ------------------------------------------------------------------------------------------------------- */
+/* ---- parameters in and out ---- */
 
-static cmkd_status copy_floats(cmkd_be_model *m, float *host, float *device, size_t count, enum cudaMemcpyKind kind, cmkd_error *err) {
-  if (kind == cudaMemcpyHostToDevice) return cmkd_cuda_put(m->backend, device, host, count * sizeof(float), "parameters", err);
+static cmkd_status copy_floats(cmkd_be_model *m, float *host, float *device, size_t count, enum cudaMemcpyKind kind,
+                               cmkd_error *err) {
+  if (kind == cudaMemcpyHostToDevice)
+    return cmkd_cuda_put(m->backend, device, host, count * sizeof(float), "parameters", err);
   return cmkd_cuda_get(m->backend, host, device, count * sizeof(float), "parameters", err);
 }
 
-/* The parameters of one device array, in or out; `into` NULL: out. Arrays are fetched first, so that what is left alone stays. */
-static cmkd_status exchange(cmkd_be_model *m, float *device, size_t count, int (*belongs)(cmkd_param_kind), const float *const *into, float *const *out, cmkd_error *err) {
+/* The parameters of one device array, in or out; `into` NULL: out. Arrays are fetched first, so that what is left alone
+ * stays. */
+static cmkd_status exchange(cmkd_be_model *m, float *device, size_t count, int (*belongs)(cmkd_param_kind),
+                            const float *const *into, float *const *out, cmkd_error *err) {
   if (!device || !count) return CMKD_OK;
   CMKD_TRY(copy_floats(m, m->host, device, count, cudaMemcpyDeviceToHost, err));
   for (int i = 0; i < m->graph->params; i++) {
@@ -232,7 +256,9 @@ static int is_var(cmkd_param_kind kind) { return kind == CMKD_PARAM_VAR; }
 
 static cmkd_status slot_of(const cmkd_be_model *m, cmkd_param_slot slot, float **device, cmkd_error *err) {
   *device = slot == CMKD_SLOT_VALUE ? m->value : m->momentum;
-  return *device ? CMKD_OK : cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no momentum", m->graph->arch);
+  return *device
+             ? CMKD_OK
+             : cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no momentum", m->graph->arch);
 }
 
 cmkd_status cmkd_cuda_upload(cmkd_be_model *m, cmkd_param_slot slot, const float *const *params, cmkd_error *err) {
@@ -253,7 +279,8 @@ cmkd_status cmkd_cuda_download(cmkd_be_model *m, cmkd_param_slot slot, float *co
   CMKD_TRY(slot_of(m, slot, &device, err));
   CMKD_TRY(exchange(m, device, (size_t)m->values, trained, NULL, params, err));
   for (int i = 0; i < m->graph->params && slot != CMKD_SLOT_VALUE; i++) /* buffers have none */
-    if (params[i] && !trained(m->graph->param[i].kind)) memset(params[i], 0, (size_t)m->graph->param[i].count * sizeof(float));
+    if (params[i] && !trained(m->graph->param[i].kind))
+      memset(params[i], 0, (size_t)m->graph->param[i].count * sizeof(float));
   if (slot != CMKD_SLOT_VALUE) return CMKD_OK;
   CMKD_TRY(exchange(m, m->mean, m->channels, is_mean, NULL, params, err));
   return exchange(m, m->var, m->channels, is_var, NULL, params, err);
@@ -261,7 +288,8 @@ cmkd_status cmkd_cuda_download(cmkd_be_model *m, cmkd_param_slot slot, float *co
 
 /* As the optimizer saw them: 16-bit ones widened, the loss scale taken out. */
 cmkd_status cmkd_cuda_gradients(cmkd_be_model *m, float *const *params, cmkd_error *err) {
-  if (!m->grad) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no gradients", m->graph->arch);
+  if (!m->grad)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference: it has no gradients", m->graph->arch);
   cmkd_cuda_state state;
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(copy_floats(m, m->host, m->grad, (size_t)m->values, cudaMemcpyDeviceToHost, err));
@@ -270,10 +298,14 @@ cmkd_status cmkd_cuda_gradients(cmkd_be_model *m, float *const *params, cmkd_err
   for (int64_t chunk = 0; last && last->from16 && chunk < m->values / CMKD_CUDA_CHUNK; chunk++) {
     uint16_t narrow[CMKD_CUDA_CHUNK];
     if (!last->from16_host[chunk]) continue;
-    CMKD_TRY(cmkd_cuda_get(m->backend, narrow, (uint16_t *)m->grad16 + chunk * CMKD_CUDA_CHUNK, sizeof narrow, "gradients", err));
-    for (int i = 0; i < CMKD_CUDA_CHUNK; i++) m->host[chunk * CMKD_CUDA_CHUNK + i] = m->backend->dtype == CMKD_F16 ? cmkd_half_to_float(narrow[i]) : cmkd_bf16_to_float(narrow[i]);
+    CMKD_TRY(cmkd_cuda_get(m->backend, narrow, (uint16_t *)m->grad16 + chunk * CMKD_CUDA_CHUNK, sizeof narrow,
+                           "gradients", err));
+    for (int i = 0; i < CMKD_CUDA_CHUNK; i++)
+      m->host[chunk * CMKD_CUDA_CHUNK + i] =
+          m->backend->dtype == CMKD_F16 ? cmkd_half_to_float(narrow[i]) : cmkd_bf16_to_float(narrow[i]);
   }
-  for (int64_t i = 0; i < m->values; i++) m->host[i] /= state.scale;
+  for (int64_t i = 0; i < m->values; i++)
+    m->host[i] /= state.scale;
   for (int i = 0; i < m->graph->params; i++)
     if (params[i] && trained(m->graph->param[i].kind)) cmkd_cuda_param_load(m, i, m->host, params[i]);
   return CMKD_OK;

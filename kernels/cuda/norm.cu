@@ -1,24 +1,29 @@
-/* Batch norm with its activation and the residual sum before it, four launches a training step: moments, forward; reduce, backward. The first of each
- * pair leaves two floats a channel and slab of pixels, the second starts every block by merging those of its own channels, always in
- * the same order, so no block waits for another. Sums are float within a thread (tens of pixels), double beyond.
- * Will not do: statistics over several devices. */
+/* Batch norm with its activation and the residual sum before it, four launches a training step: moments, forward;
+ * reduce, backward. The first of each pair leaves two floats a channel and slab of pixels, the second starts every
+ * block by merging those of its own channels, always in the same order, so no block waits for another. Sums are float
+ * within a thread (tens of pixels), double beyond. Will not do: statistics over several devices. */
 #include "kernels/cuda/channels.h"
 
-#define NORM_GROUPS 4     /* of a tile: 64 bytes of halves; more would make the merging of a block longer */
-#define NORM_BLOCKS 264   /* two for each multiprocessor of an H100; a constant, so that every GPU computes the same bytes */
+#define NORM_GROUPS 4 /* of a tile: 64 bytes of halves; more would make the merging of a block longer */
+#define NORM_BLOCKS \
+  264 /* two for each multiprocessor of an H100; a constant, so that every GPU computes the same bytes */
 #define NORM_PARTIALS 2048 /* (channel, slab) pairs that a block merges at most, 16 KB of L2 */
 
-struct __align__(8) norm_pair { float a, b; }; /* (slabs, stride): mean and M2 of a slab; or sums of dy and dy xhat */
+struct __align__(8) norm_pair {
+  float a, b;
+}; /* (slabs, stride): mean and M2 of a slab; or sums of dy and dy xhat */
 
-struct slabs { int count, pixels; }; /* a slab's pixels; the last one has what is left */
+struct slabs {
+  int count, pixels;
+}; /* a slab's pixels; the last one has what is left */
 
 struct norm_args {
   cmkd_cuda_norm n;
   norm_pair *partial; /* NULL: forward takes the running mean and var */
   tiling tile;
-  slabs work, merge;  /* of this launch; of the partials */
+  slabs work, merge; /* of this launch; of the partials */
   int stride;
-  double inverse;     /* 1 / pixels */
+  double inverse; /* 1 / pixels */
 };
 
 /* Pixels of a lane, loaded together before they are used: 64 bytes a thread and array in flight. */
@@ -30,13 +35,17 @@ template <class T> struct chunk {
     for (int k = 0; k < pixels; k++)
       if (k < count)
 #pragma unroll
-        for (int w = 0; w < words; w++) raw[k][w] = ((const cmkd_words *)((const T *)array + at + k * step))[w];
+        for (int w = 0; w < words; w++)
+          raw[k][w] = ((const cmkd_words *)((const T *)array + at + k * step))[w];
   }
   __device__ __forceinline__ void get(int k, float v[8]) const { load8((const T *)raw[k], v); }
 };
 
 /* A thread's pixels of the block's slab: `count` of them, the first at element `at`, `step` elements apart. */
-struct stretch { int64_t at, step; int count, slab_pixels; };
+struct stretch {
+  int64_t at, step;
+  int count, slab_pixels;
+};
 static __device__ __forceinline__ stretch stretch_of(const norm_args &a, const seat &s) {
   stretch r;
   const int64_t begin = (int64_t)blockIdx.x * a.work.pixels, left = a.n.pixels - begin;
@@ -50,11 +59,14 @@ static __device__ __forceinline__ stretch stretch_of(const norm_args &a, const s
 /* Eight channels of a tile's row in shared memory. */
 static __device__ __forceinline__ void take8(const float *row, int group, float v[8]) {
 #pragma unroll
-  for (int i = 0; i < 8; i++) v[i] = row[group * 8 + i];
+  for (int i = 0; i < 8; i++)
+    v[i] = row[group * 8 + i];
 }
 
-/* Mean and M2 of one slab and tile. Chunks are merged pairwise (Chan, Golub, LeVeque 1983), lanes about their common mean: nothing cancels. */
-template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_kernel(const __grid_constant__ norm_args a) {
+/* Mean and M2 of one slab and tile. Chunks are merged pairwise (Chan, Golub, LeVeque 1983), lanes about their common
+ * mean: nothing cancels. */
+template <class T> __global__ void __launch_bounds__(TILE_THREADS)
+    norm_moments_kernel(const __grid_constant__ norm_args a) {
   CMKD_SHARED(double, capacity, TILE_CAPACITY);
   CMKD_SHARED(double, mean_of, TILE_CHANNELS);
   CMKD_SHARED(double, m2_of, TILE_CHANNELS);
@@ -72,9 +84,11 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_
       if (k < count) {
         x.get(k, v[k]);
 #pragma unroll
-        for (int i = 0; i < 8; i++) sum[i] += v[k][i];
+        for (int i = 0; i < 8; i++)
+          sum[i] += v[k][i];
       }
-    const float middle_share = 1.0f / (float)count, share = (float)count / (float)(done + count), weight = (float)done * share;
+    const float middle_share = 1.0f / (float)count, share = (float)count / (float)(done + count),
+                weight = (float)done * share;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const float middle = sum[i] * middle_share, away = middle - mean[i];
@@ -87,7 +101,8 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_
   }
   double mine[8];
   const double inverse = 1.0 / r.slab_pixels;
-  for (int i = 0; i < 8; i++) mine[i] = (double)mean[i] * r.count;
+  for (int i = 0; i < 8; i++)
+    mine[i] = (double)mean[i] * r.count;
   lane_sums(a.tile, s, mine, capacity, mean_of);
   for (int i = 0; i < 8; i++) {
     const double away = (double)mean[i] - mean_of[s.group * 8 + i] * inverse;
@@ -104,8 +119,10 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_moments_
 }
 
 /* Mean and variance of the batch for `channel`, in the threads of part 0. M2 about the first slab's mean, in double. */
-static __device__ __forceinline__ void merge_moments(const norm_args &a, const seat &s, double *capacity, double *mean, double *var) {
-  const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns, parts = TILE_THREADS / s.columns, channel = s.first + column;
+static __device__ __forceinline__ void merge_moments(const norm_args &a, const seat &s, double *capacity, double *mean,
+                                                     double *var) {
+  const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns,
+            parts = TILE_THREADS / s.columns, channel = s.first + column;
   double v[3] = {0, 0, 0}, origin = 0;
   if (part < parts && channel < a.n.c) {
     origin = (double)a.partial[channel].a;
@@ -124,7 +141,8 @@ static __device__ __forceinline__ void merge_moments(const norm_args &a, const s
   *var = m2 > 0 || !(m2 <= 0) ? m2 * a.inverse : 0; /* NaN stays NaN */
 }
 
-template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_forward_kernel(const __grid_constant__ norm_args a) {
+template <class T> __global__ void __launch_bounds__(TILE_THREADS)
+    norm_forward_kernel(const __grid_constant__ norm_args a) {
   CMKD_SHARED(double, capacity, 3 * TILE_THREADS);
   CMKD_SHARED(float, row, 3 * TILE_CHANNELS); /* mean, gamma rstd, beta */
   const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
@@ -136,8 +154,12 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_forward_
 
   const int column = (int)threadIdx.x, channel = s.first + column, inside = column < s.columns && channel < a.n.c;
   double mean = 0, var = 0;
-  if (a.partial) merge_moments(a, s, capacity, &mean, &var);
-  else if (inside) { mean = (double)a.n.mean[channel]; var = (double)a.n.var[channel]; }
+  if (a.partial)
+    merge_moments(a, s, capacity, &mean, &var);
+  else if (inside) {
+    mean = (double)a.n.mean[channel];
+    var = (double)a.n.var[channel];
+  }
   if (column < s.columns) {
     const float rstd = inside ? 1.0f / sqrtf((float)(var + (double)a.n.eps)) : 0.0f;
     row[column] = (float)mean;
@@ -178,7 +200,8 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_forward_
 }
 
 /* Sums of g = dy where the activation let through, and of g xhat, of one slab and tile. */
-template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_kernel(const __grid_constant__ norm_args a) {
+template <class T> __global__ void __launch_bounds__(TILE_THREADS)
+    norm_reduce_kernel(const __grid_constant__ norm_args a) {
   CMKD_SHARED(double, capacity, TILE_CAPACITY);
   CMKD_SHARED(double, sum_of, TILE_CHANNELS);
   CMKD_SHARED(double, product_of, TILE_CHANNELS);
@@ -207,7 +230,8 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_k
         if (masked) {
           y.get(k, v);
 #pragma unroll
-          for (int i = 0; i < 8; i++) g[i] = passes(a.n.act, v[i]) ? g[i] : 0.0f;
+          for (int i = 0; i < 8; i++)
+            g[i] = passes(a.n.act, v[i]) ? g[i] : 0.0f;
           if (a.n.mask_dy) store8((T *)a.n.dy + at + k * r.step, g);
         }
         x.get(k, v);
@@ -219,9 +243,11 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_k
       }
   }
   double mine[8];
-  for (int i = 0; i < 8; i++) mine[i] = (double)sum[i];
+  for (int i = 0; i < 8; i++)
+    mine[i] = (double)sum[i];
   lane_sums(a.tile, s, mine, capacity, sum_of);
-  for (int i = 0; i < 8; i++) mine[i] = (double)product[i];
+  for (int i = 0; i < 8; i++)
+    mine[i] = (double)product[i];
   lane_sums(a.tile, s, mine, capacity, product_of);
   const int column = (int)threadIdx.x, channel = s.first + column;
   if (column < s.columns && channel < a.stride) {
@@ -233,7 +259,8 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_reduce_k
 }
 
 /* dx = gamma rstd (g - mean(g) - xhat mean(g xhat)) */
-template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_backward_kernel(const __grid_constant__ norm_args a) {
+template <class T> __global__ void __launch_bounds__(TILE_THREADS)
+    norm_backward_kernel(const __grid_constant__ norm_args a) {
   CMKD_SHARED(double, capacity, 2 * TILE_THREADS);
   CMKD_SHARED(float, row, 4 * TILE_CHANNELS); /* mean, gamma rstd, mean(g), rstd mean(g xhat) */
   const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
@@ -245,7 +272,8 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_backward
   if (a.n.dx) x.fetch(a.n.x, r.at, r.step, r.count);
   if (masked) y.fetch(a.n.y, r.at, r.step, r.count);
 
-  const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns, parts = TILE_THREADS / s.columns, channel = s.first + column, inside = channel < a.n.c;
+  const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns,
+            parts = TILE_THREADS / s.columns, channel = s.first + column, inside = channel < a.n.c;
   double v[2] = {0, 0};
   if (part < parts && inside)
     for (int slab = part; slab < a.merge.count; slab += parts) {
@@ -287,12 +315,14 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_backward
         if (masked) {
           y.get(k, w);
 #pragma unroll
-          for (int i = 0; i < 8; i++) g[i] = passes(a.n.act, w[i]) ? g[i] : 0.0f;
+          for (int i = 0; i < 8; i++)
+            g[i] = passes(a.n.act, w[i]) ? g[i] : 0.0f;
         }
         if (a.n.dx) {
           x.get(k, w);
 #pragma unroll
-          for (int i = 0; i < 8; i++) w[i] = scale[i] * (g[i] - mean_g[i] - (w[i] - middle[i]) * slope[i]);
+          for (int i = 0; i < 8; i++)
+            w[i] = scale[i] * (g[i] - mean_g[i] - (w[i] - middle[i]) * slope[i]);
           give8((T *)a.n.dx + at + k * r.step, w, a.n.accumulate);
         }
         if (a.n.dresidual) give8((T *)a.n.dresidual + at + k * r.step, g, a.n.accumulate_residual);
@@ -300,8 +330,9 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS) norm_backward
   }
 }
 
-__global__ void __launch_bounds__(TILE_THREADS) norm_running_kernel(float *mean, float *var, const float *batch_mean, const float *batch_var, const int32_t *plane, const float *rate, int channels, int rows,
-                                                                    const int *halted) {
+__global__ void __launch_bounds__(TILE_THREADS)
+    norm_running_kernel(float *mean, float *var, const float *batch_mean, const float *batch_var, const int32_t *plane,
+                        const float *rate, int channels, int rows, const int *halted) {
   const int i = (int)(blockIdx.x * TILE_THREADS + threadIdx.x);
   if (i >= channels || (halted && *halted)) return;
   const double n = (double)rows * (double)plane[i], unbiased = n > 1 ? n / (n - 1) : 1, share = (double)rate[i];
@@ -311,7 +342,8 @@ __global__ void __launch_bounds__(TILE_THREADS) norm_running_kernel(float *mean,
 
 /* At most `most` slabs a tile, none of them empty; a block needs at least `at_once` pixels a lane to be worth it. */
 static slabs slabs_of(const tiling &t, int64_t pixels, int at_once, int most) {
-  const int64_t rounds = (pixels + (int64_t)t.lanes * at_once - 1) / ((int64_t)t.lanes * at_once), wanted = rounds < most ? rounds : most;
+  const int64_t rounds = (pixels + (int64_t)t.lanes * at_once - 1) / ((int64_t)t.lanes * at_once),
+                wanted = rounds < most ? rounds : most;
   const int64_t each = ((pixels + t.lanes - 1) / t.lanes + wanted - 1) / wanted * t.lanes;
   slabs s;
   s.pixels = (int)each;
@@ -319,14 +351,18 @@ static slabs slabs_of(const tiling &t, int64_t pixels, int at_once, int most) {
   return s;
 }
 static slabs partial_slabs(const tiling &t, int64_t pixels) {
-  const int by_blocks = (NORM_BLOCKS + t.tiles - 1) / t.tiles, by_merge = NORM_PARTIALS / (8 * t.groups), most = by_blocks < by_merge ? by_blocks : by_merge;
+  const int by_blocks = (NORM_BLOCKS + t.tiles - 1) / t.tiles, by_merge = NORM_PARTIALS / (8 * t.groups),
+            most = by_blocks < by_merge ? by_blocks : by_merge;
   return slabs_of(t, pixels, chunk<__half>::pixels, most < 128 ? most : 128);
 }
-static int in_range(int64_t pixels, int c) { return pixels >= 1 && pixels <= 1 << 30 && c >= 1 && c <= 65536; } /* a slab's pixels are an int */
+static int in_range(int64_t pixels, int c) {
+  return pixels >= 1 && pixels <= 1 << 30 && c >= 1 && c <= 65536;
+} /* a slab's pixels are an int */
 
 size_t cmkd_cuda_norm_scratch(int64_t pixels, int c) {
   if (!in_range(pixels, c)) return 0;
-  return (size_t)partial_slabs(tiling_of(c, NORM_GROUPS), pixels).count * (size_t)cmkd_cuda_stride(c) * sizeof(norm_pair);
+  return (size_t)partial_slabs(tiling_of(c, NORM_GROUPS), pixels).count * (size_t)cmkd_cuda_stride(c) *
+         sizeof(norm_pair);
 }
 
 typedef enum norm_pass { NORM_MOMENTS, NORM_FORWARD, NORM_REDUCE, NORM_BACKWARD, NORM_INFER } norm_pass;
@@ -342,8 +378,11 @@ static int complete(const cmkd_cuda_norm *n, norm_pass pass) {
 }
 
 static cmkd_status run(const cmkd_cuda_norm *norm, norm_pass pass, void *stream, cmkd_error *err) {
-  if (!norm || !float_dtype(norm->dtype) || !in_range(norm->pixels, norm->c) || (int)norm->act < CMKD_ACT_NONE || (int)norm->act > CMKD_ACT_RELU6 || !complete(norm, pass))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "batch norm: %lld pixels of %d channels are out of range, or a pointer or dtype is missing", norm ? (long long)norm->pixels : 0, norm ? norm->c : 0);
+  if (!norm || !float_dtype(norm->dtype) || !in_range(norm->pixels, norm->c) || (int)norm->act < CMKD_ACT_NONE ||
+      (int)norm->act > CMKD_ACT_RELU6 || !complete(norm, pass))
+    return cmkd_fail(err, CMKD_ERR_VALUE,
+                     "batch norm: %lld pixels of %d channels are out of range, or a pointer or dtype is missing",
+                     norm ? (long long)norm->pixels : 0, norm ? norm->c : 0);
   norm_args a;
   a.n = *norm;
   a.partial = pass == NORM_INFER ? NULL : (norm_pair *)norm->partial;
@@ -352,29 +391,49 @@ static cmkd_status run(const cmkd_cuda_norm *norm, norm_pass pass, void *stream,
   a.tile = tiling_of(norm->c, NORM_GROUPS);
   a.merge = partial_slabs(a.tile, norm->pixels);
   const int most = (NORM_BLOCKS + a.tile.tiles - 1) / a.tile.tiles;
-  a.work = pass == NORM_MOMENTS || pass == NORM_REDUCE ? a.merge : slabs_of(a.tile, norm->pixels, norm->dtype == CMKD_F32 ? chunk<float>::pixels : chunk<__half>::pixels, most);
+  a.work = pass == NORM_MOMENTS || pass == NORM_REDUCE
+               ? a.merge
+               : slabs_of(a.tile, norm->pixels, norm->dtype == CMKD_F32 ? chunk<float>::pixels : chunk<__half>::pixels,
+                          most);
   const dim3 grid((unsigned)a.work.count, (unsigned)a.tile.tiles), block(TILE_THREADS);
   by_dtype(norm->dtype, [&](auto *t) {
     typedef std::remove_pointer_t<decltype(t)> T;
-    if (pass == NORM_MOMENTS) CMKD_LAUNCH(norm_moments_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
-    else if (pass == NORM_REDUCE) CMKD_LAUNCH(norm_reduce_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
-    else if (pass == NORM_BACKWARD) CMKD_LAUNCH(norm_backward_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
-    else CMKD_LAUNCH(norm_forward_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
+    if (pass == NORM_MOMENTS)
+      CMKD_LAUNCH(norm_moments_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
+    else if (pass == NORM_REDUCE)
+      CMKD_LAUNCH(norm_reduce_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
+    else if (pass == NORM_BACKWARD)
+      CMKD_LAUNCH(norm_backward_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
+    else
+      CMKD_LAUNCH(norm_forward_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
   });
   return launch_status("batch norm", err);
 }
 
-cmkd_status cmkd_cuda_norm_moments(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) { return run(norm, NORM_MOMENTS, stream, err); }
-cmkd_status cmkd_cuda_norm_forward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) { return run(norm, NORM_FORWARD, stream, err); }
-cmkd_status cmkd_cuda_norm_reduce(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) { return run(norm, NORM_REDUCE, stream, err); }
-cmkd_status cmkd_cuda_norm_backward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) { return run(norm, NORM_BACKWARD, stream, err); }
-cmkd_status cmkd_cuda_norm_infer(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) { return run(norm, NORM_INFER, stream, err); }
+cmkd_status cmkd_cuda_norm_moments(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
+  return run(norm, NORM_MOMENTS, stream, err);
+}
+cmkd_status cmkd_cuda_norm_forward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
+  return run(norm, NORM_FORWARD, stream, err);
+}
+cmkd_status cmkd_cuda_norm_reduce(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
+  return run(norm, NORM_REDUCE, stream, err);
+}
+cmkd_status cmkd_cuda_norm_backward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
+  return run(norm, NORM_BACKWARD, stream, err);
+}
+cmkd_status cmkd_cuda_norm_infer(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
+  return run(norm, NORM_INFER, stream, err);
+}
 
-cmkd_status cmkd_cuda_norm_running(float *mean, float *var, const float *batch_mean, const float *batch_var, const int32_t *plane, const float *rate, int channels, int rows, const int *halted, void *stream,
-                                   cmkd_error *err) {
+cmkd_status cmkd_cuda_norm_running(float *mean, float *var, const float *batch_mean, const float *batch_var,
+                                   const int32_t *plane, const float *rate, int channels, int rows, const int *halted,
+                                   void *stream, cmkd_error *err) {
   if (!mean || !var || !batch_mean || !batch_var || !plane || !rate || channels < 1 || rows < 1)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "running statistics: %d channels of %d images are out of range, or a pointer is NULL", channels, rows);
-  CMKD_LAUNCH(norm_running_kernel, dim3((unsigned)((channels + TILE_THREADS - 1) / TILE_THREADS)), dim3(TILE_THREADS), 0, (cudaStream_t)stream, mean, var, batch_mean, batch_var, plane, rate, channels,
-              rows, halted);
+    return cmkd_fail(err, CMKD_ERR_VALUE,
+                     "running statistics: %d channels of %d images are out of range, or a pointer is NULL", channels,
+                     rows);
+  CMKD_LAUNCH(norm_running_kernel, dim3((unsigned)((channels + TILE_THREADS - 1) / TILE_THREADS)), dim3(TILE_THREADS),
+              0, (cudaStream_t)stream, mean, var, batch_mean, batch_var, plane, rate, channels, rows, halted);
   return launch_status("running statistics", err);
 }

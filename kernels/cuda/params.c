@@ -1,10 +1,13 @@
-/* Layouts of parameters: PyTorch's (out, in/groups, kh, kw) on the host's side of the table, (out, kh, kw, in) with channels padded on the
- * device; and batch norm folded into convolutions for inference. All on the host, in double where it rounds. */
+/* Layouts of parameters: PyTorch's (out, in/groups, kh, kw) on the host's side of the table, (out, kh, kw, in) with
+ * channels padded on the device; and batch norm folded into convolutions for inference. All on the host, in double
+ * where it rounds. */
 #include <math.h>
 #include "kernels/cuda/backend.h"
 
 /* The op and slot that own a parameter: param[slot] of op. */
-typedef struct owner { int op, slot; } owner;
+typedef struct owner {
+  int op, slot;
+} owner;
 static owner owner_of(const cmkd_graph *graph, int param) {
   for (int i = 0; i < graph->ops; i++)
     for (int s = 0; s < 4; s++)
@@ -16,13 +19,15 @@ typedef void visit(float *device, float *host);
 static void put(float *device, float *host) { *device = *host; }
 static void take(float *device, float *host) { *host = *device; }
 
-/* Every weight of a convolution or linear layer, in PyTorch's order, beside its place. A linear layer's inputs are (channel, y, x) there. */
+/* Every weight of a convolution or linear layer, in PyTorch's order, beside its place. A linear layer's inputs are
+ * (channel, y, x) there. */
 static void each_weight(const cmkd_cuda_conv_shape *s, float *device, float *host, visit *f) {
   const int in = s->c / s->groups, stride = s->groups > 1 ? in : cmkd_cuda_stride(s->c);
   for (int o = 0; o < s->k; o++)
     for (int i = 0; i < in; i++)
       for (int y = 0; y < s->kh; y++)
-        for (int x = 0; x < s->kw; x++) f(device + (((int64_t)o * s->kh + y) * s->kw + x) * stride + i, host++);
+        for (int x = 0; x < s->kw; x++)
+          f(device + (((int64_t)o * s->kh + y) * s->kw + x) * stride + i, host++);
 }
 
 static void each_number(const cmkd_be_model *m, int param, float *wide, float *host, visit *f) {
@@ -36,14 +41,23 @@ static void each_number(const cmkd_be_model *m, int param, float *wide, float *h
     each_weight(&shape, wide + o->weight, host, f);
     return;
   }
-  const int64_t at = cuda_is_conv(op) ? o->bias : who.slot == 0 ? o->scale : who.slot == 1 ? o->shift : (int64_t)o->channel;
-  for (int64_t i = 0; i < count; i++) f(wide + at + i, host + i);
+  const int64_t at = cuda_is_conv(op) ? o->bias
+                     : who.slot == 0  ? o->scale
+                     : who.slot == 1  ? o->shift
+                                      : (int64_t)o->channel;
+  for (int64_t i = 0; i < count; i++)
+    f(wide + at + i, host + i);
 }
 
-void cmkd_cuda_param_store(const cmkd_be_model *m, int param, const float *from, float *wide) { each_number(m, param, wide, (float *)from, put); }
-void cmkd_cuda_param_load(const cmkd_be_model *m, int param, const float *wide, float *to) { each_number(m, param, (float *)wide, to, take); }
+void cmkd_cuda_param_store(const cmkd_be_model *m, int param, const float *from, float *wide) {
+  each_number(m, param, wide, (float *)from, put);
+}
+void cmkd_cuda_param_load(const cmkd_be_model *m, int param, const float *wide, float *to) {
+  each_number(m, param, (float *)wide, to, take);
+}
 
-void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mean, const float *var, float *weight, float *bias) {
+void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mean, const float *var, float *weight,
+                    float *bias) {
   const cmkd_graph *graph = m->graph;
   for (int i = 0; i < graph->ops; i++) {
     if (!cuda_is_conv(&graph->op[i])) continue;
@@ -59,7 +73,8 @@ void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mea
         shift = (double)value[n->shift + k] + (shift - (double)mean[n->channel + (size_t)k]) * scale;
       }
       bias[o->channel + (size_t)k] = (float)shift;
-      for (int64_t j = 0; j < each; j++) weight[o->weight + k * each + j] = (float)((double)value[o->weight + k * each + j] * scale);
+      for (int64_t j = 0; j < each; j++)
+        weight[o->weight + k * each + j] = (float)((double)value[o->weight + k * each + j] * scale);
     }
   }
 }

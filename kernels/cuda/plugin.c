@@ -1,8 +1,9 @@
-/* What libcmkd-cuda.so offers to the programs: the backend table, and looking for a driver and a device. The CUDA runtime is linked
- * statically and opens the driver itself, cuDNN is opened at run time, so the file loads on machines without any CUDA library.
- * $CMKD_CUDA_CHECK=1 names the operation in which a device fails, $CMKD_CUDA_RESIDENT=0 keeps images and teacher rows on the host, $CMKD_CUDNN=off does
- * without cuDNN, $CMKD_CUDNN=FILE not without that one, $CMKD_CUDA_SELFCHECK=0 without the check of selfcheck.c,
- * $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere (FILE empty: nowhere). */
+/* What libcmkd-cuda.so offers to the programs: the backend table, and looking for a driver and a device. The CUDA
+ * runtime is linked statically and opens the driver itself, cuDNN is opened at run time, so the file loads on machines
+ * without any CUDA library. $CMKD_CUDA_CHECK=1 names the operation in which a device fails, $CMKD_CUDA_RESIDENT=0 keeps
+ * images and teacher rows on the host, $CMKD_CUDNN=off does without cuDNN, $CMKD_CUDNN=FILE not without that one,
+ * $CMKD_CUDA_SELFCHECK=0 without the check of selfcheck.c, $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere
+ * (FILE empty: nowhere). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,37 +15,62 @@ const cmkd_backend_table *cmkd_backend_plugin(void);
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err) {
   if (error == cudaSuccess) return CMKD_OK;
   (void)cudaGetLastError(); /* or the next launch is told that it failed */
-  if (error == cudaErrorMemoryAllocation) return cmkd_fail(err, CMKD_ERR_MEMORY, "--device cuda: %s: the GPU is out of memory; lower --batch, or free memory on it", what);
-  return cmkd_fail(err, CMKD_ERR_DEVICE, "--device cuda: %s: %s; the run's state is the last saved one (CMKD_CUDA_CHECK=1 names the operation)", what, cudaGetErrorString(error));
+  if (error == cudaErrorMemoryAllocation)
+    return cmkd_fail(err, CMKD_ERR_MEMORY,
+                     "--device cuda: %s: the GPU is out of memory; lower --batch, or free memory on it", what);
+  return cmkd_fail(
+      err, CMKD_ERR_DEVICE,
+      "--device cuda: %s: %s; the run's state is the last saved one (CMKD_CUDA_CHECK=1 names the operation)", what,
+      cudaGetErrorString(error));
 }
 
-cmkd_status cmkd_cuda_use(const cmkd_backend *b, cmkd_error *err) { return cmkd_cuda_status(cudaSetDevice(b->device), "using the device", err); }
+cmkd_status cmkd_cuda_use(const cmkd_backend *b, cmkd_error *err) {
+  return cmkd_cuda_status(cudaSetDevice(b->device), "using the device", err);
+}
 
 /* On the backend's stream: it waits for nobody else's, so a plain cudaMemcpy would not be in order with it. */
-static cmkd_status copy(cmkd_backend *b, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind, const char *what, cmkd_error *err) {
+static cmkd_status copy(cmkd_backend *b, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
+                        const char *what, cmkd_error *err) {
   if (!bytes) return CMKD_OK;
   CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(to, from, bytes, kind, b->stream), what, err));
   return cmkd_cuda_status(cudaStreamSynchronize(b->stream), what, err);
 }
-cmkd_status cmkd_cuda_put(cmkd_backend *b, void *device, const void *host, size_t bytes, const char *what, cmkd_error *err) { return copy(b, device, host, bytes, cudaMemcpyHostToDevice, what, err); }
-cmkd_status cmkd_cuda_get(cmkd_backend *b, void *host, const void *device, size_t bytes, const char *what, cmkd_error *err) { return copy(b, host, device, bytes, cudaMemcpyDeviceToHost, what, err); }
+cmkd_status cmkd_cuda_put(cmkd_backend *b, void *device, const void *host, size_t bytes, const char *what,
+                          cmkd_error *err) {
+  return copy(b, device, host, bytes, cudaMemcpyHostToDevice, what, err);
+}
+cmkd_status cmkd_cuda_get(cmkd_backend *b, void *host, const void *device, size_t bytes, const char *what,
+                          cmkd_error *err) {
+  return copy(b, host, device, bytes, cudaMemcpyDeviceToHost, what, err);
+}
 
 static cmkd_status find_device(int device, cmkd_error *err) {
   int driver = 0, devices = 0;
   if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: no NVIDIA driver here; install one, or use --device cpu");
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                     "--device cuda: no NVIDIA driver here; install one, or use --device cpu");
   if (driver / 1000 < CUDART_VERSION / 1000)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: the NVIDIA driver knows CUDA %d.%d, this build needs %d.%d; update the driver, or use --device cpu", driver / 1000,
-                     driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                     "--device cuda: the NVIDIA driver knows CUDA %d.%d, this build needs %d.%d; update the driver, or "
+                     "use --device cpu",
+                     driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
   cudaError_t error = cudaGetDeviceCount(&devices);
-  if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0)) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: the NVIDIA driver finds no GPU; use --device cpu");
-  if (error != cudaSuccess) return cmkd_fail(err, CMKD_ERR_DEVICE, "--device cuda: %s; use --device cpu", cudaGetErrorString(error));
-  if (device < 0 || device >= devices) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: there is no GPU %d, the first of %d is 0", device, devices);
+  if (error == cudaErrorNoDevice || (error == cudaSuccess && devices == 0))
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: the NVIDIA driver finds no GPU; use --device cpu");
+  if (error != cudaSuccess)
+    return cmkd_fail(err, CMKD_ERR_DEVICE, "--device cuda: %s; use --device cpu", cudaGetErrorString(error));
+  if (device < 0 || device >= devices)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: there is no GPU %d, the first of %d is 0", device,
+                     devices);
   return CMKD_OK;
 }
 
 static cmkd_status set_precision(cmkd_backend *b, const char *precision, cmkd_error *err) {
-  static const struct { const char *name; cmkd_dtype dtype; int tf32; } known[] = {{"fp32", CMKD_F32, 0}, {"tf32", CMKD_F32, 1}, {"bf16", CMKD_BF16, 0}, {"fp16", CMKD_F16, 0}};
+  static const struct {
+    const char *name;
+    cmkd_dtype dtype;
+    int tf32;
+  } known[] = {{"fp32", CMKD_F32, 0}, {"tf32", CMKD_F32, 1}, {"bf16", CMKD_BF16, 0}, {"fp16", CMKD_F16, 0}};
   for (size_t i = 0; i < sizeof known / sizeof *known; i++)
     if (!strcmp(precision, known[i].name)) {
       b->dtype = known[i].dtype;
@@ -87,7 +113,10 @@ static cmkd_status open_streams(cmkd_backend *b, cmkd_error *err) {
   CMKD_TRY(cmkd_cuda_status(cudaGetDeviceProperties(&properties, b->device), "opening the device", err));
   snprintf(b->name, sizeof b->name, "%s", properties.name);
   if (properties.major < 8 && b->dtype != CMKD_F32)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "--device cuda: %s has compute capability %d.%d; --precision %s needs 8.0 (Ampere) or later, use fp32", b->name, properties.major, properties.minor, b->precision);
+    return cmkd_fail(
+        err, CMKD_ERR_UNSUPPORTED,
+        "--device cuda: %s has compute capability %d.%d; --precision %s needs 8.0 (Ampere) or later, use fp32", b->name,
+        properties.major, properties.minor, b->precision);
   CMKD_TRY(cmkd_cuda_status(cudaStreamCreateWithFlags(&b->stream, cudaStreamNonBlocking), "opening the device", err));
   CMKD_TRY(cmkd_cuda_status(cudaStreamCreateWithFlags(&b->side, cudaStreamNonBlocking), "opening the device", err));
   CMKD_TRY(cmkd_cuda_status(cudaEventCreateWithFlags(&b->fork, cudaEventDisableTiming), "opening the device", err));
@@ -103,8 +132,10 @@ static cmkd_status open_convolutions(cmkd_backend *b, cmkd_error *err) {
     int v = cmkd_cudnn_version(b->cudnn);
     snprintf(library, sizeof library, "cuDNN %d.%d.%d", v / 10000, v / 100 % 100, v % 100);
   } else if (named && *named && strcmp(named, "off")) {
-    return cmkd_fail(err, missing.status, "--device cuda: CMKD_CUDNN=%s: %s; CMKD_CUDNN=off goes without cuDNN, "
-                     "--device cpu without the GPU", named, missing.message);
+    return cmkd_fail(err, missing.status,
+                     "--device cuda: CMKD_CUDNN=%s: %s; CMKD_CUDNN=off goes without cuDNN, "
+                     "--device cpu without the GPU",
+                     named, missing.message);
   } else {
     b->cudnn = NULL;
     snprintf(library, sizeof library, "own convolutions (no cuDNN)");
@@ -130,8 +161,10 @@ static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend
   if (status == CMKD_OK) status = open_streams(b, err);
   if (status == CMKD_OK) status = open_convolutions(b, err);
   if (status == CMKD_OK) status = cmkd_cuda_selfcheck(cmkd_backend_plugin(), b, err);
-  if (status == CMKD_OK) *out = b;
-  else close_device(b);
+  if (status == CMKD_OK)
+    *out = b;
+  else
+    close_device(b);
   return status;
 }
 
@@ -139,11 +172,25 @@ static const char *describe(const cmkd_backend *b) { return b->text; }
 
 const cmkd_backend_table *cmkd_backend_plugin(void) {
   static const cmkd_backend_table table = {
-    .version = CMKD_BACKEND_VERSION, .name = "cuda", .open = open_device, .close = close_device, .describe = describe,
-    .images_create = cmkd_cuda_images_create, .images_free = cmkd_cuda_images_free, .model_create = cmkd_cuda_model_create, .model_free = cmkd_cuda_model_free,
-    .upload = cmkd_cuda_upload, .download = cmkd_cuda_download, .run = cmkd_cuda_run, .read = cmkd_cuda_read, .gradients = cmkd_cuda_gradients,
-    .rows_create = cmkd_cuda_rows_create, .rows_write = cmkd_cuda_rows_write, .rows_free = cmkd_cuda_rows_free,
-    .save = cmkd_cuda_save, .load = cmkd_cuda_load,
+      .version = CMKD_BACKEND_VERSION,
+      .name = "cuda",
+      .open = open_device,
+      .close = close_device,
+      .describe = describe,
+      .images_create = cmkd_cuda_images_create,
+      .images_free = cmkd_cuda_images_free,
+      .model_create = cmkd_cuda_model_create,
+      .model_free = cmkd_cuda_model_free,
+      .upload = cmkd_cuda_upload,
+      .download = cmkd_cuda_download,
+      .run = cmkd_cuda_run,
+      .read = cmkd_cuda_read,
+      .gradients = cmkd_cuda_gradients,
+      .rows_create = cmkd_cuda_rows_create,
+      .rows_write = cmkd_cuda_rows_write,
+      .rows_free = cmkd_cuda_rows_free,
+      .save = cmkd_cuda_save,
+      .load = cmkd_cuda_load,
   };
   return &table;
 }

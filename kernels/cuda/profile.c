@@ -1,6 +1,6 @@
 /* Where a training step's time goes: $CMKD_CUDA_PROFILE=FILE makes every step run op by op between events, and writes
- * {"steps", "kernels_per_step", "ms": {class: milliseconds of all of them}} when the model is freed. Gaps between launches are in these times, so they
- * add up to more than a captured step takes. */
+ * {"steps", "kernels_per_step", "ms": {class: milliseconds of all of them}} when the model is freed. Gaps between
+ * launches are in these times, so they add up to more than a captured step takes. */
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,7 +9,9 @@
 #include "kernels/cuda/backend.h"
 
 enum { MARKS = 4096 };
-static const char *const names[CUDA_CLASSES] = {"input", "conv forward", "conv backward data", "conv backward weights", "norm", "other operations", "loss", "update"};
+static const char *const names[CUDA_CLASSES] = {
+    "input", "conv forward", "conv backward data", "conv backward weights", "norm", "other operations",
+    "loss",  "update"};
 
 struct cuda_profile {
   char *path;
@@ -23,8 +25,10 @@ cmkd_status cmkd_cuda_profile_open(cmkd_be_model *m, cmkd_error *err) {
   const char *path = getenv("CMKD_CUDA_PROFILE");
   if (!path || !*path || !m->config.train) return CMKD_OK;
   m->profile = calloc(1, sizeof *m->profile);
-  if (!m->profile || !(m->profile->path = cmkd_format("%s", path))) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  for (int i = 0; i < MARKS; i++) CMKD_TRY(cmkd_cuda_status(cudaEventCreate(&m->profile->event[i]), "profile", err));
+  if (!m->profile || !(m->profile->path = cmkd_format("%s", path)))
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  for (int i = 0; i < MARKS; i++)
+    CMKD_TRY(cmkd_cuda_status(cudaEventCreate(&m->profile->event[i]), "profile", err));
   return CMKD_OK;
 }
 
@@ -57,10 +61,13 @@ cmkd_status cmkd_cuda_profile_step(cmkd_be_model *m, cmkd_error *err) {
 
 static void write_down(const cuda_profile *p) {
   cmkd_error err;
-  json_t *ms = json_object(), *root = json_pack("{s:i, s:i, s:o}", "steps", p->steps - 1, "kernels_per_step", p->nodes, "ms", ms);
-  for (int i = 0; i < CUDA_CLASSES; i++) json_object_set_new(ms, names[i], json_real(p->ms[i]));
+  json_t *ms = json_object(),
+         *root = json_pack("{s:i, s:i, s:o}", "steps", p->steps - 1, "kernels_per_step", p->nodes, "ms", ms);
+  for (int i = 0; i < CUDA_CLASSES; i++)
+    json_object_set_new(ms, names[i], json_real(p->ms[i]));
   char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(6)) : NULL;
-  if (text && cmkd_file_write(p->path, &(cmkd_piece){text, strlen(text)}, 1, &err) != CMKD_OK) fprintf(stderr, "CMKD_CUDA_PROFILE: %s\n", err.message);
+  if (text && cmkd_file_write(p->path, &(cmkd_piece){text, strlen(text)}, 1, &err) != CMKD_OK)
+    fprintf(stderr, "CMKD_CUDA_PROFILE: %s\n", err.message);
   free(text);
   json_decref(root);
 }

@@ -1,5 +1,6 @@
-/* Data that stays in device memory for a whole run when it fits: images as bytes, and teacher logits as their cache stores them. Whoever does
- * not fit stays on the host and goes through the queue, step by step; the backend's description then says so. */
+/* Data that stays in device memory for a whole run when it fits: images as bytes, and teacher logits as their cache
+ * stores them. Whoever does not fit stays on the host and goes through the queue, step by step; the backend's
+ * description then says so. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,7 +10,8 @@
 
 static int fits(const cmkd_backend *b, size_t bytes) {
   size_t free_bytes = 0, total;
-  return !b->streamed && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess && free_bytes > BYTES_TO_LEAVE && bytes <= free_bytes - BYTES_TO_LEAVE;
+  return !b->streamed && cudaMemGetInfo(&free_bytes, &total) == cudaSuccess && free_bytes > BYTES_TO_LEAVE &&
+         bytes <= free_bytes - BYTES_TO_LEAVE;
 }
 
 /* Once in the description. */
@@ -18,13 +20,15 @@ static void say(cmkd_backend *b, const char *what) {
   if (!strstr(b->text, what)) snprintf(b->text + length, sizeof b->text - length, ", %s", what);
 }
 
-cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
+cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
+                                    int w, int c, cmkd_be_images **out, cmkd_error *err) {
   const size_t bytes = (size_t)n * (size_t)h * (size_t)w * (size_t)c;
   *out = NULL;
   CMKD_TRY(cmkd_cuda_use(b, err));
   cmkd_be_images *images = *out = calloc(1, sizeof *images);
   if (!images) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  *images = (cmkd_be_images){.backend = b, .pixels = pixels, .labels = labels, .n = n, .h = h, .w = w, .c = c, .serial = ++b->serial};
+  *images = (cmkd_be_images){
+      .backend = b, .pixels = pixels, .labels = labels, .n = n, .h = h, .w = w, .c = c, .serial = ++b->serial};
   if (!fits(b, bytes)) {
     say(b, "images on the host");
     return CMKD_OK;
@@ -46,12 +50,19 @@ void cmkd_cuda_images_free(cmkd_be_images *images) {
 
 static size_t item_size(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 4 : dtype == CMKD_F16 ? 2 : 1; }
 
-cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n, int classes, cmkd_be_rows **out, cmkd_error *err) {
-  static const struct { const char *codec; cmkd_dtype dtype; } known[] = {{"f32", CMKD_F32}, {"f16", CMKD_F16}, {"u8sqrt", CMKD_U8}};
+cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n, int classes, cmkd_be_rows **out,
+                                  cmkd_error *err) {
+  static const struct {
+    const char *codec;
+    cmkd_dtype dtype;
+  } known[] = {{"f32", CMKD_F32}, {"f16", CMKD_F16}, {"u8sqrt", CMKD_U8}};
   size_t kind = 0, bytes;
   *out = NULL;
-  while (kind < 3 && strcmp(codec, known[kind].codec)) kind++;
-  if (kind == 3 || n > UINT32_MAX || classes < 1) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "codec %.20s, %llu rows: not kept on the device", codec, (unsigned long long)n);
+  while (kind < 3 && strcmp(codec, known[kind].codec))
+    kind++;
+  if (kind == 3 || n > UINT32_MAX || classes < 1)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "codec %.20s, %llu rows: not kept on the device", codec,
+                     (unsigned long long)n);
   CMKD_TRY(cmkd_cuda_use(b, err));
   bytes = (size_t)n * (size_t)classes * item_size(known[kind].dtype);
   if (!fits(b, bytes + 4 * (size_t)n)) {
@@ -62,17 +73,21 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
   if (!rows) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   *rows = (cmkd_be_rows){.backend = b, .dtype = known[kind].dtype, .n = n, .classes = classes, .serial = ++b->serial};
   cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&rows->data, bytes), "teacher rows", err);
-  if (status == CMKD_OK && rows->dtype == CMKD_U8) status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_max, (size_t)n * 2), "teacher rows", err);
-  if (status == CMKD_OK && rows->dtype == CMKD_U8) status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_range, (size_t)n * 2), "teacher rows", err);
+  if (status == CMKD_OK && rows->dtype == CMKD_U8)
+    status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_max, (size_t)n * 2), "teacher rows", err);
+  if (status == CMKD_OK && rows->dtype == CMKD_U8)
+    status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_range, (size_t)n * 2), "teacher rows", err);
   if (status == CMKD_OK) return CMKD_OK;
   cmkd_cuda_rows_free(rows);
   *out = NULL;
   return status;
 }
 
-cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data, const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
+cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data,
+                                 const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
   const size_t row = (size_t)r->classes * item_size(r->dtype);
-  if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range))) return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
+  if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range)))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
   CMKD_TRY(cmkd_cuda_use(r->backend, err));
   CMKD_TRY(cmkd_cuda_put(r->backend, r->data + (size_t)first * row, data, (size_t)count * row, "teacher rows", err));
   if (r->dtype != CMKD_U8) return CMKD_OK;

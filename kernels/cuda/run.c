@@ -1,6 +1,6 @@
-/* Steps. Their input goes through pinned memory into a queue on the device, half of which is filled while the device works through the other
- * half; each step is a captured graph that takes its input from the queue and leaves its result in a ring, so that nothing is said to the
- * device between the steps of a run but "again". */
+/* Steps. Their input goes through pinned memory into a queue on the device, half of which is filled while the device
+ * works through the other half; each step is a captured graph that takes its input from the queue and leaves its result
+ * in a ring, so that nothing is said to the device between the steps of a run but "again". */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,10 +11,12 @@ enum { MOST_SLOTS = 64, STEPS_A_GRAPH = 8 };
 #define HALF_BYTES ((size_t)16 << 20)
 #define OUT_BYTES ((size_t)16 << 20)
 
-/* ---- the queue ---------------------------------------------------------------------------------------------------------------------- */
+/* ---- the queue ---- */
 
 /* In the first slot of a half: where the state's cursors are to stand (cmkd_cuda_state begins with the same two). */
-typedef struct half_head { int input, output; } half_head;
+typedef struct half_head {
+  int input, output;
+} half_head;
 
 static size_t part(size_t *at, size_t bytes) {
   size_t from = *at;
@@ -52,7 +54,8 @@ static cmkd_status make_queue(cmkd_be_model *m, unsigned carries, cmkd_error *er
   m->slots = HALF_BYTES / stride < 1 ? 1 : HALF_BYTES / stride > MOST_SLOTS ? MOST_SLOTS : (int)(HALF_BYTES / stride);
   const size_t half = (size_t)(m->slots + 1) * stride;
   CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&m->queue, CUDA_HALVES * half), "queue of steps", err));
-  CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->staging, CUDA_HALVES * half, cudaHostAllocDefault), "pinned memory", err));
+  CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->staging, CUDA_HALVES * half, cudaHostAllocDefault),
+                            "pinned memory", err));
   memset(m->staging, 0, CUDA_HALVES * half);
   q->slots = m->queue;
   return cmkd_cuda_status(cudaMemsetAsync(m->queue, 0, CUDA_HALVES * half, m->backend->stream), "queue of steps", err);
@@ -68,24 +71,33 @@ static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, cons
   for (int i = 0; i < step->count; i++) {
     seeds[i] = step->seeds ? step->seeds[i] : clean;
     labels[i] = images->labels ? images->labels[step->rows[i]] : 0;
-    if (!images->resident) memcpy(slot + q->pixels + (size_t)i * image, images->pixels + (size_t)step->rows[i] * image, image);
+    if (!images->resident)
+      memcpy(slot + q->pixels + (size_t)i * image, images->pixels + (size_t)step->rows[i] * image, image);
   }
-  if (step->teacher_rows && q->index) memcpy(slot + q->index, step->teacher_index, (size_t)step->count * sizeof *step->teacher_index);
-  else if (step->teacher && q->teacher) memcpy(slot + q->teacher, step->teacher, (size_t)step->count * (size_t)m->graph->classes * sizeof(float));
+  if (step->teacher_rows && q->index)
+    memcpy(slot + q->index, step->teacher_index, (size_t)step->count * sizeof *step->teacher_index);
+  else if (step->teacher && q->teacher)
+    memcpy(slot + q->teacher, step->teacher, (size_t)step->count * (size_t)m->graph->classes * sizeof(float));
 }
 
-/* Fills the half whose turn it is with k steps and sends it off; the device has then passed everything that used that half before. */
-static cmkd_status send_steps(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
+/* Fills the half whose turn it is with k steps and sends it off; the device has then passed everything that used that
+ * half before. */
+static cmkd_status send_steps(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                              cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
   const size_t stride = m->layout.stride;
   const int head = m->half * (m->slots + 1);
   char *host = m->staging + (size_t)head * stride, *device = m->queue + (size_t)head * stride;
-  if (m->in_flight[m->half]) CMKD_TRY(cmkd_cuda_status(cudaEventSynchronize(m->taken[m->half]), "waiting for earlier steps", err));
+  if (m->in_flight[m->half])
+    CMKD_TRY(cmkd_cuda_status(cudaEventSynchronize(m->taken[m->half]), "waiting for earlier steps", err));
   m->in_flight[m->half] = 0;
   *(half_head *)host = (half_head){head + 1, m->pending};
-  for (int i = 0; i < k; i++) fill_slot(m, images, &steps[i], host + (size_t)(i + 1) * stride);
-  CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(device, host, (size_t)(k + 1) * stride, cudaMemcpyHostToDevice, stream), "sending steps", err));
-  return cmkd_cuda_status(cudaMemcpyAsync(m->state, device, sizeof(half_head), cudaMemcpyDeviceToDevice, stream), "sending steps", err);
+  for (int i = 0; i < k; i++)
+    fill_slot(m, images, &steps[i], host + (size_t)(i + 1) * stride);
+  CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(device, host, (size_t)(k + 1) * stride, cudaMemcpyHostToDevice, stream),
+                            "sending steps", err));
+  return cmkd_cuda_status(cudaMemcpyAsync(m->state, device, sizeof(half_head), cudaMemcpyDeviceToDevice, stream),
+                          "sending steps", err);
 }
 
 static cmkd_status half_taken(cmkd_be_model *m, cmkd_error *err) {
@@ -95,7 +107,7 @@ static cmkd_status half_taken(cmkd_be_model *m, cmkd_error *err) {
   return CMKD_OK;
 }
 
-/* ---- graphs --------------------------------------------------------------------------------------------------------------------------- */
+/* ---- graphs ---- */
 
 void cmkd_cuda_forget_graphs(cmkd_be_model *m) {
   for (int i = 0; i < CUDA_GRAPHS; i++) {
@@ -108,13 +120,17 @@ void cmkd_cuda_forget_graphs(cmkd_be_model *m) {
 static cuda_graph *find_graph(cmkd_be_model *m, const cuda_graph *key) {
   for (int i = 0; i < CUDA_GRAPHS; i++) {
     cuda_graph *g = &m->captured[i];
-    if (g->exec && g->images_serial == key->images_serial && g->rows_serial == key->rows_serial && g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps && g->generation == key->generation) return g;
+    if (g->exec && g->images_serial == key->images_serial && g->rows_serial == key->rows_serial &&
+        g->list == key->list && g->count == key->count && g->teacher == key->teacher && g->steps == key->steps &&
+        g->generation == key->generation)
+      return g;
   }
   return NULL;
 }
 
 static cmkd_status queue_steps(cmkd_be_model *m, const cuda_graph *key, cmkd_error *err) {
-  for (int i = 0; i < key->steps; i++) CMKD_TRY(cmkd_cuda_queue_step(m, (cmkd_list)key->list, key->images, key->rows, key->count, key->teacher, err));
+  for (int i = 0; i < key->steps; i++)
+    CMKD_TRY(cmkd_cuda_queue_step(m, (cmkd_list)key->list, key->images, key->rows, key->count, key->teacher, err));
   return CMKD_OK;
 }
 
@@ -137,13 +153,14 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_graph *key, cuda_graph *
   if (status == CMKD_OK) status = cmkd_cuda_status(ended, "capturing a step", err);
   if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphGetNodes(graph, NULL, &nodes), "capturing a step", err);
   if (m->profile && key->list == CMKD_LIST_TRAIN) cmkd_cuda_profile_nodes(m, (int)nodes / key->steps);
-  if (status == CMKD_OK) status = cmkd_cuda_status(cudaGraphInstantiate(&slot->exec, graph, 0), "preparing a captured step", err);
+  if (status == CMKD_OK)
+    status = cmkd_cuda_status(cudaGraphInstantiate(&slot->exec, graph, 0), "preparing a captured step", err);
   if (graph) (void)cudaGraphDestroy(graph);
   if (status != CMKD_OK) {
     *slot = (cuda_graph){0};
     (void)cudaGetLastError(); /* what ending a failed capture leaves behind */
-  }
-  else *out = slot;
+  } else
+    *out = slot;
   return status;
 }
 
@@ -160,14 +177,22 @@ static cmkd_status profile(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
 }
 
 /* Steps of one kind. */
-static cuda_graph key_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, int steps) {
+static cuda_graph key_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step,
+                         int steps) {
   const cmkd_be_rows *rows = list == CMKD_LIST_TRAIN ? step->teacher_rows : NULL;
-  return (cuda_graph){.images = images, .images_serial = images->serial, .rows = rows, .rows_serial = rows ? rows->serial : 0, .list = list, .count = step->count,
-                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows, .steps = steps, .generation = m->backend->workspace_generation};
+  return (cuda_graph){.images = images,
+                      .images_serial = images->serial,
+                      .rows = rows,
+                      .rows_serial = rows ? rows->serial : 0,
+                      .list = list,
+                      .count = step->count,
+                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows,
+                      .steps = steps,
+                      .generation = m->backend->workspace_generation};
 }
 
-/* `steps` equal steps: one graph launch. The first of their kind are queued op by op, so that every kernel is loaded before it is captured; and so are
- * all where each operation is to be checked. */
+/* `steps` equal steps: one graph launch. The first of their kind are queued op by op, so that every kernel is loaded
+ * before it is captured; and so are all where each operation is to be checked. */
 static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
   cuda_conv_algorithms *algorithms = cmkd_cuda_algorithms_for(m, (cmkd_list)key.list, key.count);
   cuda_graph *graph = find_graph(m, &key);
@@ -182,31 +207,42 @@ static cmkd_status launch(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
   return cmkd_cuda_status(cudaGraphLaunch(graph->exec, m->backend->stream), "launching a step", err);
 }
 
-/* ---- running -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- running ---- */
 
-static cmkd_status check_step(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err) {
+static cmkd_status check_step(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
+                              const cmkd_step *step, cmkd_error *err) {
   const cmkd_shape in = m->graph->tensor[0];
   if (images->h != in.h || images->w != in.w || images->c != in.c)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w, images->c, m->graph->arch, in.h, in.w, in.c);
-  if (step->count < 1 || step->count > m->config.batch) return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w,
+                     images->c, m->graph->arch, in.h, in.w, in.c);
+  if (step->count < 1 || step->count > m->config.batch)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
   for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= images->n) return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
+    if (step->rows[i] >= images->n)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
   if (list == CMKD_LIST_INFER) return CMKD_OK;
   if (!m->config.train) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
   for (int i = 0; step->teacher_rows && i < step->count; i++)
-    if (step->teacher_rows->classes != m->graph->classes || step->teacher_index[i] >= step->teacher_rows->n) return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", step->teacher_index[i], (unsigned long long)step->teacher_rows->n);
-  if (!step->teacher && !step->teacher_rows && cmkd_loss_needs_teacher(m->config.loss)) return cmkd_fail(err, CMKD_ERR_VALUE, "the loss `%s` needs teacher logits", cmkd_loss_text(m->config.loss));
+    if (step->teacher_rows->classes != m->graph->classes || step->teacher_index[i] >= step->teacher_rows->n)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", step->teacher_index[i],
+                       (unsigned long long)step->teacher_rows->n);
+  if (!step->teacher && !step->teacher_rows && cmkd_loss_needs_teacher(m->config.loss))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "the loss `%s` needs teacher logits", cmkd_loss_text(m->config.loss));
   if (!(step->epoch >= 1)) return cmkd_fail(err, CMKD_ERR_VALUE, "epoch %g is below 1", step->epoch);
   return CMKD_OK;
 }
 
-static int same_kind(const cmkd_step *a, const cmkd_step *b) { return a->count == b->count && a->teacher_rows == b->teacher_rows && !a->teacher == !b->teacher; }
+static int same_kind(const cmkd_step *a, const cmkd_step *b) {
+  return a->count == b->count && a->teacher_rows == b->teacher_rows && !a->teacher == !b->teacher;
+}
 
 /* Steps of one kind in a row: as many graphs of several steps as fit, the rest one by one. */
-static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
+static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                                cmkd_error *err) {
   for (int i = 0; i < k;) {
     int same = 1;
-    while (i + same < k && same_kind(&steps[i], &steps[i + same])) same++;
+    while (i + same < k && same_kind(&steps[i], &steps[i + same]))
+      same++;
     const int together = same >= STEPS_A_GRAPH ? STEPS_A_GRAPH : 1;
     CMKD_TRY(launch(m, key_of(m, CMKD_LIST_TRAIN, images, &steps[i], together), err));
     i += together;
@@ -216,10 +252,13 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
 
 static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err);
 
-static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, cmkd_error *err) {
-  for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_TRAIN, steps[i].count, err));
+static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                             cmkd_error *err) {
+  for (int i = 0; i < k; i++)
+    CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_TRAIN, steps[i].count, err));
   for (int i = 0; i < k;) {
-    const int most = i || k < 2 * STEPS_A_GRAPH || m->slots < STEPS_A_GRAPH ? m->slots : STEPS_A_GRAPH, n = k - i < most ? k - i : most; /* few at first: the device waits for them */
+    const int most = i || k < 2 * STEPS_A_GRAPH || m->slots < STEPS_A_GRAPH ? m->slots : STEPS_A_GRAPH,
+              n = k - i < most ? k - i : most; /* few at first: the device waits for them */
     if (m->pending + n > CUDA_RESULTS) CMKD_TRY(fetch(m, err));
     CMKD_TRY(send_steps(m, images, steps + i, n, err));
     m->pending += n;
@@ -237,59 +276,78 @@ static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, con
   return CMKD_OK;
 }
 
-/* ---- inference -------------------------------------------------------------------------------------------------------------------------- */
+/* ---- inference ---- */
 
 static void narrow(const cmkd_be_model *m, const float *wide, size_t count, uint16_t *to) {
-  for (size_t i = 0; i < count; i++) to[i] = m->backend->dtype == CMKD_F16 ? cmkd_float_to_half(wide[i]) : cmkd_float_to_bf16(wide[i]);
+  for (size_t i = 0; i < count; i++)
+    to[i] = m->backend->dtype == CMKD_F16 ? cmkd_float_to_half(wide[i]) : cmkd_float_to_bf16(wide[i]);
 }
 
 /* Batch norm folded into the convolutions' weights, on the host, in double. */
 static cmkd_status fold(cmkd_be_model *m, cmkd_error *err) {
   const size_t values = (size_t)m->values, channels = m->channels + 1, biases = m->biases + 1;
-  float *memory = malloc((values + 2 * channels + biases) * sizeof *memory), *mean = memory + values, *var = mean + channels, *bias = var + channels;
+  float *memory = malloc((values + 2 * channels + biases) * sizeof *memory), *mean = memory + values,
+        *var = mean + channels, *bias = var + channels;
   if (!memory) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   cmkd_backend *b = m->backend;
   const int wide = b->dtype == CMKD_F32;
   memset(memory, 0, values * sizeof *memory);
   cmkd_status status = cmkd_cuda_get(b, m->host, m->value, values * sizeof(float), "folding batch norm", err);
-  if (status == CMKD_OK) status = cmkd_cuda_get(b, mean, m->mean, m->channels * sizeof(float), "folding batch norm", err);
+  if (status == CMKD_OK)
+    status = cmkd_cuda_get(b, mean, m->mean, m->channels * sizeof(float), "folding batch norm", err);
   if (status == CMKD_OK) status = cmkd_cuda_get(b, var, m->var, m->channels * sizeof(float), "folding batch norm", err);
   if (status == CMKD_OK) cmkd_cuda_fold(m, m->host, mean, var, memory, bias);
   if (status == CMKD_OK && !wide) narrow(m, memory, values, (uint16_t *)m->host);
-  if (status == CMKD_OK) status = cmkd_cuda_put(b, m->fold_weight, wide ? (void *)memory : (void *)m->host, values * cuda_dtype_size(b->dtype), "folding batch norm", err);
-  if (status == CMKD_OK) status = cmkd_cuda_put(b, m->fold_bias, bias, m->biases * sizeof(float), "folding batch norm", err);
+  if (status == CMKD_OK)
+    status = cmkd_cuda_put(b, m->fold_weight, wide ? (void *)memory : (void *)m->host,
+                           values * cuda_dtype_size(b->dtype), "folding batch norm", err);
+  if (status == CMKD_OK)
+    status = cmkd_cuda_put(b, m->fold_bias, bias, m->biases * sizeof(float), "folding batch norm", err);
   free(memory);
   if (status != CMKD_OK) return status;
   m->fold_stale = 0;
   return CMKD_OK;
 }
 
-/* Logits and features of the steps that ran, from pinned memory to the caller; the first row that is not finite fails. */
-static cmkd_status fetch_outputs(const cmkd_be_model *m, const cmkd_step *steps, int k, float **logits, float **features, cmkd_error *err) {
+/* Logits and features of the steps that ran, from pinned memory to the caller; the first row that is not finite fails.
+ */
+static cmkd_status fetch_outputs(const cmkd_be_model *m, const cmkd_step *steps, int k, float **logits,
+                                 float **features, cmkd_error *err) {
   const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
   for (int i = 0; i < k; i++) {
     const size_t count = (size_t)steps[i].count;
     const float *z = m->out + (size_t)i * m->out_floats;
     for (size_t j = 0; j < count * classes; j++)
-      if (!isfinite(z[j])) return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: logits of image %u are NaN or Inf; the weights are broken or the learning rate was too high", m->graph->arch, steps[i].rows[j / classes]);
+      if (!isfinite(z[j]))
+        return cmkd_fail(
+            err, CMKD_ERR_VALUE,
+            "`%s`: logits of image %u are NaN or Inf; the weights are broken or the learning rate was too high",
+            m->graph->arch, steps[i].rows[j / classes]);
     if (*logits) memcpy(*logits, z, count * classes * sizeof(float)), *logits += count * classes;
-    if (*features) memcpy(*features, z + (size_t)m->config.batch * classes, count * width * sizeof(float)), *features += count * width;
+    if (*features)
+      memcpy(*features, z + (size_t)m->config.batch * classes, count * width * sizeof(float)),
+          *features += count * width;
   }
   return CMKD_OK;
 }
 
 static cmkd_status make_out(cmkd_be_model *m, cmkd_error *err) {
   if (m->out) return CMKD_OK;
-  m->out_floats = (size_t)m->config.batch * ((size_t)m->graph->classes + (size_t)m->graph->tensor[m->graph->features].c);
+  m->out_floats =
+      (size_t)m->config.batch * ((size_t)m->graph->classes + (size_t)m->graph->tensor[m->graph->features].c);
   const size_t steps = OUT_BYTES / (m->out_floats * sizeof(float));
   m->out_steps = steps < 1 ? 1 : steps > MOST_SLOTS ? MOST_SLOTS : (int)steps;
-  return cmkd_cuda_status(cudaHostAlloc((void **)&m->out, (size_t)m->out_steps * m->out_floats * sizeof(float), cudaHostAllocDefault), "pinned memory", err);
+  return cmkd_cuda_status(
+      cudaHostAlloc((void **)&m->out, (size_t)m->out_steps * m->out_floats * sizeof(float), cudaHostAllocDefault),
+      "pinned memory", err);
 }
 
-static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
+static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                             float *logits, float *features, cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
   const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
-  for (int i = 0; i < k; i++) CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_INFER, steps[i].count, err));
+  for (int i = 0; i < k; i++)
+    CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_INFER, steps[i].count, err));
   CMKD_TRY(make_out(m, err));
   if (m->fold_stale) CMKD_TRY(fold(m, err));
   for (int i = 0; i < k;) {
@@ -299,8 +357,13 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
       const size_t count = (size_t)steps[i + j].count;
       float *out = m->out + (size_t)j * m->out_floats;
       CMKD_TRY(launch(m, key_of(m, CMKD_LIST_INFER, images, &steps[i + j], 1), err));
-      CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out, m->logits, count * classes * sizeof(float), cudaMemcpyDeviceToHost, stream), "logits", err));
-      if (features) CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out + (size_t)m->config.batch * classes, m->features, count * width * sizeof(float), cudaMemcpyDeviceToHost, stream), "features", err));
+      CMKD_TRY(cmkd_cuda_status(
+          cudaMemcpyAsync(out, m->logits, count * classes * sizeof(float), cudaMemcpyDeviceToHost, stream), "logits",
+          err));
+      if (features)
+        CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(out + (size_t)m->config.batch * classes, m->features,
+                                                  count * width * sizeof(float), cudaMemcpyDeviceToHost, stream),
+                                  "features", err));
     }
     CMKD_TRY(half_taken(m, err));
     CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(stream), "inference", err));
@@ -310,7 +373,8 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
+cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                          float *logits, float *features, cmkd_error *err) {
   unsigned carries = images->resident ? 0 : CUDA_PIXELS;
   for (int i = 0; i < k; i++) {
     CMKD_TRY(check_step(m, list, images, &steps[i], err));
@@ -318,10 +382,11 @@ cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
   }
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(make_queue(m, carries, err));
-  return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err) : run_infer(m, images, steps, k, logits, features, err);
+  return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err)
+                                 : run_infer(m, images, steps, k, logits, features, err);
 }
 
-/* ---- results ------------------------------------------------------------------------------------------------------------------------------ */
+/* ---- results ---- */
 
 /* All results that the device has; waits for it. */
 static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err) {
@@ -336,10 +401,13 @@ static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err) {
   const int pending = m->pending;
   m->pending = 0;
   CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "training steps", err));
-  CMKD_TRY(cmkd_cuda_get(m->backend, m->result + m->results_count, m->results, (size_t)pending * sizeof *m->result, "results", err));
+  CMKD_TRY(cmkd_cuda_get(m->backend, m->result + m->results_count, m->results, (size_t)pending * sizeof *m->result,
+                         "results", err));
   for (int i = 0; i < pending; i++) /* what came after a halt did not happen */
-    if (m->result[m->results_count].count >= 0) m->results_count++;
-    else return CMKD_OK;
+    if (m->result[m->results_count].count >= 0)
+      m->results_count++;
+    else
+      return CMKD_OK;
   return CMKD_OK;
 }
 
@@ -362,7 +430,9 @@ cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, 
   for (int i = 0; i < count; i++)
     if (results[i].loss.bad_row >= 0) {
       CMKD_TRY(release_halt(m, err));
-      return cmkd_fail(err, CMKD_ERR_VALUE, "row %lld of a batch: its logits are NaN or Inf, or its label is out of range", (long long)results[i].loss.bad_row);
+      return cmkd_fail(err, CMKD_ERR_VALUE,
+                       "row %lld of a batch: its logits are NaN or Inf, or its label is out of range",
+                       (long long)results[i].loss.bad_row);
     }
   return CMKD_OK;
 }

@@ -1,5 +1,5 @@
-/* What a resumed run needs beside its parameters: {"plans": who computes each convolution, "scale": fp16's loss scale, "good": steps since it
- * moved}. */
+/* What a resumed run needs beside its parameters: {"plans": who computes each convolution, "scale": fp16's loss scale,
+ * "good": steps since it moved}. */
 #include <jansson.h>
 #include <stdlib.h>
 #include "kernels/cuda/backend.h"
@@ -11,7 +11,8 @@ cmkd_status cmkd_cuda_save(cmkd_be_model *m, char **text, cmkd_error *err) {
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(cmkd_cuda_get(m->backend, &state, m->state, sizeof state, "state", err));
   CMKD_TRY(cmkd_conv_selector_save(m->backend->selector, &plans, err));
-  json_t *root = json_pack("{s:o?, s:f, s:i}", "plans", json_loads(plans, 0, NULL), "scale", (double)state.scale, "good", state.good);
+  json_t *root = json_pack("{s:o?, s:f, s:i}", "plans", json_loads(plans, 0, NULL), "scale", (double)state.scale,
+                           "good", state.good);
   *text = root ? json_dumps(root, JSON_COMPACT | JSON_SORT_KEYS) : NULL;
   json_decref(root);
   free(plans);
@@ -25,7 +26,9 @@ cmkd_status cmkd_cuda_load(cmkd_be_model *m, const char *text, int *used, cmkd_e
   char *plans = root ? json_dumps(json_object_get(root, "plans"), JSON_COMPACT) : NULL;
   cmkd_status status = CMKD_OK;
   *used = 0;
-  if (!plans || !(scale >= 1 && scale <= (double)CMKD_CUDA_SCALE_MOST) || good < 0 || good > CMKD_CUDA_SCALE_STEPS) status = cmkd_fail(err, CMKD_ERR_FORMAT, "the device's part of the run's state is damaged; delete the run's folder to start afresh");
+  if (!plans || !(scale >= 1 && scale <= (double)CMKD_CUDA_SCALE_MOST) || good < 0 || good > CMKD_CUDA_SCALE_STEPS)
+    status = cmkd_fail(err, CMKD_ERR_FORMAT,
+                       "the device's part of the run's state is damaged; delete the run's folder to start afresh");
   if (status == CMKD_OK) status = cmkd_conv_selector_load(m->backend->selector, plans, used, err);
   free(plans);
   json_decref(root);

@@ -1,4 +1,5 @@
-/* The small kernels around a training step: input from the queue, judgement, optimizer, result. See step.h. Bound by launches and memory. */
+/* The small kernels around a training step: input from the queue, judgement, optimizer, result. See step.h. Bound by
+ * launches and memory. */
 #include "kernels/cuda/step.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/vector.h"
@@ -10,9 +11,14 @@ static unsigned blocks_for(int64_t n, int64_t most) {
   return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
-/* ---- begin: every array of the slot, in words of four bytes; the grid strides over all of them as if they were one ----------------- */
+/* ---- begin: every array of the slot, in words of four bytes; the grid strides over all of them as if they were one
+ * ---- */
 
-typedef struct begin_part { void *to; size_t from; int64_t words; } begin_part;
+typedef struct begin_part {
+  void *to;
+  size_t from;
+  int64_t words;
+} begin_part;
 enum { BEGIN_PARTS = 6 };
 typedef struct begin_args {
   const char *slots;
@@ -23,7 +29,8 @@ typedef struct begin_args {
   int count;
 } begin_args;
 
-__global__ void __launch_bounds__(STEP_THREADS) begin_kernel(const __grid_constant__ begin_args a, cmkd_cuda_state *state) {
+__global__ void __launch_bounds__(STEP_THREADS)
+    begin_kernel(const __grid_constant__ begin_args a, cmkd_cuda_state *state) {
   const char *slot = a.slots + (size_t)state->input * a.stride;
   const int64_t first = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x;
   for (int64_t at = first; at < a.total; at += (int64_t)gridDim.x * STEP_THREADS) {
@@ -35,7 +42,8 @@ __global__ void __launch_bounds__(STEP_THREADS) begin_kernel(const __grid_consta
     }
   }
   if (a.identity)
-    for (int64_t i = first; i < a.count; i += (int64_t)gridDim.x * STEP_THREADS) a.identity[i] = (uint32_t)i;
+    for (int64_t i = first; i < a.count; i += (int64_t)gridDim.x * STEP_THREADS)
+      a.identity[i] = (uint32_t)i;
   if (first) return;
   const cmkd_cuda_slot *head = (const cmkd_cuda_slot *)slot;
   state->lr = head->lr;
@@ -46,29 +54,36 @@ __global__ void __launch_bounds__(STEP_THREADS) begin_kernel(const __grid_consta
   state->agreement.rows = 0;
 }
 
-cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *q, const cmkd_cuda_input *in, cmkd_cuda_state *state, int count, int classes, int64_t image, void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *q, const cmkd_cuda_input *in, cmkd_cuda_state *state, int count,
+                            int classes, int64_t image, void *stream, cmkd_error *err) {
   begin_args a;
-  if (!q->slots || !in->rows || !in->seeds || !in->labels || count < 1 || classes < 1 || (in->teacher && !q->teacher) || (in->index && !q->index) || (in->pixels && (!q->pixels || image < 1)))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "step input: %d rows of %d classes, or a pointer, is out of range", count, classes);
+  if (!q->slots || !in->rows || !in->seeds || !in->labels || count < 1 || classes < 1 || (in->teacher && !q->teacher) ||
+      (in->index && !q->index) || (in->pixels && (!q->pixels || image < 1)))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "step input: %d rows of %d classes, or a pointer, is out of range", count,
+                     classes);
   memset(&a, 0, sizeof a);
   a.slots = q->slots;
   a.stride = q->stride;
   a.count = count;
   a.part[0] = begin_part{in->seeds, q->seeds, 2 * (int64_t)count};
   a.part[1] = begin_part{in->labels, q->labels, count};
-  if (in->pixels) a.identity = in->rows;
-  else a.part[2] = begin_part{in->rows, q->rows, count};
+  if (in->pixels)
+    a.identity = in->rows;
+  else
+    a.part[2] = begin_part{in->rows, q->rows, count};
   if (in->index) a.part[3] = begin_part{in->index, q->index, count};
   if (in->teacher) a.part[4] = begin_part{in->teacher, q->teacher, (int64_t)count * classes};
   if (in->pixels) a.part[5] = begin_part{in->pixels, q->pixels, ((int64_t)count * image + 3) / 4};
-  for (int k = 0; k < BEGIN_PARTS; k++) a.total += a.part[k].words;
+  for (int k = 0; k < BEGIN_PARTS; k++)
+    a.total += a.part[k].words;
   CMKD_LAUNCH(begin_kernel, dim3(blocks_for(a.total, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, a, state);
   return launch_status("step input", err);
 }
 
-/* ---- judge: a warp a row ------------------------------------------------------------------------------------------------------- */
+/* ---- judge: a warp a row ---- */
 
-__global__ void __launch_bounds__(STEP_THREADS) judge_kernel(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state) {
+__global__ void __launch_bounds__(STEP_THREADS)
+    judge_kernel(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state) {
   const int lane = threadIdx.x & 31, row = (int)(blockIdx.x * (STEP_THREADS / 32) + (threadIdx.x >> 5));
   if (blockIdx.x == 0 && threadIdx.x == 0) state->skip = state->halted || state->loss.bad_row >= 0;
   if (row >= count) return; /* the whole warp */
@@ -76,30 +91,38 @@ __global__ void __launch_bounds__(STEP_THREADS) judge_kernel(const float *logits
   if (label < 0 || label >= classes) return;
   const float *z = logits + (int64_t)row * classes, mine = z[label];
   int better = 0;
-  for (int c = lane; c < classes; c += 32) better += z[c] > mine || (c < label && z[c] == mine);
+  for (int c = lane; c < classes; c += 32)
+    better += z[c] > mine || (c < label && z[c] == mine);
 #pragma unroll
-  for (int d = 16; d; d >>= 1) better += __shfl_xor_sync(CMKD_WARP, better, d);
+  for (int d = 16; d; d >>= 1)
+    better += __shfl_xor_sync(CMKD_WARP, better, d);
   if (lane) return;
   if (better < 1) atomicAdd(&state->top1, 1);
   if (better < 5) atomicAdd(&state->top5, 1);
 }
 
-cmkd_status cmkd_cuda_judge(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state, void *stream, cmkd_error *err) {
-  if (!logits || !labels || !state || count < 1 || classes < 1) return cmkd_fail(err, CMKD_ERR_VALUE, "judge: %d rows of %d classes, or a pointer, is out of range", count, classes);
+cmkd_status cmkd_cuda_judge(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state,
+                            void *stream, cmkd_error *err) {
+  if (!logits || !labels || !state || count < 1 || classes < 1)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "judge: %d rows of %d classes, or a pointer, is out of range", count,
+                     classes);
   const int rows = STEP_THREADS / 32;
-  CMKD_LAUNCH(judge_kernel, dim3((unsigned)((count + rows - 1) / rows)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, logits, labels, count, classes, state);
+  CMKD_LAUNCH(judge_kernel, dim3((unsigned)((count + rows - 1) / rows)), dim3(STEP_THREADS), 0, (cudaStream_t)stream,
+              logits, labels, count, classes, state);
   return launch_status("judge", err);
 }
 
-/* ---- gradients to weights ------------------------------------------------------------------------------------------------------ */
+/* ---- gradients to weights ---- */
 
 __global__ void __launch_bounds__(STEP_THREADS) scale_kernel(float *grad, int64_t count, const cmkd_cuda_state *state) {
   const float scale = state->scale;
-  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS) grad[i] *= scale;
+  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS)
+    grad[i] *= scale;
 }
 
 cmkd_status cmkd_cuda_scale(float *grad, int64_t count, const cmkd_cuda_state *state, void *stream, cmkd_error *err) {
-  CMKD_LAUNCH(scale_kernel, dim3(blocks_for(count, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, grad, count, state);
+  CMKD_LAUNCH(scale_kernel, dim3(blocks_for(count, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, grad, count,
+              state);
   return launch_status("loss scale", err);
 }
 
@@ -107,23 +130,27 @@ cmkd_status cmkd_cuda_scale(float *grad, int64_t count, const cmkd_cuda_state *s
 static __device__ __forceinline__ void gradients_of(const cmkd_cuda_update &u, int64_t first, float g[4]) {
   if (u.from16 && u.from16[blockIdx.x]) {
 #pragma unroll
-    for (int k = 0; k < 4; k++) g[k] = load_float(u.grad16, u.copy_dtype, first + k);
+    for (int k = 0; k < 4; k++)
+      g[k] = load_float(u.grad16, u.copy_dtype, first + k);
     return;
   }
   const float4 v = *(const float4 *)(u.grad + first);
   g[0] = v.x, g[1] = v.y, g[2] = v.z, g[3] = v.w;
 }
 
-__global__ void __launch_bounds__(STEP_THREADS) check_kernel(const __grid_constant__ cmkd_cuda_update u, cmkd_cuda_state *state) {
+__global__ void __launch_bounds__(STEP_THREADS)
+    check_kernel(const __grid_constant__ cmkd_cuda_update u, cmkd_cuda_state *state) {
   float g[4];
   gradients_of(u, (int64_t)blockIdx.x * CMKD_CUDA_CHUNK + threadIdx.x * 4, g);
   bool bad = false;
 #pragma unroll
-  for (int k = 0; k < 4; k++) bad |= !(fabsf(g[k]) <= 3.4e38f);
+  for (int k = 0; k < 4; k++)
+    bad |= !(fabsf(g[k]) <= 3.4e38f);
   if (bad) state->overflow = 1; /* whoever writes, writes the same */
 }
 
-__global__ void __launch_bounds__(STEP_THREADS) sgd_kernel(const __grid_constant__ cmkd_cuda_update u, const cmkd_cuda_state *state) {
+__global__ void __launch_bounds__(STEP_THREADS)
+    sgd_kernel(const __grid_constant__ cmkd_cuda_update u, const cmkd_cuda_state *state) {
   if (state->skip || state->overflow) return;
   const int64_t first = (int64_t)blockIdx.x * CMKD_CUDA_CHUNK + threadIdx.x * 4;
   const float rate = state->lr, unscale = 1.0f / state->scale;
@@ -142,42 +169,56 @@ __global__ void __launch_bounds__(STEP_THREADS) sgd_kernel(const __grid_constant
   if (!u.copy) return;
 #pragma unroll
   for (int k = 0; k < 4; k++)
-    if (u.copy_dtype == CMKD_F16) from_float((__half *)u.copy + first + k, next[k]);
-    else from_float((__nv_bfloat16 *)u.copy + first + k, next[k]);
+    if (u.copy_dtype == CMKD_F16)
+      from_float((__half *)u.copy + first + k, next[k]);
+    else
+      from_float((__nv_bfloat16 *)u.copy + first + k, next[k]);
 }
 
 static cmkd_status check_update(const cmkd_cuda_update *u, cmkd_error *err) {
-  const bool whole = u->count >= 1 && u->count % CMKD_CUDA_CHUNK == 0 && u->count / CMKD_CUDA_CHUNK <= 0x7FFFFFFF, half = u->copy_dtype == CMKD_F16 || u->copy_dtype == CMKD_BF16;
-  if (whole && u->w && u->m && u->grad && (half || !(u->copy || u->from16)) && !(u->from16 && !u->grad16)) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_VALUE, "sgd: %lld numbers, or a pointer or dtype, is out of range", (long long)u->count);
+  const bool whole = u->count >= 1 && u->count % CMKD_CUDA_CHUNK == 0 && u->count / CMKD_CUDA_CHUNK <= 0x7FFFFFFF,
+             half = u->copy_dtype == CMKD_F16 || u->copy_dtype == CMKD_BF16;
+  if (whole && u->w && u->m && u->grad && (half || !(u->copy || u->from16)) && !(u->from16 && !u->grad16))
+    return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_VALUE, "sgd: %lld numbers, or a pointer or dtype, is out of range",
+                   (long long)u->count);
 }
 
-cmkd_status cmkd_cuda_check_gradients(const cmkd_cuda_update *u, cmkd_cuda_state *state, void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_check_gradients(const cmkd_cuda_update *u, cmkd_cuda_state *state, void *stream,
+                                      cmkd_error *err) {
   CMKD_TRY(check_update(u, err));
-  CMKD_LAUNCH(check_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, *u, state);
+  CMKD_LAUNCH(check_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream,
+              *u, state);
   return launch_status("gradient check", err);
 }
 
 cmkd_status cmkd_cuda_sgd(const cmkd_cuda_update *u, const cmkd_cuda_state *state, void *stream, cmkd_error *err) {
   CMKD_TRY(check_update(u, err));
-  CMKD_LAUNCH(sgd_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, *u, state);
+  CMKD_LAUNCH(sgd_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, *u,
+              state);
   return launch_status("sgd", err);
 }
 
-template <class T> __global__ void __launch_bounds__(STEP_THREADS) round_kernel(const float *w, int64_t count, T *copy) {
-  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS) from_float(copy + i, w[i]);
+template <class T> __global__ void __launch_bounds__(STEP_THREADS)
+    round_kernel(const float *w, int64_t count, T *copy) {
+  for (int64_t i = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x; i < count; i += (int64_t)gridDim.x * STEP_THREADS)
+    from_float(copy + i, w[i]);
 }
 
-cmkd_status cmkd_cuda_round(const float *w, int64_t count, void *copy, cmkd_dtype dtype, void *stream, cmkd_error *err) {
-  if (!w || !copy || count < 1 || !float_dtype(dtype)) return cmkd_fail(err, CMKD_ERR_VALUE, "rounding: %lld numbers, or a pointer or dtype, is out of range", (long long)count);
+cmkd_status cmkd_cuda_round(const float *w, int64_t count, void *copy, cmkd_dtype dtype, void *stream,
+                            cmkd_error *err) {
+  if (!w || !copy || count < 1 || !float_dtype(dtype))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "rounding: %lld numbers, or a pointer or dtype, is out of range",
+                     (long long)count);
   by_dtype(dtype, [&](auto *t) {
     auto kernel = round_kernel<std::remove_pointer_t<decltype(t)>>;
-    CMKD_LAUNCH(kernel, dim3(blocks_for(count, 4096)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, w, count, (decltype(t))copy);
+    CMKD_LAUNCH(kernel, dim3(blocks_for(count, 4096)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, w, count,
+                (decltype(t))copy);
   });
   return launch_status("rounding", err);
 }
 
-/* ---- end ----------------------------------------------------------------------------------------------------------------------- */
+/* ---- end ---- */
 
 __global__ void end_kernel(cmkd_cuda_state *s, cmkd_step_result *results, int count, int scaling) {
   s->input++;
@@ -200,7 +241,8 @@ __global__ void end_kernel(cmkd_cuda_state *s, cmkd_step_result *results, int co
   }
 }
 
-cmkd_status cmkd_cuda_end(cmkd_cuda_state *state, cmkd_step_result *results, int count, int scaling, void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_end(cmkd_cuda_state *state, cmkd_step_result *results, int count, int scaling, void *stream,
+                          cmkd_error *err) {
   CMKD_LAUNCH(end_kernel, dim3(1), dim3(1), 0, (cudaStream_t)stream, state, results, count, scaling);
   return launch_status("step result", err);
 }

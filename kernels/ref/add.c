@@ -3,7 +3,8 @@
 
 void cmkd_ref_add(const cmkd_ref_call *call) {
   size_t count = (size_t)call->n * call->out.h * call->out.w * call->out.c;
-  for (size_t i = 0; i < count; i++) call->y[i] = cmkd_ref_activate(call->op->act, call->x[0][i] + call->x[1][i]);
+  for (size_t i = 0; i < count; i++)
+    call->y[i] = cmkd_ref_activate(call->op->act, call->x[0][i] + call->x[1][i]);
 }
 
 void cmkd_ref_add_backward(const cmkd_ref_call *call) {

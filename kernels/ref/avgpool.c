@@ -13,17 +13,21 @@ static void walk(const cmkd_ref_call *call, double *y, const double *dy, double 
           for (int kx = 0; kx < op->kernel_w; kx++) {
             int iy = oy * op->stride - op->pad + ky, ix = ox * op->stride - op->pad + kx;
             if (iy < 0 || iy >= in.h || ix < 0 || ix >= in.w) continue;
-            size_t from = (((size_t)image * in.h + iy) * in.w + ix) * in.c, to = (((size_t)image * out.h + oy) * out.w + ox) * out.c;
+            size_t from = (((size_t)image * in.h + iy) * in.w + ix) * in.c,
+                   to = (((size_t)image * out.h + oy) * out.w + ox) * out.c;
             for (int c = 0; c < in.c; c++) {
-              if (y) y[to + c] += weight * call->x[0][from + c];
-              else dx[from + c] += weight * dy[to + c];
+              if (y)
+                y[to + c] += weight * call->x[0][from + c];
+              else
+                dx[from + c] += weight * dy[to + c];
             }
           }
 }
 
 void cmkd_ref_avgpool(const cmkd_ref_call *call) {
   size_t count = (size_t)call->n * call->out.h * call->out.w * call->out.c;
-  for (size_t i = 0; i < count; i++) call->y[i] = 0;
+  for (size_t i = 0; i < count; i++)
+    call->y[i] = 0;
   walk(call, call->y, NULL, NULL);
 }
 

@@ -1,5 +1,6 @@
-/* The whole backend table in double with plain loops: what every other backend is compared with. It keeps parameters, momentum,
- * activations and the loss in double, so that only upload and download round. Will not do: be fast, fold, fuse or use threads. */
+/* The whole backend table in double with plain loops: what every other backend is compared with. It keeps parameters,
+ * momentum, activations and the loss in double, so that only upload and download round. Will not do: be fast, fold,
+ * fuse or use threads. */
 #include "kernels/backend.h"
 #include <math.h>
 #include <stdlib.h>
@@ -9,45 +10,56 @@
 #include "kernels/ref/ops.h"
 
 const cmkd_ref_rule cmkd_ref_rules[CMKD_OP_SHUFFLE + 1] = {
-  [CMKD_OP_CONV] = {cmkd_ref_conv, cmkd_ref_conv_backward},
-  [CMKD_OP_NORM] = {cmkd_ref_norm, cmkd_ref_norm_backward},
-  [CMKD_OP_ADD] = {cmkd_ref_add, cmkd_ref_add_backward},
-  [CMKD_OP_ACT] = {cmkd_ref_act, cmkd_ref_act_backward},
-  [CMKD_OP_MAXPOOL] = {cmkd_ref_maxpool, cmkd_ref_maxpool_backward},
-  [CMKD_OP_AVGPOOL] = {cmkd_ref_avgpool, cmkd_ref_avgpool_backward},
-  [CMKD_OP_GLOBALPOOL] = {cmkd_ref_globalpool, cmkd_ref_globalpool_backward},
-  [CMKD_OP_LINEAR] = {cmkd_ref_linear, cmkd_ref_linear_backward},
-  [CMKD_OP_PADSHORTCUT] = {cmkd_ref_padshortcut, cmkd_ref_padshortcut_backward},
-  [CMKD_OP_CONCAT] = {cmkd_ref_concat, cmkd_ref_concat_backward},
-  [CMKD_OP_SLICE] = {cmkd_ref_slice, cmkd_ref_slice_backward},
-  [CMKD_OP_SHUFFLE] = {cmkd_ref_shuffle, cmkd_ref_shuffle_backward},
+    [CMKD_OP_CONV] = {cmkd_ref_conv, cmkd_ref_conv_backward},
+    [CMKD_OP_NORM] = {cmkd_ref_norm, cmkd_ref_norm_backward},
+    [CMKD_OP_ADD] = {cmkd_ref_add, cmkd_ref_add_backward},
+    [CMKD_OP_ACT] = {cmkd_ref_act, cmkd_ref_act_backward},
+    [CMKD_OP_MAXPOOL] = {cmkd_ref_maxpool, cmkd_ref_maxpool_backward},
+    [CMKD_OP_AVGPOOL] = {cmkd_ref_avgpool, cmkd_ref_avgpool_backward},
+    [CMKD_OP_GLOBALPOOL] = {cmkd_ref_globalpool, cmkd_ref_globalpool_backward},
+    [CMKD_OP_LINEAR] = {cmkd_ref_linear, cmkd_ref_linear_backward},
+    [CMKD_OP_PADSHORTCUT] = {cmkd_ref_padshortcut, cmkd_ref_padshortcut_backward},
+    [CMKD_OP_CONCAT] = {cmkd_ref_concat, cmkd_ref_concat_backward},
+    [CMKD_OP_SLICE] = {cmkd_ref_slice, cmkd_ref_slice_backward},
+    [CMKD_OP_SHUFFLE] = {cmkd_ref_shuffle, cmkd_ref_shuffle_backward},
 };
 
-struct cmkd_backend { int unused; };
-struct cmkd_be_images { const uint8_t *pixels; const int32_t *labels; uint32_t n; int h, w, c; };
+struct cmkd_backend {
+  int unused;
+};
+struct cmkd_be_images {
+  const uint8_t *pixels;
+  const int32_t *labels;
+  uint32_t n;
+  int h, w, c;
+};
 struct cmkd_be_model {
   cmkd_model_config config;
   double **param, **grad, **momentum; /* (params) in graph order; convolution weights as (kh, kw, in/groups, out) */
-  double **value, **slope;            /* (tensors): activations and, when training, their gradients, room for a whole batch */
-  double **saved;                     /* (ops): statistics of NORMs: mean and variance of the batch */
-  uint8_t *bytes;                     /* one moved image */
-  float *student;                     /* (batch, classes), for the agreement figures */
-  double *teacher;                    /* (batch, classes) */
-  int32_t *labels;                    /* (batch) */
-  cmkd_step_result *results; int results_count, results_capacity;
-  void *pool[8];                      /* what model_free frees: arrays of arrays above share few allocations */
+  double **value, **slope; /* (tensors): activations and, when training, their gradients, room for a whole batch */
+  double **saved;          /* (ops): statistics of NORMs: mean and variance of the batch */
+  uint8_t *bytes;          /* one moved image */
+  float *student;          /* (batch, classes), for the agreement figures */
+  double *teacher;         /* (batch, classes) */
+  int32_t *labels;         /* (batch) */
+  cmkd_step_result *results;
+  int results_count, results_capacity;
+  void *pool[8]; /* what model_free frees: arrays of arrays above share few allocations */
 };
 
 static cmkd_status ref_open(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {
   *out = NULL;
-  if (options && options->precision && strcmp(options->precision, "fp32") && strcmp(options->precision, "fp64")) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "ref: computes in double; precision `%s` is not offered", options->precision);
+  if (options && options->precision && strcmp(options->precision, "fp32") && strcmp(options->precision, "fp64"))
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "ref: computes in double; precision `%s` is not offered",
+                     options->precision);
   *out = calloc(1, sizeof **out);
   return *out ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
 }
 static void ref_close(cmkd_backend *backend) { free(backend); }
 static const char *ref_describe(const cmkd_backend *backend) { return "ref: plain loops in double, 1 thread"; }
 
-static cmkd_status ref_images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
+static cmkd_status ref_images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n,
+                                     int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
   *out = malloc(sizeof **out);
   if (!*out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   **out = (cmkd_be_images){pixels, labels, n, h, w, c};
@@ -58,19 +70,26 @@ static void ref_images_free(cmkd_be_images *images) { free(images); }
 /* `count` pointers into one zeroed allocation of the given sizes. */
 static double **carve(int count, const size_t *sizes, void **storage) {
   size_t total = 0;
-  for (int i = 0; i < count; i++) total += sizes[i];
+  for (int i = 0; i < count; i++)
+    total += sizes[i];
   double **pointers = calloc((size_t)(unsigned)count, sizeof *pointers);
   double *next = total <= SIZE_MAX / sizeof(double) ? calloc(total ? total : 1, sizeof(double)) : NULL;
   *storage = next;
-  if (!pointers || !next) { free(pointers); return NULL; }
-  for (int i = 0; i < count; i++) pointers[i] = sizes[i] ? next : NULL, next += sizes[i];
+  if (!pointers || !next) {
+    free(pointers);
+    return NULL;
+  }
+  for (int i = 0; i < count; i++)
+    pointers[i] = sizes[i] ? next : NULL, next += sizes[i];
   return pointers;
 }
 
 static void ref_model_free(cmkd_be_model *model) {
   if (!model) return;
-  for (size_t i = 0; i < sizeof model->pool / sizeof *model->pool; i++) free(model->pool[i]);
-  free(model->param), free(model->grad), free(model->momentum), free(model->value), free(model->slope), free(model->saved);
+  for (size_t i = 0; i < sizeof model->pool / sizeof *model->pool; i++)
+    free(model->pool[i]);
+  free(model->param), free(model->grad), free(model->momentum), free(model->value), free(model->slope),
+      free(model->saved);
   free(model->bytes), free(model->student), free(model->teacher), free(model->labels), free(model->results);
   free(model);
 }
@@ -80,13 +99,16 @@ static int allocate(cmkd_be_model *m) {
   int most = g->params > g->tensors ? g->params : g->tensors, train = m->config.train;
   size_t batch = (size_t)m->config.batch, *sizes = calloc((size_t)(most > g->ops ? most : g->ops), sizeof *sizes);
   if (!sizes) return 0;
-  for (int i = 0; i < g->params; i++) sizes[i] = (size_t)g->param[i].count;
+  for (int i = 0; i < g->params; i++)
+    sizes[i] = (size_t)g->param[i].count;
   m->param = carve(g->params, sizes, &m->pool[0]);
   if (train) m->grad = carve(g->params, sizes, &m->pool[1]), m->momentum = carve(g->params, sizes, &m->pool[2]);
-  for (int i = 0; i < g->tensors; i++) sizes[i] = batch * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c;
+  for (int i = 0; i < g->tensors; i++)
+    sizes[i] = batch * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c;
   m->value = carve(g->tensors, sizes, &m->pool[3]);
   if (train) m->slope = carve(g->tensors, sizes, &m->pool[4]);
-  for (int i = 0; i < g->ops; i++) sizes[i] = g->op[i].kind == CMKD_OP_NORM ? 2 * (size_t)g->tensor[g->op[i].out].c : 0;
+  for (int i = 0; i < g->ops; i++)
+    sizes[i] = g->op[i].kind == CMKD_OP_NORM ? 2 * (size_t)g->tensor[g->op[i].out].c : 0;
   m->saved = carve(g->ops, sizes, &m->pool[5]);
   free(sizes);
   cmkd_shape image = g->tensor[0];
@@ -94,37 +116,48 @@ static int allocate(cmkd_be_model *m) {
   m->student = malloc(batch * g->classes * sizeof *m->student);
   m->teacher = malloc(batch * g->classes * sizeof *m->teacher);
   m->labels = malloc(batch * sizeof *m->labels);
-  return m->param && m->value && m->saved && m->bytes && m->student && m->teacher && m->labels && (!train || (m->grad && m->momentum && m->slope));
+  return m->param && m->value && m->saved && m->bytes && m->student && m->teacher && m->labels &&
+         (!train || (m->grad && m->momentum && m->slope));
 }
 
-static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out, cmkd_error *err) {
+static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
+                                    cmkd_error *err) {
   *out = NULL;
   CMKD_TRY(cmkd_graph_check(config->graph, err));
-  if (config->batch < 1 || config->batch > 1 << 20) return cmkd_fail(err, CMKD_ERR_VALUE, "ref: batch %d is out of range", config->batch);
-  if (config->train && !config->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "ref: training `%s` needs a loss", config->graph->arch);
+  if (config->batch < 1 || config->batch > 1 << 20)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: batch %d is out of range", config->batch);
+  if (config->train && !config->loss)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: training `%s` needs a loss", config->graph->arch);
   cmkd_be_model *model = calloc(1, sizeof *model);
   if (model) model->config = *config;
   if (!model || !allocate(model)) {
     ref_model_free(model);
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory for `%s` at batch %d; use a smaller batch", config->graph->arch, config->batch);
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory for `%s` at batch %d; use a smaller batch",
+                     config->graph->arch, config->batch);
   }
   *out = model;
   return CMKD_OK;
 }
 
-/* Between PyTorch's layout (out, in, kh, kw) outside and ours (kh, kw, in, out): exactly one of `to` and `from` is written. */
+/* Between PyTorch's layout (out, in, kh, kw) outside and ours (kh, kw, in, out): exactly one of `to` and `from` is
+ * written. */
 static void exchange(const cmkd_param *p, double *inside, const float *from, float *to) {
-  size_t taps = p->dims == 4 ? (size_t)(p->shape[2] * p->shape[3]) : 1, in = p->dims == 4 ? (size_t)p->shape[1] : 1, out = (size_t)p->count / taps / in;
+  size_t taps = p->dims == 4 ? (size_t)(p->shape[2] * p->shape[3]) : 1, in = p->dims == 4 ? (size_t)p->shape[1] : 1,
+         out = (size_t)p->count / taps / in;
   for (size_t o = 0, j = 0; o < out; o++)
     for (size_t i = 0; i < in; i++)
       for (size_t tap = 0; tap < taps; tap++, j++) {
         double *number = &inside[(tap * in + i) * out + o];
-        if (to) to[j] = (float)*number;
-        else *number = (double)from[j];
+        if (to)
+          to[j] = (float)*number;
+        else
+          *number = (double)from[j];
       }
 }
 
-static double **slot_of(cmkd_be_model *model, cmkd_param_slot slot) { return slot == CMKD_SLOT_VALUE ? model->param : model->momentum; }
+static double **slot_of(cmkd_be_model *model, cmkd_param_slot slot) {
+  return slot == CMKD_SLOT_VALUE ? model->param : model->momentum;
+}
 
 static cmkd_status ref_upload(cmkd_be_model *model, cmkd_param_slot slot, const float *const *params, cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
@@ -136,8 +169,10 @@ static cmkd_status ref_upload(cmkd_be_model *model, cmkd_param_slot slot, const 
 
 static void give(const cmkd_graph *g, double *const *from, float *const *params) {
   for (int i = 0; i < g->params; i++)
-    if (params[i] && from) exchange(&g->param[i], from[i], NULL, params[i]);
-    else if (params[i]) memset(params[i], 0, (size_t)g->param[i].count * sizeof(float));
+    if (params[i] && from)
+      exchange(&g->param[i], from[i], NULL, params[i]);
+    else if (params[i])
+      memset(params[i], 0, (size_t)g->param[i].count * sizeof(float));
 }
 
 static cmkd_status ref_download(cmkd_be_model *model, cmkd_param_slot slot, float *const *params, cmkd_error *err) {
@@ -151,15 +186,22 @@ static cmkd_status ref_gradients(cmkd_be_model *model, float *const *params, cmk
   return CMKD_OK;
 }
 
-static cmkd_status check_step(const cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err) {
+static cmkd_status check_step(const cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images,
+                              const cmkd_step *step, cmkd_error *err) {
   cmkd_shape image = model->config.graph->tensor[0];
-  if (images->h != image.h || images->w != image.w || images->c != image.c) return cmkd_fail(err, CMKD_ERR_MISMATCH, "ref: images of %dx%dx%d for a network of %dx%dx%d", images->h, images->w, images->c, image.h, image.w, image.c);
-  if (step->count < 1 || step->count > model->config.batch) return cmkd_fail(err, CMKD_ERR_VALUE, "ref: a step of %d rows; the batch is %d", step->count, model->config.batch);
+  if (images->h != image.h || images->w != image.w || images->c != image.c)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "ref: images of %dx%dx%d for a network of %dx%dx%d", images->h, images->w,
+                     images->c, image.h, image.w, image.c);
+  if (step->count < 1 || step->count > model->config.batch)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: a step of %d rows; the batch is %d", step->count, model->config.batch);
   for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= images->n) return cmkd_fail(err, CMKD_ERR_VALUE, "ref: row %u of %u images", step->rows[i], images->n);
+    if (step->rows[i] >= images->n)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "ref: row %u of %u images", step->rows[i], images->n);
   if (list == CMKD_LIST_INFER) return CMKD_OK;
   if (!model->config.train) return cmkd_fail(err, CMKD_ERR_USAGE, "ref: an inference model can't train");
-  if (!step->teacher && cmkd_loss_needs_teacher(model->config.loss)) return cmkd_fail(err, CMKD_ERR_VALUE, "ref: the loss `%s` needs teacher logits", cmkd_loss_text(model->config.loss));
+  if (!step->teacher && cmkd_loss_needs_teacher(model->config.loss))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: the loss `%s` needs teacher logits",
+                     cmkd_loss_text(model->config.loss));
   return CMKD_OK;
 }
 
@@ -167,7 +209,8 @@ static cmkd_status check_step(const cmkd_be_model *model, cmkd_list list, const 
 static void load_images(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step) {
   size_t size = (size_t)images->h * images->w * images->c;
   for (int i = 0; i < step->count; i++) {
-    cmkd_augment_ref(model->config.policy, step->seeds ? step->seeds[i] : cmkd_clean_seed(model->config.policy), images->pixels + step->rows[i] * size, model->bytes, images->h, images->w, images->c);
+    cmkd_augment_ref(model->config.policy, step->seeds ? step->seeds[i] : cmkd_clean_seed(model->config.policy),
+                     images->pixels + step->rows[i] * size, model->bytes, images->h, images->w, images->c);
     for (size_t j = 0; j < size; j++) {
       double mean = (double)model->config.mean[j % images->c], std = (double)model->config.std[j % images->c];
       model->value[0][i * size + j] = (model->bytes[j] / 255.0 - mean) / std;
@@ -178,7 +221,12 @@ static void load_images(cmkd_be_model *model, const cmkd_be_images *images, cons
 static cmkd_ref_call call_of(cmkd_be_model *model, int index, int count, int train, int backward) {
   const cmkd_graph *g = model->config.graph;
   const cmkd_op *op = &g->op[index];
-  cmkd_ref_call call = {.op = op, .n = count, .train = train, .out = g->tensor[op->out], .y = model->value[op->out], .saved = model->saved[index]};
+  cmkd_ref_call call = {.op = op,
+                        .n = count,
+                        .train = train,
+                        .out = g->tensor[op->out],
+                        .y = model->value[op->out],
+                        .saved = model->saved[index]};
   for (int k = 0; k < 2; k++)
     if (op->in[k] >= 0) {
       call.in[k] = g->tensor[op->in[k]], call.x[k] = model->value[op->in[k]];
@@ -211,18 +259,22 @@ static void update(cmkd_be_model *model, int count, double lr) {
   const cmkd_graph *g = model->config.graph;
   for (int i = 0; i < g->params; i++)
     if (CMKD_PARAM_TRAINED(g->param[i].kind))
-      cmkd_ref_sgd(model->param[i], model->momentum[i], model->grad[i], g->param[i].count, lr, (double)model->config.momentum, (double)model->config.weight_decay, model->config.nesterov);
+      cmkd_ref_sgd(model->param[i], model->momentum[i], model->grad[i], g->param[i].count, lr,
+                   (double)model->config.momentum, (double)model->config.weight_decay, model->config.nesterov);
   for (int i = 0; i < g->ops; i++) {
     const cmkd_op *op = &g->op[i];
     cmkd_shape s = g->tensor[op->out];
-    if (op->kind == CMKD_OP_NORM) cmkd_ref_norm_update(op, (int64_t)count * s.h * s.w, s.c, model->saved[i], model->param[op->param[2]], model->param[op->param[3]]);
+    if (op->kind == CMKD_OP_NORM)
+      cmkd_ref_norm_update(op, (int64_t)count * s.h * s.w, s.c, model->saved[i], model->param[op->param[2]],
+                           model->param[op->param[3]]);
   }
 }
 
 /* How many classes a row's label loses to. */
 static int rank_of(const double *logits, int classes, int label) {
   int rank = 0;
-  for (int c = 0; c < classes; c++) rank += logits[c] > logits[label] || (logits[c] == logits[label] && c < label);
+  for (int c = 0; c < classes; c++)
+    rank += logits[c] > logits[label] || (logits[c] == logits[label] && c < label);
   return rank;
 }
 
@@ -232,22 +284,29 @@ static int bad_row(const cmkd_be_model *model, const cmkd_step *step, int labels
   for (int i = 0; i < step->count; i++) {
     if (labels && (model->labels[i] < 0 || model->labels[i] >= g->classes)) return i;
     for (int c = 0; c < g->classes; c++)
-      if (!isfinite(model->value[g->logits][(size_t)i * g->classes + c]) || (labels && step->teacher && !isfinite(step->teacher[(size_t)i * g->classes + c]))) return i;
+      if (!isfinite(model->value[g->logits][(size_t)i * g->classes + c]) ||
+          (labels && step->teacher && !isfinite(step->teacher[(size_t)i * g->classes + c])))
+        return i;
   }
   return -1;
 }
 
 static cmkd_status fail_row(const cmkd_be_model *model, const cmkd_step *step, int row, int labels, cmkd_error *err) {
   int label = model->labels[row], classes = model->config.graph->classes;
-  if (labels && (label < 0 || label >= classes)) return cmkd_fail(err, CMKD_ERR_VALUE, "image %u: label %d is outside 0 .. %d", step->rows[row], label, classes - 1);
-  return cmkd_fail(err, CMKD_ERR_VALUE, "image %u: the logits of `%s` are not finite", step->rows[row], model->config.graph->arch);
+  if (labels && (label < 0 || label >= classes))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "image %u: label %d is outside 0 .. %d", step->rows[row], label, classes - 1);
+  return cmkd_fail(err, CMKD_ERR_VALUE, "image %u: the logits of `%s` are not finite", step->rows[row],
+                   model->config.graph->arch);
 }
 
 static cmkd_step_result *new_result(cmkd_be_model *model, cmkd_error *err) {
   if (model->results_count == model->results_capacity) {
     int capacity = model->results_capacity ? 2 * model->results_capacity : 64;
     cmkd_step_result *bigger = realloc(model->results, (size_t)capacity * sizeof *bigger);
-    if (!bigger) { cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory"); return NULL; }
+    if (!bigger) {
+      cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory");
+      return NULL;
+    }
     model->results = bigger, model->results_capacity = capacity;
   }
   cmkd_step_result *result = &model->results[model->results_count++];
@@ -260,27 +319,33 @@ static cmkd_status judge(cmkd_be_model *model, const cmkd_step *step, cmkd_step_
   const cmkd_model_config *config = &model->config;
   const double *logits = model->value[g->logits];
   int64_t numbers = (int64_t)step->count * g->classes;
-  for (int64_t i = 0; i < numbers && step->teacher; i++) model->teacher[i] = (double)step->teacher[i];
-  CMKD_TRY(cmkd_loss_ref_double(config->loss, step->count, g->classes, logits, step->teacher ? model->teacher : NULL, model->labels, step->epoch, config->label_smoothing, NAN,
-                                model->slope[g->logits], &result->loss, NULL, err));
+  for (int64_t i = 0; i < numbers && step->teacher; i++)
+    model->teacher[i] = (double)step->teacher[i];
+  CMKD_TRY(cmkd_loss_ref_double(config->loss, step->count, g->classes, logits, step->teacher ? model->teacher : NULL,
+                                model->labels, step->epoch, config->label_smoothing, NAN, model->slope[g->logits],
+                                &result->loss, NULL, err));
   result->loss.bad_row = -1;
   for (int i = 0; i < step->count; i++) {
     int rank = rank_of(logits + (size_t)i * g->classes, g->classes, model->labels[i]);
     result->top1 += rank < 1, result->top5 += rank < 5;
     if (!step->teacher) continue;
     double pearson = 0, spearman = 0, blocks = 0;
-    CMKD_TRY(cmkd_agreement_ref(g->classes, logits + (size_t)i * g->classes, model->teacher + (size_t)i * g->classes, config->kappa, &pearson, &spearman, &blocks, err));
-    result->agreement.pearson += pearson, result->agreement.spearman += spearman, result->agreement.blocks += blocks, result->agreement.rows++;
+    CMKD_TRY(cmkd_agreement_ref(g->classes, logits + (size_t)i * g->classes, model->teacher + (size_t)i * g->classes,
+                                config->kappa, &pearson, &spearman, &blocks, err));
+    result->agreement.pearson += pearson, result->agreement.spearman += spearman, result->agreement.blocks += blocks,
+        result->agreement.rows++;
   }
   return CMKD_OK;
 }
 
-static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step, cmkd_error *err) {
+static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
+                              cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
   cmkd_step_result *result = new_result(model, err);
   if (!result) return CMKD_ERR_MEMORY;
   result->count = step->count;
-  for (int i = 0; i < step->count; i++) model->labels[i] = images->labels[step->rows[i]];
+  for (int i = 0; i < step->count; i++)
+    model->labels[i] = images->labels[step->rows[i]];
   load_images(model, images, step);
   forward(model, step->count, 1);
   int bad = bad_row(model, step, 1);
@@ -288,15 +353,18 @@ static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images
     result->loss.bad_row = bad;
     return fail_row(model, step, bad, 1, err);
   }
-  for (int i = 0; i < g->tensors; i++) memset(model->slope[i], 0, (size_t)step->count * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c * sizeof(double));
-  for (int i = 0; i < g->params; i++) memset(model->grad[i], 0, (size_t)g->param[i].count * sizeof(double));
+  for (int i = 0; i < g->tensors; i++)
+    memset(model->slope[i], 0, (size_t)step->count * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c * sizeof(double));
+  for (int i = 0; i < g->params; i++)
+    memset(model->grad[i], 0, (size_t)g->param[i].count * sizeof(double));
   CMKD_TRY(judge(model, step, result, err));
   backward(model, step->count);
   update(model, step->count, step->lr);
   return CMKD_OK;
 }
 
-static cmkd_status infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step, float **logits, float **features, cmkd_error *err) {
+static cmkd_status infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step, float **logits,
+                              float **features, cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
   load_images(model, images, step);
   forward(model, step->count, 0);
@@ -304,17 +372,20 @@ static cmkd_status infer_step(cmkd_be_model *model, const cmkd_be_images *images
   int tensor[2] = {g->logits, g->features};
   for (int k = 0; k < 2; k++) {
     size_t numbers = (size_t)step->count * g->tensor[tensor[k]].c;
-    for (size_t i = 0; *out[k] && i < numbers; i++) (*out[k])[i] = (float)model->value[tensor[k]][i];
+    for (size_t i = 0; *out[k] && i < numbers; i++)
+      (*out[k])[i] = (float)model->value[tensor[k]][i];
     if (*out[k]) *out[k] += numbers;
   }
   int bad = bad_row(model, step, 0);
   return bad < 0 ? CMKD_OK : fail_row(model, step, bad, 0, err);
 }
 
-static cmkd_status ref_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k, float *logits, float *features, cmkd_error *err) {
+static cmkd_status ref_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps,
+                           int k, float *logits, float *features, cmkd_error *err) {
   for (int i = 0; i < k; i++) {
     CMKD_TRY(check_step(model, list, images, &steps[i], err));
-    CMKD_TRY(list == CMKD_LIST_TRAIN ? train_step(model, images, &steps[i], err) : infer_step(model, images, &steps[i], &logits, &features, err));
+    CMKD_TRY(list == CMKD_LIST_TRAIN ? train_step(model, images, &steps[i], err)
+                                     : infer_step(model, images, &steps[i], &logits, &features, err));
   }
   return CMKD_OK;
 }
@@ -330,7 +401,18 @@ static cmkd_status ref_read(cmkd_be_model *model, cmkd_step_result *results, int
 }
 
 const cmkd_backend_table cmkd_backend_ref = {
-  .version = CMKD_BACKEND_VERSION, .name = "ref", .open = ref_open, .close = ref_close, .describe = ref_describe, .images_create = ref_images_create,
-  .images_free = ref_images_free, .model_create = ref_model_create, .model_free = ref_model_free, .upload = ref_upload, .download = ref_download,
-  .run = ref_run, .read = ref_read, .gradients = ref_gradients,
+    .version = CMKD_BACKEND_VERSION,
+    .name = "ref",
+    .open = ref_open,
+    .close = ref_close,
+    .describe = ref_describe,
+    .images_create = ref_images_create,
+    .images_free = ref_images_free,
+    .model_create = ref_model_create,
+    .model_free = ref_model_free,
+    .upload = ref_upload,
+    .download = ref_download,
+    .run = ref_run,
+    .read = ref_read,
+    .gradients = ref_gradients,
 };

@@ -1,4 +1,5 @@
-/* y = W x + b on the flattened input. Images are NHWC here, weights expect NCHW order: feature f = (c * h + row) * w + column. */
+/* y = W x + b on the flattened input. Images are NHWC here, weights expect NCHW order: feature f = (c * h + row) * w +
+ * column. */
 #include "kernels/ref/ops.h"
 
 void cmkd_ref_linear(const cmkd_ref_call *call) {
@@ -10,7 +11,8 @@ void cmkd_ref_linear(const cmkd_ref_call *call) {
       const double *w = call->param[0] + (size_t)o * features, *x = call->x[0] + (size_t)image * features;
       double sum = call->param[1] ? call->param[1][o] : 0;
       for (int p = 0; p < area; p++)
-        for (int c = 0; c < in.c; c++) sum += w[(size_t)c * area + p] * x[(size_t)p * in.c + c];
+        for (int c = 0; c < in.c; c++)
+          sum += w[(size_t)c * area + p] * x[(size_t)p * in.c + c];
       call->y[(size_t)image * call->out.c + o] = sum;
     }
 }

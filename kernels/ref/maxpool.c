@@ -17,10 +17,10 @@ static size_t winner(const cmkd_ref_call *call, int image, int oy, int ox, int c
   return best;
 }
 
-#define EACH_OUTPUT(call, image, oy, ox, channel, at)                \
+#define EACH_OUTPUT(call, image, oy, ox, channel, at) \
   for (size_t image = 0, at = 0; image < (size_t)(call)->n; image++) \
-    for (int oy = 0; oy < (call)->out.h; oy++)                       \
-      for (int ox = 0; ox < (call)->out.w; ox++)                     \
+    for (int oy = 0; oy < (call)->out.h; oy++) \
+      for (int ox = 0; ox < (call)->out.w; ox++) \
         for (int channel = 0; channel < (call)->out.c; channel++, at++)
 
 void cmkd_ref_maxpool(const cmkd_ref_call *call) {

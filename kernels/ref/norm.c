@@ -1,4 +1,5 @@
-/* y = act(batchnorm(x) [+ residual]). Training normalises by the batch's mean and biased variance, inference by the running ones. */
+/* y = act(batchnorm(x) [+ residual]). Training normalises by the batch's mean and biased variance, inference by the
+ * running ones. */
 #include "kernels/ref/ops.h"
 #include <math.h>
 
@@ -10,7 +11,8 @@ static void batch_statistics(const cmkd_ref_call *call) {
   double *mean = call->saved, *var = call->saved + c;
   for (int j = 0; j < c; j++) {
     double sum = 0, squares = 0;
-    for (size_t r = 0; r < rows; r++) sum += call->x[0][r * c + j];
+    for (size_t r = 0; r < rows; r++)
+      sum += call->x[0][r * c + j];
     mean[j] = sum / (double)rows;
     for (size_t r = 0; r < rows; r++) {
       double d = call->x[0][r * c + j] - mean[j];
@@ -24,7 +26,8 @@ void cmkd_ref_norm(const cmkd_ref_call *call) {
   size_t rows = rows_of(call);
   int c = call->out.c;
   if (call->train) batch_statistics(call);
-  const double *mean = call->train ? call->saved : call->param[2], *var = call->train ? call->saved + c : call->param[3];
+  const double *mean = call->train ? call->saved : call->param[2],
+               *var = call->train ? call->saved + c : call->param[3];
   for (int j = 0; j < c; j++) {
     double scale = call->param[0][j] / sqrt(var[j] + (double)call->op->eps);
     for (size_t r = 0; r < rows; r++) {
@@ -52,12 +55,14 @@ void cmkd_ref_norm_backward(const cmkd_ref_call *call) {
     for (size_t r = 0; r < rows && call->dx[0]; r++) {
       size_t at = r * c + j;
       double xh = (call->x[0][at] - mean) * inverse;
-      call->dx[0][at] += call->param[0][j] * inverse * (call->dy[at] - sum / (double)rows - xh * product / (double)rows);
+      call->dx[0][at] +=
+          call->param[0][j] * inverse * (call->dy[at] - sum / (double)rows - xh * product / (double)rows);
     }
   }
 }
 
-void cmkd_ref_norm_update(const cmkd_op *op, int64_t rows, int channels, const double *saved, double *mean, double *var) {
+void cmkd_ref_norm_update(const cmkd_op *op, int64_t rows, int channels, const double *saved, double *mean,
+                          double *var) {
   double unbiased = rows > 1 ? (double)rows / (double)(rows - 1) : 1, momentum = (double)op->momentum;
   for (int j = 0; j < channels; j++) {
     mean[j] += momentum * (saved[j] - mean[j]);

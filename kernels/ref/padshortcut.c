@@ -12,12 +12,14 @@ void cmkd_ref_padshortcut(const cmkd_ref_call *call) {
   int out_c = call->out.c, in_c = call->in[0].c, first = call->op->first;
   for (size_t p = 0; p < pixels; p++) {
     size_t from = source(call, p);
-    for (int c = 0; c < out_c; c++) call->y[p * out_c + c] = c >= first && c < first + in_c ? call->x[0][from + c - first] : 0;
+    for (int c = 0; c < out_c; c++)
+      call->y[p * out_c + c] = c >= first && c < first + in_c ? call->x[0][from + c - first] : 0;
   }
 }
 
 void cmkd_ref_padshortcut_backward(const cmkd_ref_call *call) {
   size_t pixels = (size_t)call->n * call->out.h * call->out.w;
   for (size_t p = 0; p < pixels && call->dx[0]; p++)
-    for (int c = 0; c < call->in[0].c; c++) call->dx[0][source(call, p) + c] += call->dy[p * call->out.c + call->op->first + c];
+    for (int c = 0; c < call->in[0].c; c++)
+      call->dx[0][source(call, p) + c] += call->dy[p * call->out.c + call->op->first + c];
 }

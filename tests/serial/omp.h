@@ -1,5 +1,5 @@
-/* OpenMP's functions for one thread. `make fuzz` compiles with clang and without OpenMP, so that a finding repeats and no
- * OpenMP runtime for clang has to be installed; the pragmas are then ignored. */
+/* OpenMP's functions for one thread. `make fuzz` compiles with clang and without OpenMP, so that a finding repeats and
+ * no OpenMP runtime for clang has to be installed; the pragmas are then ignored. */
 #ifndef CMKD_TESTS_SERIAL_OMP_H
 #define CMKD_TESTS_SERIAL_OMP_H
 static inline int omp_get_max_threads(void) { return 1; }

@@ -21,13 +21,12 @@ static size_t host_stack_bytes;
 
 #if defined(__x86_64__)
 extern "C" void cmkd_simt_switch(void **save, void *to);
-__asm__(
-    ".text\n.globl cmkd_simt_switch\n.hidden cmkd_simt_switch\n.type cmkd_simt_switch,@function\n"
-    "cmkd_simt_switch:\n"
-    "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
-    "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
-    "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
-    "  ret\n.size cmkd_simt_switch,.-cmkd_simt_switch\n");
+__asm__(".text\n.globl cmkd_simt_switch\n.hidden cmkd_simt_switch\n.type cmkd_simt_switch,@function\n"
+        "cmkd_simt_switch:\n"
+        "  pushq %rbp\n  pushq %rbx\n  pushq %r12\n  pushq %r13\n  pushq %r14\n  pushq %r15\n"
+        "  movq %rsp, (%rdi)\n  movq %rsi, %rsp\n"
+        "  popq %r15\n  popq %r14\n  popq %r13\n  popq %r12\n  popq %rbx\n  popq %rbp\n"
+        "  ret\n.size cmkd_simt_switch,.-cmkd_simt_switch\n");
 static void to_fiber(fiber &f) { cmkd_simt_switch(&host_sp, f.sp); }
 static void to_host(fiber &f) { cmkd_simt_switch(&f.sp, host_sp); }
 #else
@@ -38,7 +37,8 @@ static void to_host(fiber &f) { swapcontext(&f.context, &host_context); }
 
 bool fiber_create(fiber &f) {
   size_t page = (size_t)sysconf(_SC_PAGESIZE);
-  void *p = mmap(nullptr, page + STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void *p =
+      mmap(nullptr, page + STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) return false;
   mprotect(p, page, PROT_NONE); /* an overflow faults instead of reaching the neighbour */
   f.stack = (char *)p + page;
@@ -58,9 +58,10 @@ void fiber_start(fiber &f, void (*entry)()) {
   f.fake = nullptr;
 #if defined(__x86_64__)
   void **top = (void **)(f.stack + STACK_BYTES - 64);
-  *--top = nullptr;       /* the caller's frame: keeps the stack aligned as after a call */
+  *--top = nullptr; /* the caller's frame: keeps the stack aligned as after a call */
   *--top = (void *)begin;
-  for (int i = 0; i < 6; i++) *--top = nullptr;
+  for (int i = 0; i < 6; i++)
+    *--top = nullptr;
   f.sp = top;
 #else
   getcontext(&f.context);
@@ -87,4 +88,4 @@ void fiber_leave(fiber &f) {
   ASAN_START(nullptr, host_stack, host_stack_bytes);
   to_host(f);
 }
-}
+} // namespace simt

@@ -53,5 +53,6 @@ void gpu_get(void *host, const void *device, size_t bytes) {
 }
 
 void gpu_clear(void) {
-  while (count) gpu->release(held[--count]);
+  while (count)
+    gpu->release(held[--count]);
 }

@@ -1,5 +1,5 @@
-/* The device of a test: the emulation, or with -DON_DEVICE (programs test_device_*) the GPU behind libcmkd-cuda.so, where every test is
- * skipped by name when there is none. The same tests run on both. */
+/* The device of a test: the emulation, or with -DON_DEVICE (programs test_device_*) the GPU behind libcmkd-cuda.so,
+ * where every test is skipped by name when there is none. The same tests run on both. */
 #ifndef CMKD_TESTS_SIMT_GPU_H
 #define CMKD_TESTS_SIMT_GPU_H
 #include "kernels/cuda/kernels.h"
@@ -16,9 +16,13 @@ static inline void set_order(int order, unsigned seed) { cmkd_simt_order(order, 
 
 const cmkd_cuda_functions_table *gpu_open(const char **why); /* NULL: *why says what is missing */
 extern const cmkd_cuda_functions_table *gpu;                 /* set by NEED_GPU */
-#define NEED_GPU() do { \
+#define NEED_GPU() \
+  do { \
     const char *why_; \
-    if (!gpu && !(gpu = gpu_open(&why_))) { printf("SKIP: %s: %s\n", __func__, why_); skip(); } \
+    if (!gpu && !(gpu = gpu_open(&why_))) { \
+      printf("SKIP: %s: %s\n", __func__, why_); \
+      skip(); \
+    } \
   } while (0)
 
 /* Runs a program's tests, an array that is not const; to be used in main instead of cmocka_run_group_tests. Tests named
@@ -29,11 +33,13 @@ extern const cmkd_cuda_functions_table *gpu;                 /* set by NEED_GPU 
   (gpu_prepare_tests(tests, sizeof(tests) / sizeof *(tests)), cmocka_run_group_tests(tests, NULL, NULL))
 void gpu_prepare_tests(struct CMUnitTest *tests, size_t n);
 
-/* A device function by its name, from the emulation linked into this program or from libcmkd-cuda.so: GPU(cmkd_cuda_forward)(&call, NULL, &err) */
+/* A device function by its name, from the emulation linked into this program or from libcmkd-cuda.so:
+ * GPU(cmkd_cuda_forward)(&call, NULL, &err) */
 void *gpu_symbol(const char *name);
 #define GPU(function) ((__typeof__(&function))gpu_symbol(#function))
 
-/* Device memory of this test, all freed by gpu_clear: a copy of host memory; fresh memory full of 0xFF. NULL and 0 bytes give NULL. */
+/* Device memory of this test, all freed by gpu_clear: a copy of host memory; fresh memory full of 0xFF. NULL and 0
+ * bytes give NULL. */
 void *gpu_put(const void *host, size_t bytes);
 void *gpu_buffer(size_t bytes);
 void gpu_get(void *host, const void *device, size_t bytes);

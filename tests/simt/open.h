@@ -17,7 +17,8 @@ static const char *plugin_path(void) {
   static char path[PATH_MAX + 32];
   const char *named = getenv("CMKD_CUDA_PLUGIN"), *build = getenv("CMKD_BUILD");
   if (named && *named) return named;
-  if (build && *build) snprintf(path, sizeof path, "%s/libcmkd-cuda.so", build);
+  if (build && *build)
+    snprintf(path, sizeof path, "%s/libcmkd-cuda.so", build);
   else {
     char exe[PATH_MAX];
     const ssize_t length = readlink("/proc/self/exe", exe, sizeof exe - 1);
@@ -39,8 +40,10 @@ static const cmkd_cuda_functions_table *open_functions(const char **why) {
   void *plugin = plugin_handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!plugin) {
     const char *reason = dlerror();
-    cmkd_fail(&err, CMKD_ERR_UNSUPPORTED, "cannot load %s: %s; build it with the CUDA toolkit (make), or set "
-              "CMKD_CUDA_PLUGIN", path, reason ? reason : "unknown error");
+    cmkd_fail(&err, CMKD_ERR_UNSUPPORTED,
+              "cannot load %s: %s; build it with the CUDA toolkit (make), or set "
+              "CMKD_CUDA_PLUGIN",
+              path, reason ? reason : "unknown error");
     return NULL;
   }
   union {

@@ -15,12 +15,30 @@ bool simt_broken();
 void simt_mend();
 const char *simt_problem_text();
 
-struct node { command *what; node *next; };
-struct list { node *first, **last; };
-/* capture: the number of the capture that it takes part in; open: it has captured work that nobody has joined; recorded: by an event since */
-struct simt_stream { int device; long capture; bool open, recorded; };
-struct simt_event { double at; long capture; bool ever; simt_stream *on; }; /* capture: recorded in that one; 0: outside of any */
-struct simt_graph { list commands; int owners; };
+struct node {
+  command *what;
+  node *next;
+};
+struct list {
+  node *first, **last;
+};
+/* capture: the number of the capture that it takes part in; open: it has captured work that nobody has joined;
+ * recorded: by an event since */
+struct simt_stream {
+  int device;
+  long capture;
+  bool open, recorded;
+};
+struct simt_event {
+  double at;
+  long capture;
+  bool ever;
+  simt_stream *on;
+}; /* capture: recorded in that one; 0: outside of any */
+struct simt_graph {
+  list commands;
+  int owners;
+};
 
 static list queue = {nullptr, &queue.first};
 static simt_graph *capturing; /* one capture at a time, of the streams that take part */
@@ -64,7 +82,8 @@ static void drain() {
 
 static cudaError_t failed(cudaError_t error) { return last_error = error; }
 
-/* What is queued on a stream that takes no part in the capture under way is not captured: it would run now, before all that is. */
+/* What is queued on a stream that takes no part in the capture under way is not captured: it would run now, before all
+ * that is. */
 static bool can_take(cudaStream_t stream) {
   if (!capturing || (stream && stream->capture == captures)) return true;
   spoiled = true;
@@ -73,7 +92,10 @@ static bool can_take(cudaStream_t stream) {
 }
 
 void simt::submit(cudaStream_t stream, command *what) {
-  if (!can_take(stream)) { delete what; return; }
+  if (!can_take(stream)) {
+    delete what;
+    return;
+  }
   if (capturing) {
     if (stream != capturing_on && !stream->open) stream->open = true, open_streams++;
     stream->recorded = false;
@@ -90,8 +112,10 @@ void simt::submit_kernel(cudaStream_t stream, const void *kernel, const char *na
     failed(cudaErrorInvalidResourceHandle);
     return;
   }
-  if (!capturing) loaded.insert(kernel);
-  else if (!loaded.count(kernel) && !*unloaded) unloaded = name;
+  if (!capturing)
+    loaded.insert(kernel);
+  else if (!loaded.count(kernel) && !*unloaded)
+    unloaded = name;
   submit(stream, what);
 }
 
@@ -145,12 +169,19 @@ const char *cudaGetErrorString(cudaError_t error) {
   if (error == cudaErrorStreamCaptureInvalidated) return "operation failed due to a previous error during capture";
   if (error == cudaErrorStreamCaptureUnjoined) return "capturing stream has unjoined work";
   if (error == cudaErrorStreamCaptureIsolation) return "dependency created on uncaptured work in another stream";
-  if (error == cudaErrorStreamCaptureImplicit) return "operation would make the legacy stream depend on a capturing blocking stream";
+  if (error == cudaErrorStreamCaptureImplicit)
+    return "operation would make the legacy stream depend on a capturing blocking stream";
   if (error == cudaErrorInvalidResourceHandle) return "invalid resource handle";
   return *simt_problem_text() ? simt_problem_text() : "invalid value";
 }
-cudaError_t cudaDriverGetVersion(int *version) { *version = CUDART_VERSION; return cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int *count) { *count = 2; return cudaSuccess; }
+cudaError_t cudaDriverGetVersion(int *version) {
+  *version = CUDART_VERSION;
+  return cudaSuccess;
+}
+cudaError_t cudaGetDeviceCount(int *count) {
+  *count = 2;
+  return cudaSuccess;
+}
 cudaError_t cudaSetDevice(int device) {
   if (device < 0 || device > 1) return failed(cudaErrorInvalidValue);
   current_device = device;
@@ -172,7 +203,8 @@ cudaError_t cudaMalloc(void **memory, size_t bytes) {
   char *block;
   *memory = nullptr;
   if (capturing) return failed(cudaErrorStreamCaptureUnsupported);
-  if (bytes > memory_limit || memory_used > memory_limit - bytes || posix_memalign((void **)&block, 256, bytes + 256)) return failed(cudaErrorMemoryAllocation);
+  if (bytes > memory_limit || memory_used > memory_limit - bytes || posix_memalign((void **)&block, 256, bytes + 256))
+    return failed(cudaErrorMemoryAllocation);
   memcpy(block, &bytes, sizeof bytes);
   memset(block + 256, 0xFF, bytes);
   memory_used += bytes;
@@ -189,14 +221,37 @@ cudaError_t cudaFree(void *memory) {
   free(block);
   return status();
 }
-cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) { return posix_memalign(memory, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess; }
-cudaError_t cudaFreeHost(void *memory) { drain(); free(memory); return cudaSuccess; }
-cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) { return later(stream, [=] { memset(memory, value, bytes); }); }
-cudaError_t cudaMemset(void *memory, int value, size_t bytes) { cudaMemsetAsync(memory, value, bytes, nullptr); return wait(); }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) { return later(stream, [=] { memcpy(to, from, bytes); }); }
-cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) { cudaMemcpyAsync(to, from, bytes, kind, nullptr); return wait(); }
-cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) { *stream = new simt_stream{current_device, 0, false, false}; return cudaSuccess; }
-cudaError_t cudaStreamDestroy(cudaStream_t stream) { drain(); delete stream; return cudaSuccess; }
+cudaError_t cudaHostAlloc(void **memory, size_t bytes, unsigned) {
+  return posix_memalign(memory, 256, bytes) ? cudaErrorMemoryAllocation : cudaSuccess;
+}
+cudaError_t cudaFreeHost(void *memory) {
+  drain();
+  free(memory);
+  return cudaSuccess;
+}
+cudaError_t cudaMemsetAsync(void *memory, int value, size_t bytes, cudaStream_t stream) {
+  return later(stream, [=] { memset(memory, value, bytes); });
+}
+cudaError_t cudaMemset(void *memory, int value, size_t bytes) {
+  cudaMemsetAsync(memory, value, bytes, nullptr);
+  return wait();
+}
+cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+  return later(stream, [=] { memcpy(to, from, bytes); });
+}
+cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind) {
+  cudaMemcpyAsync(to, from, bytes, kind, nullptr);
+  return wait();
+}
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
+  *stream = new simt_stream{current_device, 0, false, false};
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  drain();
+  delete stream;
+  return cudaSuccess;
+}
 cudaError_t cudaStreamSynchronize(cudaStream_t) { return wait(); }
 /* The queue is in order already; but a wait brings a stream into a capture, and back. */
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
@@ -211,9 +266,16 @@ cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned
   if (event->on->open && event->on->recorded) event->on->open = false, open_streams--;
   return cudaSuccess;
 }
-cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) { *event = new simt_event{0, 0, false, nullptr}; return cudaSuccess; }
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
+  *event = new simt_event{0, 0, false, nullptr};
+  return cudaSuccess;
+}
 cudaError_t cudaEventCreate(cudaEvent_t *event) { return cudaEventCreateWithFlags(event, 0); }
-cudaError_t cudaEventDestroy(cudaEvent_t event) { drain(); delete event; return cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  drain();
+  delete event;
+  return cudaSuccess;
+}
 /* In a capture an event has a place, but no time: nothing happens to it when the graph runs. */
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
   if (!can_take(stream)) return last_error;
@@ -255,28 +317,48 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph) {
 }
 cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count) {
   *count = 0;
-  for (node *n = graph->commands.first; n && !nodes; n = n->next) ++*count;
+  for (node *n = graph->commands.first; n && !nodes; n = n->next)
+    ++*count;
   return nodes ? cudaErrorInvalidValue : cudaSuccess;
 }
-cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) { graph->owners++; *exec = graph; return cudaSuccess; }
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
+  graph->owners++;
+  *exec = graph;
+  return cudaSuccess;
+}
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
   if (--graph->owners) return cudaSuccess;
   clear(&graph->commands);
   delete graph;
   return cudaSuccess;
 }
-cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { drain(); return cudaGraphDestroy(exec); }
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  drain();
+  return cudaGraphDestroy(exec);
+}
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
   return later(stream, [=] {
-    for (node *n = exec->commands.first; n && !simt_broken(); n = n->next) n->what->run();
+    for (node *n = exec->commands.first; n && !simt_broken(); n = n->next)
+      n->what->run();
   });
 }
 
-void cmkd_simt_defer(int on) { drain(); deferred = on; }
+void cmkd_simt_defer(int on) {
+  drain();
+  deferred = on;
+}
 void cmkd_simt_memory(size_t limit) { memory_limit = limit ? limit : SIZE_MAX; }
 size_t cmkd_simt_memory_used(void) { return memory_used; }
 void cmkd_simt_fail_launch(long number) { launch_to_fail = number; }
-void cmkd_simt_unload(void) { loaded.clear(); unloaded = ""; }
+void cmkd_simt_unload(void) {
+  loaded.clear();
+  unloaded = "";
+}
 const char *cmkd_simt_unloaded(void) { return unloaded; }
-void cmkd_simt_reset(void) { sticky = false; last_error = cudaSuccess; simt_mend(); launch_to_fail = -1; }
+void cmkd_simt_reset(void) {
+  sticky = false;
+  last_error = cudaSuccess;
+  simt_mend();
+  launch_to_fail = -1;
+}
 }

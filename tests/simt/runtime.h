@@ -1,8 +1,9 @@
-/* The CUDA runtime as the emulation offers it: what kernels/cuda calls of it, C and C++. Device memory is host memory, of exact size and full of
- * 0xFF, so that AddressSanitizer sees overruns and reading what was never written gives NaN. Streams keep one queue of commands in the order
- * in which they were issued; by default a command runs at once, after cmkd_simt_defer(1) only when somebody waits, as on a device, so that
- * host memory that is reused too early shows. Captured graphs keep their commands and run them again at every launch; a capture holds what was
- * queued on streams that take part in it, waits and unjoined streams spoil it, and its events have no time. There are two devices with
+/* The CUDA runtime as the emulation offers it: what kernels/cuda calls of it, C and C++. Device memory is host memory,
+ * of exact size and full of 0xFF, so that AddressSanitizer sees overruns and reading what was never written gives NaN.
+ * Streams keep one queue of commands in the order in which they were issued; by default a command runs at once, after
+ * cmkd_simt_defer(1) only when somebody waits, as on a device, so that host memory that is reused too early shows.
+ * Captured graphs keep their commands and run them again at every launch; a capture holds what was queued on streams
+ * that take part in it, waits and unjoined streams spoil it, and its events have no time. There are two devices with
  * one memory: kernels run on streams of the current one. Won't do: streams side by side, unified memory. */
 #ifndef CMKD_TESTS_SIMT_RUNTIME_H
 #define CMKD_TESTS_SIMT_RUNTIME_H
@@ -15,14 +16,37 @@ typedef struct simt_event *cudaEvent_t;
 typedef struct simt_graph *cudaGraph_t, *cudaGraphExec_t;
 typedef struct simt_node *cudaGraphNode_t;
 typedef enum cudaError_t {
-  cudaSuccess = 0, cudaErrorInvalidValue = 1, cudaErrorMemoryAllocation = 2, cudaErrorNoDevice = 100, cudaErrorInvalidResourceHandle = 400, cudaErrorIllegalAddress = 700, cudaErrorLaunchFailure = 719,
-  cudaErrorStreamCaptureUnsupported = 900, cudaErrorStreamCaptureInvalidated = 901, cudaErrorStreamCaptureUnjoined = 904, cudaErrorStreamCaptureIsolation = 905, cudaErrorStreamCaptureImplicit = 906
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorInvalidResourceHandle = 400,
+  cudaErrorIllegalAddress = 700,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorStreamCaptureUnsupported = 900,
+  cudaErrorStreamCaptureInvalidated = 901,
+  cudaErrorStreamCaptureUnjoined = 904,
+  cudaErrorStreamCaptureIsolation = 905,
+  cudaErrorStreamCaptureImplicit = 906
 } cudaError_t;
-typedef enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice } cudaMemcpyKind;
-typedef enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed } cudaStreamCaptureMode;
+typedef enum cudaMemcpyKind {
+  cudaMemcpyHostToHost,
+  cudaMemcpyHostToDevice,
+  cudaMemcpyDeviceToHost,
+  cudaMemcpyDeviceToDevice
+} cudaMemcpyKind;
+typedef enum cudaStreamCaptureMode {
+  cudaStreamCaptureModeGlobal,
+  cudaStreamCaptureModeThreadLocal,
+  cudaStreamCaptureModeRelaxed
+} cudaStreamCaptureMode;
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2, cudaHostAllocDefault = 0 };
 struct CUgraphNode_st;
-struct cudaDeviceProp { char name[256]; size_t totalGlobalMem; int major, minor, multiProcessorCount; };
+struct cudaDeviceProp {
+  char name[256];
+  size_t totalGlobalMem;
+  int major, minor, multiProcessorCount;
+};
 #define CUDART_VERSION 13000
 
 cudaError_t cudaGetLastError(void);
@@ -54,7 +78,8 @@ cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t first, cudaEvent_t last);
 cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
 cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *graph);
-cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes, size_t *count); /* nodes NULL: counts the commands */
+cudaError_t cudaGraphGetNodes(cudaGraph_t graph, cudaGraphNode_t *nodes,
+                              size_t *count); /* nodes NULL: counts the commands */
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
@@ -68,8 +93,8 @@ struct command {
   virtual void run() = 0;
   virtual ~command() {}
 };
-void submit(cudaStream_t stream, command *what); /* takes it over */
+void submit(cudaStream_t stream, command *what);                                              /* takes it over */
 void submit_kernel(cudaStream_t stream, const void *kernel, const char *name, command *what); /* name: of static life */
-}
+} // namespace simt
 #endif
 #endif

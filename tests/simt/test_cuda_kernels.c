@@ -25,27 +25,36 @@ static void agreement_case(int64_t B, int64_t C, double kappa, int coarse) {
   }
   for (int64_t r = 0; r < B; r++) {
     assert_ok(cmkd_agreement_ref(C, sd + r * C, td + r * C, kappa, one, one + 1, one + 2, &err));
-    for (int k = 0; k < 3; k++) want[k] += one[k];
+    for (int k = 0; k < 3; k++)
+      want[k] += one[k];
   }
   for (int order = 0; order < ORDERS; order++) {
     set_order(order, 5);
     cmkd_agreement got = {.rows = 0};
-    void *scratch = gpu_buffer(gpu->agreement_scratch(B, C)), *sums = gpu_put(&got, sizeof got), *student = gpu_put(s, n * 4), *teacher = gpu_put(t, n * 2);
+    void *scratch = gpu_buffer(gpu->agreement_scratch(B, C)), *sums = gpu_put(&got, sizeof got),
+         *student = gpu_put(s, n * 4), *teacher = gpu_put(t, n * 2);
     assert_ok(gpu->loss_init(scratch, NULL, &err));
-    for (int k = 0; k < 2; k++) assert_ok(gpu->agreement_add(student, CMKD_F32, teacher, CMKD_F16, B, C, kappa, scratch, sums, NULL, &err));
+    for (int k = 0; k < 2; k++)
+      assert_ok(gpu->agreement_add(student, CMKD_F32, teacher, CMKD_F16, B, C, kappa, scratch, sums, NULL, &err));
     gpu_get(&got, sums, sizeof got);
     gpu_clear();
     assert_int_equal(got.rows, 2 * B);
-    if (fabs(got.pearson - 2 * want[0]) > 1e-6 * (double)B || fabs(got.spearman - 2 * want[1]) > 1e-9 * (double)B || fabs(got.blocks - 2 * want[2]) > 1e-12 * (double)B)
-      fail_msg("B %d C %d order %d: %.9g %.9g %.9g, reference %.9g %.9g %.9g", (int)B, (int)C, order, got.pearson, got.spearman, got.blocks, 2 * want[0], 2 * want[1], 2 * want[2]);
+    if (fabs(got.pearson - 2 * want[0]) > 1e-6 * (double)B || fabs(got.spearman - 2 * want[1]) > 1e-9 * (double)B ||
+        fabs(got.blocks - 2 * want[2]) > 1e-12 * (double)B)
+      fail_msg("B %d C %d order %d: %.9g %.9g %.9g, reference %.9g %.9g %.9g", (int)B, (int)C, order, got.pearson,
+               got.spearman, got.blocks, 2 * want[0], 2 * want[1], 2 * want[2]);
   }
-  free(s); free(t); free(sd); free(td);
+  free(s);
+  free(t);
+  free(sd);
+  free(td);
 }
 
 static void agreement_is_the_reference(void **state) {
   NEED_GPU();
   static const int C[] = {2, 3, 10, 100, 128, 129, 300, 1000};
-  for (size_t i = 0; i < sizeof C / sizeof *C; i++) agreement_case(C[i] > 200 ? 1 : 5, C[i], 2, i % 2 == 1);
+  for (size_t i = 0; i < sizeof C / sizeof *C; i++)
+    agreement_case(C[i] > 200 ? 1 : 5, C[i], 2, i % 2 == 1);
   agreement_case(1, 40, 1000, 0);
 }
 
@@ -62,14 +71,16 @@ static void images_are_the_same_bytes(void **state) {
   cmkd_error err;
   for (int policy = CMKD_AUGMENT_NONE; policy <= CMKD_AUGMENT_CROP_FLIP; policy++)
     for (int k = 0; k < 4; k++) {
-      const int h = shapes[k][0], w = shapes[k][1], c = shapes[k][2], n = 4, count = k == 0 && policy == CMKD_AUGMENT_CROP_FLIP ? 24 : 170 / (k == 0 ? 16 : 1);
+      const int h = shapes[k][0], w = shapes[k][1], c = shapes[k][2], n = 4,
+                count = k == 0 && policy == CMKD_AUGMENT_CROP_FLIP ? 24 : 170 / (k == 0 ? 16 : 1);
       const size_t image = (size_t)(h * w * c);
       uint8_t *pixels = malloc(n * image), *want = malloc((size_t)count * image), *got = malloc((size_t)count * image);
       uint32_t *rows = malloc((size_t)count * 4);
       uint64_t *seeds = malloc((size_t)count * 8);
       float table[4 * 256];
       cmkd_rng rng = cmkd_rng_start((uint64_t)(policy * 10 + k), CMKD_STREAM_TEST, 2);
-      for (size_t i = 0; i < n * image; i++) pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
+      for (size_t i = 0; i < n * image; i++)
+        pixels[i] = (uint8_t)cmkd_rng_u32(&rng);
       for (int i = 0; i < count; i++) {
         rows[i] = cmkd_rng_below(&rng, n);
         seeds[i] = i % 2 ? (uint64_t)i : cmkd_rng_u64(&rng);
@@ -77,31 +88,42 @@ static void images_are_the_same_bytes(void **state) {
       cmkd_cuda_pixel_table(mean, std, c, table);
       for (int clean = 0; clean < 2; clean++) {
         set_order(k % ORDERS, 1);
-        void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4), *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_buffer((size_t)count * image);
+        void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4),
+             *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_buffer((size_t)count * image);
         cmkd_augment_bytes_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, want);
-        assert_ok(gpu->augment_bytes((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_got, NULL, &err));
+        assert_ok(
+            gpu->augment_bytes((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_got, NULL, &err));
         gpu_get(got, d_got, (size_t)count * image);
         assert_memory_equal(got, want, (size_t)count * image);
         for (int stride = c; stride <= 8; stride += 8 - c) {
           const size_t floats = (size_t)(count * h * w * stride);
           float *want_f = malloc(floats * 4), *got_f = malloc(floats * 4);
           void *d_table = gpu_put(table, sizeof table), *d_f = gpu_buffer(floats * 4);
-          cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride, want_f);
-          assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, CMKD_F32, d_f, NULL, &err));
+          cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride,
+                           want_f);
+          assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride,
+                                 CMKD_F32, d_f, NULL, &err));
           gpu_get(got_f, d_f, floats * 4);
           assert_memory_equal(got_f, want_f, floats * 4);
           uint16_t *narrow = malloc(floats * 2);
           for (int half = 0; half < 2; half++) {
-            assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride, half ? CMKD_F16 : CMKD_BF16, d_f, NULL, &err));
+            assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride,
+                                   half ? CMKD_F16 : CMKD_BF16, d_f, NULL, &err));
             gpu_get(narrow, d_f, floats * 2);
-            for (size_t i = 0; i < floats; i++) assert_int_equal(narrow[i], half ? cmkd_float_to_half(want_f[i]) : cmkd_float_to_bf16(want_f[i]));
+            for (size_t i = 0; i < floats; i++)
+              assert_int_equal(narrow[i], half ? cmkd_float_to_half(want_f[i]) : cmkd_float_to_bf16(want_f[i]));
           }
           free(narrow);
-          free(want_f); free(got_f);
+          free(want_f);
+          free(got_f);
         }
         gpu_clear();
       }
-      free(pixels); free(want); free(got); free(rows); free(seeds);
+      free(pixels);
+      free(want);
+      free(got);
+      free(rows);
+      free(seeds);
     }
 }
 
@@ -115,20 +137,24 @@ static void cache_rows_decode_as_on_the_cpu(void **state) {
   const cmkd_codec *codec;
   cmkd_error err;
   cmkd_rng rng = cmkd_rng_start(4, CMKD_STREAM_TEST, 3);
-  for (int i = 0; i < N * C; i++) half[i] = cmkd_float_to_half(logits[i] = (float)cmkd_rng_normal(&rng) * 5);
+  for (int i = 0; i < N * C; i++)
+    half[i] = cmkd_float_to_half(logits[i] = (float)cmkd_rng_normal(&rng) * 5);
   assert_ok(cmkd_codec_find("u8sqrt", &codec, &err));
   codec->encode(logits, N, C, q, top, range);
   cmkd_chunk_view chunk = {q, N * C, C, top, range};
-  for (int i = 0; i < COUNT; i++) codec->decode(&chunk, index[i], 1, want + i * C);
+  for (int i = 0; i < COUNT; i++)
+    codec->decode(&chunk, index[i], 1, want + i * C);
   for (int order = 0; order < ORDERS; order++) {
     set_order(order, 2);
     void *d_index = gpu_put(index, sizeof index), *out = gpu_buffer(sizeof got);
-    assert_ok(gpu->rows_u8sqrt(gpu_put(q, sizeof q), gpu_put(top, sizeof top), gpu_put(range, sizeof range), d_index, COUNT, C, out, NULL, &err));
+    assert_ok(gpu->rows_u8sqrt(gpu_put(q, sizeof q), gpu_put(top, sizeof top), gpu_put(range, sizeof range), d_index,
+                               COUNT, C, out, NULL, &err));
     gpu_get(got, out, sizeof got);
     assert_memory_equal(got, want, sizeof got);
     assert_ok(gpu->rows_f16(gpu_put(half, sizeof half), d_index, COUNT, C, out, NULL, &err));
     gpu_get(got, out, sizeof got);
-    for (int i = 0; i < COUNT * C; i++) assert_true(got[i] == cmkd_half_to_float(half[index[i / C] * C + (uint32_t)(i % C)]));
+    for (int i = 0; i < COUNT * C; i++)
+      assert_true(got[i] == cmkd_half_to_float(half[index[i / C] * C + (uint32_t)(i % C)]));
     gpu_clear();
   }
 }
@@ -152,11 +178,15 @@ static void sgd_is_the_reference(void **state) {
       md[i] = m[i] = (float)cmkd_rng_normal(&rng);
       g[i] = (float)cmkd_rng_normal(&rng) * s.scale;
       narrow[i] = dtype == CMKD_F16 ? cmkd_float_to_half(g[i]) : cmkd_float_to_bf16(g[i]);
-      gd[i] = (double)(from16[i / CMKD_CUDA_CHUNK] ? dtype == CMKD_F16 ? cmkd_half_to_float(narrow[i]) : cmkd_bf16_to_float(narrow[i]) : g[i]) / (double)s.scale;
+      gd[i] = (double)(from16[i / CMKD_CUDA_CHUNK]
+                           ? dtype == CMKD_F16 ? cmkd_half_to_float(narrow[i]) : cmkd_bf16_to_float(narrow[i])
+                           : g[i]) /
+              (double)s.scale;
       if (from16[i / CMKD_CUDA_CHUNK]) g[i] = NAN; /* not to be read */
     }
     set_order(variant % ORDERS, 3);
-    u.w = gpu_put(w, sizeof w), u.m = gpu_put(m, sizeof m), u.grad = gpu_put(g, sizeof g), u.grad16 = gpu_put(narrow, sizeof narrow), u.from16 = gpu_put(from16, sizeof from16);
+    u.w = gpu_put(w, sizeof w), u.m = gpu_put(m, sizeof m), u.grad = gpu_put(g, sizeof g),
+    u.grad16 = gpu_put(narrow, sizeof narrow), u.from16 = gpu_put(from16, sizeof from16);
     u.copy = gpu_buffer(sizeof copy);
     for (int step = 0; step < 3; step++) {
       assert_ok(GPU(cmkd_cuda_sgd)(&u, gpu_put(&s, sizeof s), NULL, &err));
@@ -166,7 +196,8 @@ static void sgd_is_the_reference(void **state) {
     gpu_get(m, u.m, sizeof m);
     gpu_get(copy, u.copy, sizeof copy);
     for (int i = 0; i < N; i++) {
-      assert_true(fabs(w[i] - wd[i]) <= 1e-6 * fmax(1, fabs(wd[i])) && fabs(m[i] - md[i]) <= 2e-6 * fmax(1, fabs(md[i])));
+      assert_true(fabs(w[i] - wd[i]) <= 1e-6 * fmax(1, fabs(wd[i])) &&
+                  fabs(m[i] - md[i]) <= 2e-6 * fmax(1, fabs(md[i])));
       assert_int_equal(copy[i], dtype == CMKD_F16 ? cmkd_float_to_half(w[i]) : cmkd_float_to_bf16(w[i]));
     }
     for (int why = 0; why < 2; why++) { /* nothing moves */
@@ -188,15 +219,28 @@ static void overflow_is_seen(void **state) {
   static float g[N];
   static uint16_t narrow[N];
   static const uint8_t from16[2] = {0, 1};
-  static const struct { int at, wide; float value; int seen; } cases[] = {{5, 1, 0, 0}, {5, 1, INFINITY, 1}, {1023, 1, NAN, 1}, {1030, 1, NAN, 0}, {5, 0, INFINITY, 0}, {2047, 0, -INFINITY, 1}};
+  static const struct {
+    int at, wide;
+    float value;
+    int seen;
+  } cases[] = {{5, 1, 0, 0},      {5, 1, INFINITY, 1}, {1023, 1, NAN, 1},
+               {1030, 1, NAN, 0}, {5, 0, INFINITY, 0}, {2047, 0, -INFINITY, 1}};
   cmkd_error err;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     cmkd_cuda_state s = {.scale = 1};
     memset(g, 0, sizeof g), memset(narrow, 0, sizeof narrow);
-    if (cases[i].wide) g[cases[i].at] = cases[i].value;
-    else narrow[cases[i].at] = cmkd_float_to_half(cases[i].value);
+    if (cases[i].wide)
+      g[cases[i].at] = cases[i].value;
+    else
+      narrow[cases[i].at] = cmkd_float_to_half(cases[i].value);
     void *d = gpu_put(&s, sizeof s);
-    cmkd_cuda_update u = {.count = N, .w = gpu_put(g, sizeof g), .m = gpu_put(g, sizeof g), .grad = gpu_put(g, sizeof g), .grad16 = gpu_put(narrow, sizeof narrow), .from16 = gpu_put(from16, sizeof from16), .copy_dtype = CMKD_F16};
+    cmkd_cuda_update u = {.count = N,
+                          .w = gpu_put(g, sizeof g),
+                          .m = gpu_put(g, sizeof g),
+                          .grad = gpu_put(g, sizeof g),
+                          .grad16 = gpu_put(narrow, sizeof narrow),
+                          .from16 = gpu_put(from16, sizeof from16),
+                          .copy_dtype = CMKD_F16};
     assert_ok(GPU(cmkd_cuda_check_gradients)(&u, d, NULL, &err));
     gpu_get(&s, d, sizeof s);
     assert_int_equal(s.overflow, cases[i].seen);
@@ -221,7 +265,8 @@ static void the_end_of_a_step_moves_the_scale(void **state) {
   assert_true(s.scale == 1024 && s.good == 0);
   s.loss.bad_row = 2, s.output = 1;
   assert_ok(gpu->put(d, &s, sizeof s, &err));
-  for (int i = 0; i < 2; i++) assert_ok(GPU(cmkd_cuda_end)(d, r, 5, 1, NULL, &err));
+  for (int i = 0; i < 2; i++)
+    assert_ok(GPU(cmkd_cuda_end)(d, r, 5, 1, NULL, &err));
   gpu_get(result, r, sizeof result);
   assert_int_equal(result[0].count, 5);
   assert_int_equal(result[0].top1, 3);
@@ -242,9 +287,11 @@ static void hits_are_counted(void **state) {
   cmkd_rng rng = cmkd_rng_start(8, CMKD_STREAM_TEST, 1);
   for (int i = 0; i < B; i++) {
     labels[i] = (int32_t)cmkd_rng_below(&rng, C);
-    for (int c = 0; c < C; c++) z[i * C + c] = (float)cmkd_rng_below(&rng, 30); /* ties */
+    for (int c = 0; c < C; c++)
+      z[i * C + c] = (float)cmkd_rng_below(&rng, 30); /* ties */
     int better = 0;
-    for (int c = 0; c < C; c++) better += z[i * C + c] > z[i * C + labels[i]] || (z[i * C + c] == z[i * C + labels[i]] && c < labels[i]);
+    for (int c = 0; c < C; c++)
+      better += z[i * C + c] > z[i * C + labels[i]] || (z[i * C + c] == z[i * C + labels[i]] && c < labels[i]);
     top1 += better < 1, top5 += better < 5;
   }
   assert_true(top5 > top1 && top1 > 0);
@@ -269,10 +316,14 @@ static void arguments_are_checked(void **state) {
   uint8_t byte = 0;
   assert_int_equal(gpu->agreement_scratch(1, 1), 0);
   assert_int_equal(gpu->agreement_scratch(1, 131073), 0);
-  assert_int_equal(gpu->agreement_add(x, CMKD_F64, x, CMKD_F32, 1, 4, 2, x, (cmkd_agreement *)x, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment_bytes(CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1, &byte, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3, x, 2, CMKD_F32, x, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1, x, 1, CMKD_I32, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->agreement_add(x, CMKD_F64, x, CMKD_F32, 1, 4, 2, x, (cmkd_agreement *)x, NULL, &err),
+                   CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment_bytes(CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1, &byte, NULL, &err),
+                   CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3, x, 2, CMKD_F32, x, NULL, &err),
+                   CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1, x, 1, CMKD_I32, x, NULL, &err),
+                   CMKD_ERR_VALUE);
   assert_int_equal(gpu->rows_f16(NULL, &row, 1, 4, x, NULL, &err), CMKD_ERR_VALUE);
   cmkd_cuda_update u = {.count = 5, .w = x, .m = x, .grad = x};
   assert_int_equal(GPU(cmkd_cuda_sgd)(&u, (cmkd_cuda_state *)x, NULL, &err), CMKD_ERR_VALUE);
@@ -280,9 +331,15 @@ static void arguments_are_checked(void **state) {
 
 int main(void) {
   struct CMUnitTest tests[] = {
-    cmocka_unit_test(agreement_is_the_reference), cmocka_unit_test(agreement_of_rows_in_device_memory), cmocka_unit_test(images_are_the_same_bytes),
-    cmocka_unit_test(cache_rows_decode_as_on_the_cpu), cmocka_unit_test(sgd_is_the_reference), cmocka_unit_test(overflow_is_seen),
-    cmocka_unit_test(the_end_of_a_step_moves_the_scale), cmocka_unit_test(hits_are_counted), cmocka_unit_test(arguments_are_checked),
+      cmocka_unit_test(agreement_is_the_reference),
+      cmocka_unit_test(agreement_of_rows_in_device_memory),
+      cmocka_unit_test(images_are_the_same_bytes),
+      cmocka_unit_test(cache_rows_decode_as_on_the_cpu),
+      cmocka_unit_test(sgd_is_the_reference),
+      cmocka_unit_test(overflow_is_seen),
+      cmocka_unit_test(the_end_of_a_step_moves_the_scale),
+      cmocka_unit_test(hits_are_counted),
+      cmocka_unit_test(arguments_are_checked),
   };
   return RUN_TESTS(tests);
 }

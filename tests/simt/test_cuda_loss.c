@@ -1,5 +1,5 @@
-/* The CUDA losses against the double reference: many shapes, dtypes and hostile rows; in the emulation each with the threads of a block in
- * forward, reverse and random order. */
+/* The CUDA losses against the double reference: many shapes, dtypes and hostile rows; in the emulation each with the
+ * threads of a block in forward, reverse and random order. */
 #include "tests/simt/gpu.h"
 #include <math.h>
 #include "base/half.h"
@@ -9,7 +9,7 @@
 typedef struct problem {
   int64_t B, C;
   cmkd_dtype student_dtype, teacher_dtype;
-  double *s, *t;         /* as the kernel sees them */
+  double *s, *t; /* as the kernel sees them */
   void *student, *teacher;
   int32_t *labels;
 } problem;
@@ -17,10 +17,19 @@ typedef struct problem {
 typedef enum fill { PLAIN, TIES, CONSTANT_ROWS, LARGE, CONFIDENT, SAME_ROWS, NEAR_CONSTANT, EQUAL_TEACHERS } fill;
 
 static void store(void *array, cmkd_dtype dtype, int64_t i, float v, double *seen) {
-  if (dtype == CMKD_F32) { ((float *)array)[i] = v; *seen = v; return; }
+  if (dtype == CMKD_F32) {
+    ((float *)array)[i] = v;
+    *seen = v;
+    return;
+  }
   uint16_t bits;
-  if (dtype == CMKD_F16) bits = cmkd_float_to_half(v);
-  else { uint32_t u; memcpy(&u, &v, 4); bits = (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16); }
+  if (dtype == CMKD_F16)
+    bits = cmkd_float_to_half(v);
+  else {
+    uint32_t u;
+    memcpy(&u, &v, 4);
+    bits = (uint16_t)((u + 0x7FFF + (u >> 16 & 1)) >> 16);
+  }
   ((uint16_t *)array)[i] = bits;
   *seen = dtype == CMKD_F16 ? cmkd_half_to_float(bits) : cmkd_bf16_to_float(bits);
 }
@@ -29,38 +38,70 @@ static problem make_problem(int64_t B, int64_t C, cmkd_dtype sd, cmkd_dtype td, 
   problem p = {.B = B, .C = C, .student_dtype = sd, .teacher_dtype = td};
   size_t n = (size_t)(B * C);
   cmkd_rng rng = cmkd_rng_start(seed, CMKD_STREAM_TEST, 0);
-  p.s = malloc(n * 8); p.t = malloc(n * 8);
+  p.s = malloc(n * 8);
+  p.t = malloc(n * 8);
   p.student = malloc(n * (sd == CMKD_F32 ? 4 : 2)); /* exact sizes: one byte past is a finding */
   p.teacher = malloc(n * (td == CMKD_F32 ? 4 : 2));
   p.labels = malloc((size_t)B * 4);
   for (int64_t r = 0; r < B; r++) {
     p.labels[r] = (int32_t)cmkd_rng_below(&rng, (uint32_t)C);
     for (int64_t c = 0; c < C; c++) {
-      double t = cmkd_rng_normal(&rng) * 2 + (c == p.labels[r]) * (kind == CONFIDENT ? 60 : 4), s = .7 * t + cmkd_rng_normal(&rng);
-      if (kind == TIES) { t = floor(t); s = floor(s * 2) / 2; }
+      double t = cmkd_rng_normal(&rng) * 2 + (c == p.labels[r]) * (kind == CONFIDENT ? 60 : 4),
+             s = .7 * t + cmkd_rng_normal(&rng);
+      if (kind == TIES) {
+        t = floor(t);
+        s = floor(s * 2) / 2;
+      }
       if (kind == CONSTANT_ROWS && r % 3 == 0) s = 1.25;
       if (kind == CONSTANT_ROWS && r % 3 == 1) t = -3;
-      if (kind == LARGE) { s = s > 0 ? 1000 : -1000 + s; t = t > 1 ? 1000 + t : -1000; }
-      if (kind == NEAR_CONSTANT) { s = 300 + .01 * s; t = -200 + .1 * t; }
+      if (kind == LARGE) {
+        s = s > 0 ? 1000 : -1000 + s;
+        t = t > 1 ? 1000 + t : -1000;
+      }
+      if (kind == NEAR_CONSTANT) {
+        s = 300 + .01 * s;
+        t = -200 + .1 * t;
+      }
       int64_t i = r * C + c;
       if (kind == EQUAL_TEACHERS && r > 0) t = p.t[c];
-      if (kind == SAME_ROWS && r > 0) { s = p.s[c]; t = p.t[c]; }
+      if (kind == SAME_ROWS && r > 0) {
+        s = p.s[c];
+        t = p.t[c];
+      }
       store(p.student, sd, i, (float)s, p.s + i);
       store(p.teacher, td, i, (float)t, p.t + i);
     }
   }
   return p;
 }
-static void free_problem(problem *p) { free(p->s); free(p->t); free(p->student); free(p->teacher); free(p->labels); }
+static void free_problem(problem *p) {
+  free(p->s);
+  free(p->t);
+  free(p->student);
+  free(p->teacher);
+  free(p->labels);
+}
 
-/* One evaluation, in poisoned memory of exact size; `twice`: scratch is ready for the next, which gives the same bits. */
-static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, double smoothing, double entropy_mean, float *grad, cmkd_loss_result *result, int twice) {
+/* One evaluation, in poisoned memory of exact size; `twice`: scratch is ready for the next, which gives the same bits.
+ */
+static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, double smoothing, double entropy_mean,
+                     float *grad, cmkd_loss_result *result, int twice) {
   cmkd_error err;
   size_t bytes = gpu->loss_scratch(loss, p->B, p->C), n = (size_t)(p->B * p->C);
   assert_true(bytes > 0);
   void *scratch = gpu_buffer(bytes);
-  cmkd_cuda_loss_batch b = {p->B, p->C, gpu_put(p->student, n * (p->student_dtype == CMKD_F32 ? 4 : 2)), p->student_dtype, gpu_put(p->teacher, n * (p->teacher_dtype == CMKD_F32 ? 4 : 2)),
-                            p->teacher_dtype, gpu_put(p->labels, (size_t)p->B * 4), grad ? gpu_buffer(n * 4) : NULL, epoch, smoothing, entropy_mean, NULL};
+  cmkd_cuda_loss_batch b = {p->B,
+                            p->C,
+                            gpu_put(p->student, n * (p->student_dtype == CMKD_F32 ? 4 : 2)),
+                            p->student_dtype,
+                            gpu_put(p->teacher, n * (p->teacher_dtype == CMKD_F32 ? 4 : 2)),
+                            p->teacher_dtype,
+                            gpu_put(p->labels, (size_t)p->B * 4),
+                            grad ? gpu_buffer(n * 4) : NULL,
+                            epoch,
+                            smoothing,
+                            entropy_mean,
+                            NULL};
   cmkd_loss_result *out = gpu_buffer(sizeof *out), again;
   assert_ok(gpu->loss_init(scratch, NULL, &err));
   assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
@@ -84,23 +125,30 @@ static void close_to(const char *what, double got, double want, double scale) {
   if (!(fabs(got - want) <= scale)) fail_msg("%s: %.9g, reference %.9g (allowed %.3g)", what, got, want, scale);
 }
 
-static void compare(const char *name, const cmkd_loss *loss, const problem *p, double epoch, double smoothing, double entropy_mean) {
+static void compare(const char *name, const cmkd_loss *loss, const problem *p, double epoch, double smoothing,
+                    double entropy_mean) {
   cmkd_error err;
   int64_t n = p->B * p->C;
   double *want = malloc((size_t)n * 8), top = 0;
   float *grad = malloc((size_t)n * 4), *first = malloc((size_t)n * 4);
   cmkd_loss_result ref, result, result_first;
-  assert_ok(cmkd_loss_ref_double(loss, p->B, p->C, p->s, p->t, p->labels, epoch, smoothing, entropy_mean, want, &ref, NULL, &err));
-  for (int64_t i = 0; i < n; i++) top = fmax(top, fabs(want[i]));
-  const int start = p->C > 4096 && ORDERS > 1 ? CMKD_SIMT_REVERSE : CMKD_SIMT_FORWARD; /* large ones are slow in the emulation */
+  assert_ok(cmkd_loss_ref_double(loss, p->B, p->C, p->s, p->t, p->labels, epoch, smoothing, entropy_mean, want, &ref,
+                                 NULL, &err));
+  for (int64_t i = 0; i < n; i++)
+    top = fmax(top, fabs(want[i]));
+  const int start =
+      p->C > 4096 && ORDERS > 1 ? CMKD_SIMT_REVERSE : CMKD_SIMT_FORWARD; /* large ones are slow in the emulation */
   for (int order = start; order < ORDERS; order++) {
     set_order(order, 17);
     evaluate(loss, p, epoch, smoothing, entropy_mean, grad, &result, order == CMKD_SIMT_REVERSE && p->C < 1000);
     char what[160];
     snprintf(what, sizeof what, "%s B %d C %d order %d", name, (int)p->B, (int)p->C, order);
     assert_int_equal(result.bad_row, -1);
-    if (isnan(ref.blocks)) assert_true(isnan(result.blocks));
-    else close_to(what, result.blocks * (double)n, ref.blocks * (double)n, 1e-6); /* block boundaries first: no row flipped */
+    if (isnan(ref.blocks))
+      assert_true(isnan(result.blocks));
+    else
+      close_to(what, result.blocks * (double)n, ref.blocks * (double)n,
+               1e-6); /* block boundaries first: no row flipped */
     close_to(what, result.loss, ref.loss, 1e-4 * fabs(ref.loss) + 1e-6);
     for (int k = 0; k < CMKD_LOSS_MAX_PARTS; k++)
       if (k < loss->parts) close_to(loss->part_name[k], result.part[k], ref.part[k], 1e-4 * fabs(ref.part[k]) + 1e-6);
@@ -108,15 +156,24 @@ static void compare(const char *name, const cmkd_loss *loss, const problem *p, d
     int64_t at = 0;
     for (int64_t i = 0; i < n; i++) {
       double e = fabs(grad[i] - want[i]);
-      if (!(e <= worst)) { worst = e; at = i; }
+      if (!(e <= worst)) {
+        worst = e;
+        at = i;
+      }
     }
     if (!(worst <= 1e-4 * top + (top == 0 ? 1e-6 : 0)))
-      fail_msg("%s: gradient of row %d class %d: %.9g, reference %.9g (largest %.3g)", what, (int)(at / p->C), (int)(at % p->C), grad[at], want[at], top);
-    if (order == start) { memcpy(first, grad, (size_t)n * 4); result_first = result; }
+      fail_msg("%s: gradient of row %d class %d: %.9g, reference %.9g (largest %.3g)", what, (int)(at / p->C),
+               (int)(at % p->C), grad[at], want[at], top);
+    if (order == start) {
+      memcpy(first, grad, (size_t)n * 4);
+      result_first = result;
+    }
     assert_memory_equal(first, grad, (size_t)n * 4); /* the order of threads changes no bit */
     assert_memory_equal(&result_first, &result, sizeof result);
   }
-  free(want); free(grad); free(first);
+  free(want);
+  free(grad);
+  free(first);
 }
 
 static cmkd_loss *parse(const char *text) {
@@ -134,18 +191,30 @@ static void check_case(const char *text, int64_t B, int64_t C, cmkd_dtype sd, cm
   cmkd_loss_free(loss);
 }
 
-static const char *const every_loss[] = {"ce", "kd", "dkd", "nkd", "dist", "cmkd", "dkd+cmkd", "ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:beta=4,gamma=2,T=2,kappa=1", "cmkd:gate=off", "cmkd:gate=hard-spearman,zscore=off,kappa=50"};
+static const char *const every_loss[] = {"ce",
+                                         "kd",
+                                         "dkd",
+                                         "nkd",
+                                         "dist",
+                                         "cmkd",
+                                         "dkd+cmkd",
+                                         "ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:beta=4,gamma=2,T=2,kappa=1",
+                                         "cmkd:gate=off",
+                                         "cmkd:gate=hard-spearman,zscore=off,kappa=50"};
 enum { LOSSES = sizeof every_loss / sizeof every_loss[0] };
 
 static void every_loss_agrees(void **state) {
   NEED_GPU();
-  for (int i = 0; i < LOSSES; i++) check_case(every_loss[i], 6, 10, CMKD_F32, CMKD_F32, PLAIN);
+  for (int i = 0; i < LOSSES; i++)
+    check_case(every_loss[i], 6, 10, CMKD_F32, CMKD_F32, PLAIN);
 }
 
 static void class_counts_around_powers_of_two(void **state) {
   NEED_GPU();
-  static const int C[] = {2, 3, 4, 5, 31, 32, 33, 63, 64, 65, 100, 127, 128, 129, 200, 255, 256, 257, 511, 512, 513, 1000, 1024, 1025};
-  for (size_t i = 0; i < sizeof C / sizeof C[0]; i++) check_case("dkd+cmkd", C[i] > 200 ? 1 : 5, C[i], CMKD_F32, CMKD_F32, PLAIN);
+  static const int C[] = {2,   3,   4,   5,   31,  32,  33,  63,  64,  65,   100,  127,
+                          128, 129, 200, 255, 256, 257, 511, 512, 513, 1000, 1024, 1025};
+  for (size_t i = 0; i < sizeof C / sizeof C[0]; i++)
+    check_case("dkd+cmkd", C[i] > 200 ? 1 : 5, C[i], CMKD_F32, CMKD_F32, PLAIN);
 }
 
 static void large_rows(void **state) {
@@ -171,13 +240,15 @@ static void half_and_bfloat16(void **state) {
   NEED_GPU();
   static const cmkd_dtype types[] = {CMKD_F32, CMKD_F16, CMKD_BF16};
   for (int s = 0; s < 3; s++)
-    for (int t = 0; t < 3; t++) check_case(every_loss[7], 3, 50, types[s], types[t], PLAIN);
+    for (int t = 0; t < 3; t++)
+      check_case(every_loss[7], 3, 50, types[s], types[t], PLAIN);
 }
 
 static void hostile_rows(void **state) {
   NEED_GPU();
   for (int kind = TIES; kind <= EQUAL_TEACHERS; kind++)
-    for (int i = 0; i < LOSSES; i++) check_case(every_loss[i], 4, 40, CMKD_F32, CMKD_F32, (fill)kind);
+    for (int i = 0; i < LOSSES; i++)
+      check_case(every_loss[i], 4, 40, CMKD_F32, CMKD_F32, (fill)kind);
   check_case("cmkd", 2, 300, CMKD_F32, CMKD_F32, TIES);
   check_case("cmkd+dist", 1, 100, CMKD_F32, CMKD_F32, PLAIN);
   check_case("cmkd", 1, 2, CMKD_F32, CMKD_F32, PLAIN);
@@ -213,9 +284,12 @@ static void bad_rows_are_named(void **state) {
   cmkd_loss *loss = parse(every_loss[7]);
   for (int i = 0; i < 8; i++) {
     problem p = make_problem(7, 33, CMKD_F32, CMKD_F32, PLAIN, 9);
-    if (i < 3) ((float *)p.student)[4 * 33 + 7 + i] = worst[i];
-    else if (i < 6) ((float *)p.teacher)[4 * 33 + 9 + i] = worst[i - 3];
-    else p.labels[4] = i == 6 ? -1 : 33;
+    if (i < 3)
+      ((float *)p.student)[4 * 33 + 7 + i] = worst[i];
+    else if (i < 6)
+      ((float *)p.teacher)[4 * 33 + 9 + i] = worst[i - 3];
+    else
+      p.labels[4] = i == 6 ? -1 : 33;
     p.labels[6] = 2000000000;
     float *grad = malloc(7 * 33 * 4);
     cmkd_loss_result result;
@@ -224,7 +298,8 @@ static void bad_rows_are_named(void **state) {
       evaluate(loss, &p, 1, 0, NAN, grad, &result, 1);
       assert_int_equal(result.bad_row, 4);
       assert_true(isnan(result.loss));
-      for (int c = 0; c < 33; c++) assert_true(grad[4 * 33 + c] == 0 && grad[6 * 33 + c] == 0);
+      for (int c = 0; c < 33; c++)
+        assert_true(grad[4 * 33 + c] == 0 && grad[6 * 33 + c] == 0);
     }
     free(grad);
     free_problem(&p);
@@ -232,7 +307,8 @@ static void bad_rows_are_named(void **state) {
   cmkd_loss_free(loss);
 }
 
-/* Any bits as logits and labels: the first row that may not be used is named, every gradient is written, nothing else happens. */
+/* Any bits as logits and labels: the first row that may not be used is named, every gradient is written, nothing else
+ * happens. */
 static void arbitrary_bits(void **state) {
   NEED_GPU();
   static const char *const losses[] = {"dkd+cmkd", "ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:beta=4"};
@@ -253,7 +329,8 @@ static void arbitrary_bits(void **state) {
         if (n >= 12 && p.teacher_dtype == CMKD_BF16 && (half >> 7 & 255) == 255) half ^= 1 << 14;
         memcpy((float *)p.student + i, &bits, 4);
         ((uint16_t *)p.teacher)[i] = half;
-        good &= isfinite(((float *)p.student)[i]) && isfinite(p.teacher_dtype == CMKD_F16 ? cmkd_half_to_float(half) : cmkd_bf16_to_float(half));
+        good &= isfinite(((float *)p.student)[i]) &&
+                isfinite(p.teacher_dtype == CMKD_F16 ? cmkd_half_to_float(half) : cmkd_bf16_to_float(half));
       }
       if (n % 4 == 3) p.labels[r] = (int32_t)cmkd_rng_u32(&rng);
       good &= p.labels[r] >= 0 && p.labels[r] < C;
@@ -277,8 +354,13 @@ static void arbitrary_bits(void **state) {
 #ifndef ON_DEVICE
 static void one_launch(void **state) {
   NEED_GPU();
-  static const struct { const char *text; int64_t C; double entropy; long launches; } cases[] = {
-    {"cmkd", 100, 1, 1}, {"cmkd", 1000, 1, 1}, {"dkd+cmkd", 100, NAN, 2}, {"kd", 100, NAN, 1}, {"cmkd:gate=off", 300, NAN, 1}, {"dist", 100, NAN, 3}};
+  static const struct {
+    const char *text;
+    int64_t C;
+    double entropy;
+    long launches;
+  } cases[] = {{"cmkd", 100, 1, 1}, {"cmkd", 1000, 1, 1},           {"dkd+cmkd", 100, NAN, 2},
+               {"kd", 100, NAN, 1}, {"cmkd:gate=off", 300, NAN, 1}, {"dist", 100, NAN, 3}};
   set_order(CMKD_SIMT_FORWARD, 0);
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
     cmkd_loss *loss = parse(cases[i].text);
@@ -304,13 +386,27 @@ static void arguments_are_checked(void **state) {
   char scratch[64];
   cmkd_loss_result result;
   cmkd_cuda_loss_batch good = {2, 5, p.student, CMKD_F32, p.teacher, CMKD_F32, p.labels, NULL, 1, 0, NAN, NULL}, b;
-  b = good; b.classes = 1; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.classes = 131073; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.batch = 0; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.teacher = NULL; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.student = NULL; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.student_dtype = CMKD_F64; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
-  b = good; b.label_smoothing = 1; assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.classes = 1;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.classes = 131073;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.batch = 0;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.teacher = NULL;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.student = NULL;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.student_dtype = CMKD_F64;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
+  b = good;
+  b.label_smoothing = 1;
+  assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(gpu->loss_scratch(loss, 0, 5), 0);
   assert_int_equal(gpu->loss_scratch(loss, INT64_MAX, 5), 0);
   free_problem(&p);
@@ -319,13 +415,20 @@ static void arguments_are_checked(void **state) {
 
 int main(void) {
   struct CMUnitTest tests[] = {
-    cmocka_unit_test(every_loss_agrees), cmocka_unit_test(class_counts_around_powers_of_two), cmocka_unit_test(large_rows), cmocka_unit_test(rows_in_device_memory),
-    cmocka_unit_test(half_and_bfloat16), cmocka_unit_test(hostile_rows), cmocka_unit_test(warm_up_smoothing_and_a_given_entropy),
-    cmocka_unit_test(one_block_when_eps_is_large), cmocka_unit_test(bad_rows_are_named), cmocka_unit_test(arbitrary_bits), 
+      cmocka_unit_test(every_loss_agrees),
+      cmocka_unit_test(class_counts_around_powers_of_two),
+      cmocka_unit_test(large_rows),
+      cmocka_unit_test(rows_in_device_memory),
+      cmocka_unit_test(half_and_bfloat16),
+      cmocka_unit_test(hostile_rows),
+      cmocka_unit_test(warm_up_smoothing_and_a_given_entropy),
+      cmocka_unit_test(one_block_when_eps_is_large),
+      cmocka_unit_test(bad_rows_are_named),
+      cmocka_unit_test(arbitrary_bits),
 #ifndef ON_DEVICE
-    cmocka_unit_test(one_launch),
+      cmocka_unit_test(one_launch),
 #endif
-    cmocka_unit_test(arguments_are_checked),
+      cmocka_unit_test(arguments_are_checked),
   };
   return RUN_TESTS(tests);
 }

@@ -1,4 +1,5 @@
-/* The SIMT emulation finds what it claims to find; and sorting and pooling by themselves: block boundaries equal the reference's. */
+/* The SIMT emulation finds what it claims to find; and sorting and pooling by themselves: block boundaries equal the
+ * reference's. */
 #include "tests/support.h"
 #include <math.h>
 #include <sys/wait.h>
@@ -10,18 +11,25 @@
 #include "tests/simt/test_simt.h"
 
 static void broken_rules_are_named(void **state) {
-  static const struct { const char *kernel; int threads; const char *says; } cases[] = {
-    {"divergent_barrier", 64, "divergent barrier"}, {"early_exit", 64, "another thread has ended"}, {"barrier_against_shuffle", 32, "divergent barrier"},
-    {"lane_outside", 32, "outside a width of 32"}, {"lane_not_in_mask", 32, "not in the mask"}, {"not_in_own_mask", 32, "not in its own mask"},
-    {"mixed_operations", 32, "different operations"}, {"no_dynamic_memory", 32, "the launch gave none"}, {"good_reversal", 1025, "a block of 1025 threads"},
-    {"matrix_misaligned", 32, "a multiple of 32 bytes"}, {"matrix_lines_misaligned", 32, "leading dimension"}, {"product_of_half_a_warp", 32, "has ended"}};
+  static const struct {
+    const char *kernel;
+    int threads;
+    const char *says;
+  } cases[] = {
+      {"divergent_barrier", 64, "divergent barrier"},       {"early_exit", 64, "another thread has ended"},
+      {"barrier_against_shuffle", 32, "divergent barrier"}, {"lane_outside", 32, "outside a width of 32"},
+      {"lane_not_in_mask", 32, "not in the mask"},          {"not_in_own_mask", 32, "not in its own mask"},
+      {"mixed_operations", 32, "different operations"},     {"no_dynamic_memory", 32, "the launch gave none"},
+      {"good_reversal", 1025, "a block of 1025 threads"},   {"matrix_misaligned", 32, "a multiple of 32 bytes"},
+      {"matrix_lines_misaligned", 32, "leading dimension"}, {"product_of_half_a_warp", 32, "has ended"}};
   for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++)
     for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
       int out[64];
       cmkd_simt_order(order, 1);
       assert_false(simt_run(cases[i].kernel, cases[i].threads, out));
       const char *problem = cmkd_simt_problem();
-      if (!strstr(problem, cases[i].says)) fail_msg("%s, order %d: \"%s\" says nothing of \"%s\"", cases[i].kernel, order, problem, cases[i].says);
+      if (!strstr(problem, cases[i].says))
+        fail_msg("%s, order %d: \"%s\" says nothing of \"%s\"", cases[i].kernel, order, problem, cases[i].says);
       assert_true(simt_run("good_reversal", 64, out)); /* and nothing is left over */
       assert_string_equal(cmkd_simt_problem(), "");
     }
@@ -33,10 +41,12 @@ static void a_missing_barrier_shows(void **state) {
     int out[64];
     cmkd_simt_order(order, 1);
     assert_true(simt_run("missing_barrier", 64, out));
-    for (int i = 0; i < 64; i++) wrong[order] += out[i] != 63 - i;
+    for (int i = 0; i < 64; i++)
+      wrong[order] += out[i] != 63 - i;
     all += wrong[order];
     assert_true(simt_run("good_reversal", 64, out));
-    for (int i = 0; i < 64; i++) assert_int_equal(out[i], 63 - i);
+    for (int i = 0; i < 64; i++)
+      assert_int_equal(out[i], 63 - i);
   }
   assert_true(all > 0 && wrong[CMKD_SIMT_FORWARD] > 0 && wrong[CMKD_SIMT_REVERSE] > 0);
 }
@@ -44,7 +54,8 @@ static void a_missing_barrier_shows(void **state) {
 static void shared_memory_is_poisoned_and_fenced(void **state) {
   int out[64];
   assert_true(simt_run("unwritten_shared", 64, out));
-  for (int i = 0; i < 64; i++) assert_int_equal(out[i], -1);
+  for (int i = 0; i < 64; i++)
+    assert_int_equal(out[i], -1);
   fflush(NULL);
   pid_t child = fork();
   if (child == 0) {
@@ -63,7 +74,8 @@ static void warp_operations_mean_what_they_should(void **state) {
     int out[64];
     cmkd_simt_order(order, 7);
     assert_true(simt_run("warp_operations", 64, out));
-    for (int i = 0; i < 64; i++) assert_int_equal(out[i], 0);
+    for (int i = 0; i < 64; i++)
+      assert_int_equal(out[i], 0);
   }
 }
 
@@ -72,14 +84,17 @@ static void tensor_cores_multiply(void **state) {
     int out[64];
     cmkd_simt_order(order, 3);
     assert_true(simt_run("half_products", 32, out));
-    for (int i = 0; i < 32; i++) assert_int_equal(out[i], 0);
+    for (int i = 0; i < 32; i++)
+      assert_int_equal(out[i], 0);
     assert_true(simt_run("bfloat16_products", 32, out));
-    for (int i = 0; i < 32; i++) assert_int_equal(out[i], 0);
+    for (int i = 0; i < 32; i++)
+      assert_int_equal(out[i], 0);
   }
 }
 
 static void hull_case(int n, int threads, int kind) {
-  double *theta = malloc((size_t)n * 8), *values = malloc((size_t)n * 8), *Y = malloc((size_t)(n + 1) * 8), *rank = malloc((size_t)n * 8);
+  double *theta = malloc((size_t)n * 8), *values = malloc((size_t)n * 8), *Y = malloc((size_t)(n + 1) * 8),
+         *rank = malloc((size_t)n * 8);
   int32_t *order = malloc((size_t)n * 4), *block_of = malloc((size_t)n * 4);
   uint32_t *list = malloc((size_t)n * 4);
   cmkd_rng rng = cmkd_rng_start((uint64_t)(n * 100 + threads), CMKD_STREAM_TEST, (uint64_t)kind);
@@ -90,18 +105,26 @@ static void hull_case(int n, int threads, int kind) {
   }
   cmkd_ref_order(theta, n, order);
   const int64_t blocks = cmkd_ref_soft_rank(theta, order, n, rank, block_of);
-  for (int i = 0; i < n; i++) values[i] = theta[order[i]] - (n - i) + .5 * (n + 1);
+  for (int i = 0; i < n; i++)
+    values[i] = theta[order[i]] - (n - i) + .5 * (n + 1);
   for (int o = 0; o < CMKD_SIMT_ORDERS; o++) {
     cmkd_simt_order(o, 11);
     memset(list, 0xFF, (size_t)n * 4);
     const int got = simt_hull(values, n, threads, Y, list);
-    if (got != blocks) fail_msg("n %d threads %d kind %d order %d: %d blocks, reference %d", n, threads, kind, o, got, (int)blocks);
+    if (got != blocks)
+      fail_msg("n %d threads %d kind %d order %d: %d blocks, reference %d", n, threads, kind, o, got, (int)blocks);
     for (int i = 0, b = 0; i < n; i++) {
       if (b < got && list[b] == (uint32_t)i) b++;
       assert_int_equal(b - 1, block_of[i]);
     }
   }
-  free(theta); free(values); free(Y); free(rank); free(order); free(block_of); free(list);
+  free(theta);
+  free(values);
+  free(Y);
+  free(rank);
+  free(order);
+  free(block_of);
+  free(list);
 }
 
 static void blocks_are_the_reference_s(void **state) {
@@ -136,14 +159,25 @@ static void sorting_is_stable_and_shares_tied_ranks(void **state) {
         assert_int_equal(got[i], want[i]);
         assert_true(twice[i] == (int)(2 * rank[i]));
       }
-      free(values); free(wide); free(rank); free(got); free(twice); free(want);
+      free(values);
+      free(wide);
+      free(rank);
+      free(got);
+      free(twice);
+      free(want);
     }
 }
 
 /* What a capture does not allow spoils it, by the name that a device gives it; afterwards all is as before. */
 static void captures_keep_to_the_rules(void **state) {
   enum { GOOD, JOINED, UNJOINED, WAITS, FOREIGN_STREAM, FOREIGN_EVENT, ALLOCATES, KINDS };
-  static const cudaError_t want[KINDS] = {cudaSuccess, cudaSuccess, cudaErrorStreamCaptureUnjoined, cudaErrorStreamCaptureInvalidated, cudaErrorStreamCaptureInvalidated, cudaErrorStreamCaptureInvalidated, cudaSuccess};
+  static const cudaError_t want[KINDS] = {cudaSuccess,
+                                          cudaSuccess,
+                                          cudaErrorStreamCaptureUnjoined,
+                                          cudaErrorStreamCaptureInvalidated,
+                                          cudaErrorStreamCaptureInvalidated,
+                                          cudaErrorStreamCaptureInvalidated,
+                                          cudaSuccess};
   cudaStream_t stream, side;
   cudaEvent_t fork, join, outside;
   char *memory;
@@ -171,7 +205,8 @@ static void captures_keep_to_the_rules(void **state) {
     }
     if (kind == WAITS) assert_int_equal(cudaStreamSynchronize(stream), cudaErrorStreamCaptureUnsupported);
     if (kind == FOREIGN_STREAM) assert_int_not_equal(cudaMemsetAsync(memory, 3, 1, side), cudaSuccess);
-    if (kind == FOREIGN_EVENT) assert_int_equal(cudaStreamWaitEvent(stream, outside, 0), cudaErrorStreamCaptureIsolation);
+    if (kind == FOREIGN_EVENT)
+      assert_int_equal(cudaStreamWaitEvent(stream, outside, 0), cudaErrorStreamCaptureIsolation);
     if (kind == ALLOCATES) assert_int_equal(cudaMalloc(&more, 1), cudaErrorStreamCaptureUnsupported);
     assert_int_equal(cudaStreamEndCapture(stream, &graph), want[kind]);
     (void)cudaGetLastError();
@@ -188,7 +223,7 @@ static void captures_keep_to_the_rules(void **state) {
     assert_int_equal(cudaGraphExecDestroy(exec), cudaSuccess);
     if (kind != JOINED) continue;
     assert_int_equal(cudaEventElapsedTime(&ms, outside, fork), cudaErrorInvalidResourceHandle); /* captured: no time */
-    assert_int_equal(cudaGetLastError(), cudaErrorInvalidResourceHandle); /* told once */
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidResourceHandle);                       /* told once */
     assert_int_equal(cudaGetLastError(), cudaSuccess);
   }
   cudaEventDestroy(fork);
@@ -201,8 +236,14 @@ static void captures_keep_to_the_rules(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-    cmocka_unit_test(broken_rules_are_named), cmocka_unit_test(a_missing_barrier_shows), cmocka_unit_test(shared_memory_is_poisoned_and_fenced),
-    cmocka_unit_test(warp_operations_mean_what_they_should), cmocka_unit_test(tensor_cores_multiply), cmocka_unit_test(captures_keep_to_the_rules), cmocka_unit_test(blocks_are_the_reference_s), cmocka_unit_test(sorting_is_stable_and_shares_tied_ranks),
+      cmocka_unit_test(broken_rules_are_named),
+      cmocka_unit_test(a_missing_barrier_shows),
+      cmocka_unit_test(shared_memory_is_poisoned_and_fenced),
+      cmocka_unit_test(warp_operations_mean_what_they_should),
+      cmocka_unit_test(tensor_cores_multiply),
+      cmocka_unit_test(captures_keep_to_the_rules),
+      cmocka_unit_test(blocks_are_the_reference_s),
+      cmocka_unit_test(sorting_is_stable_and_shares_tied_ranks),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -6,7 +6,8 @@
 #include <type_traits>
 
 __global__ void divergent_barrier(int *out) {
-  if (threadIdx.x < 40) __syncthreads();
+  if (threadIdx.x < 40)
+    __syncthreads();
   else
     __syncthreads();
   out[threadIdx.x] = 1;
@@ -26,8 +27,10 @@ __global__ void lane_not_in_mask(int *out) {
 }
 __global__ void not_in_own_mask(int *out) { out[threadIdx.x] = (int)__ballot_sync(0xFFu, 1); }
 __global__ void mixed_operations(int *out) {
-  if (threadIdx.x & 1) out[threadIdx.x] = __shfl_xor_sync(CMKD_WARP, 1, 1);
-  else out[threadIdx.x] = __shfl_xor_sync(CMKD_WARP, 2, 1);
+  if (threadIdx.x & 1)
+    out[threadIdx.x] = __shfl_xor_sync(CMKD_WARP, 1, 1);
+  else
+    out[threadIdx.x] = __shfl_xor_sync(CMKD_WARP, 2, 1);
 }
 __global__ void no_dynamic_memory(int *out) {
   CMKD_DYNAMIC_SHARED(memory);
@@ -88,7 +91,8 @@ template <class T, class LA, class LB> static __device__ int product_is_wrong(T 
     for (int i = (int)threadIdx.x; i < 256; i += 32) {
       const int m = i / 16, n = i % 16;
       float want = 0.5f;
-      for (int k = 0; k < 16; k++) want += to_float(a[A ? m * LD + k : k * LD + m]) * to_float(b[B ? k * LD + n : n * LD + k]);
+      for (int k = 0; k < 16; k++)
+        want += to_float(a[A ? m * LD + k : k * LD + m]) * to_float(b[B ? k * LD + n : n * LD + k]);
       bad |= c[store ? n * LD + m : m * LD + n] != want;
     }
     __syncwarp();
@@ -96,8 +100,8 @@ template <class T, class LA, class LB> static __device__ int product_is_wrong(T 
   return bad;
 }
 template <class T> static __device__ void tensor_products(int *out) {
-  using nvcuda::wmma::row_major;
   using nvcuda::wmma::col_major;
+  using nvcuda::wmma::row_major;
   CMKD_SHARED(T, a, 16 * 24);
   CMKD_SHARED(T, b, 16 * 24);
   CMKD_SHARED(float, c, 16 * 24);
@@ -106,8 +110,9 @@ template <class T> static __device__ void tensor_products(int *out) {
     from_float(b + i, (float)(i * 5 % 11 - 5));
   }
   __syncwarp();
-  out[threadIdx.x] = product_is_wrong<T, row_major, row_major>(a, b, c) | product_is_wrong<T, row_major, col_major>(a, b, c) | product_is_wrong<T, col_major, row_major>(a, b, c) |
-                     product_is_wrong<T, col_major, col_major>(a, b, c);
+  out[threadIdx.x] =
+      product_is_wrong<T, row_major, row_major>(a, b, c) | product_is_wrong<T, row_major, col_major>(a, b, c) |
+      product_is_wrong<T, col_major, row_major>(a, b, c) | product_is_wrong<T, col_major, col_major>(a, b, c);
 }
 __global__ void half_products(int *out) { tensor_products<__half>(out); }
 __global__ void bfloat16_products(int *out) { tensor_products<__nv_bfloat16>(out); }
@@ -126,12 +131,27 @@ __global__ void product_of_half_a_warp(int *out) {
 }
 
 typedef void kernel(int *);
-static const struct { const char *name; kernel *run; } kernels[] = {
-  {"divergent_barrier", divergent_barrier}, {"early_exit", early_exit}, {"barrier_against_shuffle", barrier_against_shuffle}, {"lane_outside", lane_outside},
-  {"lane_not_in_mask", lane_not_in_mask}, {"not_in_own_mask", not_in_own_mask}, {"mixed_operations", mixed_operations}, {"no_dynamic_memory", no_dynamic_memory},
-  {"shared_overrun", shared_overrun}, {"unwritten_shared", unwritten_shared}, {"missing_barrier", missing_barrier}, {"good_reversal", good_reversal}, {"warp_operations", warp_operations},
-  {"half_products", half_products}, {"bfloat16_products", bfloat16_products}, {"matrix_misaligned", matrix_misaligned}, {"matrix_lines_misaligned", matrix_lines_misaligned},
-  {"product_of_half_a_warp", product_of_half_a_warp}};
+static const struct {
+  const char *name;
+  kernel *run;
+} kernels[] = {{"divergent_barrier", divergent_barrier},
+               {"early_exit", early_exit},
+               {"barrier_against_shuffle", barrier_against_shuffle},
+               {"lane_outside", lane_outside},
+               {"lane_not_in_mask", lane_not_in_mask},
+               {"not_in_own_mask", not_in_own_mask},
+               {"mixed_operations", mixed_operations},
+               {"no_dynamic_memory", no_dynamic_memory},
+               {"shared_overrun", shared_overrun},
+               {"unwritten_shared", unwritten_shared},
+               {"missing_barrier", missing_barrier},
+               {"good_reversal", good_reversal},
+               {"warp_operations", warp_operations},
+               {"half_products", half_products},
+               {"bfloat16_products", bfloat16_products},
+               {"matrix_misaligned", matrix_misaligned},
+               {"matrix_lines_misaligned", matrix_lines_misaligned},
+               {"product_of_half_a_warp", product_of_half_a_warp}};
 
 int simt_run(const char *name, int threads, int out[64]) {
   for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
@@ -143,16 +163,19 @@ int simt_run(const char *name, int threads, int out[64]) {
   abort();
 }
 
-template <bool WARP> static __global__ void hull_kernel(const double *values, int n, int per, double *Y, uint32_t *list, int *blocks) {
+template <bool WARP>
+static __global__ void hull_kernel(const double *values, int n, int per, double *Y, uint32_t *list, int *blocks) {
   CMKD_SHARED(double, capacity, TEAM_SHARED);
   CMKD_SHARED(int, count, 1024);
   team<WARP> tm;
   tm.start(capacity);
   double sum = 0;
-  for (int i = tm.rank * per; i < min(n, (tm.rank + 1) * per); i++) sum += values[i];
+  for (int i = tm.rank * per; i < min(n, (tm.rank + 1) * per); i++)
+    sum += values[i];
   double before = tm.before(sum);
   if (tm.rank == 0) Y[0] = 0;
-  for (int i = tm.rank * per; i < min(n, (tm.rank + 1) * per); i++) Y[i + 1] = before += values[i];
+  for (int i = tm.rank * per; i < min(n, (tm.rank + 1) * per); i++)
+    Y[i + 1] = before += values[i];
   tm.sync();
   const int m = hull_build(tm, Y, n, per, list, count);
   if (tm.rank == 0) *blocks = m;
@@ -177,7 +200,8 @@ static __global__ void sort_kernel(const float *values, int n, int *order, int *
   }
   sort_keys<4>(tm, key, buffer);
   tm.sync();
-  for (int k = 0; k < 4; k++) buffer[tm.rank * 4 + k] = key[k];
+  for (int k = 0; k < 4; k++)
+    buffer[tm.rank * 4 + k] = key[k];
   tm.sync();
   for (int k = 0; k < 4; k++)
     if (tm.rank * 4 + k < n) {

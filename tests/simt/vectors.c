@@ -23,20 +23,26 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, cmkd_lo
   const size_t n = (size_t)(b->batch * b->classes), bytes = table->loss_scratch(loss, b->batch, b->classes);
   if (!bytes) return cmkd_fail(err, CMKD_ERR_VALUE, "the shape is out of range");
   cmkd_status status = upload(held, &count, b->student, n * 4, &student, err);
-  if (status == CMKD_OK) status = upload(held, &count, b->teacher, b->teacher ? n * (b->teacher_dtype == CMKD_F32 ? 4 : 2) : 0, &teacher, err);
+  if (status == CMKD_OK)
+    status =
+        upload(held, &count, b->teacher, b->teacher ? n * (b->teacher_dtype == CMKD_F32 ? 4 : 2) : 0, &teacher, err);
   if (status == CMKD_OK) status = upload(held, &count, b->labels, (size_t)b->batch * 4, &labels, err);
   if (status == CMKD_OK) status = upload(held, &count, NULL, n * 4, &grad, err);
   if (status == CMKD_OK) status = upload(held, &count, NULL, bytes, &scratch, err);
   if (status == CMKD_OK) status = upload(held, &count, NULL, sizeof *result, &out, err);
   if (status == CMKD_OK) status = table->loss_init(scratch, NULL, err);
   if (status == CMKD_OK) {
-    const cmkd_cuda_loss_batch d = {b->batch, b->classes, student, CMKD_F32, teacher, b->teacher_dtype, labels, grad, b->epoch, b->label_smoothing, b->entropy_mean};
+    const cmkd_cuda_loss_batch d = {b->batch, b->classes,         student,        CMKD_F32,
+                                    teacher,  b->teacher_dtype,   labels,         grad,
+                                    b->epoch, b->label_smoothing, b->entropy_mean};
     status = table->loss_eval(loss, &d, scratch, out, NULL, err);
   }
   if (status == CMKD_OK) status = table->get(result, out, sizeof *result, err);
   if (status == CMKD_OK && b->grad) status = table->get(b->grad, grad, n * 4, err);
-  if (status == CMKD_OK && result->bad_row >= 0) status = cmkd_fail(err, CMKD_ERR_VALUE, "row %lld: NaN, Inf or a label out of range", (long long)result->bad_row);
-  while (count) table->release(held[--count]);
+  if (status == CMKD_OK && result->bad_row >= 0)
+    status = cmkd_fail(err, CMKD_ERR_VALUE, "row %lld: NaN, Inf or a label out of range", (long long)result->bad_row);
+  while (count)
+    table->release(held[--count]);
   return status;
 }
 

@@ -1,20 +1,31 @@
-/* oneDNN as the computer of a planned convolution. Primitives are made once, for one image (weight gradients also for a few), with one thread,
- * and run from inside our own threads: each has its own memory objects, scratchpad and stream. The weight layout is the library's choice and
- * may differ between passes; biases, additions and activations are ours. Will not do: layers that only oneDNN's reference code covers, or
- * vectors (linear layers): there the direct kernels stay. */
+/* oneDNN as the computer of a planned convolution. Primitives are made once, for one image (weight gradients also for a
+ * few), with one thread, and run from inside our own threads: each has its own memory objects, scratchpad and stream.
+ * The weight layout is the library's choice and may differ between passes; biases, additions and activations are ours.
+ * Will not do: layers that only oneDNN's reference code covers, or vectors (linear layers): there the direct kernels
+ * stay. */
 #include "kernels/cpu/conv/dnnl.h"
 #include "kernels/cpu/conv/conv.h"
 
 #ifndef HAVE_ONEDNN
 int cmkd_conv_dnnl_available(void) { return 0; }
-const char *cmkd_conv_dnnl_version(char buffer[32]) { buffer[0] = 0; return buffer; }
-cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl **out, cmkd_error *err) { *out = NULL; return CMKD_OK; }
+const char *cmkd_conv_dnnl_version(char buffer[32]) {
+  buffer[0] = 0;
+  return buffer;
+}
+cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl **out,
+                                  cmkd_error *err) {
+  *out = NULL;
+  return CMKD_OK;
+}
 void cmkd_conv_dnnl_free(cmkd_conv_dnnl *dnnl) {}
 void cmkd_conv_dnnl_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward) {}
 void cmkd_conv_dnnl_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, float *plain) {}
-void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {}
-void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc) {}
-void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad) {}
+void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights,
+                            const cmkd_epilogue *epilogue, float *dst) {}
+void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights,
+                                  int accumulate, float *dsrc) {}
+void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst,
+                                     float *grad) {}
 #else
 #include <math.h>
 #include <omp.h>
@@ -23,11 +34,26 @@ void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, c
 #include <string.h>
 #include "kernels/cpu/conv/dnnl_shim.h"
 
-enum { FORWARD, DATA, WEIGHTS, WEIGHTS_MANY, PASSES, MANY = 4 }; /* WEIGHTS_MANY: weight gradients of MANY images at once */
+enum {
+  FORWARD,
+  DATA,
+  WEIGHTS,
+  WEIGHTS_MANY,
+  PASSES,
+  MANY = 4
+}; /* WEIGHTS_MANY: weight gradients of MANY images at once */
 enum { SRC, WEI, DST, BIAS, PAD, MEMORIES };
 
-typedef struct dnnl_pass { dnnl_primitive_desc_t pd; dnnl_primitive_t primitive; size_t weights, pad; } dnnl_pass;
-typedef struct dnnl_lane { dnnl_stream_t stream; dnnl_memory_t memory[PASSES][MEMORIES]; float *buffer; } dnnl_lane; /* buffer: scratchpad | result to be added */
+typedef struct dnnl_pass {
+  dnnl_primitive_desc_t pd;
+  dnnl_primitive_t primitive;
+  size_t weights, pad;
+} dnnl_pass;
+typedef struct dnnl_lane {
+  dnnl_stream_t stream;
+  dnnl_memory_t memory[PASSES][MEMORIES];
+  float *buffer;
+} dnnl_lane; /* buffer: scratchpad | result to be added */
 
 struct cmkd_conv_dnnl {
   dnnl_engine_t engine;
@@ -36,8 +62,8 @@ struct cmkd_conv_dnnl {
   dnnl_lane *lane;
   int lanes;
   size_t pad_floats;
-  float *zeros; /* (oc) */
-  dnnl_primitive_t reorder[3];          /* plain -> forward, plain -> backward, gradient -> plain */
+  float *zeros;                /* (oc) */
+  dnnl_primitive_t reorder[3]; /* plain -> forward, plain -> backward, gradient -> plain */
   dnnl_memory_t plain[3], packed[3];
 };
 
@@ -75,13 +101,16 @@ void cmkd_conv_dnnl_free(cmkd_conv_dnnl *d) {
 
 static int describe(const cmkd_conv_geometry *g, int n, shim_conv *c) {
   const int gi = g->ic / g->groups, go = g->oc / g->groups, grouped = g->groups > 1;
-  const dnnl_dims_t src = {n, g->ic, g->ih, g->iw}, dst = {n, g->oc, g->oh, g->ow}, bias = {g->oc}, plain = {g->oc, gi, g->kh, g->kw}, groups = {g->groups, go, gi, g->kh, g->kw};
+  const dnnl_dims_t src = {n, g->ic, g->ih, g->iw}, dst = {n, g->oc, g->oh, g->ow}, bias = {g->oc},
+                    plain = {g->oc, gi, g->kh, g->kw}, groups = {g->groups, go, gi, g->kh, g->kw};
   memset(c, 0, sizeof *c);
   c->strides[0] = c->strides[1] = g->stride;
   c->padding[0] = c->padding[1] = g->pad;
-  c->padding_end[0] = (g->oh - 1) * g->stride + g->kh - g->ih - g->pad; /* may be negative where the last rows are not read */
+  c->padding_end[0] =
+      (g->oh - 1) * g->stride + g->kh - g->ih - g->pad; /* may be negative where the last rows are not read */
   c->padding_end[1] = (g->ow - 1) * g->stride + g->kw - g->iw - g->pad;
-  return shim_md_tag(&c->src, 4, src, dnnl_nhwc) && shim_md_tag(&c->dst, 4, dst, dnnl_nhwc) && shim_md_tag(&c->bias, 1, bias, dnnl_a) &&
+  return shim_md_tag(&c->src, 4, src, dnnl_nhwc) && shim_md_tag(&c->dst, 4, dst, dnnl_nhwc) &&
+         shim_md_tag(&c->bias, 1, bias, dnnl_a) &&
          shim_md_tag(&c->weights, grouped ? 5 : 4, grouped ? groups : plain, dnnl_format_tag_any);
 }
 
@@ -102,28 +131,44 @@ static int make_pass(cmkd_conv_dnnl *d, int which, const shim_conv *c) {
   return dnnl_primitive_create(&p->primitive, p->pd) == dnnl_success;
 }
 
-static int make_lane(cmkd_conv_dnnl *d, dnnl_lane *lane, const shim_conv *one, const shim_conv *many, size_t extra, int passes) {
+static int make_lane(cmkd_conv_dnnl *d, dnnl_lane *lane, const shim_conv *one, const shim_conv *many, size_t extra,
+                     int passes) {
   size_t bytes = ((d->pad_floats + extra) * sizeof(float) + 127) / 64 * 64;
-  if (dnnl_stream_create(&lane->stream, d->engine, dnnl_stream_default_flags) != dnnl_success || !(lane->buffer = aligned_alloc(64, bytes))) return 0;
+  if (dnnl_stream_create(&lane->stream, d->engine, dnnl_stream_default_flags) != dnnl_success ||
+      !(lane->buffer = aligned_alloc(64, bytes)))
+    return 0;
   for (int p = 0; p < passes; p++) {
     const shim_conv *c = p == WEIGHTS_MANY ? many : one;
-    const shim_md_in md[MEMORIES] = {SHIM_IN(c->src), shim_query(d->pass[p].pd, p >= WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md), SHIM_IN(c->dst), SHIM_IN(c->bias), shim_query(d->pass[p].pd, dnnl_query_scratchpad_md)};
+    const shim_md_in md[MEMORIES] = {
+        SHIM_IN(c->src), shim_query(d->pass[p].pd, p >= WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md),
+        SHIM_IN(c->dst), SHIM_IN(c->bias), shim_query(d->pass[p].pd, dnnl_query_scratchpad_md)};
     for (int m = 0; m < MEMORIES; m++)
-      if (dnnl_memory_create(&lane->memory[p][m], md[m], d->engine, m == PAD ? (void *)lane->buffer : m == BIAS ? (void *)d->zeros : DNNL_MEMORY_NONE) != dnnl_success) return 0;
+      if (dnnl_memory_create(&lane->memory[p][m], md[m], d->engine,
+                             m == PAD    ? (void *)lane->buffer
+                             : m == BIAS ? (void *)d->zeros
+                                         : DNNL_MEMORY_NONE) != dnnl_success)
+        return 0;
   }
   return 1;
 }
 
-/* Between state dicts' (oc, ic / groups, kh, kw) and the layout of a pass: 0 forward, 1 backward data, 2 gradient (the other way). */
+/* Between state dicts' (oc, ic / groups, kh, kw) and the layout of a pass: 0 forward, 1 backward data, 2 gradient (the
+ * other way). */
 static int make_reorder(cmkd_conv_dnnl *d, const cmkd_conv_geometry *g, int which) {
-  const dnnl_dims_t plain = {g->oc, g->ic / g->groups, g->kh, g->kw}, groups = {g->groups, g->oc / g->groups, g->ic / g->groups, g->kh, g->kw};
-  const shim_md_in packed = shim_query(d->pass[which].pd, which == WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md);
+  const dnnl_dims_t plain = {g->oc, g->ic / g->groups, g->kh, g->kw},
+                    groups = {g->groups, g->oc / g->groups, g->ic / g->groups, g->kh, g->kw};
+  const shim_md_in packed =
+      shim_query(d->pass[which].pd, which == WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md);
   dnnl_primitive_desc_t pd = NULL;
   shim_md md;
-  if (!shim_md_tag(&md, g->groups > 1 ? 5 : 4, g->groups > 1 ? groups : plain, g->groups > 1 ? dnnl_abcde : dnnl_abcd)) return 0;
-  int good = dnnl_memory_create(&d->plain[which], SHIM_IN(md), d->engine, DNNL_MEMORY_NONE) == dnnl_success && dnnl_memory_create(&d->packed[which], packed, d->engine, DNNL_MEMORY_NONE) == dnnl_success &&
-             dnnl_reorder_primitive_desc_create(&pd, which == WEIGHTS ? packed : SHIM_IN(md), d->engine, which == WEIGHTS ? SHIM_IN(md) : packed, d->engine, NULL) == dnnl_success &&
-             dnnl_primitive_create(&d->reorder[which], pd) == dnnl_success;
+  if (!shim_md_tag(&md, g->groups > 1 ? 5 : 4, g->groups > 1 ? groups : plain, g->groups > 1 ? dnnl_abcde : dnnl_abcd))
+    return 0;
+  int good =
+      dnnl_memory_create(&d->plain[which], SHIM_IN(md), d->engine, DNNL_MEMORY_NONE) == dnnl_success &&
+      dnnl_memory_create(&d->packed[which], packed, d->engine, DNNL_MEMORY_NONE) == dnnl_success &&
+      dnnl_reorder_primitive_desc_create(&pd, which == WEIGHTS ? packed : SHIM_IN(md), d->engine,
+                                         which == WEIGHTS ? SHIM_IN(md) : packed, d->engine, NULL) == dnnl_success &&
+      dnnl_primitive_create(&d->reorder[which], pd) == dnnl_success;
   if (pd) dnnl_primitive_desc_destroy(pd);
   shim_md_free(&md);
   return good;
@@ -137,22 +182,28 @@ static int create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_d
   d->zeros = calloc((size_t)g->oc, sizeof(float));
   d->lane = calloc((size_t)options->threads, sizeof *d->lane);
   d->lanes = options->threads;
-  good = good && d->zeros && d->lane && dnnl_engine_create(&d->engine, dnnl_cpu, 0) == dnnl_success && dnnl_primitive_attr_create(&d->attr) == dnnl_success &&
+  good = good && d->zeros && d->lane && dnnl_engine_create(&d->engine, dnnl_cpu, 0) == dnnl_success &&
+         dnnl_primitive_attr_create(&d->attr) == dnnl_success &&
          dnnl_primitive_attr_set_scratchpad_mode(d->attr, dnnl_scratchpad_mode_user) == dnnl_success;
   for (int p = 0; p < passes && good; p++) {
-    good = make_pass(d, p, p == WEIGHTS_MANY ? &many : &one) && (p != WEIGHTS_MANY || dnnl_memory_desc_equal(shim_query(d->pass[p].pd, dnnl_query_diff_weights_md), shim_query(d->pass[WEIGHTS].pd, dnnl_query_diff_weights_md)));
+    good = make_pass(d, p, p == WEIGHTS_MANY ? &many : &one) &&
+           (p != WEIGHTS_MANY || dnnl_memory_desc_equal(shim_query(d->pass[p].pd, dnnl_query_diff_weights_md),
+                                                        shim_query(d->pass[WEIGHTS].pd, dnnl_query_diff_weights_md)));
     size_t pad = d->pass[p].pad / sizeof(float) + 16;
     d->pad_floats = pad > d->pad_floats ? pad / 16 * 16 + 16 : d->pad_floats;
   }
   size_t image = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, grad = d->pass[WEIGHTS].weights / sizeof(float);
-  for (int t = 0; t < d->lanes && good; t++) good = make_lane(d, &d->lane[t], &one, &many, options->train ? (image > grad ? image : grad) : 0, passes);
-  for (int i = 0; i < (options->train ? 3 : 1) && good; i++) good = make_reorder(d, g, i);
+  for (int t = 0; t < d->lanes && good; t++)
+    good = make_lane(d, &d->lane[t], &one, &many, options->train ? (image > grad ? image : grad) : 0, passes);
+  for (int i = 0; i < (options->train ? 3 : 1) && good; i++)
+    good = make_reorder(d, g, i);
   describe_free(&one);
   describe_free(&many);
   return good;
 }
 
-cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl **out, cmkd_error *err) {
+cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl **out,
+                                  cmkd_error *err) {
   *out = NULL;
   if (conv->g.ih * conv->g.iw == 1 || conv->g.plane > 1) return CMKD_OK;
   cmkd_conv_dnnl *d = calloc(1, sizeof *d);
@@ -161,7 +212,10 @@ cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *opti
   omp_set_num_threads(1); /* primitives remember how many threads they were made for */
   const int good = create(conv, options, d);
   omp_set_num_threads(threads);
-  if (!good) { cmkd_conv_dnnl_free(d); return CMKD_OK; }
+  if (!good) {
+    cmkd_conv_dnnl_free(d);
+    return CMKD_OK;
+  }
   conv->forward_floats = d->pass[FORWARD].weights / sizeof(float);
   conv->backward_floats = options->train ? d->pass[DATA].weights / sizeof(float) : 0;
   conv->grad_floats = options->train ? d->pass[WEIGHTS].weights / sizeof(float) : 0;
@@ -169,28 +223,38 @@ cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *opti
   return CMKD_OK;
 }
 
-/* ---- runs ---------------------------------------------------------------------------------------------------------------- */
+/* ---- runs ---- */
 
 static void point(dnnl_memory_t memory, const void *at) {
   void *now = NULL;
-  if (dnnl_memory_get_data_handle(memory, &now) != dnnl_success || now != at) dnnl_memory_set_data_handle(memory, (void *)at);
+  if (dnnl_memory_get_data_handle(memory, &now) != dnnl_success || now != at)
+    dnnl_memory_set_data_handle(memory, (void *)at);
 }
 
-/* One primitive on one thread. A failure, which oneDNN does not document for valid arguments, poisons the result, so that the step is refused. */
-static void execute(const cmkd_conv_dnnl *d, int which, int thread, const float *src, const float *weights, const float *bias, const float *dst, float *result, size_t floats) {
+/* One primitive on one thread. A failure, which oneDNN does not document for valid arguments, poisons the result, so
+ * that the step is refused. */
+static void execute(const cmkd_conv_dnnl *d, int which, int thread, const float *src, const float *weights,
+                    const float *bias, const float *dst, float *result, size_t floats) {
   const dnnl_lane *lane = &d->lane[thread];
   const dnnl_memory_t *m = lane->memory[which];
   point(m[SRC], src);
   point(m[WEI], weights);
   point(m[DST], dst);
   if (which == FORWARD) point(m[BIAS], bias);
-  const dnnl_exec_arg_t args[] = {{which == DATA ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, m[SRC]}, {which >= WEIGHTS ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, m[WEI]},
-                                  {which == FORWARD ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, m[DST]}, {DNNL_ARG_SCRATCHPAD, m[PAD]}, {DNNL_ARG_BIAS, m[BIAS]}};
-  if (dnnl_primitive_execute(d->pass[which].primitive, lane->stream, which == FORWARD ? 5 : 4, args) == dnnl_success && dnnl_stream_wait(lane->stream) == dnnl_success) return;
-  for (size_t i = 0; i < floats; i++) result[i] = NAN;
+  const dnnl_exec_arg_t args[] = {{which == DATA ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, m[SRC]},
+                                  {which >= WEIGHTS ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, m[WEI]},
+                                  {which == FORWARD ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, m[DST]},
+                                  {DNNL_ARG_SCRATCHPAD, m[PAD]},
+                                  {DNNL_ARG_BIAS, m[BIAS]}};
+  if (dnnl_primitive_execute(d->pass[which].primitive, lane->stream, which == FORWARD ? 5 : 4, args) == dnnl_success &&
+      dnnl_stream_wait(lane->stream) == dnnl_success)
+    return;
+  for (size_t i = 0; i < floats; i++)
+    result[i] = NAN;
 }
 
-void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights, const cmkd_epilogue *epilogue, float *dst) {
+void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights,
+                            const cmkd_epilogue *epilogue, float *dst) {
   const cmkd_conv_geometry *g = &conv->g;
   const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
   const float *bias = epilogue->bias ? epilogue->bias : conv->dnnl->zeros, *add = epilogue->add;
@@ -201,7 +265,8 @@ void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const floa
   }
 }
 
-void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights, int accumulate, float *dsrc) {
+void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights,
+                                  int accumulate, float *dsrc) {
   const cmkd_conv_geometry *g = &conv->g;
   const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
   float *fresh = conv->dnnl->lane[thread].buffer + conv->dnnl->pad_floats;
@@ -212,25 +277,30 @@ void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, cons
   }
 }
 
-void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst, float *grad) {
+void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst,
+                                     float *grad) {
   const cmkd_conv_geometry *g = &conv->g;
   const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
   float *fresh = conv->dnnl->lane[thread].buffer + conv->dnnl->pad_floats;
   for (int i = 0, step; i < n; i += step) {
     step = n - i >= MANY ? MANY : 1;
-    execute(conv->dnnl, step == MANY ? WEIGHTS_MANY : WEIGHTS, thread, src + (size_t)i * in, fresh, NULL, ddst + (size_t)i * out, fresh, conv->grad_floats);
+    execute(conv->dnnl, step == MANY ? WEIGHTS_MANY : WEIGHTS, thread, src + (size_t)i * in, fresh, NULL,
+            ddst + (size_t)i * out, fresh, conv->grad_floats);
     conv->kernels->add(grad, fresh, (int64_t)conv->grad_floats);
   }
 }
 
-/* ---- weights ------------------------------------------------------------------------------------------------------------- */
+/* ---- weights ---- */
 
 static int reorder(const cmkd_conv_dnnl *d, int which, const float *plain, const float *packed) {
   dnnl_stream_t stream = NULL;
-  const dnnl_exec_arg_t args[] = {{which == WEIGHTS ? DNNL_ARG_TO : DNNL_ARG_FROM, d->plain[which]}, {which == WEIGHTS ? DNNL_ARG_FROM : DNNL_ARG_TO, d->packed[which]}};
+  const dnnl_exec_arg_t args[] = {{which == WEIGHTS ? DNNL_ARG_TO : DNNL_ARG_FROM, d->plain[which]},
+                                  {which == WEIGHTS ? DNNL_ARG_FROM : DNNL_ARG_TO, d->packed[which]}};
   point(d->plain[which], plain);
   point(d->packed[which], packed);
-  int good = dnnl_stream_create(&stream, d->engine, dnnl_stream_default_flags) == dnnl_success && dnnl_primitive_execute(d->reorder[which], stream, 2, args) == dnnl_success && dnnl_stream_wait(stream) == dnnl_success;
+  int good = dnnl_stream_create(&stream, d->engine, dnnl_stream_default_flags) == dnnl_success &&
+             dnnl_primitive_execute(d->reorder[which], stream, 2, args) == dnnl_success &&
+             dnnl_stream_wait(stream) == dnnl_success;
   if (stream) dnnl_stream_destroy(stream);
   return good;
 }
@@ -244,7 +314,8 @@ void cmkd_conv_dnnl_pack(const cmkd_conv *conv, const float *plain, float *forwa
 void cmkd_conv_dnnl_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, float *plain) {
   float *sum = conv->dnnl->lane[0].buffer + conv->dnnl->pad_floats; /* between steps nobody else uses it */
   memcpy(sum, packed[0], conv->grad_floats * sizeof *sum);
-  for (int t = 1; t < lanes; t++) conv->kernels->add(sum, packed[t], (int64_t)conv->grad_floats);
+  for (int t = 1; t < lanes; t++)
+    conv->kernels->add(sum, packed[t], (int64_t)conv->grad_floats);
   if (!reorder(conv->dnnl, WEIGHTS, plain, sum)) plain[0] = NAN;
 }
 #endif

@@ -1,14 +1,22 @@
-/* Correlations of probabilities in double, for where float loses them: a correlation sees deviations from the mean alone, so probabilities
- * that nearly agree with each other (over a flat row, or over the batch in one of DIST's columns) must be known far better than they differ.
- * DIST's columns also hold probabilities too small for any float, which count as much as the others: there, logarithms are kept and each
- * column is scaled by its own largest entry. */
+/* Correlations of probabilities in double, for where float loses them: a correlation sees deviations from the mean
+ * alone, so probabilities that nearly agree with each other (over a flat row, or over the batch in one of DIST's
+ * columns) must be known far better than they differ. DIST's columns also hold probabilities too small for any float,
+ * which count as much as the others: there, logarithms are kept and each column is scaled by its own largest entry. */
 #ifndef CMKD_KERNELS_CPU_LOSS_EXACT_RANK_H
 #define CMKD_KERNELS_CPU_LOSS_EXACT_RANK_H
 #include "kernels/cpu/loss/passes.h"
 
-static inline vd load_d(const double *p) { vd v; memcpy(&v, p, sizeof v); return v; }
+static inline vd load_d(const double *p) {
+  vd v;
+  memcpy(&v, p, sizeof v);
+  return v;
+}
 static inline void store_d(double *p, vd v) { memcpy(p, &v, sizeof v); }
-static inline vd floats_d(const float *p) { vh v; memcpy(&v, p, sizeof v); return __builtin_convertvector(v, vd); }
+static inline vd floats_d(const float *p) {
+  vh v;
+  memcpy(&v, p, sizeof v);
+  return __builtin_convertvector(v, vd);
+}
 
 /* exp(x) for x <= 0, to about 2 ulp; 0 below -700 */
 static inline vd exp_d(vd x) {
@@ -20,10 +28,13 @@ static inline vd exp_d(vd x) {
   n -= 6755399441055744.;
   vd r = x - n * 0x1.62e42fee00000p-1;
   r -= n * 0x1.a39ef35793c76p-33;
-  static const double c[] = {1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040, 1. / 720, 1. / 120, 1. / 24, 1. / 6, .5, 1, 1};
+  static const double c[] = {
+      1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
+      1. / 720,        1. / 120,       1. / 24,       1. / 6,       .5,          1,          1};
   vd p = splat_d(c[0]);
 #pragma GCC unroll 13
-  for (int i = 1; i < 14; i++) p = p * r + c[i];
+  for (int i = 1; i < 14; i++)
+    p = p * r + c[i];
   vd e = p * (vd)((k << 52) + 0x3FF0000000000000);
   return (vd)((vl)e & ~dead);
 }
@@ -37,14 +48,17 @@ static void softmax_d(const float *x, int64_t n, float largest, double k, double
     sum += e;
   }
   vd each = splat_d(1 / sum_d(sum));
-  for (int64_t i = 0; i < n; i += VD) store_d(p + i, load_d(p + i) * each);
+  for (int64_t i = 0; i < n; i += VD)
+    store_d(p + i, load_d(p + i) * each);
 }
 
 /* As correlate(), of probabilities in double. */
-static correlation correlate_d(const double *p, const double *q, const float *s, double mean, double inverse, int64_t n) {
+static correlation correlate_d(const double *p, const double *q, const float *s, double mean, double inverse,
+                               int64_t n) {
   vd aa = splat_d(0), bb = aa, ab = aa, pa = aa, pb = aa, each = splat_d(1 / (double)n);
   for (int64_t i = 0; i < n; i += VD) {
-    vd v = load_d(p + i), a = keep_d(v - each, n - i), b = keep_d(load_d(q + i) - each, n - i), px = v * ((floats_d(s + i) - mean) * inverse);
+    vd v = load_d(p + i), a = keep_d(v - each, n - i), b = keep_d(load_d(q + i) - each, n - i),
+       px = v * ((floats_d(s + i) - mean) * inverse);
     aa += a * a;
     bb += b * b;
     ab += a * b;
@@ -57,18 +71,22 @@ static correlation correlate_d(const double *p, const double *q, const float *s,
 /* g += p (ca (p - 1/n) + cb (q - 1/n)) */
 static void add_correlation_d(float *g, const double *p, const double *q, double ca, double cb, int64_t n) {
   double each = 1 / (double)n;
-  for (int64_t i = 0; i < n; i++) g[i] += (float)(p[i] * (ca * (p[i] - each) + cb * (q[i] - each)));
+  for (int64_t i = 0; i < n; i++)
+    g[i] += (float)(p[i] * (ca * (p[i] - each) + cb * (q[i] - each)));
 }
 
-/* ---- DIST --------------------------------------------------------------------------------------------------------------- */
+/* ---- DIST ---- */
 /* sigma <= 1e-6 of the largest entry; `squares` is the centred sum of n squares */
-static inline int flat(double squares, double n, double largest) { return sqrt(squares / n) <= CMKD_DEGENERATE * largest; }
+static inline int flat(double squares, double n, double largest) {
+  return sqrt(squares / n) <= CMKD_DEGENERATE * largest;
+}
 
 /* log softmax(x / T) (n), 0 behind */
 static void log_softmax_d(const float *x, int64_t n, int64_t ld, double T, double *out) {
   double k = 1 / T;
   float hi = x[0];
-  for (int64_t i = 1; i < n; i++) hi = x[i] > hi ? x[i] : hi;
+  for (int64_t i = 1; i < n; i++)
+    hi = x[i] > hi ? x[i] : hi;
   vd shift = splat_d(hi), sum = splat_d(0);
   for (int64_t i = 0; i < n; i += VD) {
     vd d = (floats_d(x + i) - shift) * k;
@@ -76,8 +94,10 @@ static void log_softmax_d(const float *x, int64_t n, int64_t ld, double T, doubl
     store_d(out + i, d);
   }
   vd z = splat_d(log(sum_d(sum)));
-  for (int64_t i = 0; i < n; i += VD) store_d(out + i, load_d(out + i) - z);
-  for (int64_t i = n; i < ld; i++) out[i] = 0;
+  for (int64_t i = 0; i < n; i += VD)
+    store_d(out + i, load_d(out + i) - z);
+  for (int64_t i = n; i < ld; i++)
+    out[i] = 0;
 }
 
 /* First pass, one row: logarithms of p and q. */
@@ -86,8 +106,9 @@ static void dist_load(const cmkd_loss_job *job, int64_t row, const float *s, con
   log_softmax_d(t, job->batch->classes, job->ld, job->dist->T, job->q + row * job->ld);
 }
 
-/* Second pass, VD columns at a time: p and q become p / scale, q / scale with the column's largest entry as scale (column[0], column[1]);
- * column[2..4]: c of u = c[2] p^ + c[3] q^ + c[4], scale * d(1 - rho)/dp for the scaled p^, q^. */
+/* Second pass, VD columns at a time: p and q become p / scale, q / scale with the column's largest entry as scale
+ * (column[0], column[1]); column[2..4]: c of u = c[2] p^ + c[3] q^ + c[4], scale * d(1 - rho)/dp for the scaled p^, q^.
+ */
 static void dist_columns(const cmkd_loss_job *job, int64_t first, int64_t last) {
   int64_t B = job->batch->batch, ld = job->ld;
   double N = (double)B, T2 = job->dist->T * job->dist->T;
@@ -136,13 +157,18 @@ static void dist_columns(const cmkd_loss_job *job, int64_t first, int64_t last) 
 /* Last pass, one row: its part of the mean over rows into *inter, its gradient added to g. */
 static void dist_row(const cmkd_loss_job *job, const cmkd_loss_term *term, int64_t row, double *inter, float *g) {
   int64_t n = job->batch->classes, ld = job->ld;
-  double *p = job->p + row * ld, *q = job->q + row * ld, T = term->T, N = (double)n, ca = 0, cb = 0, per_row = 1 / (double)job->batch->batch, dot = 0;
+  double *p = job->p + row * ld, *q = job->q + row * ld, T = term->T, N = (double)n, ca = 0, cb = 0,
+         per_row = 1 / (double)job->batch->batch, dot = 0;
   const double *column = job->column;
   vd aa = splat_d(0), bb = aa, ab = aa, each = splat_d(1 / N), sum = aa;
   double hp = 0, hq = 0;
-  for (int64_t i = 0; i < n; i++) { hp = fmax(hp, p[i] * column[i]); hq = fmax(hq, q[i] * column[ld + i]); }
+  for (int64_t i = 0; i < n; i++) {
+    hp = fmax(hp, p[i] * column[i]);
+    hq = fmax(hq, q[i] * column[ld + i]);
+  }
   for (int64_t i = 0; i < n; i += VD) {
-    vd a = keep_d(load_d(p + i) * load_d(column + i) - each, n - i), b = keep_d(load_d(q + i) * load_d(column + ld + i) - each, n - i);
+    vd a = keep_d(load_d(p + i) * load_d(column + i) - each, n - i),
+       b = keep_d(load_d(q + i) * load_d(column + ld + i) - each, n - i);
     aa += a * a;
     bb += b * b;
     ab += a * b;
@@ -165,6 +191,7 @@ static void dist_row(const cmkd_loss_job *job, const cmkd_loss_term *term, int64
   }
   dot = sum_d(sum);
   double scale = term->weight * T;
-  for (int64_t i = 0; i < n; i++) g[i] += (float)(scale * (q[i] - p[i] * column[i] * dot));
+  for (int64_t i = 0; i < n; i++)
+    g[i] += (float)(scale * (q[i] - p[i] * column[i] * dot));
 }
 #endif

@@ -1,5 +1,5 @@
-/* The losses on the CPU: scratch, threads over groups of rows, and sums in row order. The arithmetic is in rows.h, compiled once per
- * instruction set. A row's numbers do not depend on the number of threads, nor do the sums. */
+/* The losses on the CPU: scratch, threads over groups of rows, and sums in row order. The arithmetic is in rows.h,
+ * compiled once per instruction set. A row's numbers do not depend on the number of threads, nor do the sums. */
 #include "kernels/cpu/loss/loss.h"
 #include <math.h>
 #include <omp.h>
@@ -9,7 +9,9 @@
 
 const cmkd_loss_rows *cmkd_loss_rows_best(void) {
   cmkd_isa isa = cmkd_cpu_isa();
-  return isa == CMKD_ISA_AVX512 ? &cmkd_loss_rows_avx512 : isa == CMKD_ISA_AVX2 ? &cmkd_loss_rows_avx2 : &cmkd_loss_rows_base;
+  return isa == CMKD_ISA_AVX512 ? &cmkd_loss_rows_avx512
+         : isa == CMKD_ISA_AVX2 ? &cmkd_loss_rows_avx2
+                                : &cmkd_loss_rows_base;
 }
 
 /* Configured processors: a constant of the machine, remembered because asking reads files. */
@@ -23,10 +25,11 @@ static int processors(void) {
   return n;
 }
 
-/* At most one thread per configured processor, and at most 256 MiB of scratch for all: a function of the shape and the machine alone, so
- * that eval never needs more than cmkd_loss_scratch() said. */
+/* At most one thread per configured processor, and at most 256 MiB of scratch for all: a function of the shape and the
+ * machine alone, so that eval never needs more than cmkd_loss_scratch() said. */
 static int most_threads(const cmkd_loss_rows *rows, int64_t batch, int64_t classes) {
-  int64_t group = rows->group(classes), groups = (batch + group - 1) / group, fit = (256 << 20) / (int64_t)rows->thread_scratch(classes), most = processors();
+  int64_t group = rows->group(classes), groups = (batch + group - 1) / group,
+          fit = (256 << 20) / (int64_t)rows->thread_scratch(classes), most = processors();
   if (most > groups) most = groups;
   if (most > fit) most = fit;
   return most > 1 ? (int)most : 1;
@@ -40,8 +43,10 @@ static int threads_for(const cmkd_loss_rows *rows, int64_t batch, int64_t classe
 
 static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
 
-/* scratch: teacher_stats, entropy, row_value, bad, then DIST's p, q, column, column_value, then one piece for every thread */
-static size_t carve_job(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t batch, int64_t classes, char *at, cmkd_loss_job *job, char **threads) {
+/* scratch: teacher_stats, entropy, row_value, bad, then DIST's p, q, column, column_value, then one piece for every
+ * thread */
+static size_t carve_job(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t batch, int64_t classes, char *at,
+                        cmkd_loss_job *job, char **threads) {
   char *start = at;
   size_t B = (size_t)batch;
   job->loss = loss;
@@ -76,11 +81,14 @@ static void sum_rows(const cmkd_loss_job *job, int64_t batch, int64_t classes, c
   const cmkd_loss *loss = job->loss;
   double sum[CMKD_ROW_VALUES] = {0};
   for (int64_t r = 0; r < batch; r++)
-    for (int i = 0; i < CMKD_ROW_VALUES; i++) sum[i] += job->row_value[r * CMKD_ROW_VALUES + i];
-  for (int i = 0; i < CMKD_ROW_VALUES; i++) sum[i] /= (double)batch;
+    for (int i = 0; i < CMKD_ROW_VALUES; i++)
+      sum[i] += job->row_value[r * CMKD_ROW_VALUES + i];
+  for (int i = 0; i < CMKD_ROW_VALUES; i++)
+    sum[i] /= (double)batch;
   if (job->dist) {
     double columns = 0;
-    for (int64_t i = 0; i < classes; i++) columns += job->column_value[i];
+    for (int64_t i = 0; i < classes; i++)
+      columns += job->column_value[i];
     sum[job->dist->part + 1] = columns / (double)classes;
   }
   result->loss = 0;
@@ -88,24 +96,30 @@ static void sum_rows(const cmkd_loss_job *job, int64_t batch, int64_t classes, c
     const cmkd_loss_term *term = &loss->term[k];
     double first = sum[term->part], second = sum[term->part + 1], value = first;
     switch (term->kind) {
-      case CMKD_TERM_DKD: value = term->alpha * first + term->beta * second; break;
-      case CMKD_TERM_NKD: value = first + term->gamma * second; break;
-      case CMKD_TERM_DIST: value = term->beta * first + term->gamma * second; break;
-      case CMKD_TERM_CMKD: value = sum[CMKD_ROW_WEIGHTED]; result->blocks = sum[CMKD_ROW_BLOCKS]; break;
+    case CMKD_TERM_DKD: value = term->alpha * first + term->beta * second; break;
+    case CMKD_TERM_NKD: value = first + term->gamma * second; break;
+    case CMKD_TERM_DIST: value = term->beta * first + term->gamma * second; break;
+    case CMKD_TERM_CMKD:
+      value = sum[CMKD_ROW_WEIGHTED];
+      result->blocks = sum[CMKD_ROW_BLOCKS];
+      break;
     }
     result->loss += cmkd_term_weight(term, job->batch->epoch) * value;
   }
-  for (int i = 0; i < loss->parts; i++) result->part[i] = sum[i];
+  for (int i = 0; i < loss->parts; i++)
+    result->part[i] = sum[i];
 }
 
-static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *scratch, cmkd_loss_result *result, cmkd_error *err) {
+static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *scratch, cmkd_loss_result *result,
+                        cmkd_error *err) {
   const cmkd_loss_rows *rows = cmkd_loss_rows_best();
   cmkd_loss_job job = {.batch = b};
   char *memory;
   carve_job(loss, rows, b->batch, b->classes, scratch, &job, &memory);
   memset(job.bad, 0, (size_t)b->batch);
   int threads = threads_for(rows, b->batch, b->classes);
-  int64_t group = rows->group(b->classes), groups = (b->batch + group - 1) / group, column_blocks = (b->classes + 15) / 16;
+  int64_t group = rows->group(b->classes), groups = (b->batch + group - 1) / group,
+          column_blocks = (b->classes + 15) / 16;
   size_t piece = rows->thread_scratch(b->classes);
   job.entropy_mean = b->entropy_mean;
   int gated = job.cmkd && job.cmkd->gate != CMKD_GATE_OFF;
@@ -124,13 +138,15 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
 #pragma omp single
       {
         double sum = 0;
-        for (int64_t r = 0; r < b->batch; r++) sum += job.entropy[r];
+        for (int64_t r = 0; r < b->batch; r++)
+          sum += job.entropy[r];
         job.entropy_mean = sum / (double)b->batch;
       }
     }
     if (job.dist) {
 #pragma omp for schedule(static)
-      for (int64_t c = 0; c < column_blocks; c++) rows->columns(&job, c * 16, c * 16 + 16);
+      for (int64_t c = 0; c < column_blocks; c++)
+        rows->columns(&job, c * 16, c * 16 + 16);
     }
 #pragma omp for schedule(static)
     for (int64_t g = 0; g < groups; g++) {
@@ -139,27 +155,42 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
     }
   }
   for (int64_t r = 0; r < b->batch; r++)
-    if (job.bad[r]) { result->bad_row = r; return cmkd_loss_bad_row(b, r, err); }
+    if (job.bad[r]) {
+      result->bad_row = r;
+      return cmkd_loss_bad_row(b, r, err);
+    }
   sum_rows(&job, b->batch, b->classes, result);
   return CMKD_OK;
 }
 
 const cmkd_loss_implementation cmkd_loss_cpu = {"cpu", scratch_size, eval};
 
-/* ---- agreement: scratch is row_value (B, 3), bad (B), then one piece for every thread ------------------------------------ */
+/* ---- agreement: scratch is row_value (B, 3), bad (B), then one piece for every thread ---- */
 size_t cmkd_agreement_scratch(int64_t batch, int64_t classes) {
   if (batch < 1 || batch > INT32_MAX || classes < CMKD_LOSS_MIN_CLASSES || classes > CMKD_LOSS_MAX_CLASSES) return 0;
   const cmkd_loss_rows *rows = cmkd_loss_rows_best();
-  return rounded((size_t)batch * 3 * sizeof(double)) + rounded((size_t)batch) + (size_t)most_threads(rows, batch, classes) * rows->thread_scratch(classes);
+  return rounded((size_t)batch * 3 * sizeof(double)) + rounded((size_t)batch) +
+         (size_t)most_threads(rows, batch, classes) * rows->thread_scratch(classes);
 }
 
-cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype, int64_t batch, int64_t classes, double kappa, void *scratch, cmkd_agreement *sums, cmkd_error *err) {
-  if (batch < 1 || batch > INT32_MAX || classes < CMKD_LOSS_MIN_CLASSES || classes > CMKD_LOSS_MAX_CLASSES || !student || !teacher || !scratch || !(kappa > 0) || isinf(kappa))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "agreement: needs logits of both sides, at least one row, %d to %d classes and kappa > 0", CMKD_LOSS_MIN_CLASSES, CMKD_LOSS_MAX_CLASSES);
+cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype, int64_t batch,
+                               int64_t classes, double kappa, void *scratch, cmkd_agreement *sums, cmkd_error *err) {
+  if (batch < 1 || batch > INT32_MAX || classes < CMKD_LOSS_MIN_CLASSES || classes > CMKD_LOSS_MAX_CLASSES ||
+      !student || !teacher || !scratch || !(kappa > 0) || isinf(kappa))
+    return cmkd_fail(err, CMKD_ERR_VALUE,
+                     "agreement: needs logits of both sides, at least one row, %d to %d classes and kappa > 0",
+                     CMKD_LOSS_MIN_CLASSES, CMKD_LOSS_MAX_CLASSES);
   if (teacher_dtype != CMKD_F32 && teacher_dtype != CMKD_F16 && teacher_dtype != CMKD_BF16)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "agreement: teacher logits may be F32, F16 or BF16, not dtype %d", (int)teacher_dtype);
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "agreement: teacher logits may be F32, F16 or BF16, not dtype %d",
+                     (int)teacher_dtype);
   const cmkd_loss_rows *rows = cmkd_loss_rows_best();
-  cmkd_agreement_job job = {.student = student, .teacher = teacher, .teacher_dtype = teacher_dtype, .batch = batch, .classes = classes, .kappa = kappa, .row_value = scratch};
+  cmkd_agreement_job job = {.student = student,
+                            .teacher = teacher,
+                            .teacher_dtype = teacher_dtype,
+                            .batch = batch,
+                            .classes = classes,
+                            .kappa = kappa,
+                            .row_value = scratch};
   job.bad = (uint8_t *)scratch + rounded((size_t)batch * 3 * sizeof(double));
   char *memory = (char *)job.bad + rounded((size_t)batch);
   memset(job.bad, 0, (size_t)batch);

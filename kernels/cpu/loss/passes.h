@@ -1,5 +1,6 @@
-/* Passes over one padded row of floats: load, statistics, exponentials, correlation of probabilities. A padded row has VF floats of room
- * behind its last whole vector; the pad repeats class 0, which no maximum, minimum or shifted sum notices. */
+/* Passes over one padded row of floats: load, statistics, exponentials, correlation of probabilities. A padded row has
+ * VF floats of room behind its last whole vector; the pad repeats class 0, which no maximum, minimum or shifted sum
+ * notices. */
 #ifndef CMKD_KERNELS_CPU_LOSS_PASSES_H
 #define CMKD_KERNELS_CPU_LOSS_PASSES_H
 #include "base/half.h"
@@ -20,14 +21,18 @@ static void load_teacher(const void *base, cmkd_dtype dtype, int64_t row, int64_
         memcpy(&x, h + i, sizeof x);
         store(out + i, (vf)(__builtin_convertvector(x, vi) << 16));
       }
-      for (; i < n; i++) out[i] = cmkd_bf16_to_float(h[i]);
+      for (; i < n; i++)
+        out[i] = cmkd_bf16_to_float(h[i]);
     } else {
 #if VF == 16 && defined(__AVX512F__)
-      for (; i + VF <= n; i += VF) store(out + i, (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
+      for (; i + VF <= n; i += VF)
+        store(out + i, (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
 #elif VF == 8 && defined(__AVX2__)
-      for (; i + VF <= n; i += VF) store(out + i, (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+      for (; i + VF <= n; i += VF)
+        store(out + i, (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
 #endif
-      for (; i < n; i++) out[i] = cmkd_half_to_float(h[i]);
+      for (; i < n; i++)
+        out[i] = cmkd_half_to_float(h[i]);
     }
   }
   store(out + n, splat(out[0]));
@@ -63,8 +68,9 @@ static cmkd_row_stats row_stats(const float *x, int64_t n) {
 /* (x - shift) * k, kept finite for logits near the largest float */
 static inline vf scaled(vf x, vf shift, vf k) { return max_f((x - shift) * k, splat(-1e30f)); }
 
-/* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be NULL. Sums of e are taken
- * in double: with shift the largest x, sum - 1 is what the other classes hold, and a confident row's gradient is made of that. */
+/* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be
+ * NULL. Sums of e are taken in double: with shift the largest x, sum - 1 is what the other classes hold, and a
+ * confident row's gradient is made of that. */
 static double exp_row(const float *x, int64_t n, float shift_, float k_, float *e, double *dot) {
   vf shift = splat(shift_), k = splat(k_);
   vd sum = splat_d(0), sum2 = sum;
@@ -86,9 +92,13 @@ static double exp_row(const float *x, int64_t n, float shift_, float k_, float *
   return sum_d(sum + sum2);
 }
 
-/* Student and teacher together: es, et as above with ds = (s - smax) k, dt likewise; sums zs, zt, cross = sum et (dt - ds), under = sum et ds. */
-typedef struct exp_pair { double zs, zt, cross, under; } exp_pair;
-static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, float tmax, float k_, float *es, float *et) {
+/* Student and teacher together: es, et as above with ds = (s - smax) k, dt likewise; sums zs, zt, cross = sum et (dt -
+ * ds), under = sum et ds. */
+typedef struct exp_pair {
+  double zs, zt, cross, under;
+} exp_pair;
+static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, float tmax, float k_, float *es,
+                         float *et) {
   vf ms = splat(smax), mt = splat(tmax), k = splat(k_);
   vd zs = splat_d(0), zs2 = zs, zt = zs, zt2 = zs;
   exp_pair out = {0, 0, 0, 0};
@@ -97,11 +107,16 @@ static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, 
     vf cross = splat(0), under = cross;
     for (int64_t i = from; i < to; i += VF) {
       vf ds = scaled(load(s + i), ms, k), dt = scaled(load(t + i), mt, k), a = exp_f(ds), b = exp_f(dt);
-      if (i + VF > to) { a = keep(a, (int)(to - i)); b = keep(b, (int)(to - i)); }
+      if (i + VF > to) {
+        a = keep(a, (int)(to - i));
+        b = keep(b, (int)(to - i));
+      }
       store(es + i, a);
       store(et + i, b);
-      zs += low_d(a); zs2 += high_d(a);
-      zt += low_d(b); zt2 += high_d(b);
+      zs += low_d(a);
+      zs2 += high_d(a);
+      zt += low_d(b);
+      zt2 += high_d(b);
       cross += b * (dt - ds);
       under += b * ds;
     }
@@ -116,25 +131,36 @@ static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, 
 /* g += ca * a + cb * b */
 static void add2(float *g, const float *a, double ca_, const float *b, double cb_, int64_t n) {
   vf ca = splat((float)ca_), cb = splat((float)cb_);
-  for (int64_t i = 0; i < n; i += VF) store(g + i, load(g + i) + ca * load(a + i) + cb * load(b + i));
+  for (int64_t i = 0; i < n; i += VF)
+    store(g + i, load(g + i) + ca * load(a + i) + cb * load(b + i));
 }
 
-/* g += a * p - b * q, where p = es / zs, q = et / zt and 1 is the largest of es and of et. Where one class has more than half of both, p - q
- * is taken from what the others have, since 1 - 1e-7 is all that a float knows of 1 - 1e-9. a_less_b: a - b without cancellation. */
-static void add_difference(float *g, const float *es, const float *et, const exp_pair *x, double a, double b, double a_less_b, int64_t n) {
+/* g += a * p - b * q, where p = es / zs, q = et / zt and 1 is the largest of es and of et. Where one class has more
+ * than half of both, p - q is taken from what the others have, since 1 - 1e-7 is all that a float knows of 1 - 1e-9.
+ * a_less_b: a - b without cancellation. */
+static void add_difference(float *g, const float *es, const float *et, const exp_pair *x, double a, double b,
+                           double a_less_b, int64_t n) {
   int64_t top = -1;
   float before = 0;
   for (int64_t i = 0; x->zs < 2 && x->zt < 2 && i < n; i++)
-    if (es[i] == 1 && et[i] == 1) { top = i; before = g[i]; break; }
+    if (es[i] == 1 && et[i] == 1) {
+      top = i;
+      before = g[i];
+      break;
+    }
   add2(g, es, a / x->zs, et, -b / x->zt, n);
   if (top >= 0) g[top] = before + (float)(a_less_b - a * (x->zs - 1) / x->zs + b * (x->zt - 1) / x->zt);
 }
 
 /* Correlation of p = e_s / z_s and q = e_t / z_t. With a = p - 1/n, b = q - 1/n:
  * aa, bb, ab their products; pa = sum p a x, pb = sum p b x, where x = (s - mean) * inverse (0 where inverse is 0). */
-typedef struct correlation { double aa, bb, ab, pa, pb; } correlation;
-static correlation correlate(const float *es, double iz_s, const float *et, double iz_t, const float *s, double mean_, double inverse_, int64_t n) {
-  vf is = splat((float)iz_s), it = splat((float)iz_t), each = splat((float)(1 / (double)n)), mean = splat((float)mean_), inverse = splat((float)inverse_);
+typedef struct correlation {
+  double aa, bb, ab, pa, pb;
+} correlation;
+static correlation correlate(const float *es, double iz_s, const float *et, double iz_t, const float *s, double mean_,
+                             double inverse_, int64_t n) {
+  vf is = splat((float)iz_s), it = splat((float)iz_t), each = splat((float)(1 / (double)n)), mean = splat((float)mean_),
+     inverse = splat((float)inverse_);
   vf limit = splat(3e38f);
   correlation out = {0, 0, 0, 0, 0};
   for (int64_t from = 0; from < n; from += FLUSH) {
@@ -142,7 +168,10 @@ static correlation correlate(const float *es, double iz_s, const float *et, doub
     vf aa = splat(0), bb = aa, ab = aa, pa = aa, pb = aa;
     for (int64_t i = from; i < to; i += VF) {
       vf p = load(es + i) * is, a = p - each, b = load(et + i) * it - each;
-      if (i + VF > to) { a = keep(a, (int)(to - i)); b = keep(b, (int)(to - i)); }
+      if (i + VF > to) {
+        a = keep(a, (int)(to - i));
+        b = keep(b, (int)(to - i));
+      }
       vf x = max_f(min_f(load(s + i) - mean, limit), -limit) * inverse, px = p * x;
       aa += a * a;
       bb += b * b;

@@ -1,5 +1,6 @@
-/* The row functions of one instruction set: included by rows_base.c, _avx2.c and _avx512.c, which differ in flags and name alone.
- * Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are the caller's. */
+/* The row functions of one instruction set: included by rows_base.c, _avx2.c and _avx512.c, which differ in flags and
+ * name alone. Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are the
+ * caller's. */
 #include <stddef.h>
 #include "kernels/cpu/loss/passes.h"
 #include "kernels/cpu/loss/exact_rank.h"
@@ -12,14 +13,16 @@ typedef struct work {
   int64_t n, ld;
   float *s, *t, *rank, *e1, *es, *et, *g, *gs;
   vi *keys;
-  int sorted;            /* keys hold the group's rows in order; otherwise rows are sorted one by one */
+  int sorted; /* keys hold the group's rows in order; otherwise rows are sorted one by one */
   sorted_row row;
 } work;
 
 /* Rows that are sorted together: one a lane; long ones alone, so that few of them still make work for many threads. */
 static int group_of(int64_t n) { return n <= SORT_NETWORK ? VF : 1; }
 /* The network's work is for all lanes: a few long rows are better off one by one. */
-static int by_network(const work *w, int count) { return w->n <= SORT_FEW || (w->n <= SORT_NETWORK && count >= VF / 2); }
+static int by_network(const work *w, int count) {
+  return w->n <= SORT_FEW || (w->n <= SORT_NETWORK && count >= VF / 2);
+}
 
 static size_t carve(char *at, int64_t n, work *w) {
   int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, group = group_of(n), capacity = (n + 2 + 2 * VD) * 8;
@@ -27,18 +30,34 @@ static size_t carve(char *at, int64_t n, work *w) {
 #define TAKE(field, bytes) (w->field = (void *)at, at += ((bytes) + 63) / 64 * 64)
   w->n = n;
   w->ld = ld;
-  TAKE(s, group * ld * 4); TAKE(t, group * ld * 4); TAKE(rank, group * ld * 4);
-  TAKE(e1, ld * 4); TAKE(es, ld * 4); TAKE(et, ld * 4); TAKE(g, ld * 4); TAKE(gs, ld * 4);
+  TAKE(s, group * ld * 4);
+  TAKE(t, group * ld * 4);
+  TAKE(rank, group * ld * 4);
+  TAKE(e1, ld * 4);
+  TAKE(es, ld * 4);
+  TAKE(et, ld * 4);
+  TAKE(g, ld * 4);
+  TAKE(gs, ld * 4);
   TAKE(keys, group > 1 ? n8 * (int64_t)sizeof(vi) : 0);
-  TAKE(row.theta, capacity); TAKE(row.prefix, capacity); TAKE(row.prefix_b, capacity);
-  TAKE(row.off_theta, capacity / 2); TAKE(row.off_b, capacity / 2); TAKE(row.index, capacity / 2); TAKE(row.first, capacity / 2);
+  TAKE(row.theta, capacity);
+  TAKE(row.prefix, capacity);
+  TAKE(row.prefix_b, capacity);
+  TAKE(row.off_theta, capacity / 2);
+  TAKE(row.off_b, capacity / 2);
+  TAKE(row.index, capacity / 2);
+  TAKE(row.first, capacity / 2);
 #undef TAKE
   return (size_t)(at - start);
 }
 
-static size_t thread_scratch(int64_t classes) { static char origin[64]; work w; return carve(origin, classes, &w); }
+static size_t thread_scratch(int64_t classes) {
+  static char origin[64];
+  work w;
+  return carve(origin, classes, &w);
+}
 
-/* Sorts `count` rows of a group, ld apart, by the network where that pays; others wait for order_row. Idle lanes repeat the first. */
+/* Sorts `count` rows of a group, ld apart, by the network where that pays; others wait for order_row. Idle lanes repeat
+ * the first. */
 static void sort_group(work *w, const float *rows, const cmkd_row_stats *stats, int count) {
   w->sorted = by_network(w, count);
   if (!w->sorted) return;
@@ -51,12 +70,16 @@ static void sort_group(work *w, const float *rows, const cmkd_row_stats *stats, 
   sort_network(w->keys, (w->n + 7) / 8 * 8);
 }
 
-static void exact_order(work *w, const float *x) { sort_radix(x, w->n, (uint64_t *)w->row.prefix, (uint64_t *)w->row.prefix_b, w->row.index); }
+static void exact_order(work *w, const float *x) {
+  sort_radix(x, w->n, (uint64_t *)w->row.prefix, (uint64_t *)w->row.prefix_b, w->row.index);
+}
 
 /* One row's classes in descending order, but for logits that share a key. */
 static void order_row(work *w, const float *x, int lane) {
-  if (w->sorted) take_lane((const int32_t *)w->keys, lane, w->n, w->row.index);
-  else exact_order(w, x);
+  if (w->sorted)
+    take_lane((const int32_t *)w->keys, lane, w->n, w->row.index);
+  else
+    exact_order(w, x);
 }
 
 static void put_in_order(work *w, const float *x) {
@@ -82,33 +105,37 @@ static int64_t lay_out_row(work *w, const float *x, int lane, double scale, cons
 typedef struct row {
   const cmkd_loss_job *job;
   work *w;
-  int64_t index;         /* in the batch */
-  int lane;              /* in the group */
-  float *s, *t;          /* padded; restored after use */
-  const float *rank;     /* the teacher's centred ranks; CMKD */
+  int64_t index;     /* in the batch */
+  int lane;          /* in the group */
+  float *s, *t;      /* padded; restored after use */
+  const float *rank; /* the teacher's centred ranks; CMKD */
   double rank_squares;
   int y;
   cmkd_row_stats ss, st;
-  double z1;             /* sum exp(s - smax), e1 holds the terms */
-  double miss, ce;       /* 1 - p_y, -log p_y at temperature 1 */
-  double per_row;        /* 1 / B */
-  double *value;         /* this row's CMKD_ROW_VALUES */
+  double z1;       /* sum exp(s - smax), e1 holds the terms */
+  double miss, ce; /* 1 - p_y, -log p_y at temperature 1 */
+  double per_row;  /* 1 / B */
+  double *value;   /* this row's CMKD_ROW_VALUES */
 } row;
 
-static inline int bad_label(const cmkd_loss_batch *b, int64_t r) { return b->labels[r] < 0 || b->labels[r] >= b->classes; }
+static inline int bad_label(const cmkd_loss_batch *b, int64_t r) {
+  return b->labels[r] < 0 || b->labels[r] >= b->classes;
+}
 
-/* ---- terms -------------------------------------------------------------------------------------------------------------- */
+/* ---- terms ---- */
 static void term_ce(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   int64_t n = w->n;
   double e = r->job->batch->label_smoothing, scale = term->weight * r->per_row;
   r->z1 = exp_row(r->s, n, r->ss.max, 1, w->e1, NULL);
-  /* a confident row: what the other classes hold, not 1 - p_y. It is z1 - 1 when y has the largest logit, whose exponential is 1 */
+  /* a confident row: what the other classes hold, not 1 - p_y. It is z1 - 1 when y has the largest logit, whose
+   * exponential is 1 */
   r->miss = r->s[r->y] == r->ss.max ? (r->z1 - 1) / r->z1 : 1 - w->e1[r->y] / r->z1;
   r->ce = r->s[r->y] == r->ss.max ? log1p(r->z1 - 1) : log(r->z1) + r->ss.max - r->s[r->y];
   r->value[term->part] = (1 - e) * r->ce + (e > 0 ? e * (r->ss.max + log(r->z1) - r->ss.mean) : 0);
   vf c = splat((float)(scale / r->z1)), smooth = splat((float)(-scale * e / (double)n));
-  for (int64_t i = 0; i < n; i += VF) store(w->g + i, load(w->e1 + i) * c + smooth);
+  for (int64_t i = 0; i < n; i += VF)
+    store(w->g + i, load(w->e1 + i) * c + smooth);
   w->g[r->y] = (float)(scale * (e - e / (double)n - r->miss));
 }
 
@@ -121,7 +148,10 @@ static void term_kd(row *r, const cmkd_loss_term *term) {
 }
 
 /* Softmax over the classes that are not y, for both sides: es, et are 0 at y. margin: s_y / T - lse of the rest. */
-typedef struct rest { exp_pair x; double margin_s, margin_t; } rest;
+typedef struct rest {
+  exp_pair x;
+  double margin_s, margin_t;
+} rest;
 
 static void rest_of(row *r, double T, rest *out) {
   work *w = r->w;
@@ -129,9 +159,15 @@ static void rest_of(row *r, double T, rest *out) {
   float sy = r->s[r->y], ty = r->t[r->y];
   r->s[r->y] = r->ss.min; /* takes y out of the maximum */
   r->t[r->y] = r->st.min;
-  if (r->y == 0) { store(r->s + n, splat(r->s[0])); store(r->t + n, splat(r->t[0])); }
+  if (r->y == 0) {
+    store(r->s + n, splat(r->s[0]));
+    store(r->t + n, splat(r->t[0]));
+  }
   vf hs = load(r->s), ht = load(r->t);
-  for (int64_t i = VF; i < n; i += VF) { hs = max_f(hs, load(r->s + i)); ht = max_f(ht, load(r->t + i)); }
+  for (int64_t i = VF; i < n; i += VF) {
+    hs = max_f(hs, load(r->s + i));
+    ht = max_f(ht, load(r->t + i));
+  }
   float ms = largest_f(hs), mt = largest_f(ht);
   r->s[r->y] = r->t[r->y] = -3e38f; /* and out of the sums */
   out->x = exp_rows(r->s, r->t, n, ms, mt, (float)(1 / T), w->es, w->et);
@@ -139,7 +175,10 @@ static void rest_of(row *r, double T, rest *out) {
   out->margin_t = ((double)ty - mt) / T - log(out->x.zt);
   r->s[r->y] = sy;
   r->t[r->y] = ty;
-  if (r->y == 0) { store(r->s + n, splat(sy)); store(r->t + n, splat(ty)); }
+  if (r->y == 0) {
+    store(r->s + n, splat(sy));
+    store(r->t + n, splat(ty));
+  }
 }
 
 static inline double log_sigmoid(double z) { return z > 0 ? -log1p(exp(-z)) : z - log1p(exp(z)); }
@@ -149,11 +188,13 @@ static void term_dkd(row *r, const cmkd_loss_term *term) {
   double T = term->T, scale = cmkd_term_weight(term, r->job->batch->epoch) * r->per_row * T;
   rest x;
   rest_of(r, T, &x);
-  double ls = log_sigmoid(x.margin_s), ls_rest = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t), lt_rest = log_sigmoid(-x.margin_t);
+  double ls = log_sigmoid(x.margin_s), ls_rest = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t),
+         lt_rest = log_sigmoid(-x.margin_t);
   double qy = exp(lt), qn = exp(lt_rest), difference = x.margin_s < 0 ? exp(ls) - qy : qn - exp(ls_rest);
   r->value[term->part] = T * T * (qy * (lt - ls) + qn * (lt_rest - ls_rest));
   r->value[term->part + 1] = T * T * (x.x.cross / x.x.zt - log1p(x.x.zt - 1) + log1p(x.x.zs - 1));
-  add_difference(w->g, w->es, w->et, &x.x, scale * (term->beta - term->alpha * difference), scale * term->beta, -scale * term->alpha * difference, w->n);
+  add_difference(w->g, w->es, w->et, &x.x, scale * (term->beta - term->alpha * difference), scale * term->beta,
+                 -scale * term->alpha * difference, w->n);
   w->g[r->y] += (float)(scale * term->alpha * difference);
 }
 
@@ -180,10 +221,12 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
   if (r->ss.degenerate || r->st.degenerate) return; /* every value is 0 already */
   int easy = term->gate == CMKD_GATE_OFF ? 1 : cmkd_gate_easy(job->entropy[r->index], job->entropy_mean);
   cmkd_gate_weights(term, easy, &wp, &ws);
-  double sigma = term->zscore ? r->ss.sigma : 1, sigma_t = term->zscore ? r->st.sigma : 1, inverse = term->zscore ? 1 / sigma : 0;
+  double sigma = term->zscore ? r->ss.sigma : 1, sigma_t = term->zscore ? r->st.sigma : 1,
+         inverse = term->zscore ? 1 / sigma : 0;
 
   double ks = 1 / (sigma * term->T), kt = 1 / (sigma_t * term->T), zs = 1, zt = 1;
-  int exact = ((double)r->ss.max - r->ss.min) * ks < .5 || ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see exact_rank.h */
+  int exact = ((double)r->ss.max - r->ss.min) * ks < .5 ||
+              ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see exact_rank.h */
   correlation c;
   if (exact) {
     softmax_d(r->s, n, r->ss.max, ks, w->row.theta);
@@ -209,10 +252,13 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
     memset(w->es, 0, (size_t)w->ld * sizeof *w->es);
     memset(w->et, 0, (size_t)w->ld * sizeof *w->et);
   }
-  int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma), r->rank); /* theta but for a constant, which changes nothing */
+  int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma),
+                             r->rank); /* theta but for a constant, which changes nothing */
   spearman_out sp = spearman(&w->row, n, runs, r->rank_squares, w->gs);
-  if (term->zscore) dot += ws * sp.dot / N; /* sum(g_theta theta) = sum(g_x x): theta's constant drops out, since g sums to 0 */
-  else dot = 0;
+  if (term->zscore)
+    dot += ws * sp.dot / N; /* sum(g_theta theta) = sum(g_x x): theta's constant drops out, since g sums to 0 */
+  else
+    dot = 0;
 
   r->value[term->part] = pearson;
   r->value[term->part + 1] = sp.loss;
@@ -220,7 +266,8 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
   r->value[CMKD_ROW_WEIGHTED] = wp * pearson + ws * sp.loss;
 
   vf is = splat((float)(1 / zs)), it = splat((float)(1 / zt)), each = splat((float)(1 / N));
-  vf ca = splat((float)(scale * wp * pa)), cb = splat((float)(scale * wp * pb)), cs = splat((float)(scale * ws * N / term->kappa));
+  vf ca = splat((float)(scale * wp * pa)), cb = splat((float)(scale * wp * pb)),
+     cs = splat((float)(scale * ws * N / term->kappa));
   vf cx = splat((float)(scale * dot * inverse)), mean = splat((float)r->ss.mean);
   for (int64_t i = 0; i < n; i += VF) {
     vf p = load(w->es + i) * is, q = load(w->et + i) * it, x = load(r->s + i) - mean;
@@ -229,7 +276,7 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
   }
 }
 
-/* ---- passes over groups of rows ------------------------------------------------------------------------------------------ */
+/* ---- passes over groups of rows ---- */
 /* The teacher's rows: numbers that the last pass needs before it can start. */
 static void teacher_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
   const cmkd_loss_batch *b = job->batch;
@@ -239,20 +286,27 @@ static void teacher_pass(const cmkd_loss_job *job, int64_t first, int count, voi
     load_teacher(b->teacher, b->teacher_dtype, r, w.n, w.t);
     cmkd_row_stats st = job->teacher_stats[r] = row_stats(w.t, w.n);
     job->entropy[r] = 0;
-    if (!st.finite) { job->bad[r] = 1; continue; }
+    if (!st.finite) {
+      job->bad[r] = 1;
+      continue;
+    }
     if (job->cmkd && job->cmkd->gate != CMKD_GATE_OFF) {
       double dot, z = exp_row(w.t, w.n, st.max, 1, NULL, &dot);
       job->entropy[r] = log(z) - dot / z;
     }
     if (!job->dist) continue;
     load_student(b->student, r, w.n, w.s);
-    if (!row_stats(w.s, w.n).finite) job->bad[r] = 1;
-    else dist_load(job, r, w.s, w.t);
+    if (!row_stats(w.s, w.n).finite)
+      job->bad[r] = 1;
+    else
+      dist_load(job, r, w.s, w.t);
   }
 }
 
-/* Loads and checks the rows of a group. Bad ones become zeros, so that NaN stays out of sorts and sums; the caller stops. */
-static void load_group(work *w, const float *student, const void *teacher, cmkd_dtype dtype, int64_t first, int count, uint8_t *bad, cmkd_row_stats *ss, cmkd_row_stats *st) {
+/* Loads and checks the rows of a group. Bad ones become zeros, so that NaN stays out of sorts and sums; the caller
+ * stops. */
+static void load_group(work *w, const float *student, const void *teacher, cmkd_dtype dtype, int64_t first, int count,
+                       uint8_t *bad, cmkd_row_stats *ss, cmkd_row_stats *st) {
   for (int lane = 0; lane < count; lane++) {
     float *s = w->s + lane * w->ld, *t = w->t + lane * w->ld;
     load_student(student, first + lane, w->n, s);
@@ -274,29 +328,45 @@ static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *
   double squares[VF] = {0};
   work w;
   carve(scratch, b->classes, &w);
-  for (int lane = 0; lane < count; lane++) job->bad[first + lane] |= (uint8_t)bad_label(b, first + lane);
-  load_group(&w, b->student, job->loss->needs_teacher ? b->teacher : NULL, b->teacher_dtype, first, count, job->bad, ss, NULL);
+  for (int lane = 0; lane < count; lane++)
+    job->bad[first + lane] |= (uint8_t)bad_label(b, first + lane);
+  load_group(&w, b->student, job->loss->needs_teacher ? b->teacher : NULL, b->teacher_dtype, first, count, job->bad, ss,
+             NULL);
   if (job->cmkd) {
-    for (int lane = 0; lane < count; lane++) if (job->bad[first + lane]) st[lane] = ss[lane];
+    for (int lane = 0; lane < count; lane++)
+      if (job->bad[first + lane]) st[lane] = ss[lane];
     sort_group(&w, w.t, st, count);
-    for (int lane = 0; lane < count; lane++) squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
+    for (int lane = 0; lane < count; lane++)
+      squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
     sort_group(&w, w.s, ss, count);
   }
   for (int lane = 0; lane < count; lane++) {
     int64_t index = first + lane;
-    row r = {.job = job, .w = &w, .index = index, .lane = lane, .s = w.s + lane * w.ld, .t = w.t + lane * w.ld, .rank = w.rank + lane * w.ld, .rank_squares = squares[lane],
-             .y = b->labels[index], .ss = ss[lane], .st = st[lane], .per_row = 1 / (double)b->batch, .value = job->row_value + index * CMKD_ROW_VALUES};
-    for (int i = 0; i < CMKD_ROW_VALUES; i++) r.value[i] = 0;
+    row r = {.job = job,
+             .w = &w,
+             .index = index,
+             .lane = lane,
+             .s = w.s + lane * w.ld,
+             .t = w.t + lane * w.ld,
+             .rank = w.rank + lane * w.ld,
+             .rank_squares = squares[lane],
+             .y = b->labels[index],
+             .ss = ss[lane],
+             .st = st[lane],
+             .per_row = 1 / (double)b->batch,
+             .value = job->row_value + index * CMKD_ROW_VALUES};
+    for (int i = 0; i < CMKD_ROW_VALUES; i++)
+      r.value[i] = 0;
     if (job->bad[index]) continue;
     for (int k = 0; k < job->loss->terms; k++) {
       const cmkd_loss_term *term = &job->loss->term[k];
       switch (term->kind) {
-        case CMKD_TERM_CE: term_ce(&r, term); break;
-        case CMKD_TERM_KD: term_kd(&r, term); break;
-        case CMKD_TERM_DKD: term_dkd(&r, term); break;
-        case CMKD_TERM_NKD: term_nkd(&r, term); break;
-        case CMKD_TERM_DIST: dist_row(job, term, index, r.value + term->part, w.g); break;
-        case CMKD_TERM_CMKD: term_cmkd(&r, term); break;
+      case CMKD_TERM_CE: term_ce(&r, term); break;
+      case CMKD_TERM_KD: term_kd(&r, term); break;
+      case CMKD_TERM_DKD: term_dkd(&r, term); break;
+      case CMKD_TERM_NKD: term_nkd(&r, term); break;
+      case CMKD_TERM_DIST: dist_row(job, term, index, r.value + term->part, w.g); break;
+      case CMKD_TERM_CMKD: term_cmkd(&r, term); break;
       }
     }
     if (b->grad) memcpy(b->grad + index * w.n, w.g, (size_t)w.n * sizeof *w.g);
@@ -311,7 +381,8 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   double N = (double)w.n;
   load_group(&w, job->student, job->teacher, job->teacher_dtype, first, count, job->bad, ss, st);
   sort_group(&w, w.t, st, count);
-  for (int lane = 0; lane < count; lane++) squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
+  for (int lane = 0; lane < count; lane++)
+    squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
   sort_group(&w, w.s, ss, count);
   for (int lane = 0; lane < count; lane++) {
     double *out = job->row_value + (first + lane) * 3, ab = 0, ranks = 0, squares_s;
@@ -329,4 +400,5 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   }
 }
 
-const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of, row_floats, thread_scratch, teacher_pass, dist_columns, rows_pass, agreement_pass};
+const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of,     row_floats, thread_scratch,
+                                             teacher_pass,        dist_columns, rows_pass,  agreement_pass};

@@ -1,28 +1,33 @@
-/* Spearman's half of CMKD for one sorted row: pool adjacent violators, correlation and gradient from block sums alone, in double.
+/* Spearman's half of CMKD for one sorted row: pool adjacent violators, correlation and gradient from block sums alone,
+ * in double.
  *
  * With theta = x / eps sorted descending, w = n, ..., 1 and m = (n + 1) / 2, a block B = [f..l] has soft ranks
- * r_i - m = theta_i - mean_B(theta) + c_B, c_B = (n - 1) / 2 - (f + l) / 2. Ranks sum to n m, so they are centred already; with b the
- * teacher's centred ranks, |a|^2 and <a, b> are sums over blocks of var_B(theta) + |B| c_B^2 and cov_B(theta, b) + c_B sum_B(b), and
- *   g_theta_i = -((b_i - mean_B(b)) / |b| - rho (theta_i - mean_B(theta)) / |a|) / |a|,
- * which is 0 in a block of one, sums to 0 in every block, and has sum(g theta) = -(sum cov / |b| - rho sum var / |a|) / |a|. */
+ * r_i - m = theta_i - mean_B(theta) + c_B, c_B = (n - 1) / 2 - (f + l) / 2. Ranks sum to n m, so they are centred
+ * already; with b the teacher's centred ranks, |a|^2 and <a, b> are sums over blocks of var_B(theta) + |B| c_B^2 and
+ * cov_B(theta, b) + c_B sum_B(b), and g_theta_i = -((b_i - mean_B(b)) / |b| - rho (theta_i - mean_B(theta)) / |a|) /
+ * |a|, which is 0 in a block of one, sums to 0 in every block, and has sum(g theta) = -(sum cov / |b| - rho sum var /
+ * |a|) / |a|. */
 #ifndef CMKD_KERNELS_CPU_LOSS_SOFT_RANK_H
 #define CMKD_KERNELS_CPU_LOSS_SOFT_RANK_H
 #include "kernels/cpu/loss/simd.h"
 
 /* One row's arrays. Rows of doubles have VD of room behind them. */
 typedef struct sorted_row {
-  int32_t *index;        /* (n) the class at each position, logits descending */
-  double *theta;         /* (n) */
-  double *prefix;        /* (n + 1) running sum of theta_i + i */
-  double *prefix_b;      /* (n + 1) running sum of the teacher's centred ranks b in this order; exact, since these are multiples of 1/2 */
-  int32_t *first;        /* (n + 1) where each block starts; first[blocks] = n */
+  int32_t *index;   /* (n) the class at each position, logits descending */
+  double *theta;    /* (n) */
+  double *prefix;   /* (n + 1) running sum of theta_i + i */
+  double *prefix_b; /* (n + 1) running sum of the teacher's centred ranks b in this order; exact, since these are
+                       multiples of 1/2 */
+  int32_t *first;   /* (n + 1) where each block starts; first[blocks] = n */
   float *off_theta, *off_b; /* (n) theta and b less the mean over their block */
 } sorted_row;
 
-/* From r->index: theta = (x - largest) * scale, its running sums, the same of b = rank[index] (where rank is given), and in `first` the
- * start of every run in which theta_i + i does not decrease: neighbours in a run are violators, so a run lies within one block. About half
- * of all positions start one, which no predictor guesses: hence no branches. Returns the number of runs, 0 when index is not in order. */
-static inline __attribute__((always_inline)) int64_t lay_out(const sorted_row *r, const float *x, int64_t n, double scale, const float *rank) {
+/* From r->index: theta = (x - largest) * scale, its running sums, the same of b = rank[index] (where rank is given),
+ * and in `first` the start of every run in which theta_i + i does not decrease: neighbours in a run are violators, so a
+ * run lies within one block. About half of all positions start one, which no predictor guesses: hence no branches.
+ * Returns the number of runs, 0 when index is not in order. */
+static inline __attribute__((always_inline)) int64_t lay_out(const sorted_row *r, const float *x, int64_t n,
+                                                             double scale, const float *rank) {
   const int32_t *restrict index = r->index;
   double *restrict theta = r->theta, *restrict prefix = r->prefix, *restrict prefix_b = r->prefix_b;
   int32_t *restrict first = r->first;
@@ -51,7 +56,8 @@ static inline __attribute__((always_inline)) int64_t lay_out(const sorted_row *r
   return unsorted ? 0 : runs + 1;
 }
 
-/* Pools adjacent violators: the mean of theta_i + i must decrease from block to block. `first` in: runs of lay_out; out: blocks. */
+/* Pools adjacent violators: the mean of theta_i + i must decrease from block to block. `first` in: runs of lay_out;
+ * out: blocks. */
 static int64_t pool(const sorted_row *r, int64_t n, int64_t runs) {
   const double *restrict prefix = r->prefix;
   int32_t *restrict first = r->first;
@@ -87,8 +93,8 @@ static int64_t pool(const sorted_row *r, int64_t n, int64_t runs) {
 }
 
 typedef struct spearman_out {
-  double loss;         /* 1 - rho; 0 when either side has no deviation */
-  double dot;          /* sum over classes of d(1 - rho)/d(theta_i) * theta_i */
+  double loss; /* 1 - rho; 0 when either side has no deviation */
+  double dot;  /* sum over classes of d(1 - rho)/d(theta_i) * theta_i */
   int64_t blocks;
 } spearman_out;
 
@@ -100,7 +106,8 @@ static spearman_out spearman(const sorted_row *r, int64_t n, int64_t runs, doubl
   for (int64_t k = 0; k < out.blocks; k++) {
     int64_t f = r->first[k], end = r->first[k + 1];
     double sum = r->prefix[end] - r->prefix[f], b_sum = r->prefix_b[end] - r->prefix_b[f];
-    double len = (double)(end - f), each = 1 / len, middle = .5 * (double)(f + end - 1), centre = .5 * (double)(n - 1) - middle;
+    double len = (double)(end - f), each = 1 / len, middle = .5 * (double)(f + end - 1),
+           centre = .5 * (double)(n - 1) - middle;
     aa += len * centre * centre;
     ab += centre * b_sum;
     vd mean = splat_d(sum * each - middle), mean_b = splat_d(b_sum * each);
@@ -131,12 +138,13 @@ static spearman_out spearman(const sorted_row *r, int64_t n, int64_t runs, doubl
     ct = rho / aa;
   }
   float fb = (float)cb, ft = (float)ct;
-  for (int64_t i = 0; i < n; i++) g[r->index[i]] = fb * r->off_b[i] + ft * r->off_theta[i];
+  for (int64_t i = 0; i < n; i++)
+    g[r->index[i]] = fb * r->off_b[i] + ft * r->off_theta[i];
   return out;
 }
 
-/* index (n), x descending along it -> rank (by class): ascending average ranks less their mean (n + 1) / 2. Returns the sum of their squares,
- * -1 when index is not in order. */
+/* index (n), x descending along it -> rank (by class): ascending average ranks less their mean (n + 1) / 2. Returns the
+ * sum of their squares, -1 when index is not in order. */
 static double centred_ranks(const float *x, const int32_t *index, int64_t n, float *rank) {
   double N = (double)n, squares = N * (N * N - 1) / 12;
   float middle = .5f * (float)(n - 1), before = x[index[0]];
@@ -153,10 +161,12 @@ static double centred_ranks(const float *x, const int32_t *index, int64_t n, flo
   for (int64_t i = 1; ties && i < n; i++) {
     if (x[index[i]] != x[index[i - 1]]) continue;
     int64_t from = i - 1;
-    while (i + 1 < n && x[index[i + 1]] == x[index[from]]) i++;
+    while (i + 1 < n && x[index[i + 1]] == x[index[from]])
+      i++;
     double t = (double)(i + 1 - from);
     squares -= t * (t * t - 1) / 12;
-    for (int64_t j = from; j <= i; j++) rank[index[j]] = middle - .5f * (float)(from + i);
+    for (int64_t j = from; j <= i; j++)
+      rank[index[j]] = middle - .5f * (float)(from + i);
   }
   return squares;
 }

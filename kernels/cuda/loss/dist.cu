@@ -1,6 +1,7 @@
-/* DIST's column part, which couples the batch: for each class the correlation over the rows of the softened probabilities. Two launches
- * after the rows' own: columns (their loss and the coefficients of their gradient), then rows (through the softmax, added to grad).
- * Probabilities are computed again from the logits and each row's log-sum-exp rather than stored. */
+/* DIST's column part, which couples the batch: for each class the correlation over the rows of the softened
+ * probabilities. Two launches after the rows' own: columns (their loss and the coefficients of their gradient), then
+ * rows (through the softmax, added to grad). Probabilities are computed again from the logits and each row's
+ * log-sum-exp rather than stored. */
 #include "kernels/cuda/loss/finish.h"
 #include "kernels/cuda/loss/row.h"
 
@@ -11,11 +12,11 @@ typedef struct dist_args {
   const void *student, *teacher;
   int student_dtype, teacher_dtype, C, part;
   int64_t B;
-  const double *lse;   /* (B, 2) */
+  const double *lse;               /* (B, 2) */
   double inverse_T, scale, weight; /* of the gradient of 1 - rho; of the mean of 1 - rho in the loss */
-  double square;       /* T^2 */
-  double *column;      /* (C, 4): mean p, mean q, factor of p - mean, factor of q - mean */
-  double *loss;        /* (C) 1 - rho */
+  double square;                   /* T^2 */
+  double *column;                  /* (C, 4): mean p, mean q, factor of p - mean, factor of q - mean */
+  double *loss;                    /* (C) 1 - rho */
   float *grad;
   loss_state *state;
   cmkd_loss_result *result;
@@ -33,12 +34,13 @@ template <int K> static __device__ void add_slices(double (&v)[K], double *part)
     part[threadIdx.y * COLUMNS + threadIdx.x] = v[k];
     __syncthreads();
     v[k] = 0;
-    for (int i = 0; i < SLICES; i++) v[k] += part[i * COLUMNS + threadIdx.x];
+    for (int i = 0; i < SLICES; i++)
+      v[k] += part[i * COLUMNS + threadIdx.x];
   }
 }
 
 __global__ void __launch_bounds__(COLUMNS *SLICES) dist_columns(const __grid_constant__ dist_args a) {
-  CMKD_SHARED(double, part, SLICES * COLUMNS);
+  CMKD_SHARED(double, part, SLICES *COLUMNS);
   CMKD_SHARED(double, capacity, TEAM_SHARED);
   const int c = (int)(blockIdx.x * COLUMNS + threadIdx.x);
   const bool inside = c < a.C;
@@ -67,11 +69,13 @@ __global__ void __launch_bounds__(COLUMNS *SLICES) dist_columns(const __grid_con
     __syncthreads();
     part[threadIdx.y * COLUMNS + threadIdx.x] = top[k];
     __syncthreads();
-    for (int i = 0; i < SLICES; i++) top[k] = fmax(top[k], part[i * COLUMNS + threadIdx.x]);
+    for (int i = 0; i < SLICES; i++)
+      top[k] = fmax(top[k], part[i * COLUMNS + threadIdx.x]);
   }
   if (inside && threadIdx.y == 0) {
     const double np = sqrt(m[0]), nq = sqrt(m[1]), root = sqrt((double)a.B);
-    const bool flat = np <= CMKD_DEGENERATE * root * top[0] || nq <= CMKD_DEGENERATE * root * top[1] || !(np > 0 && nq > 0);
+    const bool flat =
+        np <= CMKD_DEGENERATE * root * top[0] || nq <= CMKD_DEGENERATE * root * top[1] || !(np > 0 && nq > 0);
     const double rho = flat ? 1 : m[2] / (np * nq);
     a.column[4 * c] = mp;
     a.column[4 * c + 1] = mq;
@@ -89,7 +93,8 @@ __global__ void __launch_bounds__(COLUMNS *SLICES) dist_columns(const __grid_con
   tm.warps = SLICES;
   const volatile double *loss = a.loss;
   double mean = 0;
-  for (int i = tm.rank; i < a.C; i += tm.size) mean += loss[i];
+  for (int i = tm.rank; i < a.C; i += tm.size)
+    mean += loss[i];
   mean = a.square * tm.sum(mean) / a.C;
   if (tm.rank == 0) {
     if (a.result->bad_row >= 0) mean = 0;
@@ -108,12 +113,14 @@ __global__ void __launch_bounds__(DIST_THREADS) dist_rows(const __grid_constant_
   if (a.result->bad_row >= 0) return; /* the batch is refused */
   double dot = 0;
   for (int c = tm.rank; c < a.C; c += tm.size) {
-    const double p = soft(a.student, a.student_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r]), q = soft(a.teacher, a.teacher_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r + 1]);
+    const double p = soft(a.student, a.student_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r]),
+                 q = soft(a.teacher, a.teacher_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r + 1]);
     dot += p * (a.column[4 * c + 2] * (p - a.column[4 * c]) - a.column[4 * c + 3] * (q - a.column[4 * c + 1]));
   }
   dot = tm.sum(dot);
   for (int c = tm.rank; c < a.C; c += tm.size) {
-    const double p = soft(a.student, a.student_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r]), q = soft(a.teacher, a.teacher_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r + 1]);
+    const double p = soft(a.student, a.student_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r]),
+                 q = soft(a.teacher, a.teacher_dtype, r * a.C + c, a.inverse_T, a.lse[2 * r + 1]);
     const double u = a.column[4 * c + 2] * (p - a.column[4 * c]) - a.column[4 * c + 3] * (q - a.column[4 * c + 1]);
     a.grad[r * a.C + c] += (float)(a.scale * p * (u - dot));
   }
@@ -121,7 +128,8 @@ __global__ void __launch_bounds__(DIST_THREADS) dist_rows(const __grid_constant_
 
 size_t dist_bytes(int64_t C) { return (size_t)C * 5 * sizeof(double); }
 
-cmkd_status dist_launch(const loss_args *args, const cmkd_loss_term *term, double weight, double *columns, void *stream_pointer, cmkd_error *err) {
+cmkd_status dist_launch(const loss_args *args, const cmkd_loss_term *term, double weight, double *columns,
+                        void *stream_pointer, cmkd_error *err) {
   cudaStream_t stream = (cudaStream_t)stream_pointer;
   dist_args d;
   memset(&d, 0, sizeof d);

@@ -1,11 +1,12 @@
-/* The end of a launch: rows' figures become batch means. Whichever block finishes last adds them up, always in the same order, so the
- * sum does not depend on which block that was; integer atomics only count. */
+/* The end of a launch: rows' figures become batch means. Whichever block finishes last adds them up, always in the same
+ * order, so the sum does not depend on which block that was; integer atomics only count. */
 #ifndef CMKD_KERNELS_CUDA_LOSS_FINISH_H
 #define CMKD_KERNELS_CUDA_LOSS_FINISH_H
 #include "kernels/cuda/loss/loss.h"
 #include "kernels/cuda/loss/team.h"
 
-/* True in all threads of the block that comes last of `expected`; what other blocks wrote before is then visible. Resets the counter. */
+/* True in all threads of the block that comes last of `expected`; what other blocks wrote before is then visible.
+ * Resets the counter. */
 static __device__ __forceinline__ bool last_block(unsigned *counter, unsigned expected) {
   CMKD_SHARED(int, last, 1);
   __threadfence();
@@ -36,9 +37,12 @@ static __device__ void loss_result_write(const loss_args &a, double *capacity) {
     if (tm.rank == 0)
       for (int k = 0; k < 4 && first + k < a.stride; k++) {
         const double mean = v[k] / (double)a.B;
-        if (first + k == 0) a.result->loss = mean;
-        else if (first + k == 1) a.result->blocks = mean;
-        else a.result->part[first + k - 2] = mean;
+        if (first + k == 0)
+          a.result->loss = mean;
+        else if (first + k == 1)
+          a.result->blocks = mean;
+        else
+          a.result->part[first + k - 2] = mean;
       }
   }
   if (tm.rank == 0) {
@@ -46,7 +50,8 @@ static __device__ void loss_result_write(const loss_args &a, double *capacity) {
     a.result->bad_row = bad ? 0x7FFFFFFF - bad : -1;
     if (bad) a.result->loss = NAN;
     if (!(a.moments & 2)) a.result->blocks = NAN; /* no soft rank */
-    for (int k = a.parts; k < CMKD_LOSS_MAX_PARTS; k++) a.result->part[k] = 0;
+    for (int k = a.parts; k < CMKD_LOSS_MAX_PARTS; k++)
+      a.result->part[k] = 0;
     a.state->bad = 0;
   }
 }
@@ -58,7 +63,8 @@ static __device__ void agreement_add(const loss_args &a, cmkd_agreement *sums, d
   double v[3] = {0, 0, 0};
   for (int64_t r = tm.rank; r < a.B; r += tm.size)
 #pragma unroll
-    for (int k = 0; k < 3; k++) v[k] += rows[r * 3 + k];
+    for (int k = 0; k < 3; k++)
+      v[k] += rows[r * 3 + k];
   tm.sum(v);
   if (tm.rank == 0) {
     sums->pearson += v[0];

@@ -1,7 +1,8 @@
-/* The blocks of a soft rank: pooling adjacent violators until block means decrease = the least concave majorant of the prefix sums
- * Y[0..n] of what is pooled. Each thread finds the majorant of its own stretch with a stack; then neighbours merge, level by level: the
- * common tangent of two majorants is found by one warp (or as many lanes as the two stretches have threads), each lane trying one
- * vertex of the left and searching its tangent to the right; what the tangent covers is dropped. A block is named by its first position. */
+/* The blocks of a soft rank: pooling adjacent violators until block means decrease = the least concave majorant of the
+ * prefix sums Y[0..n] of what is pooled. Each thread finds the majorant of its own stretch with a stack; then
+ * neighbours merge, level by level: the common tangent of two majorants is found by one warp (or as many lanes as the
+ * two stretches have threads), each lane trying one vertex of the left and searching its tangent to the right; what the
+ * tangent covers is dropped. A block is named by its first position. */
 #ifndef CMKD_KERNELS_CUDA_LOSS_HULL_H
 #define CMKD_KERNELS_CUDA_LOSS_HULL_H
 #include "kernels/cuda/loss/team.h"
@@ -11,7 +12,8 @@ static __device__ __forceinline__ bool hull_pools(const double *Y, int a, int b,
   return (Y[b] - Y[a]) * (double)(c - b) <= (Y[c] - Y[b]) * (double)(b - a);
 }
 
-/* Two neighbouring majorants: blocks left[0..l-1] from the left stretch, right[0..r-1] from `middle` on, all ending at `end`. */
+/* Two neighbouring majorants: blocks left[0..l-1] from the left stretch, right[0..r-1] from `middle` on, all ending at
+ * `end`. */
 template <class I> struct hull_pair {
   const double *Y; /* (n + 1) */
   const I *left, *right;
@@ -25,8 +27,10 @@ template <class I> struct hull_pair {
     int low = 0, high = r;
     while (low < high) {
       int j = (low + high) >> 1;
-      if (hull_pools(Y, at, right_vertex(j), right_vertex(j + 1))) low = j + 1;
-      else high = j;
+      if (hull_pools(Y, at, right_vertex(j), right_vertex(j + 1)))
+        low = j + 1;
+      else
+        high = j;
     }
     return low;
   }
@@ -37,15 +41,18 @@ template <class I> struct hull_pair {
   }
 };
 
-/* list (n): the blocks, ascending; count (team size): scratch. per = positions a thread: thread r has r*per .. r*per + per-1.
- * Y must be written and synchronised. Returns the number of blocks to all; list and count are then synchronised. */
-template <class I, class TEAM> __device__ int hull_build(TEAM &tm, const double *Y, int n, int per, I *list, int *count) {
+/* list (n): the blocks, ascending; count (team size): scratch. per = positions a thread: thread r has r*per .. r*per +
+ * per-1. Y must be written and synchronised. Returns the number of blocks to all; list and count are then synchronised.
+ */
+template <class I, class TEAM>
+__device__ int hull_build(TEAM &tm, const double *Y, int n, int per, I *list, int *count) {
   const int begin = min(tm.rank * per, n), stop = min(begin + per, n);
   int m = 0;
   I *mine = list + begin;
   for (int p = begin; p < stop; p++) {
     mine[m++] = (I)p;
-    while (m >= 2 && hull_pools(Y, (int)mine[m - 2], (int)mine[m - 1], p + 1)) m--;
+    while (m >= 2 && hull_pools(Y, (int)mine[m - 2], (int)mine[m - 1], p + 1))
+      m--;
   }
   count[tm.rank] = m;
   tm.sync();
@@ -62,10 +69,10 @@ template <class I, class TEAM> __device__ int hull_build(TEAM &tm, const double 
     pair.right = list + pair.middle;
     pair.l = count[base];
     pair.r = count[half];
-    tm.sync(); /* count is written below */
+    tm.sync();                                /* count is written below */
     if (tm.rank - base < 32 || width <= 32) { /* whole warps */
       const int lane = tm.lane & (lanes - 1), shift = tm.lane & ~(lanes - 1);
-      int low = 0, high = pair.r > 0 ? pair.l + 1 : 1; /* vertex `low` stays, `high` does not or does not exist */
+      int low = 0, high = pair.r > 0 ? pair.l + 1 : 1;  /* vertex `low` stays, `high` does not or does not exist */
       if (pair.r == 0) low = pair.l, high = pair.l + 1; /* nothing to join */
       while (__any_sync(CMKD_WARP, high - low > 1)) {
         const int open = high - low - 1, tries = min(open, lanes);
@@ -80,15 +87,16 @@ template <class I, class TEAM> __device__ int hull_build(TEAM &tm, const double 
       }
       if (lane == 0 && (width <= 32 || tm.rank == base)) {
         const bool joined = low < pair.l;
-        count[base] = joined ? low + 1 : pair.l;                                  /* blocks kept of the left */
-        count[half] = joined ? pair.tangent(pair.left_vertex(low)) : 0;           /* first block kept of the right */
+        count[base] = joined ? low + 1 : pair.l;                        /* blocks kept of the left */
+        count[half] = joined ? pair.tangent(pair.left_vertex(low)) : 0; /* first block kept of the right */
       }
     }
     tm.sync();
     const int kept = count[base], skip = count[half], moved = pair.r - skip;
     I *target = list + from + kept;
     const int rank = tm.rank - base;
-    for (int pass = 0; pass * 2 * BATCH < per; pass++) { /* target <= source, so ascending chunks never overwrite what is still to be read */
+    for (int pass = 0; pass * 2 * BATCH < per;
+         pass++) { /* target <= source, so ascending chunks never overwrite what is still to be read */
       I block[BATCH];
 #pragma unroll
       for (int k = 0; k < BATCH; k++) {
@@ -114,8 +122,10 @@ template <class I> __device__ __forceinline__ int hull_find(const I *list, int b
   int low = 0, high = blocks - 1;
   while (low < high) {
     int middle = (low + high + 1) >> 1;
-    if ((int)list[middle] <= position) low = middle;
-    else high = middle - 1;
+    if ((int)list[middle] <= position)
+      low = middle;
+    else
+      high = middle - 1;
   }
   return low;
 }

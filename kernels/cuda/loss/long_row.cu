@@ -1,6 +1,7 @@
-/* Rows of more classes than shared memory holds. Tiles of LOSS_SHORT keys are sorted in shared memory, merged pairwise in device memory
- * (merge path: every thread of a launch merges the same number of keys), and then one block takes a row, keeping its arrays in device
- * memory (in L2, at the sizes that occur). 2 + log2(C / 8192) launches. Batches run in waves, so that scratch stays bounded. */
+/* Rows of more classes than shared memory holds. Tiles of LOSS_SHORT keys are sorted in shared memory, merged pairwise
+ * in device memory (merge path: every thread of a launch merges the same number of keys), and then one block takes a
+ * row, keeping its arrays in device memory (in L2, at the sizes that occur). 2 + log2(C / 8192) launches. Batches run
+ * in waves, so that scratch stays bounded. */
 #define ROW_FUNCTION CMKD_NOINLINE __device__
 #include "kernels/cuda/loss/finish.h"
 #include "kernels/cuda/loss/row.h"
@@ -14,7 +15,8 @@
 #define LONG_SCRATCH ((int64_t)512 << 20) /* a wave's scratch is about this, but at least one row's */
 
 /* grid (tiles, rows, 2): the student's, then the teacher's tiles */
-__global__ void __launch_bounds__(TILE_THREADS) tile_sort_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
+__global__ void __launch_bounds__(TILE_THREADS)
+    tile_sort_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
   CMKD_DYNAMIC_SHARED(memory);
   team<false> tm;
   tm.start(nullptr);
@@ -32,7 +34,8 @@ __global__ void __launch_bounds__(TILE_THREADS) tile_sort_kernel(const __grid_co
   sort_keys<TILE_KEYS>(tm, key, buffer);
   tm.sync();
 #pragma unroll
-  for (int k = 0; k < TILE_KEYS; k++) buffer[tm.rank * TILE_KEYS + k] = key[k];
+  for (int k = 0; k < TILE_KEYS; k++)
+    buffer[tm.rank * TILE_KEYS + k] = key[k];
   tm.sync();
 #pragma unroll
   for (int k = 0; k < TILE_KEYS; k++) {
@@ -46,27 +49,31 @@ static __device__ __forceinline__ int merge_split(const uint64_t *A, int n, cons
   int low = max(0, diagonal - m), high = min(diagonal, n);
   while (low < high) {
     const int i = (low + high) >> 1;
-    if (A[i] < B[diagonal - 1 - i]) low = i + 1;
-    else high = i;
+    if (A[i] < B[diagonal - 1 - i])
+      low = i + 1;
+    else
+      high = i;
   }
   return low;
 }
 
 /* grid (parts, rows, 2): runs of `run` keys from side `from`, two by two, to the other side */
-__global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_constant__ long_rows w, int C, int run, int from) {
+__global__ void __launch_bounds__(MERGE_THREADS)
+    merge_kernel(const __grid_constant__ long_rows w, int C, int run, int from) {
   CMKD_SHARED(uint64_t, keys, MERGE_TILE);
   CMKD_SHARED(int, split, 2);
   const int64_t offset = (int64_t)blockIdx.y * (C + 1);
   const uint64_t *in = (blockIdx.z ? w.teacher[from] : w.student[from]) + offset;
   uint64_t *out = (blockIdx.z ? w.teacher[from ^ 1] : w.student[from ^ 1]) + offset;
-  const int start = (int)blockIdx.x * MERGE_TILE;               /* of this block's output; run is a multiple of MERGE_TILE */
+  const int start = (int)blockIdx.x * MERGE_TILE; /* of this block's output; run is a multiple of MERGE_TILE */
   const int pair = start / (2 * run) * (2 * run), n = min(run, C - pair), m = min(run, C - pair - n);
   const uint64_t *A = in + pair, *B = A + n;
   const int begin = start - pair, stop = min(begin + MERGE_TILE, n + m), total = stop - begin, t = (int)threadIdx.x;
   if (t < 2) split[t] = merge_split(A, n, B, m, t ? stop : begin);
   __syncthreads();
   const int a0 = split[0], a_count = split[1] - a0, b0 = begin - a0, b_count = total - a_count;
-  for (int i = t; i < total; i += MERGE_THREADS) keys[i] = i < a_count ? A[a0 + i] : B[b0 + i - a_count];
+  for (int i = t; i < total; i += MERGE_THREADS)
+    keys[i] = i < a_count ? A[a0 + i] : B[b0 + i - a_count];
   __syncthreads();
   const int diagonal = min(t * MERGE_KEYS, total);
   int i = merge_split(keys, a_count, keys + a_count, b_count, diagonal), j = diagonal - i;
@@ -82,7 +89,8 @@ __global__ void __launch_bounds__(MERGE_THREADS) merge_kernel(const __grid_const
   for (int k = 0; k < MERGE_KEYS; k++)
     if (diagonal + k < total) keys[diagonal + k] = mine[k];
   __syncthreads();
-  for (int k = t; k < total; k += MERGE_THREADS) out[start + k] = keys[k];
+  for (int k = t; k < total; k += MERGE_THREADS)
+    out[start + k] = keys[k];
 }
 
 struct long_row {
@@ -126,7 +134,8 @@ struct long_row {
   }
 };
 
-static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *capacity, int *count) {
+static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *capacity,
+                                  int *count) {
   const int64_t r = w.first + slot, keys = slot * (a.C + 1), places = slot * a.C;
   row.tm.start(capacity);
   row.C = a.C;
@@ -147,7 +156,8 @@ static __device__ void long_start(long_row &row, const loss_args &a, const long_
   row.count = count;
 }
 
-__global__ void __launch_bounds__(LONG_THREADS) long_row_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
+__global__ void __launch_bounds__(LONG_THREADS)
+    long_row_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
   CMKD_SHARED(double, capacity, TEAM_SHARED);
   CMKD_SHARED(int, count, LONG_THREADS);
   long_row row;
@@ -156,7 +166,9 @@ __global__ void __launch_bounds__(LONG_THREADS) long_row_kernel(const __grid_con
   if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) loss_result_write(a, capacity);
 }
 
-__global__ void __launch_bounds__(LONG_THREADS) long_agreement_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w, double kappa, cmkd_agreement *sums) {
+__global__ void __launch_bounds__(LONG_THREADS)
+    long_agreement_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w, double kappa,
+                          cmkd_agreement *sums) {
   CMKD_SHARED(double, capacity, TEAM_SHARED);
   CMKD_SHARED(int, count, LONG_THREADS);
   long_row row;
@@ -165,8 +177,10 @@ __global__ void __launch_bounds__(LONG_THREADS) long_agreement_kernel(const __gr
   if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) agreement_add(a, sums, capacity);
 }
 
-/* ---- host --------------------------------------------------------------------------------------------------------------- */
-static size_t row_bytes(int64_t C, int sorts) { return sorts ? (size_t)(C + 1) * 8 * 4 + (size_t)C * 4 * 5 : (size_t)C * 4; }
+/* ---- host ---- */
+static size_t row_bytes(int64_t C, int sorts) {
+  return sorts ? (size_t)(C + 1) * 8 * 4 + (size_t)C * 4 * 5 : (size_t)C * 4;
+}
 
 int64_t long_wave(int64_t B, int64_t C) {
   int64_t wave = LONG_SCRATCH / (int64_t)row_bytes(C, 1);
@@ -175,7 +189,8 @@ int64_t long_wave(int64_t B, int64_t C) {
 }
 size_t long_bytes(int64_t B, int64_t C, int sorts) { return (size_t)long_wave(B, C) * row_bytes(C, sorts); }
 
-cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, double kappa, cmkd_agreement *sums, void *stream_pointer, cmkd_error *err) {
+cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, double kappa, cmkd_agreement *sums,
+                        void *stream_pointer, cmkd_error *err) {
   cudaStream_t stream = (cudaStream_t)stream_pointer;
   const loss_args a = *args;
   const size_t shared = LOSS_SHORT * sizeof(uint64_t);
@@ -187,32 +202,44 @@ cmkd_status long_launch(const loss_args *args, void *scratch, int sorts, double 
   char *p = (char *)scratch;
   if (sorts) {
     for (int i = 0; i < 2; i++) {
-      w.student[i] = (uint64_t *)p; p += keys * 8;
-      w.teacher[i] = (uint64_t *)p; p += keys * 8;
+      w.student[i] = (uint64_t *)p;
+      p += keys * 8;
+      w.teacher[i] = (uint64_t *)p;
+      p += keys * 8;
     }
-    w.list = (uint32_t *)p; p += places * 4;
-    w.rank = (int32_t *)p; p += places * 4;
-    w.x = (float *)p; p += places * 4;
-    w.spread = (float *)p; p += places * 4;
+    w.list = (uint32_t *)p;
+    p += places * 4;
+    w.rank = (int32_t *)p;
+    p += places * 4;
+    w.x = (float *)p;
+    p += places * 4;
+    w.spread = (float *)p;
+    p += places * 4;
   }
   w.grad = (float *)p;
   if (sorts && CMKD_SHARED_LIMIT(tile_sort_kernel, shared) != cudaSuccess) {
     (void)cudaGetLastError();
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "loss: %d classes need %zu bytes of shared memory, more than this device gives a block", a.C, shared);
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                     "loss: %d classes need %zu bytes of shared memory, more than this device gives a block", a.C,
+                     shared);
   }
   for (w.first = 0; w.first < a.B; w.first += w.wave) {
     w.count = a.B - w.first < w.wave ? a.B - w.first : w.wave;
     w.sorted = 0;
     if (sorts) {
-      CMKD_LAUNCH(tile_sort_kernel, dim3((unsigned)w.tiles, (unsigned)w.count, 2), dim3(TILE_THREADS), shared, stream, a, w);
+      CMKD_LAUNCH(tile_sort_kernel, dim3((unsigned)w.tiles, (unsigned)w.count, 2), dim3(TILE_THREADS), shared, stream,
+                  a, w);
       CMKD_TRY(launch_status("loss, sorting tiles", err));
       for (int run = LOSS_SHORT; run < a.C; run *= 2, w.sorted ^= 1) {
-        CMKD_LAUNCH(merge_kernel, dim3((unsigned)((a.C + MERGE_TILE - 1) / MERGE_TILE), (unsigned)w.count, 2), dim3(MERGE_THREADS), 0, stream, w, a.C, run, w.sorted);
+        CMKD_LAUNCH(merge_kernel, dim3((unsigned)((a.C + MERGE_TILE - 1) / MERGE_TILE), (unsigned)w.count, 2),
+                    dim3(MERGE_THREADS), 0, stream, w, a.C, run, w.sorted);
         CMKD_TRY(launch_status("loss, merging", err));
       }
     }
-    if (sums) CMKD_LAUNCH(long_agreement_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w, kappa, sums);
-    else CMKD_LAUNCH(long_row_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w);
+    if (sums)
+      CMKD_LAUNCH(long_agreement_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w, kappa, sums);
+    else
+      CMKD_LAUNCH(long_row_kernel, dim3((unsigned)w.count), dim3(LONG_THREADS), 0, stream, a, w);
     CMKD_TRY(launch_status("loss, rows", err));
   }
   return CMKD_OK;

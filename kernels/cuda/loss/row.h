@@ -1,11 +1,13 @@
-/* One row's loss and gradient by one team, for any kind of row: short_row keeps logits and gradients in registers (loss.cu), long_row
- * in device memory (long_row.cu). Formulas: docs/losses.md; kernels/ref/loss_ref.c reads as they do. Exponentials are float with a
- * first-order correction of the argument's rounding; moments, theta, prefix sums and every sum over a row are double.
+/* One row's loss and gradient by one team, for any kind of row: short_row keeps logits and gradients in registers
+ * (loss.cu), long_row in device memory (long_row.cu). Formulas: docs/losses.md; kernels/ref/loss_ref.c reads as they
+ * do. Exponentials are float with a first-order correction of the argument's rounding; moments, theta, prefix sums and
+ * every sum over a row are double.
  *
  * What a ROW offers (k counts a thread's share; `at` is a class, `position` a place in the sorted order):
- *   items(), at(k), s(k), t(k), g(k) (float &, gradient so far), x(k) (float &, gradient with respect to the standardised logits)
- *   per(), position(k), student_key(k), and after rank_teacher() + keep_ranks(): twice(k), twice the teacher's rank of that class
- *   Y (C+1), P (C+1), list, count: room for the pooling; put(k, v) + spread_all(): v goes to the class at position(k), added to x */
+ *   items(), at(k), s(k), t(k), g(k) (float &, gradient so far), x(k) (float &, gradient with respect to the
+ * standardised logits) per(), position(k), student_key(k), and after rank_teacher() + keep_ranks(): twice(k), twice the
+ * teacher's rank of that class Y (C+1), P (C+1), list, count: room for the pooling; put(k, v) + spread_all(): v goes to
+ * the class at position(k), added to x */
 #ifndef CMKD_KERNELS_CUDA_LOSS_ROW_H
 #define CMKD_KERNELS_CUDA_LOSS_ROW_H
 #include "kernels/cuda/loss/hull.h"
@@ -23,7 +25,7 @@ static __device__ __forceinline__ double exp_of(double a) {
 }
 
 struct row_facts {
-  double s_max, t_max, s_rest, t_rest; /* largest logits; without the label's */
+  double s_max, t_max, s_rest, t_rest;         /* largest logits; without the label's */
   double s_mean, t_mean, s_inverse, t_inverse; /* 1 / sigma; only when wanted */
   double s_label, t_label;
   bool bad, degenerate;
@@ -41,14 +43,20 @@ template <class ROW> ROW_FUNCTION row_facts look_at(ROW &row, const loss_args &a
     const double s = row.s(k), t = row.t(k);
     top[0] = max_op::of(top[0], s);
     top[1] = max_op::of(top[1], t);
-    if (c != y) { top[2] = max_op::of(top[2], s); top[3] = max_op::of(top[3], t); }
+    if (c != y) {
+      top[2] = max_op::of(top[2], s);
+      top[3] = max_op::of(top[3], t);
+    }
     top[4] = max_op::of(top[4], -s);
     top[5] = max_op::of(top[5], -t);
     if (!(s - s == 0 && t - t == 0)) top[6] = 1; /* NaN or Inf */
   }
   row.tm.maximum(top);
   f.bad = top[6] > 0;
-  f.s_max = top[0]; f.t_max = top[1]; f.s_rest = top[2]; f.t_rest = top[3];
+  f.s_max = top[0];
+  f.t_max = top[1];
+  f.s_rest = top[2];
+  f.t_rest = top[3];
   f.s_label = load_float(a.student, a.student_dtype, r * C + y);
   f.t_label = a.teacher ? load_float(a.teacher, a.teacher_dtype, r * C + y) : 0;
   f.degenerate = true;
@@ -57,7 +65,10 @@ template <class ROW> ROW_FUNCTION row_facts look_at(ROW &row, const loss_args &a
   double sum[2] = {0, 0}, square[2] = {0, 0};
 #pragma unroll
   for (int k = 0; k < row.items(); k++)
-    if (row.at(k) < C) { sum[0] += row.s(k); sum[1] += row.t(k); }
+    if (row.at(k) < C) {
+      sum[0] += row.s(k);
+      sum[1] += row.t(k);
+    }
   row.tm.sum(sum);
   f.s_mean = sum[0] / C;
   f.t_mean = sum[1] / C;
@@ -70,14 +81,16 @@ template <class ROW> ROW_FUNCTION row_facts look_at(ROW &row, const loss_args &a
     }
   row.tm.sum(square);
   const double s_sigma = sqrt(square[0] / C), t_sigma = sqrt(square[1] / C);
-  f.degenerate = s_sigma <= CMKD_DEGENERATE * fmax(1.0, fmax(top[0], top[4])) || t_sigma <= CMKD_DEGENERATE * fmax(1.0, fmax(top[1], top[5]));
+  f.degenerate = s_sigma <= CMKD_DEGENERATE * fmax(1.0, fmax(top[0], top[4])) ||
+                 t_sigma <= CMKD_DEGENERATE * fmax(1.0, fmax(top[1], top[5]));
   f.s_inverse = 1 / s_sigma;
   f.t_inverse = 1 / t_sigma;
   return f;
 }
 
 /* sum exp((s - s_top) * scale), the same of t; without class `skip` (-1: all). */
-template <class ROW> ROW_FUNCTION void exp_sums(ROW &row, int C, double s_scale, double t_scale, double s_top, double t_top, int skip, double (&sum)[2]) {
+template <class ROW> ROW_FUNCTION void exp_sums(ROW &row, int C, double s_scale, double t_scale, double s_top,
+                                                double t_top, int skip, double (&sum)[2]) {
   sum[0] = sum[1] = 0;
 #pragma unroll
   for (int k = 0; k < row.items(); k++) {
@@ -116,8 +129,10 @@ template <class ROW> ROW_FUNCTION double row_ce(ROW &row, const loss_args &a, co
   return (1 - e) * (z - f.s_label) + (e > 0 ? e * (z - f.s_mean) : 0);
 }
 
-/* KD: y = -1, over all classes. With a label: over the others (DKD's second part). Returns T^2 KL(q || p); gradient T (p - q). */
-template <class ROW> ROW_FUNCTION double row_kl(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
+/* KD: y = -1, over all classes. With a label: over the others (DKD's second part). Returns T^2 KL(q || p); gradient T
+ * (p - q). */
+template <class ROW>
+ROW_FUNCTION double row_kl(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
   const double s_top = y < 0 ? f.s_max : f.s_rest, t_top = y < 0 ? f.t_max : f.t_rest;
   double z[2], kl[1] = {0};
   exp_sums(row, a.C, 1 / T, 1 / T, s_top, t_top, y, z);
@@ -135,24 +150,29 @@ template <class ROW> ROW_FUNCTION double row_kl(ROW &row, const loss_args &a, co
 }
 
 /* DKD's target part: the two-way split (label, the others) at T. */
-template <class ROW> ROW_FUNCTION double row_dkd_target(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
+template <class ROW>
+ROW_FUNCTION double row_dkd_target(ROW &row, const loss_args &a, const row_facts &f, double T, int y, double scale) {
   double rest[2];
   exp_sums(row, a.C, 1 / T, 1 / T, f.s_rest, f.t_rest, y, rest);
-  const double s_rest = f.s_rest / T + log(rest[0]), t_rest = f.t_rest / T + log(rest[1]), s_y = f.s_label / T, t_y = f.t_label / T;
+  const double s_rest = f.s_rest / T + log(rest[0]), t_rest = f.t_rest / T + log(rest[1]), s_y = f.s_label / T,
+               t_y = f.t_label / T;
   const double s_high = fmax(s_rest, s_y), t_high = fmax(t_rest, t_y);
-  const double zs = s_high + log(exp(s_rest - s_high) + exp(s_y - s_high)), zt = t_high + log(exp(t_rest - t_high) + exp(t_y - t_high));
+  const double zs = s_high + log(exp(s_rest - s_high) + exp(s_y - s_high)),
+               zt = t_high + log(exp(t_rest - t_high) + exp(t_y - t_high));
   const double py = exp(s_y - zs), qy = exp(t_y - zt), pn = exp(s_rest - zs), qn = exp(t_rest - zt);
   const double difference = py < .5 ? py - qy : qn - pn; /* the side that does not cancel */
 #pragma unroll
   for (int k = 0; k < row.items(); k++) {
     const int c = row.at(k);
-    if (c < a.C) row.g(k) += (float)(scale * T * difference * (c == y ? 1.0 : -exp_of((row.s(k) - f.s_rest) / T) / rest[0]));
+    if (c < a.C)
+      row.g(k) += (float)(scale * T * difference * (c == y ? 1.0 : -exp_of((row.s(k) - f.s_rest) / T) / rest[0]));
   }
   return T * T * (qy * (t_y - zt - s_y + zs) + qn * (t_rest - zt - s_rest + zs));
 }
 
 /* NKD: part[0] target, part[1] the others. */
-template <class ROW> ROW_FUNCTION void row_nkd(ROW &row, const loss_args &a, const row_facts &f, const cmkd_loss_term &term, int y, double scale, double part[2]) {
+template <class ROW> ROW_FUNCTION void row_nkd(ROW &row, const loss_args &a, const row_facts &f,
+                                               const cmkd_loss_term &term, int y, double scale, double part[2]) {
   const double T = term.T;
   double z[2], rest[2], cross[1] = {0};
   exp_sums(row, a.C, 1.0, 1.0, f.s_max, f.t_max, -1, z);
@@ -164,7 +184,8 @@ template <class ROW> ROW_FUNCTION void row_nkd(ROW &row, const loss_args &a, con
     if (c >= a.C) continue;
     double g = qy * (exp_of(row.s(k) - f.s_max) / z[0] - (c == y));
     if (c != y) {
-      const double s = (row.s(k) - f.s_rest) / T, p = exp_of(s) / rest[0], q = exp_of((row.t(k) - f.t_rest) / T) / rest[1];
+      const double s = (row.s(k) - f.s_rest) / T, p = exp_of(s) / rest[0],
+                   q = exp_of((row.t(k) - f.t_rest) / T) / rest[1];
       cross[0] += q * (log_rest - s);
       g += term.gamma * T * (p - q);
     }
@@ -175,17 +196,20 @@ template <class ROW> ROW_FUNCTION void row_nkd(ROW &row, const loss_args &a, con
   part[1] = T * T * cross[0];
 }
 
-/* 1 - rho of softmax(s * s_scale) and softmax(t * t_scale); adds weight * d/ds' * inverse_T to x (STANDARD) or g, where softmax's argument
- * is s' / T. <u, p> is 0, because u is orthogonal to the centred p and to 1. `flat`: DIST's rule for rows without deviation. */
-template <bool STANDARD, class ROW>
-ROW_FUNCTION double row_pearson(ROW &row, int C, const row_facts &f, double s_scale, double t_scale, double inverse_T, bool flat_rule, double weight) {
+/* 1 - rho of softmax(s * s_scale) and softmax(t * t_scale); adds weight * d/ds' * inverse_T to x (STANDARD) or g, where
+ * softmax's argument is s' / T. <u, p> is 0, because u is orthogonal to the centred p and to 1. `flat`: DIST's rule for
+ * rows without deviation. */
+template <bool STANDARD, class ROW> ROW_FUNCTION double row_pearson(ROW &row, int C, const row_facts &f, double s_scale,
+                                                                    double t_scale, double inverse_T, bool flat_rule,
+                                                                    double weight) {
   double z[2], m[3] = {0, 0, 0};
   exp_sums(row, C, s_scale, t_scale, f.s_max, f.t_max, -1, z);
   const double mean = 1.0 / C, s_inverse = 1 / z[0], t_inverse = 1 / z[1];
 #pragma unroll
   for (int k = 0; k < row.items(); k++)
     if (row.at(k) < C) {
-      const double p = exp_of((row.s(k) - f.s_max) * s_scale) * s_inverse - mean, q = exp_of((row.t(k) - f.t_max) * t_scale) * t_inverse - mean;
+      const double p = exp_of((row.s(k) - f.s_max) * s_scale) * s_inverse - mean,
+                   q = exp_of((row.t(k) - f.t_max) * t_scale) * t_inverse - mean;
       m[0] += p * p;
       m[1] += q * q;
       m[2] += p * q;
@@ -199,10 +223,13 @@ ROW_FUNCTION double row_pearson(ROW &row, int C, const row_facts &f, double s_sc
 #pragma unroll
     for (int k = 0; k < row.items(); k++)
       if (row.at(k) < C) {
-        const double p = exp_of((row.s(k) - f.s_max) * s_scale) * s_inverse, q = exp_of((row.t(k) - f.t_max) * t_scale) * t_inverse;
+        const double p = exp_of((row.s(k) - f.s_max) * s_scale) * s_inverse,
+                     q = exp_of((row.t(k) - f.t_max) * t_scale) * t_inverse;
         const float g = (float)(weight * inverse_T * p * (cp * (p - mean) - cq * (q - mean)));
-        if (STANDARD) row.x(k) += g;
-        else row.g(k) += g;
+        if (STANDARD)
+          row.x(k) += g;
+        else
+          row.g(k) += g;
       }
   return 1 - rho;
 }
@@ -232,7 +259,9 @@ template <class I> struct block_walk {
   const I *list = nullptr;
   int blocks = 0, index = 0, first = 0, stop = 0, C = 0;
   __device__ __forceinline__ void start(const I *l, int m, int n, int position) {
-    list = l; blocks = m; C = n;
+    list = l;
+    blocks = m;
+    C = n;
     index = hull_find(l, m, position);
     bounds();
   }
@@ -251,7 +280,8 @@ template <class I> struct block_walk {
 
 /* 1 - rho of the soft rank and the teacher's rank; adds weight * gradient with respect to the standardised logits to x.
  * scale = 1 / (sigma eps) or 1 / eps; inverse_eps = C / kappa. Needs student keys and the teacher's ranks kept. */
-template <class ROW> ROW_FUNCTION double row_spearman(ROW &row, int C, double center, double scale, double inverse_eps, double weight, int *blocks) {
+template <class ROW> ROW_FUNCTION double row_spearman(ROW &row, int C, double center, double scale, double inverse_eps,
+                                                      double weight, int *blocks) {
   const int m = *blocks = pool_row(row, C, center, scale);
   const double half = .5 * (C - 1), middle = .5 * (C + 1);
   block_walk<typename ROW::index_t> walk;
@@ -267,7 +297,9 @@ template <class ROW> ROW_FUNCTION double row_spearman(ROW &row, int C, double ce
     if (i >= C) continue;
     if (walk.reach(i)) mean_y = (row.Y[walk.stop] - row.Y[walk.first]) / (walk.stop - walk.first);
     const double b = .5 * row.twice(k) - middle;
-    const double r = walk.stop - walk.first == 1 ? half - i : (key_logit(row.student_key(k)) - center) * scale - mean_y; /* centred soft rank */
+    const double r = walk.stop - walk.first == 1
+                         ? half - i
+                         : (key_logit(row.student_key(k)) - center) * scale - mean_y; /* centred soft rank */
     sums[0] += r * r;
     sums[1] += b * b;
     sums[2] += r * b;
@@ -311,7 +343,9 @@ template <class ROW> ROW_FUNCTION double row_spearman(ROW &row, int C, double ce
 }
 
 /* CMKD of one row. Returns its weighted sum; part[0] Pearson, part[1] Spearman. */
-template <class ROW> ROW_FUNCTION double row_cmkd(ROW &row, const loss_args &a, const row_facts &f, const cmkd_loss_term &term, double entropy, double mean, double scale, double part[2], int *blocks) {
+template <class ROW> ROW_FUNCTION double row_cmkd(ROW &row, const loss_args &a, const row_facts &f,
+                                                  const cmkd_loss_term &term, double entropy, double mean, double scale,
+                                                  double part[2], int *blocks) {
   part[0] = part[1] = 0;
   if (f.degenerate) return 0;
   double wp, ws;
@@ -319,7 +353,8 @@ template <class ROW> ROW_FUNCTION double row_cmkd(ROW &row, const loss_args &a, 
   const int first = term.gate == CMKD_GATE_EASY_SPEARMAN ? easy : term.gate == CMKD_GATE_HARD_SPEARMAN ? !easy : 0;
   wp = first ? term.gamma : term.beta;
   ws = first ? term.beta : term.gamma;
-  const double inverse_eps = a.C / term.kappa, s_unit = term.zscore ? f.s_inverse : 1, t_unit = term.zscore ? f.t_inverse : 1;
+  const double inverse_eps = a.C / term.kappa, s_unit = term.zscore ? f.s_inverse : 1,
+               t_unit = term.zscore ? f.t_inverse : 1;
 #pragma unroll
   for (int k = 0; k < row.items(); k++)
     if (row.at(k) < a.C) row.x(k) = 0;
@@ -332,13 +367,17 @@ template <class ROW> ROW_FUNCTION double row_cmkd(ROW &row, const loss_args &a, 
   if (term.zscore) {
 #pragma unroll
     for (int k = 0; k < row.items(); k++)
-      if (row.at(k) < a.C) { v[0] += row.x(k); v[1] += row.x(k) * ((row.s(k) - f.s_mean) * s_unit); }
+      if (row.at(k) < a.C) {
+        v[0] += row.x(k);
+        v[1] += row.x(k) * ((row.s(k) - f.s_mean) * s_unit);
+      }
     row.tm.sum(v);
   }
 #pragma unroll
   for (int k = 0; k < row.items(); k++)
     if (row.at(k) < a.C) {
-      const double x = (row.s(k) - f.s_mean) * s_unit, g = term.zscore ? (row.x(k) - v[0] / a.C - x * (v[1] / a.C)) * s_unit : row.x(k);
+      const double x = (row.s(k) - f.s_mean) * s_unit,
+                   g = term.zscore ? (row.x(k) - v[0] / a.C - x * (v[1] / a.C)) * s_unit : row.x(k);
       row.g(k) += (float)(scale * g);
     }
   return wp * part[0] + ws * part[1];
@@ -354,7 +393,8 @@ template <class ROW> ROW_FUNCTION void row_loss(ROW &row, const loss_args &a, in
       if (row.at(k) < a.C) row.g(k) = 0;
     if (row.tm.rank == 0) {
       atomicMax(&a.state->bad, 0x7FFFFFFF - (int)r);
-      for (int i = 0; i < a.stride; i++) out[i] = 0;
+      for (int i = 0; i < a.stride; i++)
+        out[i] = 0;
       if (a.lse) a.lse[2 * r] = a.lse[2 * r + 1] = 0;
     }
     return;
@@ -371,33 +411,43 @@ template <class ROW> ROW_FUNCTION void row_loss(ROW &row, const loss_args &a, in
     const double weight = a.epoch ? cmkd_term_weight(&a.term[n], *a.epoch) : a.weight[n], scale = weight / (double)a.B;
     bool two = true;
     switch (term.kind) {
-      case CMKD_TERM_CE: weighted = part[0] = row_ce(row, a, f, y, scale); two = false; break;
-      case CMKD_TERM_KD: weighted = part[0] = row_kl(row, a, f, term.T, -1, scale); two = false; break;
-      case CMKD_TERM_DKD:
-        part[0] = row_dkd_target(row, a, f, term.T, y, scale * term.alpha);
-        part[1] = row_kl(row, a, f, term.T, y, scale * term.beta);
-        weighted = term.alpha * part[0] + term.beta * part[1];
-        break;
-      case CMKD_TERM_NKD:
-        row_nkd(row, a, f, term, y, scale, part);
-        weighted = part[0] + term.gamma * part[1];
-        break;
-      case CMKD_TERM_DIST: { /* columns: dist.cu */
-        const double T = term.T, square = T * T;
-        part[0] = square * row_pearson<false>(row, a.C, f, 1 / T, 1 / T, 1 / T, true, scale * square * term.beta);
-        weighted = term.beta * part[0];
-        if (a.lse) {
-          double z[2];
-          exp_sums(row, a.C, 1 / T, 1 / T, f.s_max, f.t_max, -1, z);
-          if (row.tm.rank == 0) { a.lse[2 * r] = f.s_max / T + log(z[0]); a.lse[2 * r + 1] = f.t_max / T + log(z[1]); }
+    case CMKD_TERM_CE:
+      weighted = part[0] = row_ce(row, a, f, y, scale);
+      two = false;
+      break;
+    case CMKD_TERM_KD:
+      weighted = part[0] = row_kl(row, a, f, term.T, -1, scale);
+      two = false;
+      break;
+    case CMKD_TERM_DKD:
+      part[0] = row_dkd_target(row, a, f, term.T, y, scale * term.alpha);
+      part[1] = row_kl(row, a, f, term.T, y, scale * term.beta);
+      weighted = term.alpha * part[0] + term.beta * part[1];
+      break;
+    case CMKD_TERM_NKD:
+      row_nkd(row, a, f, term, y, scale, part);
+      weighted = part[0] + term.gamma * part[1];
+      break;
+    case CMKD_TERM_DIST: { /* columns: dist.cu */
+      const double T = term.T, square = T * T;
+      part[0] = square * row_pearson<false>(row, a.C, f, 1 / T, 1 / T, 1 / T, true, scale * square * term.beta);
+      weighted = term.beta * part[0];
+      if (a.lse) {
+        double z[2];
+        exp_sums(row, a.C, 1 / T, 1 / T, f.s_max, f.t_max, -1, z);
+        if (row.tm.rank == 0) {
+          a.lse[2 * r] = f.s_max / T + log(z[0]);
+          a.lse[2 * r + 1] = f.t_max / T + log(z[1]);
         }
-        break;
       }
-      case CMKD_TERM_CMKD: {
-        const double entropy = term.gate == CMKD_GATE_OFF ? 0 : a.entropy ? a.entropy[r] : entropy_of(row, a.C, f.t_max);
-        weighted = row_cmkd(row, a, f, term, entropy, a.entropy ? a.state->entropy_mean : a.entropy_mean, scale, part, &blocks);
-        break;
-      }
+      break;
+    }
+    case CMKD_TERM_CMKD: {
+      const double entropy = term.gate == CMKD_GATE_OFF ? 0 : a.entropy ? a.entropy[r] : entropy_of(row, a.C, f.t_max);
+      weighted =
+          row_cmkd(row, a, f, term, entropy, a.entropy ? a.state->entropy_mean : a.entropy_mean, scale, part, &blocks);
+      break;
+    }
     }
     total += weight * weighted;
     if (row.tm.rank == 0) {
@@ -405,10 +455,13 @@ template <class ROW> ROW_FUNCTION void row_loss(ROW &row, const loss_args &a, in
       if (two) out[3 + term.part] = part[1];
     }
   }
-  if (row.tm.rank == 0) { out[0] = total; out[1] = (double)blocks / a.C; }
+  if (row.tm.rank == 0) {
+    out[0] = total;
+    out[1] = (double)blocks / a.C;
+  }
 }
-/* The agreement figures of row r, into a.rows (B, 3): Pearson of the logits, Spearman of the ranks, soft-rank blocks / C. Nothing for a
- * row that is degenerate or not finite. */
+/* The agreement figures of row r, into a.rows (B, 3): Pearson of the logits, Spearman of the ranks, soft-rank blocks /
+ * C. Nothing for a row that is degenerate or not finite. */
 template <class ROW> ROW_FUNCTION void row_agreement(ROW &row, const loss_args &a, int64_t r, double kappa) {
   const row_facts f = look_at(row, a, r);
   double *out = a.rows + r * 3;

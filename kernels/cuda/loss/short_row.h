@@ -1,5 +1,5 @@
-/* A row of up to LOSS_SHORT classes: E logits, gradients and keys a thread in registers; sorts, pooling and the way back from sorted to
- * original order through the team's piece of shared memory. What row.h works on. */
+/* A row of up to LOSS_SHORT classes: E logits, gradients and keys a thread in registers; sorts, pooling and the way
+ * back from sorted to original order through the team's piece of shared memory. What row.h works on. */
 #ifndef CMKD_KERNELS_CUDA_LOSS_SHORT_ROW_H
 #define CMKD_KERNELS_CUDA_LOSS_SHORT_ROW_H
 #include "kernels/cuda/loss/row.h"
@@ -14,15 +14,16 @@ template <int E, bool WARP> struct short_row {
   float s_[E], t_[E], g_[E], x_[E], put_[E];
   int32_t twice_[E], own_[E];
   uint64_t key_[E];
-  /* Shared, for n = size * E places: | keys, prefix sums or gradients: 8 (n+1) | ranks, later prefix ranks: 4 (n+1) | counts: 4 size |
-     blocks: 2 n | */
+  /* Shared, for n = size * E places: | keys, prefix sums or gradients: 8 (n+1) | ranks, later prefix ranks: 4 (n+1) |
+     counts: 4 size | blocks: 2 n | */
   double *Y;
   int32_t *P;
   int *count;
   index_t *list;
 
   static __host__ __device__ constexpr size_t bytes(int size) {
-    return ((size_t)8 * (size * E + 1) + (size_t)4 * (size * E + 1) + (size_t)4 * size + (size_t)2 * size * E + 15) & ~(size_t)15;
+    return ((size_t)8 * (size * E + 1) + (size_t)4 * (size * E + 1) + (size_t)4 * size + (size_t)2 * size * E + 15) &
+           ~(size_t)15;
   }
   __device__ __forceinline__ void start(const loss_args &a, int64_t r, unsigned char *memory, double *capacity) {
     tm.start(capacity);
@@ -53,7 +54,8 @@ template <int E, bool WARP> struct short_row {
 
   __device__ void sort(const float (&logit)[E]) {
 #pragma unroll
-    for (int k = 0; k < E; k++) key_[k] = at(k) < C ? sort_key(logit[k], at(k)) : SORT_PADDING;
+    for (int k = 0; k < E; k++)
+      key_[k] = at(k) < C ? sort_key(logit[k], at(k)) : SORT_PADDING;
     sort_keys<E>(tm, key_, (uint64_t *)Y);
   }
   /* P[class] = twice the teacher's rank */
@@ -62,29 +64,36 @@ template <int E, bool WARP> struct short_row {
     sort(t_);
     tm.sync();
 #pragma unroll
-    for (int k = 0; k < E; k++) keys[position(k)] = key_[k];
+    for (int k = 0; k < E; k++)
+      keys[position(k)] = key_[k];
     tm.sync();
 #pragma unroll
     for (int k = 0; k < E; k++)
       if (position(k) < C) P[key_index(key_[k])] = twice_rank(keys, C, position(k));
     tm.sync();
   }
-  __device__ void sort_student() { sort(s_); tm.sync(); }
+  __device__ void sort_student() {
+    sort(s_);
+    tm.sync();
+  }
   /* After sort_student: twice the student's own rank of its sorted classes, ties averaged, own(k). */
   __device__ void rank_student() {
     uint64_t *keys = (uint64_t *)Y;
 #pragma unroll
-    for (int k = 0; k < E; k++) keys[position(k)] = key_[k];
+    for (int k = 0; k < E; k++)
+      keys[position(k)] = key_[k];
     tm.sync();
 #pragma unroll
-    for (int k = 0; k < E; k++) own_[k] = position(k) < C ? twice_rank(keys, C, position(k)) : 0;
+    for (int k = 0; k < E; k++)
+      own_[k] = position(k) < C ? twice_rank(keys, C, position(k)) : 0;
     tm.sync();
   }
   __device__ __forceinline__ int own(int k) const { return own_[k]; }
   /* The same of the student's sorted classes into registers; P is free then. */
   __device__ void keep_ranks() {
 #pragma unroll
-    for (int k = 0; k < E; k++) twice_[k] = position(k) < C ? P[key_index(key_[k])] : 0;
+    for (int k = 0; k < E; k++)
+      twice_[k] = position(k) < C ? P[key_index(key_[k])] : 0;
     tm.sync();
   }
   __device__ void spread_all() {

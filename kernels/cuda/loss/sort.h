@@ -18,8 +18,8 @@ static __device__ __forceinline__ float key_logit(uint64_t key) {
   return __uint_as_float(ascending & 0x80000000u ? ascending & 0x7FFFFFFFu : ~ascending);
 }
 
-/* Bitonic sort, ascending, of size * E keys, E a thread (thread r ends with ranks r*E .. r*E + E-1). Distances below E stay in
- * registers, below 32 E in the warp; the others go through `buffer` (size * E, shared). */
+/* Bitonic sort, ascending, of size * E keys, E a thread (thread r ends with ranks r*E .. r*E + E-1). Distances below E
+ * stay in registers, below 32 E in the warp; the others go through `buffer` (size * E, shared). */
 template <int E, class TEAM> __device__ __forceinline__ void sort_keys(TEAM &tm, uint64_t (&v)[E], uint64_t *buffer) {
   const int n = tm.size * E, first = tm.rank * E;
   for (int run = 2; run <= n; run <<= 1) {
@@ -29,14 +29,17 @@ template <int E, class TEAM> __device__ __forceinline__ void sort_keys(TEAM &tm,
       uint64_t other[E];
       if (step < 32) {
 #pragma unroll
-        for (int k = 0; k < E; k++) other[k] = __shfl_xor_sync(CMKD_WARP, v[k], step);
+        for (int k = 0; k < E; k++)
+          other[k] = __shfl_xor_sync(CMKD_WARP, v[k], step);
       } else {
         tm.sync();
 #pragma unroll
-        for (int k = 0; k < E; k++) buffer[k * tm.size + tm.rank] = v[k];
+        for (int k = 0; k < E; k++)
+          buffer[k * tm.size + tm.rank] = v[k];
         tm.sync();
 #pragma unroll
-        for (int k = 0; k < E; k++) other[k] = buffer[k * tm.size + (tm.rank ^ step)];
+        for (int k = 0; k < E; k++)
+          other[k] = buffer[k * tm.size + (tm.rank ^ step)];
       }
       const bool up = (first & run) == 0; /* run > distance >= E: the same for all k */
 #pragma unroll
@@ -68,8 +71,10 @@ static __device__ __forceinline__ int twice_rank(const uint64_t *keys, int n, in
     int low = 0, high = position - 1; /* the first equal one is in low .. high */
     while (low < high) {
       int middle = (low + high) >> 1;
-      if (key_order(keys[middle]) < order) low = middle + 1;
-      else high = middle;
+      if (key_order(keys[middle]) < order)
+        low = middle + 1;
+      else
+        high = middle;
     }
     first = low;
   }
@@ -77,8 +82,10 @@ static __device__ __forceinline__ int twice_rank(const uint64_t *keys, int n, in
     int low = position + 1, high = n - 1;
     while (low < high) {
       int middle = (low + high + 1) >> 1;
-      if (key_order(keys[middle]) > order) high = middle - 1;
-      else low = middle;
+      if (key_order(keys[middle]) > order)
+        high = middle - 1;
+      else
+        low = middle;
     }
     last = low;
   }

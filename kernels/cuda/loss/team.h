@@ -1,14 +1,20 @@
-/* A team works on one row: one warp (WARP, synchronised by __syncwarp; several teams share a block) or a whole block. Sums, maxima and
- * prefix sums over its threads, in a fixed order: every thread gets the same bits. All threads of the team must call. */
+/* A team works on one row: one warp (WARP, synchronised by __syncwarp; several teams share a block) or a whole block.
+ * Sums, maxima and prefix sums over its threads, in a fixed order: every thread gets the same bits. All threads of the
+ * team must call. */
 #ifndef CMKD_KERNELS_CUDA_LOSS_TEAM_H
 #define CMKD_KERNELS_CUDA_LOSS_TEAM_H
 #include "kernels/cuda/device.h"
 
-#define TEAM_VALUES 8                     /* most values reduced at once */
-#define TEAM_SHARED (2 * TEAM_VALUES * 32)  /* doubles of shared memory for a block team: two turns, so that one barrier is enough */
+#define TEAM_VALUES 8 /* most values reduced at once */
+#define TEAM_SHARED \
+  (2 * TEAM_VALUES * 32) /* doubles of shared memory for a block team: two turns, so that one barrier is enough */
 
-struct add_op { static __device__ __forceinline__ double of(double a, double b) { return a + b; } };
-struct max_op { static __device__ __forceinline__ double of(double a, double b) { return a > b ? a : b; } };
+struct add_op {
+  static __device__ __forceinline__ double of(double a, double b) { return a + b; }
+};
+struct max_op {
+  static __device__ __forceinline__ double of(double a, double b) { return a > b ? a : b; }
+};
 
 template <bool WARP> struct team {
   int rank, size, lane, warp, warps, turn;
@@ -24,8 +30,10 @@ template <bool WARP> struct team {
     capacity = shared_buffer;
   }
   __device__ __forceinline__ void sync() const {
-    if constexpr (WARP) __syncwarp();
-    else __syncthreads();
+    if constexpr (WARP)
+      __syncwarp();
+    else
+      __syncthreads();
   }
   __device__ __forceinline__ double *next_buffer() {
     double *r = capacity + turn * (TEAM_VALUES * 32);
@@ -38,23 +46,30 @@ template <bool WARP> struct team {
 #pragma unroll
     for (int k = 0; k < K; k++)
 #pragma unroll
-      for (int d = 16; d > 0; d >>= 1) v[k] = OP::of(v[k], __shfl_xor_sync(CMKD_WARP, v[k], d));
+      for (int d = 16; d > 0; d >>= 1)
+        v[k] = OP::of(v[k], __shfl_xor_sync(CMKD_WARP, v[k], d));
     if constexpr (!WARP) {
       double *r = next_buffer();
       if (lane == 0)
-        for (int k = 0; k < K; k++) r[k * 32 + warp] = v[k];
+        for (int k = 0; k < K; k++)
+          r[k * 32 + warp] = v[k];
       __syncthreads();
 #pragma unroll
       for (int k = 0; k < K; k++) {
         v[k] = lane < warps ? r[k * 32 + lane] : neutral;
 #pragma unroll
-        for (int d = 16; d > 0; d >>= 1) v[k] = OP::of(v[k], __shfl_xor_sync(CMKD_WARP, v[k], d));
+        for (int d = 16; d > 0; d >>= 1)
+          v[k] = OP::of(v[k], __shfl_xor_sync(CMKD_WARP, v[k], d));
       }
     }
   }
   template <int K> __device__ __forceinline__ void sum(double (&v)[K]) { reduce<add_op>(v, 0.0); }
   template <int K> __device__ __forceinline__ void maximum(double (&v)[K]) { reduce<max_op>(v, -HUGE_VAL); }
-  __device__ __forceinline__ double sum(double value) { double v[1] = {value}; sum(v); return v[0]; }
+  __device__ __forceinline__ double sum(double value) {
+    double v[1] = {value};
+    sum(v);
+    return v[0];
+  }
 
   /* Sum of `value` over the lower ranks. */
   __device__ __forceinline__ double before(double value) {
