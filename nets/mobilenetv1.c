@@ -3,6 +3,7 @@
 #include "nets/builder.h"
 
 void cmkd_net_mobilenetv1(net_builder *b, int x, const int *size) {
+  (void)size;
   static const int width[13] = {64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024};
   b->conv_init = CMKD_INIT_UNIFORM_FAN_IN;
   net_scope(b, "%s", "model.0.");

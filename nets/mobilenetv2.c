@@ -19,6 +19,7 @@ static int inverted_residual(net_builder *b, int x, int expand, int out, int str
 }
 
 void cmkd_net_mobilenetv2_cifar(net_builder *b, int x, const int *size) {
+  (void)size;
   b->linear_init = CMKD_INIT_NORMAL_001, b->linear_bias_init = CMKD_INIT_ZERO;
   net_scope(b, "%s", "conv1.");
   x = net_norm(b, "1", net_conv(b, "0", x, 16, 3, 2, 1), -1, CMKD_ACT_RELU);
@@ -46,6 +47,7 @@ static int inverted_residual6(net_builder *b, int x, int expand, int out, int st
 }
 
 void cmkd_net_mobilenetv2(net_builder *b, int x, const int *size) {
+  (void)size;
   b->linear_init = CMKD_INIT_NORMAL_001, b->linear_bias_init = CMKD_INIT_ZERO;
   net_scope(b, "%s", "features.0.");
   x = net_norm(b, "1", net_conv(b, "0", x, 32, 3, 2, 1), -1, CMKD_ACT_RELU6);

@@ -14,6 +14,7 @@ static int block(net_builder *b, int x, int out, int stride, int first) {
 }
 
 void cmkd_net_shufflenetv1_cifar(net_builder *b, int x, const int *size) {
+  (void)size;
   static const int width[3] = {240, 480, 960}, blocks[3] = {4, 8, 4};
   b->conv_init = CMKD_INIT_UNIFORM_FAN_IN;
   x = net_norm(b, "bn1", net_conv(b, "conv1", x, 24, 1, 1, 0), -1, CMKD_ACT_RELU);

@@ -23,6 +23,7 @@ static int down_block(net_builder *b, int x, int out) {
 }
 
 void cmkd_net_shufflenetv2_cifar(net_builder *b, int x, const int *size) {
+  (void)size;
   static const int width[3] = {116, 232, 464}, blocks[3] = {3, 7, 3};
   b->conv_init = CMKD_INIT_UNIFORM_FAN_IN;
   x = net_norm(b, "bn1", net_conv(b, "conv1", x, 24, 1, 1, 0), -1, CMKD_ACT_RELU);

@@ -38,6 +38,7 @@ typedef struct recomputed {
 } recomputed; /* the worst row and what it may differ */
 
 static void each(void *context, uint32_t shard, const cmkd_error *err) {
+  (void)shard;
   listener *l = context;
   if (err) {
     cmkd_progress_end(&l->progress);

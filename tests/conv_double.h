@@ -51,14 +51,20 @@ static cudaError_t cudaFree(void *p) {
   return now_broken();
 }
 static cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, void *s) {
+  (void)s;
   if (bytes < (size_t)1 << 28) memset(p, value, bytes); /* more is the plug, which nobody reads */
   return now_broken();
 }
 static cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, int kind, void *s) {
+  (void)kind;
+  (void)s;
   memcpy(to, from, bytes);
   return now_broken();
 }
-static cudaError_t cudaStreamSynchronize(void *s) { return now_broken(); }
+static cudaError_t cudaStreamSynchronize(void *s) {
+  (void)s;
+  return now_broken();
+}
 static cudaError_t cudaEventCreate(cudaEvent_t *event) {
   *event = calloc(1, sizeof **event);
   made.live++;
@@ -70,10 +76,12 @@ static cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return now_broken();
 }
 static cudaError_t cudaEventRecord(cudaEvent_t event, void *s) {
+  (void)s;
   event->ms = made.ms;
   return now_broken();
 }
 static cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+  (void)event;
   made.timed++;
   return now_broken();
 }
@@ -83,10 +91,13 @@ static cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t begin, cudaEvent_
 }
 
 static cudaError_t cudaStreamBeginCapture(void *s, int mode) {
+  (void)s;
+  (void)mode;
   made.capturing = 1, made.spoiled = 0, made.captured_at = made.ms;
   return now_broken();
 }
 static cudaError_t cudaStreamEndCapture(void *s, cudaGraph_t *graph) {
+  (void)s;
   *graph = NULL;
   made.capturing = 0;
   if (made.spoiled) return cudaErrorStreamCaptureInvalidated;
@@ -97,6 +108,7 @@ static cudaError_t cudaStreamEndCapture(void *s, cudaGraph_t *graph) {
   return now_broken();
 }
 static cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long flags) {
+  (void)flags;
   graph->owners++;
   *exec = graph;
   return now_broken();
@@ -109,6 +121,7 @@ static cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 static cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) { return cudaGraphDestroy(exec); }
 static cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, void *s) {
+  (void)s;
   made.ms += exec->ms;
   return now_broken();
 }
@@ -163,10 +176,16 @@ static size_t dw_written(const cmkd_cuda_conv_shape *s,
 }
 static void own_ran(void) { made.runs_own++, made.ms += made.own_ms; }
 
-size_t cmkd_cuda_conv_scratch(const cmkd_cuda_conv_shape *s) { return 1000; }
+size_t cmkd_cuda_conv_scratch(const cmkd_cuda_conv_shape *s) {
+  (void)s;
+  return 1000;
+}
 cmkd_status cmkd_cuda_conv_forward(const cmkd_cuda_conv_shape *s, const void *x, const void *w,
                                    const cmkd_cuda_epilogue *epilogue, void *y, void *scratch, void *on,
                                    cmkd_error *err) {
+  (void)scratch;
+  (void)on;
+  (void)err;
   own_ran();
   made_conv(s, CMKD_CONV_FORWARD, x, w, y, 0, CMKD_F32, 0);
   if (epilogue) made_epilogue(s, epilogue, y);
@@ -174,12 +193,18 @@ cmkd_status cmkd_cuda_conv_forward(const cmkd_cuda_conv_shape *s, const void *x,
 }
 cmkd_status cmkd_cuda_conv_backward_data(const cmkd_cuda_conv_shape *s, const void *dy, const void *w, void *dx,
                                          int accumulate, void *scratch, void *on, cmkd_error *err) {
+  (void)scratch;
+  (void)on;
+  (void)err;
   own_ran();
   made_conv(s, CMKD_CONV_BACKWARD_DATA, dy, w, dx, accumulate, CMKD_F32, 0);
   return CMKD_OK;
 }
 cmkd_status cmkd_cuda_conv_backward_weights(const cmkd_cuda_conv_shape *s, const void *x, const void *dy, float *dw,
                                             void *scratch, void *on, cmkd_error *err) {
+  (void)scratch;
+  (void)on;
+  (void)err;
   own_ran();
   made_conv(s, CMKD_CONV_BACKWARD_WEIGHTS, x, dy, dw, 0, CMKD_F32, dw_written(s, 0));
   if (s->groups == 1) memset(dw + dw_written(s, 1), 0, (dw_written(s, 0) - dw_written(s, 1)) * sizeof(float));
@@ -187,6 +212,8 @@ cmkd_status cmkd_cuda_conv_backward_weights(const cmkd_cuda_conv_shape *s, const
 }
 cmkd_status cmkd_cuda_conv_epilogue(const cmkd_cuda_conv_shape *s, const cmkd_cuda_epilogue *epilogue, void *y,
                                     void *on, cmkd_error *err) {
+  (void)on;
+  (void)err;
   made.epilogues++;
   made_epilogue(s, epilogue, y);
   return CMKD_OK;
@@ -232,6 +259,7 @@ static cmkd_cudnn_plan *plan_of(const made_plan *is, const cmkd_conv_request *re
 }
 cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t limit, int capacity,
                              cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
+  (void)limit;
   *count = 0;
   if (lib->refuses) return cmkd_fail(err, CMKD_ERR_DEVICE, "made up");
   for (int i = 0; i < lib->count; i++)
@@ -240,6 +268,7 @@ cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, 
 }
 cmkd_status cmkd_cudnn_plan_named(cmkd_cudnn *lib, const cmkd_conv_request *request, const char *name,
                                   cmkd_cudnn_plan **out, cmkd_error *err) {
+  (void)err;
   *out = NULL;
   for (int i = 0; i < lib->count && !*out; i++)
     if (lib->plan[i].pass == request->pass && !strcmp(lib->plan[i].name, name)) *out = plan_of(&lib->plan[i], request);
@@ -255,6 +284,7 @@ cmkd_dtype cmkd_cudnn_plan_dw_dtype(const cmkd_cudnn_plan *plan) { return plan->
 
 cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const void *a, const void *b, void *c,
                            const float *bias, const void *residual, void *workspace, cmkd_error *err) {
+  (void)lib;
   const cmkd_conv_request *r = &plan->request;
   const cmkd_dtype dtype =
       r->pass == CMKD_CONV_BACKWARD_DATA || r->pass == CMKD_CONV_BACKWARD_WEIGHTS ? r->shape.dtype : r->shape.y_dtype;

@@ -42,6 +42,7 @@ static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
 }
 
 static void equals_reference(void **state) {
+  (void)state;
   static const int shapes[][4] = {{28, 28, 1, 1}, {28, 28, 1, 8}, {32, 32, 3, 3}, {32, 32, 3, 4},
                                   {5, 9, 3, 8},   {3, 2, 2, 2},   {1, 1, 3, 3},   {7, 4, 6, 8}};
   for (int p = 0; p < 4; p++)
@@ -51,6 +52,7 @@ static void equals_reference(void **state) {
 
 /* By hand: one row of four, moved one to the left, then flipped. */
 static void by_hand(void **state) {
+  (void)state;
   const uint8_t source[] = {1, 2, 3, 4};
   uint8_t out[4];
   uint64_t variant = 1 + 2 * 5 + 18 * 4; /* flip, dx 5, dy 4 */

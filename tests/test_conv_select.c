@@ -26,12 +26,14 @@ static cmkd_error err;
 static char memory[1200];
 
 static int fresh(void **state) {
+  (void)state;
   with_plans.refuses = 0;
   made = (struct made_device){.own_ms = 10};
   snprintf(memory, sizeof memory, "%s/conv/choices.json", scratch_dir());
   return 0;
 }
 static int nothing_left(void **state) {
+  (void)state;
   const int left = made.live + plans_live;
   plans_live = 0;
   return left != 0;
@@ -78,6 +80,7 @@ static void assert_chosen(cmkd_conv_selector *selector, cmkd_conv_request reques
 }
 
 static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
+  (void)state;
   cmkd_conv_selector *selector = open_selector(NULL, "GPU", memory);
   for (int pass = 0; pass < 4; pass++) {
     cmkd_conv_request r = request_of((cmkd_conv_pass)pass, CMKD_BF16);
@@ -100,6 +103,7 @@ static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
 }
 
 static void the_fastest_that_agrees_wins(void **state) {
+  (void)state;
   for (int d = 0; d < 3; d++) {
     const cmkd_dtype dtype = d == 0 ? CMKD_F32 : d == 1 ? CMKD_F16 : CMKD_BF16;
     cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
@@ -124,6 +128,7 @@ static void the_fastest_that_agrees_wins(void **state) {
 
 /* Where a row must not depend on its neighbours, a plan that treats the last image otherwise is out, however fast. */
 static void who_leans_on_neighbours_is_out(void **state) {
+  (void)state;
   static const made_plan two[] = {{"cudnn:eng1{}", CMKD_CONV_FORWARD, 1, LEANING, 0},
                                   {"cudnn:eng2{}", CMKD_CONV_FORWARD, 2, GOOD, 0},
                                   {"cudnn:eng1{}", CMKD_CONV_FORWARD_FUSED, 1, LEANING, 0},
@@ -144,6 +149,7 @@ static void who_leans_on_neighbours_is_out(void **state) {
 
 /* A network's layers of equal shape: one plan, made and tried once, gone with the last of them. */
 static void equal_requests_share_an_algorithm(void **state) {
+  (void)state;
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
   cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32), other = r;
   cmkd_conv_algorithm *algorithm[3], *third;
@@ -167,6 +173,7 @@ static void equal_requests_share_an_algorithm(void **state) {
 }
 
 static void an_epilogue_may_come_after_a_faster_plan(void **state) {
+  (void)state;
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
   for (int residual = 0; residual < 2; residual++)
     for (int act = 0; act < 3; act++) {
@@ -205,6 +212,7 @@ static void an_epilogue_may_come_after_a_faster_plan(void **state) {
 
 /* Logits have no channels for padding; the gradient of their weights has, and it is 0. */
 static void gradients_of_padding_are_zero(void **state) {
+  (void)state;
   cmkd_conv_request r = {.shape = {.n = 2,
                                    .h = 1,
                                    .w = 1,
@@ -236,6 +244,7 @@ static void gradients_of_padding_are_zero(void **state) {
 }
 
 static void algorithms_are_remembered_by_device(void **state) {
+  (void)state;
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
   cmkd_cudnn other = with_plans;
   other.version = 91800;
@@ -260,6 +269,7 @@ static void algorithms_are_remembered_by_device(void **state) {
 }
 
 static void what_no_longer_works_is_measured_again(void **state) {
+  (void)state;
   const made_plan now[] = {{"cudnn:eng6{k1=2,k3=4}", CMKD_CONV_FORWARD, 2, FAILING, 0},
                            {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
   cmkd_cudnn changed = {91900, 2, 0, now}, gone = {91900, 0, 0, NULL}, refusing = {91900, 2, 1, now};
@@ -279,6 +289,7 @@ static void what_no_longer_works_is_measured_again(void **state) {
 }
 
 static void a_resumed_run_keeps_its_algorithms(void **state) {
+  (void)state;
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32),
                           d = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F32);
   const made_plan slow[] = {{"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
@@ -319,6 +330,7 @@ static void a_resumed_run_keeps_its_algorithms(void **state) {
 }
 
 static void failures_name_the_remedy(void **state) {
+  (void)state;
   const made_plan breaking[] = {{"cudnn:eng666{}", CMKD_CONV_FORWARD, 1, BREAKING, 0}};
   cmkd_cudnn cudnn = {91900, 1, 0, breaking};
   cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
@@ -345,6 +357,7 @@ static void write_text(const void *text, size_t size) {
 }
 
 static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
+  (void)state;
   static char deep[100000];
   memset(deep, '[', sizeof deep - 1);
   const char *const texts[] = {
@@ -406,6 +419,7 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
 /* Flipped, cut and repeated bytes of a good file: a choice is made all the same, and a state's text is used, ignored or
  * refused. */
 static void corrupt_texts_do_no_harm(void **state) {
+  (void)state;
   const cmkd_conv_request requests[2] = {request_of(CMKD_CONV_FORWARD, CMKD_F32),
                                          request_of(CMKD_CONV_BACKWARD_DATA, CMKD_BF16)};
   cmkd_rng rng = cmkd_rng_start(17, CMKD_STREAM_TEST, 0);

@@ -74,10 +74,22 @@ static void golden(const char *name, const char *set) {
   cmkd_dataset_close(data);
 }
 
-static void test_resnet20(void **state) { golden("resnet20-cifar100", "cifar-100"); }
-static void test_resnet56(void **state) { golden("resnet56-cifar100", "cifar-100"); }
-static void test_pad20(void **state) { golden("resnet20-padshortcut-cifar10", "cifar-10"); }
-static void test_pad56(void **state) { golden("resnet56-padshortcut-cifar10", "cifar-10"); }
+static void test_resnet20(void **state) {
+  (void)state;
+  golden("resnet20-cifar100", "cifar-100");
+}
+static void test_resnet56(void **state) {
+  (void)state;
+  golden("resnet56-cifar100", "cifar-100");
+}
+static void test_pad20(void **state) {
+  (void)state;
+  golden("resnet20-padshortcut-cifar10", "cifar-10");
+}
+static void test_pad56(void **state) {
+  (void)state;
+  golden("resnet56-padshortcut-cifar10", "cifar-10");
+}
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_resnet20), cmocka_unit_test(test_resnet56),

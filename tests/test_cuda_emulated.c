@@ -9,6 +9,7 @@ static char teacher[1300], dir[1200];
 #define SMALL "--device cuda --student resnet8 --batch 8 --samples 20 --log-steps"
 
 static int setup(void **state) {
+  (void)state;
   const char *out, *build = getenv("CMKD_BUILD");
   char plugin[1300];
   train = program("cmkd-train"), cache = program("cmkd-cache");
@@ -53,6 +54,7 @@ static void same_weights(const char *a, const char *b) {
 
 /* A cache that the device's teacher filled, and the same teacher live: the same steps to the last bit. */
 static void offline_is_online(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   RUN("%s build --quiet --device cuda --teacher %s --data %s --seed 11 --views 2 --samples 20 --teacher-batch 10 "
       "--codec f32 --shard-rows 10 --out %s/t.h5",
@@ -68,6 +70,7 @@ static void offline_is_online(void **state) {
 
 /* Rows of an f16 cache, with images and rows on the device or on the host. */
 static void resident_or_not(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   RUN("%s repack %s/t.h5 %s/half.h5 --codec f16", cache, dir, dir);
   RUN("%s --cache %s/half.h5 --data %s " SMALL " --epochs 1 --loss kd --out %s/resident", train, dir, tiny_data(), dir);
@@ -79,6 +82,7 @@ static void resident_or_not(void **state) {
 /* A teacher in 16 bits where the codec hides what that changes: measured, recorded, told by info, and forgiven by
  * verify. */
 static void the_teachers_precision(void **state) {
+  (void)state;
   const char *out;
   if (!train || !cache) skip();
 #define TEACHER "--quiet --device cuda --teacher %s --data %s --views 1 --samples 20 --teacher-batch 10"
@@ -107,6 +111,7 @@ static void the_teachers_precision(void **state) {
 
 /* Cut after four of six steps, gone on with: the same weights. In fp16 the loss scale goes on too. */
 static void a_cut_run_goes_on(void **state) {
+  (void)state;
   if (!train) skip();
   RUN("%s --data %s " SMALL " --precision fp16 --epochs 2 --out %s/whole", train, tiny_data(), dir);
   RUN("%s --data %s " SMALL " --precision fp16 --epochs 2 --out %s/cut --max-steps 4", train, tiny_data(), dir);
@@ -117,6 +122,7 @@ static void a_cut_run_goes_on(void **state) {
 /* `auto` finds the device; evaluation on it gives the CPU's accuracy; unknown precisions and devices are refused in one
  * line. */
 static void auto_and_eval(void **state) {
+  (void)state;
   const char *out;
   char cpu[64];
   if (!train) skip();
@@ -142,6 +148,7 @@ static void auto_and_eval(void **state) {
 /* cuDNN that was named and cannot be opened is an error: a measurement must not fall back on our own kernels unseen.
  * Unset, empty or off: they compute. */
 static void a_named_cudnn_is_required(void **state) {
+  (void)state;
   const char *out, *const without[] = {"env -u CMKD_CUDNN", "CMKD_CUDNN=", "CMKD_CUDNN=off"};
   if (!train) skip();
 #define EVAL "%s eval --device cuda --weights %s --data %s"

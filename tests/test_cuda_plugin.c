@@ -5,6 +5,7 @@
 #include "kernels/backend.h"
 
 static void cuda_says_what_is_missing(void **state) {
+  (void)state;
   cmkd_error err = {0};
   const cmkd_backend_table *table = NULL;
   cmkd_backend *backend = NULL;
@@ -26,6 +27,7 @@ static void cuda_says_what_is_missing(void **state) {
 }
 
 static void auto_trains(void **state) {
+  (void)state;
   cmkd_error err;
   const cmkd_backend_table *table;
   assert_ok(cmkd_backend_find("auto", &table, &err));
@@ -36,6 +38,7 @@ static void auto_trains(void **state) {
 
 /* The plugin loads where there is no CUDA library at all: it needs none. */
 static void plugin_needs_no_cuda_library(void **state) {
+  (void)state;
   char path[4096];
   const char *build = getenv("CMKD_BUILD"), *out;
   snprintf(path, sizeof path, "%s/libcmkd-cuda.so", build ? build : "build");
@@ -54,6 +57,7 @@ static void plugin_needs_no_cuda_library(void **state) {
 /* The programs in BUILD/bench/gpu and BUILD/tests find the plugin in BUILD, from any folder, and name the file that
  * they could not load. */
 static void programs_beside_find_it(void **state) {
+  (void)state;
   const char *out, *set = getenv("CMKD_BUILD");
   char build[4096], so[4200];
   if (!realpath(set ? set : "build", build)) fail_msg("%s is not there", set ? set : "build");

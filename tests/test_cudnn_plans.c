@@ -14,6 +14,7 @@ static void assert_one_line(const char *part) {
 }
 
 static void what_is_missing_is_said(void **state) {
+  (void)state;
   cmkd_cudnn *lib = NULL;
 #ifdef LIBRARY
   static const struct {

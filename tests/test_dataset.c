@@ -56,6 +56,7 @@ static cmkd_status open_in(const char *name, const char *dir, const char *split,
   } while (0)
 
 static void names(void **state) {
+  (void)state;
   cmkd_error err = {0};
   char name[32];
   assert_ok(cmkd_dataset_name("CIFAR-100:/some/where", name, &err));
@@ -77,6 +78,7 @@ static void names(void **state) {
 }
 
 static void reads_idx(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_dataset *data;
   const char *dir = scratch_dir();
@@ -142,6 +144,7 @@ static void reads_idx(void **state) {
 }
 
 static void says_where_it_looked(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_dataset *data;
   const char *dir = scratch_dir();
@@ -162,6 +165,7 @@ static void says_where_it_looked(void **state) {
 }
 
 static void refuses_damaged_idx(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_dataset *data;
   static const struct {
@@ -219,6 +223,7 @@ static void poke(const char *dir, const char *name, off_t at, uint8_t byte) {
 }
 
 static void cifar_binaries(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_dataset *data;
   const char *dir = scratch_dir();
@@ -271,6 +276,7 @@ static void cifar_binaries(void **state) {
 }
 
 static void real_fashion_mnist(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_dataset *data;
   if (access("/usr/share/datasets/fashion-mnist", R_OK) != 0) {
@@ -293,6 +299,7 @@ static void real_fashion_mnist(void **state) {
 }
 
 static void real_cifar100(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_dataset *data;
   const char *dir = shared_cifar("cifar-100");

@@ -16,6 +16,7 @@ static const char *agree;
 static char dir[1200], step_file[1300], curve_file[1300];
 
 static int setup(void **state) {
+  (void)state;
   const char *out;
   agree = program("bench/gpu/agree");
   if (!agree) return 0;
@@ -54,6 +55,7 @@ static double real_of(json_t *o, const char *key) { return json_real_value(json_
 static int is_within(json_t *o) { return json_is_true(json_object_get(o, "within")); }
 
 static void a_step_file_is_the_reference(void **state) {
+  (void)state;
   static const char *const stored[] = {"statistics_after", "logits_after"};
   static const char *const derived[] = {"gradients", "momentum", "weights_after"};
   if (!agree) skip();
@@ -84,6 +86,7 @@ static void a_step_file_is_the_reference(void **state) {
 }
 
 static void a_curve_file_is_the_cpu(void **state) {
+  (void)state;
   static const char *const keys[] = {"curve", "curve_there", "curve_yardstick", "apart", "yardstick", "within"};
   if (!agree) skip();
   json_t *file = ANSWER(CURVE " --steps 9 --device cpu --against %s", curve_file);
@@ -97,6 +100,7 @@ static void a_curve_file_is_the_cpu(void **state) {
 }
 
 static void of_another_run(void **state) {
+  (void)state;
   const char *out;
   if (!agree) skip();
   refused(step_file, "arch \"resnet8\", not \"resnet14\"", "--mode step --arch resnet14 --side 16 --batch 8");
@@ -180,6 +184,7 @@ static void mutate(const char *path, size_t few) {
 }
 
 static void damaged(void **state) {
+  (void)state;
   static const char *const how[] = {"head -c 0 %s > %s", "head -c 40 %s > %s", "head -c 5000 %s > %s",
                                     "tail -c +2 %s > %s", "(cat %s; echo) > %s"};
   char path[1300], command[4000];
@@ -195,6 +200,7 @@ static void damaged(void **state) {
 }
 
 static void any_numbers(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_graph *graph;
   bench_answers a;
@@ -247,15 +253,39 @@ static const char *changed(change *how) {
   return path;
 }
 
-static void nothing(json_t *about, uint8_t *numbers, size_t *size) {}
-static void a_number_less(json_t *about, uint8_t *numbers, size_t *size) { --*size; }
-static void a_loss_of_nan(json_t *about, uint8_t *numbers, size_t *size) { memset(numbers, 0xff, sizeof(double)); }
-static void no_cpu(json_t *about, uint8_t *numbers, size_t *size) { json_object_del(about, "steps"); }
-static void no_backend(json_t *about, uint8_t *numbers, size_t *size) { json_object_del(about, "backend"); }
+static void nothing(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)about;
+  (void)numbers;
+  (void)size;
+}
+static void a_number_less(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)about;
+  (void)numbers;
+  --*size;
+}
+static void a_loss_of_nan(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)about;
+  (void)size;
+  memset(numbers, 0xff, sizeof(double));
+}
+static void no_cpu(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)numbers;
+  (void)size;
+  json_object_del(about, "steps");
+}
+static void no_backend(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)numbers;
+  (void)size;
+  json_object_del(about, "backend");
+}
 static void other_images(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)numbers;
+  (void)size;
   json_object_set_new(json_object_get(about, "settings"), "images", json_string("0"));
 }
 static void another_loss(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)about;
+  (void)size;
   double loss;
   memcpy(&loss, numbers, sizeof loss);
   loss *= 1.001;
@@ -269,12 +299,17 @@ static uint8_t *plane_from_the_end(uint8_t *numbers, size_t size, int planes) {
   cmkd_graph_free(graph);
   return numbers + size - (size_t)planes * plane;
 }
-static void a_rounding(json_t *about, uint8_t *numbers, size_t *size) { ++*plane_from_the_end(numbers, *size, 1); }
+static void a_rounding(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)about;
+  ++*plane_from_the_end(numbers, *size, 1);
+}
 static void another_gradient(json_t *about, uint8_t *numbers, size_t *size) {
+  (void)about;
   *plane_from_the_end(numbers, *size, 3) ^= 1;
 }
 
 static void wrong_answers(void **state) {
+  (void)state;
   static const struct {
     change *how;
     int within;
@@ -299,6 +334,7 @@ static void wrong_answers(void **state) {
 
 /* The emulated GPU's steps and curve beside what was computed without it. */
 static void on_a_gpu(void **state) {
+  (void)state;
   const char *build = getenv("CMKD_BUILD");
   char plugin[1300];
   if (!agree) skip();

@@ -20,6 +20,7 @@ static cmkd_status parse_text(const char *dict, size_t bytes, cmkd_npy **out, cm
 }
 
 static void headers(void **state) {
+  (void)state;
   static const struct {
     const char *dict;
     size_t bytes;
@@ -76,6 +77,7 @@ static void headers(void **state) {
 }
 
 static void streams(void **state) {
+  (void)state;
   cmkd_error err = {0};
   char *path = cmkd_path_join(scratch_dir(), "x.npy"), *temporary = cmkd_format("%s.tmp", path);
   float rows[3 * 4];
@@ -134,6 +136,7 @@ static void streams(void **state) {
 }
 
 static void survives_mutations(void **state) {
+  (void)state;
   static const char dict[] = "{'descr': '<f4', 'fortran_order': False, 'shape': (2, 3), }   \n";
   uint8_t file[10 + sizeof dict - 1 + 24] = "\x93NUMPY\1";
   file[8] = sizeof dict - 1;

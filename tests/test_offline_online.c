@@ -9,6 +9,7 @@ static char teacher[1300], dir[1200];
 
 /* A barely trained teacher is a teacher: what counts is that its logits differ from row to row. */
 static int make_teacher(void **state) {
+  (void)state;
   const char *out;
   train = program("cmkd-train"), cache = program("cmkd-cache");
   if (!train || !cache) return 0;
@@ -57,6 +58,7 @@ static void same_run(const char *build_options, const char *live_options, const 
 
 /* A few epochs over three views and a clean one; the last batch has 22 of 32 rows. */
 static void views_and_a_clean_one(void **state) {
+  (void)state;
   same_run("--views 3 --clean-view --augment crop+flip", "--views 3 --clean-view --augment crop+flip",
            "--epochs " RUN_LENGTH("5", "2"));
 }
@@ -64,6 +66,7 @@ static void views_and_a_clean_one(void **state) {
 /* --views all; a student of other normalisation, held-out samples, block shuffling, another teacher batch and fewer
  * samples than the cache has. */
 static void all_views_and_other_orders(void **state) {
+  (void)state;
   same_run(
       "--views all --augment flip --teacher-batch 48 --samples 80", "--views all --augment flip --teacher-batch 48",
       "--epochs " RUN_LENGTH("3", "1") " --val 13 --shuffle-block 16 --samples 75 --mean 0.5 --std 0.25 --loss kd");
@@ -71,6 +74,7 @@ static void all_views_and_other_orders(void **state) {
 
 /* The training seed does not change what a cache means: another one takes other steps. */
 static void another_training_seed_is_another_run(void **state) {
+  (void)state;
   const char *out;
   if (!train || !cache) skip();
   if (run_command(

@@ -23,6 +23,7 @@ static const cmkd_pk_value *item(const cmkd_pickle *p, const cmkd_pk_value *v, u
 }
 
 static void values(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_pickle *p;
   assert_ok(LOAD("\x80\2(K\7M\1\2J\xff\xff\xff\xff\x8a\3\xff\xff\xff\x8a\0\x8b\2\0\0\0\xff\x7fG?"
@@ -52,6 +53,7 @@ static void values(void **state) {
 }
 
 static void containers(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_pickle *p;
   /* a dict with a repeated key, a list in it, reached through the memo */
@@ -84,6 +86,7 @@ static void containers(void **state) {
 }
 
 static void refusals(void **state) {
+  (void)state;
   static const struct {
     const char *bytes;
     size_t size;
@@ -152,6 +155,7 @@ static void refusals(void **state) {
 /* One list used by OrderedDict over and over, and nested doublings: the answer comes, and memory stays in proportion.
  */
 static void bombs(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_pickle *p;
   uint8_t *bomb = malloc(1 << 20);

@@ -6,9 +6,13 @@ static const char *const pairs[] = {"resnet32x4-resnet8x4",    "resnet56-resnet2
                                     "resnet32x4-shufflenetv1", "wrn-40-2-shufflenetv1", "resnet32x4-shufflenetv2",
                                     "resnet50-mobilenetv2",    "vgg13-mobilenetv2",     "wrn-40-2-resnet8x4"};
 
-static int use_shipped(void **state) { return setenv("CMKD_RECIPES", "recipes", 1); }
+static int use_shipped(void **state) {
+  (void)state;
+  return setenv("CMKD_RECIPES", "recipes", 1);
+}
 
 static void every_published_pair_loads(void **state) {
+  (void)state;
   cmkd_error err;
   cmkd_recipe r;
   int run;
@@ -28,6 +32,7 @@ static void every_published_pair_loads(void **state) {
 }
 
 static void two_runs_of_an_assistant(void **state) {
+  (void)state;
   cmkd_error err;
   cmkd_recipe r;
   int run;
@@ -38,6 +43,7 @@ static void two_runs_of_an_assistant(void **state) {
 }
 
 static void unknown_names_suggest(void **state) {
+  (void)state;
   cmkd_error err;
   cmkd_recipe r;
   int run;
@@ -46,6 +52,7 @@ static void unknown_names_suggest(void **state) {
 }
 
 static void bad_files_are_named(void **state) {
+  (void)state;
   static const char *const bad[] = {"",
                                     "[]",
                                     "{",
@@ -69,6 +76,7 @@ static void bad_files_are_named(void **state) {
 }
 
 static void the_table_prints(void **state) {
+  (void)state;
   cmkd_error err;
   char *text = NULL;
   size_t size = 0;

@@ -44,6 +44,7 @@ static void check(const cmkd_weights *w, const char *name, cmkd_dtype dtype, int
   (const double[]) { __VA_ARGS__ }
 
 static void every_dtype(void **state) {
+  (void)state;
   static const char *const files[] = {"bare.pth", "protocol4.pt", "deflated.pth", "streamed.pth", "zip64.pth"};
   for (size_t i = 0; i < sizeof files / sizeof *files; i++) {
     cmkd_weights *w = read_seed(files[i]);
@@ -66,6 +67,7 @@ static void every_dtype(void **state) {
 }
 
 static void strides(void **state) {
+  (void)state;
   static const char *const files[] = {"strided.pth", "strided-legacy.pth"};
   for (int i = 0; i < 2; i++) {
     cmkd_weights *w = read_seed(files[i]);
@@ -86,6 +88,7 @@ static void strides(void **state) {
 
 /* A training checkpoint: optimizer, counters, a lone tensor beside `state_dict`, and `module.` before every name. */
 static void wrapped(void **state) {
+  (void)state;
   static const char *const files[] = {"wrapped.pth", "wrapped-legacy.th"};
   for (int i = 0; i < 2; i++) {
     cmkd_weights *w = read_seed(files[i]);
@@ -99,6 +102,7 @@ static void wrapped(void **state) {
 }
 
 static void refuses_by_name(void **state) {
+  (void)state;
   static const struct {
     const char *file, *says;
   } cases[] = {{"evil.pth", "posix.system"},
@@ -118,6 +122,7 @@ static void refuses_by_name(void **state) {
 }
 
 static void shared_checkpoints(void **state) {
+  (void)state;
   static const char *const pairs[][2] = {
       {"teachers/resnet20-cifar100.pth", "teachers/resnet20-cifar100.safetensors"},
       {"teachers/resnet20-padshortcut-cifar10.th", "teachers/resnet20-padshortcut-cifar10.safetensors"}};
@@ -166,6 +171,7 @@ static cmkd_status parse_copy(const uint8_t *file, size_t size, cmkd_error *err)
 }
 
 static void survives_mutations(void **state) {
+  (void)state;
   static const char *const files[] = {"bare.pth",  "strided.pth",       "deflated.pth",       "streamed.pth",
                                       "zip64.pth", "wrapped-legacy.th", "strided-legacy.pth", "protocol4.pt"};
   cmkd_rng rng = cmkd_rng_start(3, CMKD_STREAM_TEST, 0);
@@ -209,6 +215,7 @@ static void preamble(void) {
 #define TAIL "\x80\2]X\1\0\0\0000a."
 
 static void forged_tensors(void **state) {
+  (void)state;
   static const struct {
     const char *object;
     size_t size;
@@ -260,6 +267,7 @@ static void forged_tensors(void **state) {
 }
 
 static void forged_streams(void **state) {
+  (void)state;
   static const char object[] = "\x80\2}X\1\0\0\0w" TENSOR("K\4", "K\0", "K\4\x85", "K\1\x85") "s.",
                     data[] = "\4\0\0\0\0\0\0\0"
                              "\0\0\0\0\0\0\200?\0\0\0@\0\0@@";

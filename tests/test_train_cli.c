@@ -12,6 +12,7 @@ static char dir[1200];
 #define EPOCHS RUN_LENGTH("6", "2") /* of 4 steps */
 
 static int labels_run(void **state) {
+  (void)state;
   const char *out;
   train = program("cmkd-train"), cache = program("cmkd-cache");
   if (!train || !cache) return 0;
@@ -49,6 +50,7 @@ static void refused(int status, const char *const words[4], const char *format, 
   (const char *const[4]) { __VA_ARGS__ }
 
 static void a_run_writes_what_scripts_read(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   const char *said = text_of("%s/run.txt", dir);
   static const char *const words[] = {
@@ -78,6 +80,7 @@ static void a_run_writes_what_scripts_read(void **state) {
 }
 
 static void weights_carry_their_story(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   cmkd_weights *w;
   cmkd_error err;
@@ -100,6 +103,7 @@ static void weights_carry_their_story(void **state) {
 
 /* eval finds the accuracy that the run wrote down, and dumps the logits that it comes from. */
 static void eval_agrees_with_the_run(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   const char *out;
   cmkd_weights *w, *dump;
@@ -148,6 +152,7 @@ static void eval_agrees_with_the_run(void **state) {
 /* A cache alone is enough; correlations with the teacher are logged under every loss, those of the test split from the
  * companion cache. */
 static void a_cache_alone(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   const char *out;
   if (run_command(&out,
@@ -176,6 +181,7 @@ static void a_cache_alone(void **state) {
 }
 
 static void refuses_foreign_caches(void **state) {
+  (void)state;
   const char *data = tiny_data(), *other = tiny_other_data();
   refused(1, WORDS("t.h5", "fingerprint"), "--cache t.h5 --data %s", other);
   refused(1, WORDS("t.h5", "mnist", "cifar10"), "--cache t.h5 --data cifar10");
@@ -190,6 +196,7 @@ static void refuses_foreign_caches(void **state) {
 }
 
 static void refuses_bad_words(void **state) {
+  (void)state;
   refused(2, WORDS("resnet8"), "--student resnt8 --data %s", tiny_data());
   refused(2, WORDS("cmkd"), "--loss cmdk --cache t.h5 --data %s", tiny_data());
   refused(2, WORDS("fashion-mnist"), "--data fashon-mnist");
@@ -204,6 +211,7 @@ static void refuses_bad_words(void **state) {
 }
 
 static void unwritable_and_full(void **state) {
+  (void)state;
   refused(1, WORDS("run.txt"), "--device cpu --data %s --out run.txt/x", tiny_data());
   if (!train || !cache) skip();
   const char *out; /* no file may grow past 100 kB: the state does not fit, which shows before the first step */
@@ -219,6 +227,7 @@ static void unwritable_and_full(void **state) {
 }
 
 static void numbers_that_run_away(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   const char *out;
   int status = run_command(
@@ -234,6 +243,7 @@ static void numbers_that_run_away(void **state) {
 }
 
 static void help_and_nets(void **state) {
+  (void)state;
   if (!train || !cache) skip();
   const char *out;
   assert_int_equal(run_command(&out, "%s --help", train), 0);

@@ -38,6 +38,7 @@ static cmkd_status parse(cmkd_train_options *o, int argc, char **argv, cmkd_erro
 }
 
 static void defaults_of_a_cache(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_dataset d = cifar();
   cmkd_cache_info info = cached();
@@ -61,6 +62,7 @@ static void defaults_of_a_cache(void **state) {
 }
 
 static void defaults_of_labels(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_dataset d = cifar();
   cmkd_settings s;
@@ -80,6 +82,7 @@ static void defaults_of_labels(void **state) {
 }
 
 static void live_views(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_dataset d = cifar();
   cmkd_settings s;
@@ -113,6 +116,7 @@ static void refuses(cmkd_train_options o, cmkd_cache_info info, const char *one,
   cmkd_settings_free(&s);
 }
 static void refuses_what_the_cache_lacks(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_cache_info thin = cached();
   thin.kept = 10;
@@ -143,6 +147,7 @@ static void refuses_what_the_cache_lacks(void **state) {
 }
 
 static void repeats_of_the_caches_word_are_fine(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_dataset d = cifar();
   cmkd_cache_info info = cached();
@@ -158,6 +163,7 @@ static void repeats_of_the_caches_word_are_fine(void **state) {
 }
 
 static void contradictions(void **state) {
+  (void)state;
   char *const lines[][8] = {{"t", "--cache", "a", "--teacher", "b"},
                             {"t", "--mean", "0.5,0.5,0.5"},
                             {"t", "--mean", "0.5,0.5,0.5", "--std", "0,1,1"},
@@ -181,6 +187,7 @@ static void contradictions(void **state) {
 }
 
 static void losses_without_a_teacher(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_dataset d = cifar();
   cmkd_settings s;
@@ -192,6 +199,7 @@ static void losses_without_a_teacher(void **state) {
 }
 
 static void comparison_names_the_difference(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_dataset d = cifar();
   cmkd_settings s;
@@ -220,6 +228,7 @@ static void comparison_names_the_difference(void **state) {
 }
 
 static void folder_names_are_plain(void **state) {
+  (void)state;
   cmkd_train_options o = defaults();
   cmkd_settings s = {.arch = "resnet8", .seed = 18446744073709551615u, .source = CMKD_SOURCE_CACHE};
   o.loss = "ce:1+cmkd:beta=4,gamma=2/../x y";

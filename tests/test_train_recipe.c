@@ -9,6 +9,7 @@ static const char *expand(const char *expression) {
 }
 
 static void dkd_takes_the_pairs_beta(void **state) {
+  (void)state;
   cmkd_loss *loss;
   cmkd_error err;
   static const char *const cases[][2] = {{"dkd", "dkd:beta=8"},
@@ -32,6 +33,7 @@ static void dkd_takes_the_pairs_beta(void **state) {
 }
 
 static void fills_only_what_is_open(void **state) {
+  (void)state;
   cmkd_train_options o;
   cmkd_error err;
   cmkd_train_options_default(&o);
@@ -60,6 +62,7 @@ static void fills_only_what_is_open(void **state) {
 }
 
 static void labels_and_assistants(void **state) {
+  (void)state;
   cmkd_train_options o;
   cmkd_error err;
   cmkd_train_options_default(&o);
@@ -77,6 +80,7 @@ static void labels_and_assistants(void **state) {
 }
 
 static void refuses(void **state) {
+  (void)state;
   cmkd_train_options o;
   cmkd_error err;
   cmkd_train_options_default(&o);

@@ -23,6 +23,7 @@ static double now(void) {
 }
 
 static int whole_run(void **state) {
+  (void)state;
   const char *out;
   train = program("cmkd-train");
   if (!train) return 0;
@@ -88,6 +89,7 @@ static void same_as_whole(const char *name) {
 }
 
 static void killed_at_random(void **state) {
+  (void)state;
   if (!train) skip();
   cmkd_rng rng = cmkd_rng_start((uint64_t)time(NULL), CMKD_STREAM_TEST, 0);
   int killed = 0;
@@ -102,6 +104,7 @@ static void killed_at_random(void **state) {
 }
 
 static void interrupted(void **state) {
+  (void)state;
   if (!train) skip();
   cmkd_rng rng = cmkd_rng_start((uint64_t)time(NULL), CMKD_STREAM_TEST, 1);
   int stopped = 0;
@@ -123,6 +126,7 @@ static void interrupted(void **state) {
 
 /* Every place where a run can stop: inside an epoch, at its last step, after it. */
 static void stopped_by_max_steps(void **state) {
+  (void)state;
   const char *out;
   if (!train) skip();
   for (int i = 0; i < RUN_LENGTH(16, 6); i++) { /* epochs of 5 steps, in pieces of 1, 2, 3, 1, 2, 3, ... */
@@ -135,6 +139,7 @@ static void stopped_by_max_steps(void **state) {
 }
 
 static void other_settings_are_refused(void **state) {
+  (void)state;
   const char *out;
   if (!train) skip();
   static const char *const others[][2] = {{"--seed 9", "seed is 8 there and 9 here"},
@@ -160,6 +165,7 @@ static void other_settings_are_refused(void **state) {
 
 /* A run whose state is gone or damaged is not overwritten; the line says what to do. */
 static void without_its_state_nothing_is_touched(void **state) {
+  (void)state;
   const char *out;
   char before[65];
   if (!train) skip();

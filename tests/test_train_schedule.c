@@ -9,6 +9,7 @@ static cmkd_schedule plain(cmkd_schedule_kind kind, int epochs) {
 #define near(a, b) assert_true(fabs((a) - (b)) < 1e-12)
 
 static void published_milestones(void **state) {
+  (void)state;
   cmkd_schedule s = plain(CMKD_SCHEDULE_STEP, 240);
   cmkd_error err;
   assert_ok(cmkd_schedule_milestones(&s, NULL, &err));
@@ -23,6 +24,7 @@ static void published_milestones(void **state) {
 }
 
 static void milestones_scale_with_short_runs(void **state) {
+  (void)state;
   cmkd_error err;
   for (int epochs = 1; epochs <= 40; epochs++) {
     cmkd_schedule s = plain(CMKD_SCHEDULE_STEP, epochs);
@@ -37,6 +39,7 @@ static void milestones_scale_with_short_runs(void **state) {
 }
 
 static void milestones_given(void **state) {
+  (void)state;
   cmkd_schedule s = plain(CMKD_SCHEDULE_STEP, 5);
   cmkd_error err;
   assert_ok(cmkd_schedule_milestones(&s, "2,4", &err));
@@ -59,6 +62,7 @@ static void milestones_given(void **state) {
 }
 
 static void warm_up_rises_by_step(void **state) {
+  (void)state;
   cmkd_schedule s = plain(CMKD_SCHEDULE_CONSTANT, 5);
   s.warmup = 2;
   near(cmkd_schedule_rate(&s, 0, 0), 0.05 / 20);
@@ -68,6 +72,7 @@ static void warm_up_rises_by_step(void **state) {
 }
 
 static void cosine_falls_to_zero(void **state) {
+  (void)state;
   cmkd_schedule s = plain(CMKD_SCHEDULE_COSINE, 4);
   near(cmkd_schedule_rate(&s, 0, 0), 0.05);
   near(cmkd_schedule_rate(&s, 2, 0), 0.025);
@@ -83,6 +88,7 @@ static void cosine_falls_to_zero(void **state) {
 }
 
 static void names(void **state) {
+  (void)state;
   cmkd_schedule_kind kind;
   cmkd_error err;
   for (int i = 0; i < 3; i++) {

@@ -31,6 +31,7 @@ static void collect(cmkd_source *source, uint32_t epoch, uint32_t at, uint32_t p
 }
 
 static void every_sample_once_whatever_the_pieces(void **state) {
+  (void)state;
   for (uint32_t block = 0; block <= 8; block += 8) {
     cmkd_settings s = settings(block);
     cmkd_source source;
@@ -65,6 +66,7 @@ static void every_sample_once_whatever_the_pieces(void **state) {
 }
 
 static void the_seed_chooses_who_is_held_out(void **state) {
+  (void)state;
   cmkd_source one, two;
   cmkd_error err;
   cmkd_settings s = settings(0), t = settings(0);
@@ -79,6 +81,7 @@ static void the_seed_chooses_who_is_held_out(void **state) {
 }
 
 static void ties_go_to_the_lower_class(void **state) {
+  (void)state;
   cmkd_accuracy a = {0};
   const float flat[8] = {1, 1, 1, 1, 1, 1, 1, 1}, peak[8] = {0, 0, 9, 0, 0, 0, 0, 0}, two[2] = {1000, -1000};
   cmkd_accuracy_add(&a, flat, 8, 0);

@@ -8,10 +8,12 @@
 static cmkd_graph *graph;
 
 static int open_graph(void **state) {
+  (void)state;
   cmkd_error err;
   return cmkd_net_build("resnet8", (cmkd_net_shape){28, 28, 1, 10}, &graph, &err) != CMKD_OK;
 }
 static int close_graph(void **state) {
+  (void)state;
   cmkd_graph_free(graph);
   return 0;
 }
@@ -77,6 +79,7 @@ static void assert_same(const cmkd_state *a, const cmkd_state *b) {
 }
 
 static void saved_and_loaded(void **state) {
+  (void)state;
   cmkd_state one, two;
   cmkd_error err;
   char path[1200];
@@ -101,6 +104,7 @@ static void saved_and_loaded(void **state) {
 }
 
 static void sums_weigh_partial_batches(void **state) {
+  (void)state;
   cmkd_epoch_sums sums = {0};
   cmkd_step_result a = {.count = 30,
                         .loss = {.loss = 2, .part = {1, 4}, .blocks = 0.5},
@@ -137,6 +141,7 @@ static void put(const char *path, const void *data, size_t size) {
 }
 
 static void folder_starts_resumes_and_refuses(void **state) {
+  (void)state;
   cmkd_state s;
   cmkd_folder f, second;
   cmkd_error err;
@@ -174,6 +179,7 @@ static void folder_starts_resumes_and_refuses(void **state) {
 }
 
 static void folder_keeps_off_foreign_files(void **state) {
+  (void)state;
   cmkd_error err;
   char path[1300];
   const char *dir = scratch_dir();
@@ -192,6 +198,7 @@ static void folder_keeps_off_foreign_files(void **state) {
 
 /* Cut anywhere, or with a changed byte in its header: refused, never a crash. */
 static void damaged_states_are_refused(void **state) {
+  (void)state;
   cmkd_state s;
   cmkd_error err;
   char path[1300];

@@ -12,6 +12,7 @@ static uint64_t fnv(const uint32_t *a, uint32_t n) {
 }
 
 static void policies(void **state) {
+  (void)state;
   cmkd_error err = {0};
   static const uint32_t variants[] = {1, 2, 81, 162};
   for (int p = 0; p < 4; p++) {
@@ -27,6 +28,7 @@ static void policies(void **state) {
 }
 
 static void transforms_are_bijective(void **state) {
+  (void)state;
   for (int p = 0; p < 4; p++) {
     char seen[9][9][2] = {{{0}}};
     uint32_t variants = cmkd_policy_variants((cmkd_policy)p);
@@ -53,6 +55,7 @@ static void transforms_are_bijective(void **state) {
 }
 
 static void all_variants_permute(void **state) {
+  (void)state;
   uint64_t out[164];
   int same = 0;
   for (uint64_t id = 0; id < 300; id++)
@@ -74,6 +77,7 @@ static void all_variants_permute(void **state) {
 }
 
 static void drawn_seeds(void **state) {
+  (void)state;
   uint64_t out[8];
   cmkd_view_seeds(7, 5, 8, CMKD_AUGMENT_CROP_FLIP, 0, out);
   for (uint32_t v = 0; v < 8; v++) {
@@ -89,6 +93,7 @@ static void drawn_seeds(void **state) {
 }
 
 static void known_answers(void **state) {
+  (void)state;
   assert_string_equal(CMKD_RNG_VERSION, "philox4x32-10/1");
   assert_true(cmkd_view_seed(1, 0, 0, CMKD_AUGMENT_CROP_FLIP, 0) == 0xcc3359502137c0d4u);
   assert_true(cmkd_view_seed(1, 49999, 3, CMKD_AUGMENT_CROP_FLIP, 0) == 0x28f7075787693f36u);
@@ -130,6 +135,7 @@ static void known_answers(void **state) {
 }
 
 static void epoch_view_visits_each_once(void **state) {
+  (void)state;
   static const uint32_t counts[] = {1, 2, 4, 7, 162, 163};
   for (size_t k = 0; k < sizeof counts / sizeof *counts; k++) {
     uint32_t views = counts[k];
@@ -150,6 +156,7 @@ static void epoch_view_visits_each_once(void **state) {
 }
 
 static void orders_are_permutations(void **state) {
+  (void)state;
   static const uint32_t sizes[] = {1, 2, 8, 63, 64, 65, 1000, 1024};
   uint32_t out[1024], other[1024];
   for (size_t k = 0; k < sizeof sizes / sizeof *sizes; k++) {
@@ -176,6 +183,7 @@ static void orders_are_permutations(void **state) {
 /* A reader that loads a block when its first sample comes and drops it after its last never holds more than the window.
  */
 static void a_window_suffices(void **state) {
+  (void)state;
   static const uint32_t blocks[] = {1, 2, 7, 64, 200};
   const uint32_t n = 5003;
   uint32_t *out = malloc(n * sizeof *out), *left = malloc(n * sizeof *left);
@@ -203,6 +211,7 @@ static void a_window_suffices(void **state) {
 /* Every position is equally likely to land in each tenth of the order; chi-square of a 10 x 10 table, 81 degrees of
  * freedom. */
 static void orders_are_uniform(void **state) {
+  (void)state;
   uint32_t out[1000];
   double table[10][10] = {{0}}, chi = 0;
   for (uint32_t epoch = 0; epoch < 200; epoch++) {
@@ -217,6 +226,7 @@ static void orders_are_uniform(void **state) {
 }
 
 static void speed(void **state) {
+  (void)state;
   uint32_t *out = malloc(50000 * sizeof *out);
   uint64_t seeds[162], sum = 0;
   struct timespec a, b, c;

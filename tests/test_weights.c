@@ -22,6 +22,7 @@ static cmkd_status parse_text(const char *header, size_t bytes, cmkd_weights **o
 }
 
 static void reads_by_hand(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_weights *w;
   assert_ok(parse_text("{\"__metadata__\":{\"arch\":\"resnet20\",\"x\":\"\"},\"b\":{\"dtype\":\"U8\",\"shape\":[3],"
@@ -50,6 +51,7 @@ static void reads_by_hand(void **state) {
 }
 
 static void refuses_bad_headers(void **state) {
+  (void)state;
   static const struct {
     const char *header;
     size_t bytes;
@@ -129,6 +131,7 @@ static void write_sample(const char *path) {
 }
 
 static void round_trips(void **state) {
+  (void)state;
   cmkd_error err = {0};
   char *path = cmkd_path_join(scratch_dir(), "w.safetensors"), *again = cmkd_path_join(scratch_dir(), "v.safetensors");
   write_sample(path);
@@ -168,6 +171,7 @@ static void round_trips(void **state) {
 /* The bytes as somebody else reads them: the format's rules spelled out in Python, and the safetensors package where it
  * is installed. */
 static void python_agrees(void **state) {
+  (void)state;
   static const char *script =
       "import json, struct, sys\n"
       "b = open(sys.argv[1], 'rb').read(); n, = struct.unpack('<Q', b[:8]); h = json.loads(b[8:8 + n]); data = b[8 + "
@@ -204,6 +208,7 @@ static void python_agrees(void **state) {
 }
 
 static void writer_refuses(void **state) {
+  (void)state;
   cmkd_error err = {0};
   float f = 1;
   char *path = cmkd_path_join(scratch_dir(), "bad.safetensors");
@@ -226,6 +231,7 @@ static void writer_refuses(void **state) {
 
 /* Whatever is done to a small file, the reader answers, and never out of bounds (AddressSanitizer watches). */
 static void survives_mutations(void **state) {
+  (void)state;
   cmkd_error err = {0};
   char *path = cmkd_path_join(scratch_dir(), "m.safetensors");
   uint8_t *file;
@@ -259,6 +265,7 @@ static void survives_mutations(void **state) {
 }
 
 static void files_on_disk(void **state) {
+  (void)state;
   cmkd_error err = {0};
   cmkd_weights *w;
   const char *dir = scratch_dir();
@@ -270,6 +277,7 @@ static void files_on_disk(void **state) {
 }
 
 static void shared_teachers(void **state) {
+  (void)state;
   static const struct {
     const char *file, *arch;
   } teachers[] = {{"resnet20-cifar10", "resnet20"},

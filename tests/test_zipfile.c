@@ -125,6 +125,7 @@ static cmkd_status read_all(const uint8_t *file, size_t size, uint64_t limit, cm
 }
 
 static void reads(void **state) {
+  (void)state;
   cmkd_error err = {0};
   uint8_t capacity[4096], text[3000], *owned;
   for (size_t i = 0; i < sizeof text; i++)
@@ -150,6 +151,7 @@ static void reads(void **state) {
 }
 
 static void refusals(void **state) {
+  (void)state;
   cmkd_error err = {0};
   static uint8_t zeros[1 << 19], capacity[4096];
   made good = stored("x", "hello"), e;
@@ -200,6 +202,7 @@ static void refusals(void **state) {
 }
 
 static void survives_mutations(void **state) {
+  (void)state;
   static const char *const seeds[] = {"deflated.pth", "streamed.pth", "zip64.pth", "strided.pth"};
   cmkd_rng rng = cmkd_rng_start(4, CMKD_STREAM_TEST, 0);
   for (int s = 0; s < 4; s++) {

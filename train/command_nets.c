@@ -6,6 +6,7 @@
 #include "train/commands.h"
 
 static cmkd_status list_nets(const cmkd_net_shape *given, int size, int json, cmkd_error *err) {
+  (void)err;
   json_t *list = json_array();
   if (!json) printf("%-22s %10s %10s\n", "name", "parameters", "MMACs");
   for (const char *const *name = cmkd_net_names(); *name; name++) {

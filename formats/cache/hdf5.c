@@ -17,6 +17,12 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* libhdf5 is one per p
 /* Chunks arrive compressed, so the registered filter is never run. */
 static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *capacity,
                         void **buffer) {
+  (void)flags;
+  (void)values;
+  (void)value;
+  (void)size;
+  (void)capacity;
+  (void)buffer;
   return 0;
 }
 static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1,    1,
@@ -26,6 +32,9 @@ static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1,    1
  * pages. */
 static cmkd_image *building; /* guarded by `lock` */
 static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *unused) {
+  (void)old;
+  (void)op;
+  (void)unused;
   if (size <= building->capacity) return building->bytes;
   size_t capacity = size + size / 4;
   uint8_t *bytes = realloc(building->bytes, capacity);
@@ -38,9 +47,16 @@ static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) {
   return image_resize(NULL, size, op, unused);
 }
 static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *unused) {
+  (void)op;
+  (void)unused;
   return memcpy(to, from, size);
 }
-static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *unused) { return 0; }
+static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *unused) {
+  (void)bytes;
+  (void)op;
+  (void)unused;
+  return 0;
+}
 
 void cmkd_image_free(cmkd_image *image) {
   free(image->bytes);

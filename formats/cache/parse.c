@@ -248,6 +248,7 @@ static void parse_files(parser *p, const json_t *files, cmkd_master_meta *meta) 
 
 cmkd_status cmkd_master_json_parse(const char *json, size_t size, uint64_t file_size, const char *path,
                                    cmkd_master_meta *meta, cmkd_error *err) {
+  (void)file_size;
   parser p = {path, NULL};
   memset(meta, 0, sizeof *meta);
   json_t *o = load(&p, json, size);

@@ -142,6 +142,7 @@ static void *run(void *argument) {
 cmkd_status cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
                               void (*each)(void *context, uint32_t shard, const cmkd_error *err), void *context,
                               cmkd_verify_report *report, cmkd_error *err) {
+  (void)err;
   enum { MOST = 64 };
   pthread_t started[MOST];
   verify v = {.cache = cache,

@@ -45,6 +45,7 @@ static const char *be_describe(const cmkd_backend *backend) { return backend->te
 
 static cmkd_status images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
                                  int w, int c, cmkd_be_images **out, cmkd_error *err) {
+  (void)backend;
   *out = malloc(sizeof **out);
   if (!*out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   **out = (cmkd_be_images){pixels, labels, n, h, w, c};
@@ -85,6 +86,7 @@ static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
 }
 
 static cmkd_status be_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
+  (void)err;
   int count = m->results < *k ? m->results : *k;
   if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
   if (count) memmove(m->result, m->result + count, (size_t)(m->results - count) * sizeof *results);

@@ -56,10 +56,14 @@ static cmkd_status ref_open(const cmkd_backend_options *options, cmkd_backend **
   return *out ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
 }
 static void ref_close(cmkd_backend *backend) { free(backend); }
-static const char *ref_describe(const cmkd_backend *backend) { return "ref: plain loops in double, 1 thread"; }
+static const char *ref_describe(const cmkd_backend *backend) {
+  (void)backend;
+  return "ref: plain loops in double, 1 thread";
+}
 
 static cmkd_status ref_images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n,
                                      int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
+  (void)backend;
   *out = malloc(sizeof **out);
   if (!*out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   **out = (cmkd_be_images){pixels, labels, n, h, w, c};
@@ -122,6 +126,7 @@ static int allocate(cmkd_be_model *m) {
 
 static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
                                     cmkd_error *err) {
+  (void)backend;
   *out = NULL;
   CMKD_TRY(cmkd_graph_check(config->graph, err));
   if (config->batch < 1 || config->batch > 1 << 20)
@@ -160,6 +165,7 @@ static double **slot_of(cmkd_be_model *model, cmkd_param_slot slot) {
 }
 
 static cmkd_status ref_upload(cmkd_be_model *model, cmkd_param_slot slot, const float *const *params, cmkd_error *err) {
+  (void)err;
   const cmkd_graph *g = model->config.graph;
   double **to = slot_of(model, slot);
   for (int i = 0; i < g->params && to; i++)
@@ -176,6 +182,7 @@ static void give(const cmkd_graph *g, double *const *from, float *const *params)
 }
 
 static cmkd_status ref_download(cmkd_be_model *model, cmkd_param_slot slot, float *const *params, cmkd_error *err) {
+  (void)err;
   give(model->config.graph, slot_of(model, slot), params);
   return CMKD_OK;
 }
@@ -391,6 +398,7 @@ static cmkd_status ref_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_i
 }
 
 static cmkd_status ref_read(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err) {
+  (void)err;
   int count = *k < model->results_count ? *k : model->results_count;
   *k = count;
   if (!count) return CMKD_OK;

@@ -350,6 +350,7 @@ static double teacher_logit(const cmkd_loss_batch *b, int64_t i) {
 /* Float buffers in and out, doubles between. Allocates; asks for no scratch. */
 static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *scratch, cmkd_loss_result *result,
                         cmkd_error *err) {
+  (void)scratch;
   int64_t n = b->batch * b->classes;
   double *memory = malloc((size_t)n * 3 * sizeof *memory), *s = memory, *t = s + n, *g = t + n;
   if (!memory)
@@ -377,7 +378,12 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
   return status;
 }
 
-static size_t no_scratch(const cmkd_loss *loss, int64_t batch, int64_t classes) { return 0; }
+static size_t no_scratch(const cmkd_loss *loss, int64_t batch, int64_t classes) {
+  (void)loss;
+  (void)batch;
+  (void)classes;
+  return 0;
+}
 
 const cmkd_loss_implementation cmkd_loss_ref = {"ref", no_scratch, eval};
 

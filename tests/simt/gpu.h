@@ -8,7 +8,10 @@
 
 #ifdef ON_DEVICE
 enum { ORDERS = 1 };
-static inline void set_order(int order, unsigned seed) {}
+static inline void set_order(int order, unsigned seed) {
+  (void)order;
+  (void)seed;
+}
 #else
 enum { ORDERS = CMKD_SIMT_ORDERS };
 static inline void set_order(int order, unsigned seed) { cmkd_simt_order(order, seed); }

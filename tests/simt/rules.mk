@@ -6,7 +6,7 @@ SIMT_SAN  := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-o
 SIMT_HAVE := $(if $(wildcard $(BUILD)/simt.found),1,$(shell mkdir -p $(BUILD); printf 'int main() { return 0; }' | $(CXX) -x c++ $(SIMT_SAN) -o /dev/null - 2> /dev/null && touch $(BUILD)/simt.found && echo 1))
 ifeq ($(SIMT_HAVE),1)
 SIMT_OUT   := $(BUILD)/simt
-SIMT_FLAGS := -std=c++17 -O1 -g -fPIC -fno-strict-aliasing $(SIMT_SAN) -ffp-contract=off -fno-exceptions -fno-rtti -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter -DCMKD_SIMT -I. -Iinclude
+SIMT_FLAGS := -std=c++17 -O1 -g -fPIC -fno-strict-aliasing $(SIMT_SAN) -ffp-contract=off -fno-exceptions -fno-rtti -Wall -Wextra -Wno-unknown-pragmas -Wno-unused-function -DCMKD_SIMT -I. -Iinclude
 SIMT_OBJ   := $(patsubst %,$(SIMT_OUT)/%.o,$(CU_SRC) tests/simt/simt.cpp tests/simt/fiber.cpp tests/simt/runtime.cpp)
 SIMT_CU    := $(patsubst tests/simt/%,%,$(wildcard tests/simt/test_*.cu))
 SIMT_C     := $(patsubst tests/simt/%,%,$(wildcard tests/simt/test_*.c))

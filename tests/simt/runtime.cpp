@@ -188,6 +188,7 @@ cudaError_t cudaSetDevice(int device) {
   return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
+  (void)device;
   *p = cudaDeviceProp{"emulated", memory_limit, 9, 0, 132};
   return cudaSuccess;
 }

@@ -15,12 +15,13 @@ static cmkd_error err;
 static const cmkd_backend_table *cuda;
 
 #ifdef ON_DEVICE
-static void defer(int on) {}
+static void defer(int on) { (void)on; }
 #else
 static void defer(int on) { cmkd_simt_defer(on); }
 #endif
 
 static int setup(void **state) {
+  (void)state;
   setenv("CMKD_CUDA_SELFCHECK", "0", 1); /* once is enough */
   const char *why;
   char plans[4096];
@@ -35,6 +36,7 @@ static int setup(void **state) {
   return 0;
 }
 static int teardown(void **state) {
+  (void)state;
   defer(0);
   return 0;
 }
@@ -122,23 +124,28 @@ static void train_both(network *make, const char *precision, int nesterov, limit
 static const limits fp32 = {2e-6, 3e-2, 5e-6, 1e-6};
 
 static void resnet_trains(void **state) {
+  (void)state;
   NEED_GPU();
   train_both(net_resnet8_pad, NULL, 0, fp32);
   train_both(net_resnet8, NULL, 1, fp32);
 }
 static void every_op_trains(void **state) {
+  (void)state;
   NEED_GPU();
   train_both(net_mixed, NULL, 0, fp32);
 }
 static void grouped_trains(void **state) {
+  (void)state;
   NEED_GPU();
   train_both(net_grouped, NULL, 0, fp32);
 }
 static void preact_trains(void **state) {
+  (void)state;
   NEED_GPU();
   train_both(net_preact, NULL, 1, fp32);
 }
 static void sixteen_bits_train(void **state) {
+  (void)state;
   NEED_GPU();
   train_both(net_preact, "fp16", 0,
              (limits){5e-3, 5e-2, 4e-2, 2e-3}); /* 11 bits: 0.05 % a rounding, some forty of them in a row, and flips */
@@ -146,6 +153,7 @@ static void sixteen_bits_train(void **state) {
 }
 
 static void inference_folds(void **state) {
+  (void)state;
   NEED_GPU();
   network *const nets[] = {net_resnet8_pad, net_mixed, net_grouped, net_preact};
   for (size_t i = 0; i < sizeof nets / sizeof *nets; i++)
@@ -199,6 +207,7 @@ static void same_run(const cmkd_graph *graph, ran *a, ran *b) {
 /* The same run gives the same bytes: in one go or step by step, with inference in between, in any order of threads,
  * with images on the device or streamed, with and without captured graphs. */
 static void runs_are_the_same_bytes(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);
@@ -231,6 +240,7 @@ static void runs_are_the_same_bytes(void **state) {
 /* A run that is cut after six steps and goes on in another model with what was saved ends in the same bytes, fp16's
  * loss scale included; a text that nobody wrote is refused. */
 static void a_cut_run_goes_on(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);
@@ -284,6 +294,7 @@ static void a_cut_run_goes_on(void **state) {
 /* Teacher rows that are resident in any codec, picked by index, train as the same rows given as floats do, to the bit.
  */
 static void resident_teacher_rows_are_the_same_bytes(void **state) {
+  (void)state;
   NEED_GPU();
   enum { ROWS = 40 };
   cmkd_graph *graph = net_preact();
@@ -349,6 +360,7 @@ static void resident_teacher_rows_are_the_same_bytes(void **state) {
 }
 
 static void rows_do_not_depend_on_neighbours(void **state) {
+  (void)state;
   NEED_GPU();
   rows_stand_alone(cuda, 1);
 }
@@ -356,6 +368,7 @@ static void rows_do_not_depend_on_neighbours(void **state) {
 /* Broken weights or labels stop the run at that step: the row is named, steps queued behind it change nothing, and
  * training may go on. */
 static void bad_values_stop(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);
@@ -434,6 +447,7 @@ static cmkd_status wrong_read(cmkd_be_model *model, cmkd_step_result *results, i
   return CMKD_OK;
 }
 static void a_device_that_computes_something_else_is_refused(void **state) {
+  (void)state;
   NEED_GPU();
   static const char *const precisions[] = {"fp32", "tf32", "fp16", "bf16"};
   unsetenv("CMKD_CUDA_SELFCHECK");
@@ -451,6 +465,7 @@ static void a_device_that_computes_something_else_is_refused(void **state) {
 }
 
 static void refusals_are_one_line(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_backend *backend = NULL;
   assert_int_equal(cuda->open(&(cmkd_backend_options){.precision = "fp8"}, &backend, &err), CMKD_ERR_USAGE);
@@ -462,6 +477,7 @@ static void refusals_are_one_line(void **state) {
 /* More steps than the queue has slots for, in one go or in several, with a teacher that comes along later: the same
  * bytes. */
 static void long_runs_go_in_parts(void **state) {
+  (void)state;
   NEED_GPU();
   enum { STEPS = 75 };
   cmkd_graph *graph = net_preact();
@@ -509,6 +525,7 @@ static void long_runs_go_in_parts(void **state) {
 /* Memory that runs out at any allocation: one line with what is needed and what to do, nothing leaks, and with enough
  * memory all is well. */
 static void out_of_memory_says_what_to_do(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);
@@ -565,6 +582,7 @@ static void out_of_memory_says_what_to_do(void **state) {
 /* A device that fails in the middle: the failure reaches the caller of run, read or download as CMKD_ERR_DEVICE, and
  * everything can be freed. */
 static void a_failing_device_is_told(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);
@@ -601,6 +619,7 @@ static void a_failing_device_is_told(void **state) {
 /* A graph holds no kernel that has not been launched before, whatever kind of teacher comes along when: loading may not
  * be possible in a capture. */
 static void kernels_are_loaded_before_they_are_captured(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);
@@ -636,6 +655,7 @@ static void kernels_are_loaded_before_they_are_captured(void **state) {
 
 /* Backends on two devices take turns in one thread, and a device's is freed while the other is the current one. */
 static void two_devices_take_turns(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_graph *graph = net_preact();
   data d = make_data(8, 8, 3);

@@ -346,6 +346,7 @@ static const cmkd_dtype dtypes[] = {CMKD_F32, CMKD_F16, CMKD_BF16};
 
 /* What CIFAR and ImageNet networks have, small. */
 static void network_shapes(void **state) {
+  (void)state;
   NEED_GPU();
   static const spec list[] = {
       {2, 8, 8, 3, 16, 3, 3, 1, 1, 1, 0, 0},  /* first layer, c padded */
@@ -363,6 +364,7 @@ static void network_shapes(void **state) {
 }
 
 static void grouped_shapes(void **state) {
+  (void)state;
   NEED_GPU();
   static const spec list[] = {
       {2, 6, 6, 16, 32, 3, 3, 1, 1, 2, 0, 0}, /* aligned groups */
@@ -377,6 +379,7 @@ static void grouped_shapes(void **state) {
 }
 
 static void depthwise_shapes(void **state) {
+  (void)state;
   NEED_GPU();
   static const spec list[] = {
       {2, 8, 8, 16, 16, 3, 3, 1, 1, 16, 0, 0},    {2, 8, 7, 24, 24, 3, 3, 2, 1, 24, 0, 0},
@@ -391,6 +394,7 @@ static void depthwise_shapes(void **state) {
 }
 
 static void linear_layers(void **state) {
+  (void)state;
   NEED_GPU();
   static const spec list[] = {
       {5, 1, 1, 64, 10, 1, 1, 1, 0, 1, 1, 1},   {64, 1, 1, 64, 100, 1, 1, 1, 0, 1, 1, 1},
@@ -411,6 +415,7 @@ static void linear_layers(void **state) {
 }
 
 static void every_tile(void **state) {
+  (void)state;
   NEED_GPU();
   static const spec list[] = {
       {2, 9, 8, 20, 37, 3, 3, 2, 1, 1, 0, 0},  /* more than one block of the small tiles, less than one of the large */
@@ -426,6 +431,7 @@ static void every_tile(void **state) {
 
 /* Sizes at which larger tiles are chosen, and sums are cut into parts. */
 static void large_shapes(void **state) {
+  (void)state;
   NEED_GPU();
   static const spec list[] = {
       {4, 64, 64, 8, 64, 1, 1, 1, 0, 1, 0, 0},
@@ -437,6 +443,7 @@ static void large_shapes(void **state) {
 }
 
 static void random_shapes(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_rng r = cmkd_rng_start(20, CMKD_STREAM_TEST, 9);
   for (unsigned i = 0; i < 60; i++) {
@@ -459,6 +466,7 @@ static void random_shapes(void **state) {
 }
 
 static void mistakes_are_refused(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_error err;
   const cmkd_cuda_conv_shape good = {2, 4, 4, 8, 4, 4, 8, 3, 3, 1, 1, 1, 8, CMKD_F32, CMKD_F32, 0};

@@ -51,6 +51,7 @@ static void agreement_case(int64_t B, int64_t C, double kappa, int coarse) {
 }
 
 static void agreement_is_the_reference(void **state) {
+  (void)state;
   NEED_GPU();
   static const int C[] = {2, 3, 10, 100, 128, 129, 300, 1000};
   for (size_t i = 0; i < sizeof C / sizeof *C; i++)
@@ -59,12 +60,14 @@ static void agreement_is_the_reference(void **state) {
 }
 
 static void agreement_of_rows_in_device_memory(void **state) {
+  (void)state;
   NEED_GPU();
   agreement_case(1, 8200, 2, 1);
 }
 
 /* Every variant of every policy, more images than a block, odd sizes. */
 static void images_are_the_same_bytes(void **state) {
+  (void)state;
   NEED_GPU();
   static const int shapes[][3] = {{32, 32, 3}, {28, 28, 1}, {5, 3, 3}, {2, 9, 4}};
   const float mean[] = {.5f, .4f, .3f, .2f}, std[] = {.25f, .3f, .35f, .1f};
@@ -128,6 +131,7 @@ static void images_are_the_same_bytes(void **state) {
 }
 
 static void cache_rows_decode_as_on_the_cpu(void **state) {
+  (void)state;
   NEED_GPU();
   enum { N = 9, C = 300, COUNT = 5 };
   static const uint32_t index[COUNT] = {8, 0, 3, 3, 7};
@@ -161,6 +165,7 @@ static void cache_rows_decode_as_on_the_cpu(void **state) {
 
 /* The optimizer over chunks, some of whose gradients are 16 bits wide and scaled. */
 static void sgd_is_the_reference(void **state) {
+  (void)state;
   NEED_GPU();
   enum { N = 3 * CMKD_CUDA_CHUNK };
   static float w[N], m[N], g[N], w2[N], m2[N];
@@ -214,6 +219,7 @@ static void sgd_is_the_reference(void **state) {
 
 /* An infinity among the gradients that count, of either width, is seen; one in a place that does not count is not. */
 static void overflow_is_seen(void **state) {
+  (void)state;
   NEED_GPU();
   enum { N = 2 * CMKD_CUDA_CHUNK };
   static float g[N];
@@ -250,6 +256,7 @@ static void overflow_is_seen(void **state) {
 
 /* The loss scale: halved by an overflow, doubled after enough good steps; a halted run writes no result. */
 static void the_end_of_a_step_moves_the_scale(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_error err;
   cmkd_step_result result[3];
@@ -278,6 +285,7 @@ static void the_end_of_a_step_moves_the_scale(void **state) {
 }
 
 static void hits_are_counted(void **state) {
+  (void)state;
   NEED_GPU();
   enum { B = 21, C = 70 };
   static float z[B * C];
@@ -309,6 +317,7 @@ static void hits_are_counted(void **state) {
 }
 
 static void arguments_are_checked(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_error err;
   float x[4] = {0};

@@ -204,12 +204,14 @@ static const char *const every_loss[] = {"ce",
 enum { LOSSES = sizeof every_loss / sizeof every_loss[0] };
 
 static void every_loss_agrees(void **state) {
+  (void)state;
   NEED_GPU();
   for (int i = 0; i < LOSSES; i++)
     check_case(every_loss[i], 6, 10, CMKD_F32, CMKD_F32, PLAIN);
 }
 
 static void class_counts_around_powers_of_two(void **state) {
+  (void)state;
   NEED_GPU();
   static const int C[] = {2,   3,   4,   5,   31,  32,  33,  63,  64,  65,   100,  127,
                           128, 129, 200, 255, 256, 257, 511, 512, 513, 1000, 1024, 1025};
@@ -218,6 +220,7 @@ static void class_counts_around_powers_of_two(void **state) {
 }
 
 static void large_rows(void **state) {
+  (void)state;
   NEED_GPU();
   check_case("dkd+cmkd", 1, 2049, CMKD_F32, CMKD_F16, PLAIN);
   check_case("cmkd", 1, 4097, CMKD_F32, CMKD_F32, PLAIN);
@@ -226,6 +229,7 @@ static void large_rows(void **state) {
 
 /* More than shared memory holds: tiles, merges, rows in device memory. */
 static void rows_in_device_memory(void **state) {
+  (void)state;
   NEED_GPU();
   check_case("ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:kappa=1", 2, 8193, CMKD_F32, CMKD_F16, PLAIN);
 #ifdef ON_DEVICE
@@ -237,6 +241,7 @@ static void rows_in_device_memory(void **state) {
 }
 
 static void half_and_bfloat16(void **state) {
+  (void)state;
   NEED_GPU();
   static const cmkd_dtype types[] = {CMKD_F32, CMKD_F16, CMKD_BF16};
   for (int s = 0; s < 3; s++)
@@ -245,6 +250,7 @@ static void half_and_bfloat16(void **state) {
 }
 
 static void hostile_rows(void **state) {
+  (void)state;
   NEED_GPU();
   for (int kind = TIES; kind <= EQUAL_TEACHERS; kind++)
     for (int i = 0; i < LOSSES; i++)
@@ -257,6 +263,7 @@ static void hostile_rows(void **state) {
 }
 
 static void warm_up_smoothing_and_a_given_entropy(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_loss *loss = parse("ce:1+dkd:beta=8,T=4,warmup=20+cmkd:1");
   problem p = make_problem(5, 21, CMKD_F32, CMKD_F32, PLAIN, 5);
@@ -268,6 +275,7 @@ static void warm_up_smoothing_and_a_given_entropy(void **state) {
 }
 
 static void one_block_when_eps_is_large(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_loss *loss = parse("cmkd:kappa=60"); /* eps = .6 > 2 / sqrt(99) */
   problem p = make_problem(3, 100, CMKD_F32, CMKD_F32, PLAIN, 8);
@@ -279,6 +287,7 @@ static void one_block_when_eps_is_large(void **state) {
 }
 
 static void bad_rows_are_named(void **state) {
+  (void)state;
   NEED_GPU();
   static const float worst[] = {NAN, INFINITY, -INFINITY};
   cmkd_loss *loss = parse(every_loss[7]);
@@ -310,6 +319,7 @@ static void bad_rows_are_named(void **state) {
 /* Any bits as logits and labels: the first row that may not be used is named, every gradient is written, nothing else
  * happens. */
 static void arbitrary_bits(void **state) {
+  (void)state;
   NEED_GPU();
   static const char *const losses[] = {"dkd+cmkd", "ce:1+kd:1+dkd:beta=8+nkd:1+dist:1+cmkd:beta=4"};
   for (int n = 0; n < 24; n++) {
@@ -353,6 +363,7 @@ static void arbitrary_bits(void **state) {
 
 #ifndef ON_DEVICE
 static void one_launch(void **state) {
+  (void)state;
   NEED_GPU();
   static const struct {
     const char *text;
@@ -379,6 +390,7 @@ static void one_launch(void **state) {
 #endif
 
 static void arguments_are_checked(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_error err;
   cmkd_loss *loss = parse("kd");

@@ -206,6 +206,7 @@ static void op_runs(const op_case *cases, size_t count) {
 #define OP_RUNS(cases) op_runs(cases, sizeof cases / sizeof *cases)
 
 static void sums_and_activations(void **state) {
+  (void)state;
   NEED_GPU();
   static const op_case cases[] = {
       {{.kind = CMKD_OP_ADD, .act = CMKD_ACT_RELU}, 2, {5, 3, 20}, {5, 3, 20}, 20},
@@ -222,6 +223,7 @@ static void sums_and_activations(void **state) {
 }
 
 static void pools(void **state) {
+  (void)state;
   NEED_GPU();
   static const op_case cases[] = {
       {{.kind = CMKD_OP_MAXPOOL, .kernel_h = 2, .kernel_w = 2, .stride = 2}, 2, {8, 8, 16}, {0, 0, 0}, 16},
@@ -242,6 +244,7 @@ static void pools(void **state) {
 }
 
 static void channels_are_rearranged(void **state) {
+  (void)state;
   NEED_GPU();
   static const op_case cases[] = {
       {{.kind = CMKD_OP_PADSHORTCUT, .stride = 2, .first = 8}, 2, {8, 8, 16}, {0, 0, 0}, 32},
@@ -268,6 +271,7 @@ static void channels_are_rearranged(void **state) {
 
 /* A NaN among a window's numbers is its largest, and gets the gradient, the last of several as in the reference. */
 static void maxpool_shows_nan(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_error err;
   const cmkd_op op = {.kind = CMKD_OP_MAXPOOL, .kernel_h = 2, .kernel_w = 2, .stride = 2};
@@ -303,6 +307,7 @@ static void maxpool_shows_nan(void **state) {
 }
 
 static void logits_lose_their_padding(void **state) {
+  (void)state;
   NEED_GPU();
   static const cmkd_dtype dtypes[] = {CMKD_F32, CMKD_F16, CMKD_BF16};
   cmkd_error err;
@@ -483,6 +488,7 @@ static void norm_run(const norm_case *t) {
 }
 
 static void norms_of_every_shape(void **state) {
+  (void)state;
   NEED_GPU();
   static const norm_case cases[] = {
       {1, 1, CMKD_F32, CMKD_ACT_NONE, 0, 0},
@@ -504,6 +510,7 @@ static void norms_of_every_shape(void **state) {
 
 /* Many slabs; slabs longer than a chunk; few slabs for many channels. */
 static void norms_of_many_pixels(void **state) {
+  (void)state;
   NEED_GPU();
   static const norm_case cases[] = {
       {140000, 5, CMKD_F16, CMKD_ACT_RELU, ONE_ORDER, 0},
@@ -517,6 +524,7 @@ static void norms_of_many_pixels(void **state) {
 
 /* Numbers far from 0 for their spread: E[x^2] - E[x]^2 in float would have no digit of the variance left. */
 static void norms_do_not_cancel(void **state) {
+  (void)state;
   NEED_GPU();
   static const norm_case cases[] = {{3000, 16, CMKD_F32, CMKD_ACT_NONE, 0, 4000},
                                     {500, 40, CMKD_F32, CMKD_ACT_RELU, RESIDUAL, -1000}};
@@ -525,6 +533,7 @@ static void norms_do_not_cancel(void **state) {
 }
 
 static void running_statistics_are_the_reference(void **state) {
+  (void)state;
   NEED_GPU();
   enum { C = 300, SPLIT = 200, ROWS = 3 };
   cmkd_error err;
@@ -567,6 +576,7 @@ static void running_statistics_are_the_reference(void **state) {
 /* ---- what is refused ---- */
 
 static void arguments_are_checked(void **state) {
+  (void)state;
   NEED_GPU();
   cmkd_error err;
   static double memory[64];

@@ -11,6 +11,7 @@
 #include "tests/simt/test_simt.h"
 
 static void broken_rules_are_named(void **state) {
+  (void)state;
   static const struct {
     const char *kernel;
     int threads;
@@ -36,6 +37,7 @@ static void broken_rules_are_named(void **state) {
 }
 
 static void a_missing_barrier_shows(void **state) {
+  (void)state;
   int wrong[CMKD_SIMT_ORDERS] = {0}, all = 0;
   for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
     int out[64];
@@ -52,6 +54,7 @@ static void a_missing_barrier_shows(void **state) {
 }
 
 static void shared_memory_is_poisoned_and_fenced(void **state) {
+  (void)state;
   int out[64];
   assert_true(simt_run("unwritten_shared", 64, out));
   for (int i = 0; i < 64; i++)
@@ -70,6 +73,7 @@ static void shared_memory_is_poisoned_and_fenced(void **state) {
 }
 
 static void warp_operations_mean_what_they_should(void **state) {
+  (void)state;
   for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
     int out[64];
     cmkd_simt_order(order, 7);
@@ -80,6 +84,7 @@ static void warp_operations_mean_what_they_should(void **state) {
 }
 
 static void tensor_cores_multiply(void **state) {
+  (void)state;
   for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
     int out[64];
     cmkd_simt_order(order, 3);
@@ -128,6 +133,7 @@ static void hull_case(int n, int threads, int kind) {
 }
 
 static void blocks_are_the_reference_s(void **state) {
+  (void)state;
   static const int n[] = {2, 3, 7, 31, 32, 33, 100, 257, 1000, 3000};
   for (size_t i = 0; i < sizeof n / sizeof n[0]; i++)
     for (int kind = 0; kind < 4; kind++) {
@@ -137,6 +143,7 @@ static void blocks_are_the_reference_s(void **state) {
 }
 
 static void sorting_is_stable_and_shares_tied_ranks(void **state) {
+  (void)state;
   static const int n[] = {1, 2, 100, 777, 1024};
   for (size_t k = 0; k < sizeof n / sizeof n[0]; k++)
     for (int order = 0; order < CMKD_SIMT_ORDERS; order++) {
@@ -170,6 +177,7 @@ static void sorting_is_stable_and_shares_tied_ranks(void **state) {
 
 /* What a capture does not allow spoils it, by the name that a device gives it; afterwards all is as before. */
 static void captures_keep_to_the_rules(void **state) {
+  (void)state;
   enum { GOOD, JOINED, UNJOINED, WAITS, FOREIGN_STREAM, FOREIGN_EVENT, ALLOCATES, KINDS };
   static const cudaError_t want[KINDS] = {cudaSuccess,
                                           cudaSuccess,

@@ -121,9 +121,16 @@ static __device__ void load_fragment(int offset, unsigned ld) {
   nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major> f;
   nvcuda::wmma::load_matrix_sync(f, tile + offset, ld);
 }
-__global__ void matrix_misaligned(int *out) { load_fragment(8, 16); }
-__global__ void matrix_lines_misaligned(int *out) { load_fragment(0, 20); }
+__global__ void matrix_misaligned(int *out) {
+  (void)out;
+  load_fragment(8, 16);
+}
+__global__ void matrix_lines_misaligned(int *out) {
+  (void)out;
+  load_fragment(0, 20);
+}
 __global__ void product_of_half_a_warp(int *out) {
+  (void)out;
   nvcuda::wmma::fragment<nvcuda::wmma::matrix_a, 16, 16, 16, __half, nvcuda::wmma::row_major> a = {};
   nvcuda::wmma::fragment<nvcuda::wmma::matrix_b, 16, 16, 16, __half, nvcuda::wmma::row_major> b = {};
   nvcuda::wmma::fragment<nvcuda::wmma::accumulator, 16, 16, 16, float> sum = {};

@@ -106,6 +106,7 @@ static int backward_axis(axis *a, int kernel, int stride, int pad, int in, int o
  * between them. */
 static int add_segments(const cmkd_direct_pass *pass, cmkd_seg *seg, int64_t row, int channels, int inner, int merge,
                         const axis *y, const axis *x, int ty, int first, int end) {
+  (void)pass;
   int count = 0;
   for (int t = first; t < end; t++) {
     const int64_t offset = y->at[ty] * row + (int64_t)x->at[t] * channels;

@@ -588,28 +588,66 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const v
 #else /* a build without the header: nothing is ever open */
 
 cmkd_status cmkd_cudnn_open(void *stream, const char *device_json, cmkd_cudnn **out, cmkd_error *err) {
+  (void)stream;
+  (void)device_json;
   *out = NULL;
   return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
                    "this build knows no cuDNN; build it anew where cudnn.h of version 9.8 or later is installed");
 }
-void cmkd_cudnn_close(cmkd_cudnn *lib) { (void)lib; }
-int cmkd_cudnn_version(const cmkd_cudnn *lib) { return 0; }
+void cmkd_cudnn_close(cmkd_cudnn *lib) {
+  (void)lib;
+  (void)lib;
+}
+int cmkd_cudnn_version(const cmkd_cudnn *lib) {
+  (void)lib;
+  return 0;
+}
 cmkd_status cmkd_cudnn_plans(cmkd_cudnn *lib, const cmkd_conv_request *request, size_t workspace_limit, int capacity,
                              cmkd_cudnn_plan **plans, int *count, cmkd_error *err) {
+  (void)lib;
+  (void)request;
+  (void)workspace_limit;
+  (void)capacity;
+  (void)plans;
+  (void)err;
   *count = 0;
   return CMKD_OK;
 }
 cmkd_status cmkd_cudnn_plan_named(cmkd_cudnn *lib, const cmkd_conv_request *request, const char *name,
                                   cmkd_cudnn_plan **out, cmkd_error *err) {
+  (void)lib;
+  (void)request;
+  (void)name;
+  (void)err;
   *out = NULL;
   return CMKD_OK;
 }
-void cmkd_cudnn_plan_free(cmkd_cudnn_plan *plan) { (void)plan; }
-const char *cmkd_cudnn_plan_name(const cmkd_cudnn_plan *plan) { return ""; }
-size_t cmkd_cudnn_plan_workspace(const cmkd_cudnn_plan *plan) { return 0; }
-cmkd_dtype cmkd_cudnn_plan_dw_dtype(const cmkd_cudnn_plan *plan) { return CMKD_F32; }
+void cmkd_cudnn_plan_free(cmkd_cudnn_plan *plan) {
+  (void)plan;
+  (void)plan;
+}
+const char *cmkd_cudnn_plan_name(const cmkd_cudnn_plan *plan) {
+  (void)plan;
+  return "";
+}
+size_t cmkd_cudnn_plan_workspace(const cmkd_cudnn_plan *plan) {
+  (void)plan;
+  return 0;
+}
+cmkd_dtype cmkd_cudnn_plan_dw_dtype(const cmkd_cudnn_plan *plan) {
+  (void)plan;
+  return CMKD_F32;
+}
 cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const void *a, const void *b, void *c,
                            const float *bias, const void *residual, void *workspace, cmkd_error *err) {
+  (void)lib;
+  (void)plan;
+  (void)a;
+  (void)b;
+  (void)c;
+  (void)bias;
+  (void)residual;
+  (void)workspace;
   return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "this build knows no cuDNN");
 }
 #endif
