@@ -4,7 +4,7 @@
 BUILD   ?= build
 PREFIX  ?= /usr/local
 DESTDIR ?=
-VERSION := 0.1.0
+VERSION := $(shell sed -nE 's/^.define CMKD_VERSION "(.*)"/\1/p' include/cmkd/api.h)
 SOVERSION := 0
 ifeq ($(origin CC),default)
 CC := gcc
@@ -21,7 +21,7 @@ OPT    ?= -O2 -g
 SAN    ?=
 OPENMP ?= -fopenmp
 CFLAGS ?=
-BASE_CPPFLAGS := -I. -Iinclude -D_GNU_SOURCE -DCMKD_VERSION='"$(VERSION)"'
+BASE_CPPFLAGS := -I. -Iinclude -D_GNU_SOURCE
 ASAN   := OPT='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer'
 SECONDS ?= 30
 VECTORS ?= ../shared/golden
@@ -91,6 +91,8 @@ LIB_DIRS := base formats formats/cache formats/weights formats/images kernels ke
             nets precompute train
 LIB_SRC  := $(filter-out %/main.c formats/cache/h5zstd.c,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
+# libcmkd.so exports what include/cmkd marks with CMKD_API; the CUDA plugin's own objects stay visible, for tests.
+$(LIB_OBJ): VISIBILITY := -fvisibility=hidden
 PROGRAMS := $(BUILD)/cmkd-cache $(BUILD)/cmkd-train
 PLUGIN   := $(BUILD)/libh5zstd.so
 CU_DIRS  := kernels/cuda kernels/cuda/conv kernels/cuda/loss
@@ -120,15 +122,13 @@ $(PREFIX_OBJ): ISA := -DCMKD_LIBDIR='"$(PREFIX)/lib"'
 $(BUILD)/%.o: %.c $(CONFIG) $(BUILD)/flags.stamp | need
 	@mkdir -p $(@D)
 	$(call say,CC,$<)
-	$(Q)$(CC) $(ALL_CFLAGS) $(ISA) -MMD -MP -c -o $@ $<
+	$(Q)$(CC) $(ALL_CFLAGS) $(VISIBILITY) $(ISA) -MMD -MP -c -o $@ $<
 $(BUILD)/libcmkd.a: $(LIB_OBJ) $(BUILD)/objects.stamp
 	$(call say,AR,$@)
 	$(Q)rm -f $@; ar rcs $@ $(LIB_OBJ)
-$(BUILD)/cmkd.map: Makefile
-	@mkdir -p $(@D); echo '{ global: cmkd_*; local: *; };' > $@
-$(BUILD)/libcmkd.so.$(VERSION): $(LIB_OBJ) $(BUILD)/objects.stamp $(BUILD)/cmkd.map
+$(BUILD)/libcmkd.so.$(VERSION): $(LIB_OBJ) $(BUILD)/objects.stamp
 	$(call say,LINK,$@)
-	$(Q)$(LINK) -shared -Wl,-soname,libcmkd.so.$(SOVERSION) -Wl,--version-script=$(BUILD)/cmkd.map -o $@ $(LIB_OBJ) $(LIBS)
+	$(Q)$(LINK) -shared -Wl,-soname,libcmkd.so.$(SOVERSION) -o $@ $(LIB_OBJ) $(LIBS)
 $(BUILD)/libcmkd.so: $(BUILD)/libcmkd.so.$(VERSION)
 	@ln -sf libcmkd.so.$(VERSION) $(BUILD)/libcmkd.so.$(SOVERSION); ln -sf libcmkd.so.$(SOVERSION) $@
 $(BUILD)/cmkd-cache: $(BUILD)/precompute/main.o $(BUILD)/libcmkd.a
@@ -150,7 +150,7 @@ $(BUILD)/cmkd.pc: Makefile $(CONFIG) $(BUILD)/prefix.stamp
 # Code for Hopper; the driver compiles for other GPUs from Ampere on. -lineinfo lets compute-sanitizer name source
 # lines; it costs megabytes, no speed.
 GENCODE ?= -gencode arch=compute_80,code=[compute_80,sm_90]
-NVFLAGS := -std=c++17 -O3 -lineinfo $(GENCODE) -Xcompiler -fPIC,-Wall -I. -Iinclude -DCMKD_VERSION='"$(VERSION)"'
+NVFLAGS := -std=c++17 -O3 -lineinfo $(GENCODE) -Xcompiler -fPIC,-Wall -I. -Iinclude
 CU_OBJ := $(patsubst %.cu,$(BUILD)/%.cu.o,$(filter %.cu,$(CU_SRC))) $(patsubst %.c,$(BUILD)/%.o,$(filter %.c,$(CU_SRC)))
 $(BUILD)/%.cu.o: %.cu $(CONFIG) $(BUILD)/nvflags.stamp
 	@mkdir -p $(@D)

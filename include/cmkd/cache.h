@@ -42,27 +42,27 @@ typedef struct cmkd_cache_info {
 typedef struct cmkd_cache cmkd_cache; /* read-only, shared freely between threads */
 
 /* Reads and checks the master and every shard's user block. A missing or wrong shard fails here, by name. */
-cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err);
-void cmkd_cache_close(cmkd_cache *cache);
-const cmkd_cache_info *cmkd_cache_get_info(const cmkd_cache *cache);
+CMKD_API cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err);
+CMKD_API void cmkd_cache_close(cmkd_cache *cache);
+CMKD_API const cmkd_cache_info *cmkd_cache_get_info(const cmkd_cache *cache);
 
 /* All labels (samples), sample ids (samples), seeds of one view (samples); arrays owned by the cache, valid until
  * close. Loaded and hash-checked on first use. */
-cmkd_status cmkd_cache_labels(cmkd_cache *cache, const int32_t **labels, cmkd_error *err);
-cmkd_status cmkd_cache_ids(cmkd_cache *cache, const uint64_t **ids, cmkd_error *err);
-cmkd_status cmkd_cache_seeds(cmkd_cache *cache, uint32_t view, uint64_t *seeds, cmkd_error *err);
+CMKD_API cmkd_status cmkd_cache_labels(cmkd_cache *cache, const int32_t **labels, cmkd_error *err);
+CMKD_API cmkd_status cmkd_cache_ids(cmkd_cache *cache, const uint64_t **ids, cmkd_error *err);
+CMKD_API cmkd_status cmkd_cache_seeds(cmkd_cache *cache, uint32_t view, uint64_t *seeds, cmkd_error *err);
 
 /* Decoded logits of samples [first, first+count) of one view, float32, into the caller's (count, classes). All cores.
  */
-cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits,
-                            cmkd_error *err);
+CMKD_API cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits,
+                                     cmkd_error *err);
 
 /* The same rows as the cache stores them, for programs that decode on a device: items (count, classes) in
  * cmkd_cache_item bytes each, little endian (docs/cache-format.md); row_max, row_range (count) halves of codec u8sqrt,
  * else NULL. Codecs that a device does not know (topk) fail with CMKD_ERR_UNSUPPORTED. */
-int cmkd_cache_item(const cmkd_cache *cache);
-cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, void *items,
-                                  uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
+CMKD_API int cmkd_cache_item(const cmkd_cache *cache);
+CMKD_API cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count,
+                                           void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
 
 /* Streams rows of one view in the given order, prefetching ahead on its own threads. */
 typedef struct cmkd_stream cmkd_stream;
@@ -72,12 +72,13 @@ typedef struct cmkd_stream_options {
                       which option helps */
 } cmkd_stream_options;
 /* `order`: n sample positions (0 .. samples-1), borrowed until the stream is freed. */
-cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n,
-                             const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);
+CMKD_API cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n,
+                                      const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);
 /* The next `count` rows of the order as float32 into logits (count, classes); seeds (count) may be NULL. Past the end:
  * fails. */
-cmkd_status cmkd_stream_next(cmkd_stream *stream, uint32_t count, float *logits, uint64_t *seeds, cmkd_error *err);
-void cmkd_stream_free(cmkd_stream *stream);
+CMKD_API cmkd_status cmkd_stream_next(cmkd_stream *stream, uint32_t count, float *logits, uint64_t *seeds,
+                                      cmkd_error *err);
+CMKD_API void cmkd_stream_free(cmkd_stream *stream);
 
 #ifdef __cplusplus
 }

@@ -26,14 +26,14 @@ typedef struct cmkd_dataset {
 /* Reads a whole split and checks it: exact sizes, labels in range. A missing folder is searched in the usual places
  * (Debian's dataset packages, ./data/NAME, $CMKD_DATA/NAME); the error lists where it looked. Free with
  * cmkd_dataset_close. */
-cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err);
-void cmkd_dataset_close(cmkd_dataset *data);
+CMKD_API cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err);
+CMKD_API void cmkd_dataset_close(cmkd_dataset *data);
 /* Names of all known data sets, NULL-terminated. */
-const char *const *cmkd_dataset_names(void);
+CMKD_API const char *const *cmkd_dataset_names(void);
 /* The name part of a SPEC, canonical, checked against the registry; `spec` may carry a path. */
-cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err);
+CMKD_API cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err);
 /* The usual augmentation of a SPEC's training images: crop and flip, but digits are never mirrored. */
-cmkd_status cmkd_dataset_policy(const char *spec, cmkd_policy *out, cmkd_error *err);
+CMKD_API cmkd_status cmkd_dataset_policy(const char *spec, cmkd_policy *out, cmkd_error *err);
 
 #ifdef __cplusplus
 }

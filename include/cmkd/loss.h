@@ -5,8 +5,8 @@
 #define CMKD_LOSS_H
 #include <stddef.h>
 #include <stdint.h>
+#include "cmkd/dtype.h"
 #include "cmkd/status.h"
-#include "cmkd/weights.h" /* cmkd_dtype */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -20,16 +20,16 @@ typedef struct cmkd_loss cmkd_loss; /* immutable after parsing; shared freely be
 
 /* "cmkd", "kd", "dkd+cmkd", "ce:1+cmkd:beta=4,gamma=2,T=4,kappa=2,gate=easy-spearman,zscore=on". An unknown term or key
  * fails with CMKD_ERR_USAGE and names the nearest known one. Caller frees with cmkd_loss_free. */
-cmkd_status cmkd_loss_parse(const char *expression, cmkd_loss_family family, cmkd_loss **out, cmkd_error *err);
-void cmkd_loss_free(cmkd_loss *loss);
-const char *
-cmkd_loss_text(const cmkd_loss *loss); /* the expression in full, every default written out; parses to the same loss */
-int cmkd_loss_needs_teacher(const cmkd_loss *loss);  /* 0 for pure cross-entropy */
-int cmkd_loss_needs_full_row(const cmkd_loss *loss); /* 1 for rank-based terms: top-k caches are refused */
+CMKD_API cmkd_status cmkd_loss_parse(const char *expression, cmkd_loss_family family, cmkd_loss **out, cmkd_error *err);
+CMKD_API void cmkd_loss_free(cmkd_loss *loss);
+/* The expression in full, every default written out; parses to the same loss. Owned by the loss. */
+CMKD_API const char *cmkd_loss_text(const cmkd_loss *loss);
+CMKD_API int cmkd_loss_needs_teacher(const cmkd_loss *loss);  /* 0 for pure cross-entropy */
+CMKD_API int cmkd_loss_needs_full_row(const cmkd_loss *loss); /* 1 for rank-based terms: top-k caches are refused */
 /* What is logged by itself: "ce", "kd", "pearson", "spearman", "dkd_target", ... Value = batch mean of the unweighted
  * part. */
-int cmkd_loss_parts(const cmkd_loss *loss);
-const char *cmkd_loss_part_name(const cmkd_loss *loss, int part);
+CMKD_API int cmkd_loss_parts(const cmkd_loss *loss);
+CMKD_API const char *cmkd_loss_part_name(const cmkd_loss *loss, int part);
 
 typedef struct cmkd_loss_batch {
   int64_t batch, classes; /* B >= 1, 2 <= C <= 131072 */
@@ -52,12 +52,12 @@ typedef struct cmkd_loss_result {
 } cmkd_loss_result;
 
 /* Bytes of scratch that eval needs for this shape (0 is possible). The caller owns it; 64-byte aligned. */
-size_t cmkd_loss_scratch(const cmkd_loss *loss, const char *implementation, int64_t batch, int64_t classes);
+CMKD_API size_t cmkd_loss_scratch(const cmkd_loss *loss, const char *implementation, int64_t batch, int64_t classes);
 /* Evaluates on host buffers. implementation: "cpu" or "ref". Bad rows give CMKD_ERR_VALUE with result->bad_row set;
  * grad is then undefined but never NaN-free by accident of reading out of bounds. Results do not depend on the run;
  * rows are independent but for DIST's column part and the batch-mean entropy. */
-cmkd_status cmkd_loss_eval(const cmkd_loss *loss, const char *implementation, const cmkd_loss_batch *batch,
-                           void *scratch, cmkd_loss_result *result, cmkd_error *err);
+CMKD_API cmkd_status cmkd_loss_eval(const cmkd_loss *loss, const char *implementation, const cmkd_loss_batch *batch,
+                                    void *scratch, cmkd_loss_result *result, cmkd_error *err);
 
 /* How far a student is from its teacher, under any loss: sums over rows, so that callers can accumulate. Degenerate
  * rows count 0. Pearson of the raw logits of a row; Spearman with tied ranks averaged; blocks: soft rank at `kappa`,
@@ -66,9 +66,10 @@ typedef struct cmkd_agreement {
   double pearson, spearman, blocks;
   int64_t rows;
 } cmkd_agreement;
-size_t cmkd_agreement_scratch(int64_t batch, int64_t classes);
-cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype, int64_t batch,
-                               int64_t classes, double kappa, void *scratch, cmkd_agreement *sums, cmkd_error *err);
+CMKD_API size_t cmkd_agreement_scratch(int64_t batch, int64_t classes);
+CMKD_API cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype,
+                                        int64_t batch, int64_t classes, double kappa, void *scratch,
+                                        cmkd_agreement *sums, cmkd_error *err);
 
 #ifdef __cplusplus
 }

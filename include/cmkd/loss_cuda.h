@@ -26,17 +26,17 @@ typedef struct cmkd_cuda_loss_batch {
 
 /* Bytes of device scratch for this shape, 256-byte aligned; 0 when the shape is out of range. One scratch serves one
  * stream. */
-size_t cmkd_cuda_loss_scratch(const cmkd_loss *loss, int64_t batch, int64_t classes);
+CMKD_API size_t cmkd_cuda_loss_scratch(const cmkd_loss *loss, int64_t batch, int64_t classes);
 /* Clears the head of fresh scratch. Once; every eval leaves it ready for the next (also of another loss or shape that
  * fits). */
-cmkd_status cmkd_cuda_loss_init(void *scratch, void *stream, cmkd_error *err);
+CMKD_API cmkd_status cmkd_cuda_loss_init(void *scratch, void *stream, cmkd_error *err);
 /* Queues loss and gradient: one launch for C <= 8192 (plus one where entropy_mean is NaN, plus two for DIST's columns).
  * `result` is device memory (or mapped host memory). Bad rows (NaN, Inf, a label outside [0, C)) are found on the
  * device: the call returns CMKD_OK, result->bad_row names the first one, result->loss is NaN, and those rows' gradients
  * are 0. The bits of gradient and result depend on the inputs and the shape alone. A refused launch gives
  * CMKD_ERR_DEVICE. */
-cmkd_status cmkd_cuda_loss_eval(const cmkd_loss *loss, const cmkd_cuda_loss_batch *batch, void *scratch,
-                                cmkd_loss_result *result, void *stream, cmkd_error *err);
+CMKD_API cmkd_status cmkd_cuda_loss_eval(const cmkd_loss *loss, const cmkd_cuda_loss_batch *batch, void *scratch,
+                                         cmkd_loss_result *result, void *stream, cmkd_error *err);
 
 #ifdef __cplusplus
 }

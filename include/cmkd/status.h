@@ -3,6 +3,7 @@
  * exits. `err` may be NULL where the caller wants the status alone. */
 #ifndef CMKD_STATUS_H
 #define CMKD_STATUS_H
+#include "cmkd/api.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,7 +34,7 @@ typedef struct cmkd_error {
 #endif
 
 /* Fills *err (if any) and returns `status`, so that `return cmkd_fail(err, ...)` reads naturally. */
-cmkd_status cmkd_fail(cmkd_error *err, cmkd_status status, const char *format, ...) CMKD_PRINTF(3, 4);
+CMKD_API cmkd_status cmkd_fail(cmkd_error *err, cmkd_status status, const char *format, ...) CMKD_PRINTF(3, 4);
 
 /* Forwards a failure to the caller. The function may hold nothing that needs freeing; otherwise use goto. */
 #define CMKD_TRY(expression) \

@@ -19,9 +19,10 @@ typedef enum cmkd_policy {
   CMKD_AUGMENT_CROP = 2,
   CMKD_AUGMENT_CROP_FLIP = 3
 } cmkd_policy;
-const char *cmkd_policy_name(cmkd_policy policy); /* "none" "flip" "crop" "crop+flip" */
-cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err); /* suggests the nearest name */
-uint32_t cmkd_policy_variants(cmkd_policy policy);                                  /* 1, 2, 81, 162 */
+CMKD_API const char *cmkd_policy_name(cmkd_policy policy); /* "none" "flip" "crop" "crop+flip" */
+/* The policy of that name; an unknown one fails with CMKD_ERR_USAGE and suggests the nearest. */
+CMKD_API cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err);
+CMKD_API uint32_t cmkd_policy_variants(cmkd_policy policy); /* 1, 2, 81, 162 */
 
 /* The geometric move that `seed` stands for under `policy`.
  * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same
@@ -30,30 +31,31 @@ uint32_t cmkd_policy_variants(cmkd_policy policy);                              
 typedef struct cmkd_view_transform {
   int dy, dx, flip;
 } cmkd_view_transform; /* dy, dx in 0..8; 4 is the centre */
-cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed);
+CMKD_API cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed);
 
 /* The seed whose move is the identity under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a
  * clean view, so that pixels follow from seed and policy with no special case. */
-uint64_t cmkd_clean_seed(cmkd_policy policy);
+CMKD_API uint64_t cmkd_clean_seed(cmkd_policy policy);
 
 /* seeds[i, v] of a cache: the first 64 bits of Philox 4x32-10 with key (S, stream) and counter (sample_id, view).
  * With all_variants, seeds[i, .] is instead a Philox-keyed permutation of 0 .. variants-1. */
-uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy, int all_variants);
+CMKD_API uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy,
+                                 int all_variants);
 /* The same for all views of one sample; out has room for `views` numbers. */
-void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy, int all_variants,
-                     uint64_t *out);
+CMKD_API void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy,
+                              int all_variants, uint64_t *out);
 
 /* Fresh augmentation seed for training without a cache or teacher: never repeats a view on purpose. */
-uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t sample_id);
+CMKD_API uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t sample_id);
 
 /* The view that all samples of `epoch` (from 0) use: pi(epoch mod V), pi drawn from (train_seed, epoch div V). */
-uint32_t cmkd_epoch_view(uint64_t train_seed, uint32_t epoch, uint32_t views);
+CMKD_API uint32_t cmkd_epoch_view(uint64_t train_seed, uint32_t epoch, uint32_t views);
 
 /* Sample order of an epoch: positions 0..n-1 of the split, a function of its arguments alone.
  * shuffle_block 0: a full permutation. B > 0: blocks of B consecutive samples are permuted, then a sliding window of
  * CMKD_SHUFFLE_WINDOW blocks is drawn from, so that a reader holds that many blocks and no more. out: n numbers. */
 #define CMKD_SHUFFLE_WINDOW 8
-void cmkd_epoch_order(uint64_t train_seed, uint32_t epoch, uint32_t n, uint32_t shuffle_block, uint32_t *out);
+CMKD_API void cmkd_epoch_order(uint64_t train_seed, uint32_t epoch, uint32_t n, uint32_t shuffle_block, uint32_t *out);
 
 #ifdef __cplusplus
 }

@@ -1,0 +1,3 @@
+#include "cmkd/api.h"
+
+const char *cmkd_version(void) { return CMKD_VERSION; }
