@@ -9,6 +9,7 @@
 #include "base/progress.h"
 #include "cmkd/weights.h"
 #include "formats/cache/codec.h"
+#include "formats/cache/paths.h"
 #include "precompute/build.h"
 #include "precompute/precision.h"
 #include "precompute/commands.h"

@@ -9,6 +9,7 @@
 #include "base/interrupt.h"
 #include "base/progress.h"
 #include "formats/cache/codec.h"
+#include "formats/cache/paths.h"
 
 typedef struct job {
   const cmkd_reshape *shape;

@@ -3,6 +3,7 @@
 #include "tests/support.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "formats/cache/paths.h"
 #include "formats/cache/verify.h"
 #include "tests/support_cache.h"
 
@@ -87,8 +88,27 @@ static void block_is_laid_out_as_documented(void **state) {
   free(data);
 }
 
+static void names_follow_from_the_masters(void **state) {
+  (void)state;
+  static const char *const names[][3] = {
+      {"teacher.h5", "teacher.shards", "teacher.test.h5"},
+      {"a.b/teacher", "a.b/teacher.shards", "a.b/teacher.test.h5"},
+      {"x.h5.h5", "x.h5.shards", "x.h5.test.h5"},
+      {".h5", ".h5.shards", ".h5.test.h5"},
+      {"", ".shards", ".test.h5"},
+  };
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    char *folder = cmkd_cache_folder(names[i][0]), *companion = cmkd_cache_companion(names[i][0]);
+    assert_string_equal(folder, names[i][1]);
+    assert_string_equal(companion, names[i][2]);
+    free(folder);
+    free(companion);
+  }
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(old_caches_read_the_same),
+                                     cmocka_unit_test(names_follow_from_the_masters),
                                      cmocka_unit_test(block_is_laid_out_as_documented)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -12,6 +12,7 @@
 #include "base/cpu.h"
 #include "base/file.h"
 #include "formats/cache/hash.h"
+#include "formats/cache/paths.h"
 #include "formats/cache/reader.h"
 
 #define KEEP_OPEN 256 /* shards; more would meet the limit of open files */
@@ -28,10 +29,7 @@ static cmkd_status open_master(cmkd_cache *cache, cmkd_error *err) {
   cmkd_user_block block;
   if (open_file(cache->path, &fd, err) != CMKD_OK) {
     if (errno != ENOENT) return CMKD_ERR_IO;
-    char *folder = NULL;
-    size_t length = strlen(cache->path);
-    if (length > 3 && !strcmp(cache->path + length - 3, ".h5"))
-      folder = cmkd_format("%.*s.shards", (int)length - 3, cache->path);
+    char *folder = cmkd_cache_folder(cache->path);
     int parts = folder && cmkd_file_exists(folder);
     free(folder);
     return cmkd_fail(
@@ -69,9 +67,7 @@ static char *find_folder(const cmkd_cache *cache) {
   char *dir = cmkd_path_dir(cache->path), *folder = dir ? cmkd_path_join(dir, cache->master.folder) : NULL;
   free(dir);
   if (folder && !cmkd_file_exists(folder)) {
-    size_t length = strlen(cache->path);
-    int stem = length > 3 && !strcmp(cache->path + length - 3, ".h5") ? (int)length - 3 : (int)length;
-    char *other = cmkd_format("%.*s.shards", stem, cache->path);
+    char *other = cmkd_cache_folder(cache->path);
     if (other && cmkd_file_exists(other)) {
       free(folder);
       return other;

@@ -10,17 +10,12 @@
 #include <unistd.h>
 #include "base/cpu.h"
 #include "base/file.h"
+#include "formats/cache/paths.h"
 #include "formats/cache/writer.h"
 
 #define CHUNK_BYTES 200000u      /* raw bytes of a chunk: at least this, in a power of two of rows */
 #define SHARD_BYTES (4ull << 20) /* raw bytes of a shard, unless that makes over 1024 of them */
 #define SHARD_BYTES_MOST (128ull << 20)
-
-char *cmkd_cache_folder(const char *path) {
-  size_t length = strlen(path);
-  int stem = length > 3 && !strcmp(path + length - 3, ".h5") ? (int)length - 3 : (int)length;
-  return cmkd_format("%.*s.shards", stem, path);
-}
 
 static void choose_geometry(const cmkd_cache_spec *spec, const cmkd_codec *codec, cmkd_cache_head *head) {
   uint64_t row = (uint64_t)spec->classes * (uint64_t)codec->item, chunk = 1,

@@ -41,9 +41,6 @@ typedef struct cmkd_writer_stats {
   double write_seconds;                 /* image, hashes, write, fsync, rename */
 } cmkd_writer_stats;
 
-/* Folder of PATH's shards: "teacher.h5" -> "teacher.shards". Fresh memory. */
-char *cmkd_cache_folder(const char *path);
-
 /* Makes the folder, refuses a PATH that holds something else (another cache, a foreign file) and a running build of
  * another configuration. */
 cmkd_status cmkd_cache_writer_open(const char *path, const cmkd_cache_spec *spec, cmkd_cache_writer **out,
