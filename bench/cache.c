@@ -13,7 +13,7 @@
 #include "base/progress.h"
 #include "base/rng.h"
 #include "cmkd/cache.h"
-#include "formats/cache/write.h"
+#include "cmkd/cache_writer.h"
 
 #define POOL 2048  /* distinct rows; a chunk holds fewer, so repeats don't help the compressor */
 #define BATCH 1024 /* rows a call of the stream delivers */
@@ -54,7 +54,7 @@ static double write_cache(const char *path, uint32_t samples, uint32_t views, ui
   double start = cmkd_seconds();
   check(cmkd_cache_writer_open(path, &spec, &w, &err));
   for (uint32_t k = 0; k < cmkd_cache_writer_shards(w); k++) {
-    cmkd_shard_state state;
+    cmkd_cache_shard_state state;
     uint64_t first;
     uint32_t n;
     check(cmkd_cache_writer_begin(w, k, &state, &err));

@@ -150,7 +150,7 @@ static cmkd_status build_shards(build *b, cmkd_error *err) {
   while (left && status == CMKD_OK) {
     int progressed = 0;
     for (uint32_t k = 0; k < shards && status == CMKD_OK; k++) {
-      cmkd_shard_state state;
+      cmkd_cache_shard_state state;
       uint64_t first;
       uint32_t n;
       if (done[k]) continue;
@@ -159,9 +159,9 @@ static cmkd_status build_shards(build *b, cmkd_error *err) {
         break;
       }
       status = cmkd_cache_writer_begin(b->writer, k, &state, err);
-      if (status != CMKD_OK || state == CMKD_SHARD_BUSY) continue;
+      if (status != CMKD_OK || state == CMKD_CACHE_SHARD_BUSY) continue;
       cmkd_cache_writer_range(b->writer, k, &first, &n);
-      if (state == CMKD_SHARD_DONE) {
+      if (state == CMKD_CACHE_SHARD_DONE) {
         b->done += (uint64_t)n * b->views;
         b->progress.base += (uint64_t)n * b->views; /* not of this run's rate */
         cmkd_progress_update(&b->progress, b->done);
@@ -208,7 +208,7 @@ cmkd_status cmkd_build_cache(const cmkd_build_job *job, cmkd_build_result *resul
     result->finished = status == CMKD_OK;
   }
   cmkd_progress_end(&b.progress);
-  cmkd_cache_writer_stats(b.writer, &result->writer);
+  cmkd_cache_writer_get_stats(b.writer, &result->writer);
   cmkd_cache_writer_close(b.writer);
   result->seconds = cmkd_seconds() - start;
   return status;

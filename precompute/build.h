@@ -3,7 +3,7 @@
 #define CMKD_PRECOMPUTE_BUILD_H
 #include "cmkd/cache.h"
 #include "cmkd/dataset.h"
-#include "formats/cache/write.h"
+#include "cmkd/cache_writer.h"
 #include "nets/teacher.h"
 #include "precompute/part.h"
 
@@ -27,7 +27,7 @@ typedef struct cmkd_build_job {
 } cmkd_build_job;
 
 typedef struct cmkd_build_result {
-  cmkd_writer_stats writer;
+  cmkd_cache_writer_stats writer;
   double seconds, teacher_seconds; /* wall time; of that inside the teacher */
   uint64_t teacher_rows;
   uint32_t shards, shards_done; /* of this part */

@@ -219,7 +219,7 @@ static cmkd_status find_data(const options *o, char spec[4200], cmkd_error *err)
 }
 
 static void summary(const cmkd_build_job *job, const cmkd_build_result *r, const char *out, json_t *json) {
-  const cmkd_writer_stats *w = &r->writer;
+  const cmkd_cache_writer_stats *w = &r->writer;
   uint32_t views = job->views + (job->clean_view ? 1 : 0);
   double per_row = w->rows ? (double)w->file_bytes / (double)w->rows : 0,
          rate = r->teacher_seconds > 0 ? (double)r->teacher_rows / r->teacher_seconds : 0;

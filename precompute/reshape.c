@@ -167,7 +167,7 @@ static cmkd_status check_top_k(const cmkd_reshape *shape, cmkd_error *err) {
   return cmkd_codec_allowed(codec, thinned == shape->count || shape->allow_top_k, err);
 }
 
-cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats, cmkd_error *err) {
+cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_cache_writer_stats *stats, cmkd_error *err) {
   job j = {.shape = shape};
   CMKD_TRY(check_top_k(shape, err));
   CMKD_TRY(cmkd_reshape_target(shape->out, err));
@@ -175,14 +175,14 @@ cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats
   cmkd_progress_start(&j.progress, shape->label, "rows", shape->spec.samples * shape->spec.views, 0, shape->quiet);
   cmkd_status status = allocate(&j, err);
   for (uint32_t k = 0; k < cmkd_cache_writer_shards(j.writer) && status == CMKD_OK; k++) {
-    cmkd_shard_state state;
+    cmkd_cache_shard_state state;
     status = cmkd_cache_writer_begin(j.writer, k, &state, err);
-    if (status == CMKD_OK && state != CMKD_SHARD_NEEDED)
+    if (status == CMKD_OK && state != CMKD_CACHE_SHARD_NEEDED)
       status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: another process writes it; choose another name", shape->out);
     if (status == CMKD_OK) status = write_shard(&j, k, err);
   }
   if (status == CMKD_OK) status = cmkd_cache_writer_finish(j.writer, err);
-  if (stats) cmkd_cache_writer_stats(j.writer, stats);
+  if (stats) cmkd_cache_writer_get_stats(j.writer, stats);
   cmkd_progress_end(&j.progress);
   cmkd_cache_writer_close(j.writer);
   release(&j);

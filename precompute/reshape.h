@@ -5,7 +5,7 @@
 #define CMKD_PRECOMPUTE_RESHAPE_H
 #include <jansson.h>
 #include "cmkd/cache.h"
-#include "formats/cache/write.h"
+#include "cmkd/cache_writer.h"
 
 typedef struct cmkd_reshape_view {
   int input;
@@ -25,7 +25,7 @@ typedef struct cmkd_reshape {
 } cmkd_reshape;
 
 /* Writes the output. It must not exist, nor its folder of shards; after a failure or Ctrl-C nothing of it is left. */
-cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_writer_stats *stats, cmkd_error *err);
+cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_cache_writer_stats *stats, cmkd_error *err);
 
 /* The two halves of that rule, for other writers: CMKD_ERR_MISMATCH when OUT or its folder exists; removes OUT and its
  * shards. */

@@ -111,19 +111,19 @@ static cmkd_status build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_
   return status == CMKD_OK ? cmkd_cache_writer_end(w, err) : status;
 }
 
-cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_writer_stats *stats, cmkd_error *err) {
+cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_cache_writer_stats *stats, cmkd_error *err) {
   cmkd_cache_spec spec;
   cmkd_cache_writer *w;
   synthetic_spec(s, &spec);
   CMKD_TRY(cmkd_cache_writer_open(path, &spec, &w, err));
   cmkd_status status = CMKD_OK;
   for (uint32_t k = 0; k < cmkd_cache_writer_shards(w) && status == CMKD_OK; k++) {
-    cmkd_shard_state state;
+    cmkd_cache_shard_state state;
     status = cmkd_cache_writer_begin(w, k, &state, err);
-    if (status == CMKD_OK && state == CMKD_SHARD_NEEDED) status = build_shard(s, w, k, err);
+    if (status == CMKD_OK && state == CMKD_CACHE_SHARD_NEEDED) status = build_shard(s, w, k, err);
   }
   if (status == CMKD_OK) status = cmkd_cache_writer_finish(w, err);
-  if (stats) cmkd_cache_writer_stats(w, stats);
+  if (stats) cmkd_cache_writer_get_stats(w, stats);
   cmkd_cache_writer_close(w);
   return status;
 }

@@ -293,7 +293,7 @@ static void builders_share_the_work(void **state) {
       if (fork() != 0) continue;
       cmkd_cache_spec spec;
       cmkd_cache_writer *w;
-      cmkd_writer_stats stats = {0};
+      cmkd_cache_writer_stats stats = {0};
       synthetic_spec(&small, &spec);
       uint64_t ids[230], seeds[230 * 2];
       int32_t labels[230];
@@ -310,7 +310,7 @@ static void builders_share_the_work(void **state) {
       if (!status)
         status = cmkd_cache_writer_add(w, 230, ids, labels, seeds, logits, &err) != CMKD_OK ||
                  cmkd_cache_writer_finish(w, &err) != CMKD_OK;
-      if (!status) cmkd_cache_writer_stats(w, &stats);
+      if (!status) cmkd_cache_writer_get_stats(w, &stats);
       if (!status) cmkd_cache_writer_close(w);
       if (status) fprintf(stderr, "builder: %s\n", err.message);
       if (syscall(SYS_write, pipes[1], &stats.rows, sizeof stats.rows) != sizeof stats.rows) status = 1;
@@ -343,11 +343,11 @@ static void other_builds_are_refused(void **state) {
   synthetic_spec(&small, &spec);
   assert_ok(cmkd_cache_writer_open(path, &spec, &w, &err));
   assert_int_equal(synthetic_build(&other, path, NULL, &err), CMKD_ERR_MISMATCH); /* one is running */
-  cmkd_shard_state state_of;
+  cmkd_cache_shard_state state_of;
   assert_ok(cmkd_cache_writer_begin(w, 1, &state_of, &err));
   assert_ok(cmkd_cache_writer_open(path, &spec, &second, &err)); /* the same cache: shares */
   assert_ok(cmkd_cache_writer_begin(second, 1, &state_of, &err));
-  assert_int_equal(state_of, CMKD_SHARD_BUSY);
+  assert_int_equal(state_of, CMKD_CACHE_SHARD_BUSY);
   assert_int_equal(cmkd_cache_writer_finish(second, &err), CMKD_ERR_FORMAT);
   assert_non_null(strstr(err.message, "5 of 5 shards are missing"));
   cmkd_cache_writer_close(second);
@@ -371,7 +371,7 @@ static void bad_numbers_are_refused(void **state) {
   char *path = cmkd_format("%s/t.h5", scratch_dir());
   cmkd_cache_spec spec;
   cmkd_cache_writer *w;
-  cmkd_shard_state state_of;
+  cmkd_cache_shard_state state_of;
   uint64_t ids[50], seeds[100] = {0};
   int32_t labels[50] = {0};
   float row[10] = {0};

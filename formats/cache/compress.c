@@ -191,7 +191,7 @@ cmkd_status cmkd_cache_writer_wait(cmkd_cache_writer *w, cmkd_error *err) {
   return status;
 }
 
-void cmkd_cache_writer_stats(cmkd_cache_writer *w, cmkd_writer_stats *out) {
+void cmkd_cache_writer_get_stats(cmkd_cache_writer *w, cmkd_cache_writer_stats *out) {
   pthread_mutex_lock(&w->mutex);
   *out = w->stats;
   pthread_mutex_unlock(&w->mutex);

@@ -1,5 +1,5 @@
 /* What callers of the writer see: open, fill, seal. */
-#include "formats/cache/write.h"
+#include "cmkd/cache_writer.h"
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -275,7 +275,7 @@ static cmkd_status shard_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_wor
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_shard_state *state, cmkd_error *err) {
+cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_cache_shard_state *state, cmkd_error *err) {
   if (w->filling || k >= w->head.shards)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: shard %u cannot be begun now", w->path, k);
   CMKD_TRY(cmkd_writer_failed(w, err));
@@ -288,7 +288,7 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_shard
   free(path);
   if (status != CMKD_OK) return status;
   if (!taken) {
-    *state = CMKD_SHARD_BUSY;
+    *state = CMKD_CACHE_SHARD_BUSY;
     return CMKD_OK;
   }
   int known = w->entries[k].block_sha256[0] != 0;
@@ -297,7 +297,7 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_shard
     pthread_mutex_lock(&w->mutex);
     if (!known) w->stats.reused_rows += (uint64_t)w->entries[k].samples * w->head.views;
     pthread_mutex_unlock(&w->mutex);
-    *state = CMKD_SHARD_DONE;
+    *state = CMKD_CACHE_SHARD_DONE;
     return CMKD_OK;
   }
   status = shard_create(w, k, &w->filling, err);
@@ -306,7 +306,7 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_shard
   else
     cmkd_lock_release(&lock);
   if (status != CMKD_OK) cmkd_cache_writer_abandon(w);
-  *state = CMKD_SHARD_NEEDED;
+  *state = CMKD_CACHE_SHARD_NEEDED;
   return status;
 }
 
@@ -434,14 +434,14 @@ void cmkd_cache_writer_abandon(cmkd_cache_writer *w) {
 /* Begins the shard that sample w->added opens, waiting for another process that has it in work. */
 static cmkd_status add_begin(cmkd_cache_writer *w, cmkd_error *err) {
   uint32_t k = (uint32_t)(w->added / w->head.shard_rows);
-  cmkd_shard_state state;
+  cmkd_cache_shard_state state;
   for (;;) {
     CMKD_TRY(cmkd_cache_writer_begin(w, k, &state, err));
-    if (state != CMKD_SHARD_BUSY) break;
+    if (state != CMKD_CACHE_SHARD_BUSY) break;
     nanosleep(&(struct timespec){0, 100000000}, NULL);
   }
   w->add_open = 1;
-  w->add_skip = state == CMKD_SHARD_DONE;
+  w->add_skip = state == CMKD_CACHE_SHARD_DONE;
   if (w->filling) w->filling->have_samples = 1; /* they arrive with the rows */
   return CMKD_OK;
 }

@@ -5,7 +5,7 @@
 #include "formats/cache/hdf5.h"
 #include "formats/cache/lock.h"
 #include "formats/cache/meta.h"
-#include "formats/cache/write.h"
+#include "cmkd/cache_writer.h"
 
 typedef struct cmkd_chunk_work {
   uint8_t *items;
@@ -60,7 +60,7 @@ struct cmkd_cache_writer {
   unsigned head_at, queued;
   cmkd_shard_work *sealed; /* being finished; at most one */
   cmkd_error failure;      /* first error of the background work */
-  cmkd_writer_stats stats;
+  cmkd_cache_writer_stats stats;
 };
 
 /* compress.c */

@@ -1,5 +1,10 @@
-/* Teacher caches: open, inspect, stream. The reader uses the files' user block, pread and zstd, never libhdf5.
- * docs/cache-format.md is the specification. */
+/* Teacher caches: open, inspect, stream. A cache is a master file and a folder of shards beside it
+ * (docs/cache-format.md); cmkd/cache_writer.h makes one, docs/examples/cache.c reads one. Files may be damaged or
+ * hostile: every function fails with one line rather than give wrong numbers.
+ *
+ * Threads: one open cache may be used by any number of threads at once, a stream by one thread at a time. No pointer
+ * may be NULL unless that is said; `err` may always be. Errors beside those named: CMKD_ERR_IO (the system refused),
+ * CMKD_ERR_FORMAT (damage; the message names the file), CMKD_ERR_MEMORY, CMKD_ERR_USAGE (arguments out of range). */
 #ifndef CMKD_CACHE_H
 #define CMKD_CACHE_H
 #include <stdint.h>
@@ -8,76 +13,93 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#ifndef CMKD_API
+#define CMKD_API
+#endif
 
-/* Who made the logits, from what, how: everything a trainer must agree with. Strings are owned by the cache. */
+/* Who made the logits, from what, how: everything a trainer must agree with. Strings are UTF-8, "" where unknown. */
 typedef struct cmkd_cache_identity {
-  char teacher_sha256[65], teacher_arch[64], teacher_name[128];
-  float mean[3], std[3];
-  int channels; /* the teacher's normalisation */
-  char precision[16];
-  int teacher_batch;      /* of inference: "fp32", the fixed padded batch */
-  double precision_error; /* root mean square difference of its logits from fp32's, measured on a sample; 0: fp32, or
+  char teacher_sha256[65]; /* of the weight file, 64 lower-case hex digits */
+  char teacher_arch[64];
+  char teacher_name[128];
+  float mean[3], std[3];  /* the teacher's normalisation, x = (pixel / 255 - mean) / std */
+  int channels;           /* how many of the three are in use; 0: unknown */
+  char precision[16];     /* of inference: "fp32", "tf32", "bf16", "fp16" */
+  int teacher_batch;      /* images of one inference; short batches were padded to it */
+  double precision_error; /* root mean square difference of its logits from fp32's, measured on some views; 0: fp32, or
                              not measured */
-  char dataset[32], split[8], fingerprint[65];
-  uint32_t dataset_n; /* of the whole split */
-  cmkd_policy policy;
-  char rng_version[32];
-  uint64_t cache_seed;
-  int all_variants, clean_view; /* `--views all`; last view is the clean one */
-  char codec[16];
-  char tool_version[32];
+  char dataset[32];       /* "cifar100" */
+  char split[8];          /* "train" or "test" */
+  char fingerprint[65];   /* SHA-256 of the whole split (cmkd/dataset.h), or "" */
+  uint32_t dataset_n;     /* samples of the whole split */
+  cmkd_policy policy;     /* how a view's pixels follow from its seed */
+  char rng_version[32];   /* the rules that drew the seeds */
+  uint64_t cache_seed;    /* from which they were drawn */
+  int all_variants;       /* 1: the views of a sample are all variants of the policy, in an order of its own */
+  int clean_view;         /* 1: the last view is the image as it is */
+  char codec[16];         /* how logits are stored: "f16", "f32", "u8sqrt", "topk:K" */
+  char tool_version[32];  /* of the writer */
 } cmkd_cache_identity;
 
 typedef struct cmkd_cache_info {
   cmkd_cache_identity identity;
   uint64_t samples;
-  uint32_t views, classes; /* logits (samples, views, classes); views includes a clean view */
-  uint32_t kept; /* logits of a row that are the teacher's: classes, or K of codec topk:K, where the rest is one tie */
-  const char *const *class_names; /* (classes) or NULL; owned by the cache */
+  uint32_t views;                 /* a clean view included */
+  uint32_t classes;               /* logits have shape (samples, views, classes) */
+  uint32_t kept;                  /* logits of a row that are the teacher's: classes, or K of codec topk:K */
+  const char *const *class_names; /* (classes) or NULL */
   uint32_t shards;
-  uint64_t bytes, logit_bytes; /* on disk, all files; compressed logits alone */
-  char sha256[65];             /* fingerprint of the whole cache */
+  uint64_t bytes;       /* on disk, all files */
+  uint64_t logit_bytes; /* of them compressed logits */
+  char sha256[65];      /* fingerprint of the whole cache: equal for equal content, whatever the file names */
 } cmkd_cache_info;
 
-typedef struct cmkd_cache cmkd_cache; /* read-only, shared freely between threads */
+typedef struct cmkd_cache cmkd_cache;
 
-/* Reads and checks the master and every shard's user block. A missing or wrong shard fails here, by name. */
+/* Reads and checks the master and the header of every shard. A missing or foreign shard fails here, by name:
+ * CMKD_ERR_IO, CMKD_ERR_MISMATCH. *out is NULL after a failure. */
 CMKD_API cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err);
+/* Frees it and all that it owns; its streams must be freed before. NULL does nothing. */
 CMKD_API void cmkd_cache_close(cmkd_cache *cache);
+/* Owned by the cache, with all that it points to; valid until it is closed. */
 CMKD_API const cmkd_cache_info *cmkd_cache_get_info(const cmkd_cache *cache);
 
-/* All labels (samples), sample ids (samples), seeds of one view (samples); arrays owned by the cache, valid until
- * close. Loaded and hash-checked on first use. */
+/* Labels (samples), each in [0, classes), and sample ids (samples), positions in the data set's split: arrays owned by
+ * the cache, valid until it is closed, read and checked on first use. */
 CMKD_API cmkd_status cmkd_cache_labels(cmkd_cache *cache, const int32_t **labels, cmkd_error *err);
 CMKD_API cmkd_status cmkd_cache_ids(cmkd_cache *cache, const uint64_t **ids, cmkd_error *err);
+/* The seeds of one view into the caller's (samples). */
 CMKD_API cmkd_status cmkd_cache_seeds(cmkd_cache *cache, uint32_t view, uint64_t *seeds, cmkd_error *err);
 
-/* Decoded logits of samples [first, first+count) of one view, float32, into the caller's (count, classes). All cores.
- */
+/* Decoded logits of samples [first, first + count) of one view into the caller's (count, classes). Uses all cores. */
 CMKD_API cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits,
                                      cmkd_error *err);
 
-/* The same rows as the cache stores them, for programs that decode on a device: items (count, classes) in
- * cmkd_cache_item bytes each, little endian (docs/cache-format.md); row_max, row_range (count) halves of codec u8sqrt,
- * else NULL. Codecs that a device does not know (topk) fail with CMKD_ERR_UNSUPPORTED. */
+/* Bytes of one class as the cache stores it: 1, 2 or 4. */
 CMKD_API int cmkd_cache_item(const cmkd_cache *cache);
+/* The same rows as they are stored, for programs that decode on a device: items (count, classes) of cmkd_cache_item
+ * bytes, little endian; row_max, row_range (count) halves of codec u8sqrt, ignored and best NULL for the others.
+ * CMKD_ERR_UNSUPPORTED for topk, whose rows are read decoded only. */
 CMKD_API cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count,
                                            void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
 
-/* Streams rows of one view in the given order, prefetching ahead on its own threads. */
+/* Rows of one view in a given order, read ahead by threads of the stream's own. */
 typedef struct cmkd_stream cmkd_stream;
 typedef struct cmkd_stream_options {
-  int threads;     /* 0: all cores. With two and more, a caller whose rows are not there yet is one of them */
-  uint64_t memory; /* cap in bytes for decoded rows kept at one time; 0: 1 GiB. Too small for the order: fails and says
-                      which option helps */
+  int threads;     /* 0: as many as there are cores. With two and more, a caller that would wait works instead */
+  uint64_t memory; /* most bytes of decompressed rows at one time; 0: 1 GiB */
 } cmkd_stream_options;
-/* `order`: n sample positions (0 .. samples-1), borrowed until the stream is freed. */
+
+/* `order`: n sample positions below info.samples, any of them any number of times; borrowed until the stream is freed.
+ * `options` NULL: all defaults. CMKD_ERR_MEMORY when the order needs more memory than the options allow; the message
+ * says what helps. *out is NULL after a failure. */
 CMKD_API cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n,
                                       const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);
-/* The next `count` rows of the order as float32 into logits (count, classes); seeds (count) may be NULL. Past the end:
- * fails. */
+/* The next `count` rows of the order into the caller's logits (count, classes); their seeds into seeds (count) unless
+ * NULL. CMKD_ERR_USAGE past the end. */
 CMKD_API cmkd_status cmkd_stream_next(cmkd_stream *stream, uint32_t count, float *logits, uint64_t *seeds,
                                       cmkd_error *err);
+/* Stops its threads, also in the middle of the order. NULL does nothing. */
 CMKD_API void cmkd_stream_free(cmkd_stream *stream);
 
 #ifdef __cplusplus
