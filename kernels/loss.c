@@ -59,21 +59,22 @@ static const term_info terms[CMKD_TERM_KINDS] = {
 };
 static const double kd_ce[2] = {.1, .5}; /* the weight of CE where KD stands alone */
 
+#define MAX_FACTOR 1e6 /* of a weight, a coefficient or a warm-up: any sane value is far below */
 static const struct {
   const char *name;
   int key;
   size_t at;
   double min, max;
 } keys[] = {
-    {"weight", KEY_WEIGHT, offsetof(cmkd_loss_term, weight), 0, 1e6},
+    {"weight", KEY_WEIGHT, offsetof(cmkd_loss_term, weight), 0, MAX_FACTOR},
     {"T", KEY_T, offsetof(cmkd_loss_term, T), .05, 100},
-    {"alpha", KEY_ALPHA, offsetof(cmkd_loss_term, alpha), 0, 1e6},
-    {"beta", KEY_BETA, offsetof(cmkd_loss_term, beta), 0, 1e6},
-    {"gamma", KEY_GAMMA, offsetof(cmkd_loss_term, gamma), 0, 1e6},
-    {"kappa", KEY_KAPPA, offsetof(cmkd_loss_term, kappa), 1e-3, 1e6},
+    {"alpha", KEY_ALPHA, offsetof(cmkd_loss_term, alpha), 0, MAX_FACTOR},
+    {"beta", KEY_BETA, offsetof(cmkd_loss_term, beta), 0, MAX_FACTOR},
+    {"gamma", KEY_GAMMA, offsetof(cmkd_loss_term, gamma), 0, MAX_FACTOR},
+    {"kappa", KEY_KAPPA, offsetof(cmkd_loss_term, kappa), 1e-3, MAX_FACTOR},
     {"gate", KEY_GATE, 0, 0, 0},
     {"zscore", KEY_ZSCORE, 0, 0, 0},
-    {"warmup", KEY_WARMUP, offsetof(cmkd_loss_term, warmup), 0, 1e6},
+    {"warmup", KEY_WARMUP, offsetof(cmkd_loss_term, warmup), 0, MAX_FACTOR},
 };
 enum { KEYS = sizeof keys / sizeof keys[0] };
 static const char *const gate_names[] = {"easy-spearman", "hard-spearman", "off", NULL};
@@ -86,6 +87,7 @@ typedef struct parser {
   cmkd_error *err;
   int given[CMKD_TERM_KINDS]; /* bits of the keys that were written, KEY_WEIGHT among them; -1: named bare */
   double cmkd_alpha;          /* CMKD's alpha is the weight of cross-entropy */
+  const cmkd_loss_defaults *defaults;
   cmkd_loss *loss;
 } parser;
 
@@ -196,6 +198,13 @@ static cmkd_status read_argument(parser *p, int kind, cmkd_loss_term *term) {
   return CMKD_OK;
 }
 
+/* What a term is before its arguments are read: its family's published setting, where the caller has no other. */
+static cmkd_loss_term default_term(const parser *p, int kind) {
+  cmkd_loss_term term = terms[kind].preset[p->loss->family];
+  if (kind == CMKD_TERM_DKD && p->defaults->dkd_beta > 0) term.beta = p->defaults->dkd_beta;
+  return term;
+}
+
 /* NAME [ ':' argument { ',' argument } ] */
 static cmkd_status read_term(parser *p, int seen[CMKD_TERM_KINDS], cmkd_loss_term found[CMKD_TERM_KINDS]) {
   const char *names[CMKD_TERM_KINDS + 1] = {0};
@@ -219,7 +228,7 @@ static cmkd_status read_term(parser *p, int seen[CMKD_TERM_KINDS], cmkd_loss_ter
                      "loss '%.200s': %s is named twice; give it once with the weight it shall have", p->text,
                      terms[kind].name);
   seen[kind] = 1;
-  found[kind] = terms[kind].preset[p->loss->family];
+  found[kind] = default_term(p, kind);
   if (*p->at != ':') return CMKD_OK;
   do {
     p->at++;
@@ -303,12 +312,20 @@ static void write_text(cmkd_loss *loss) {
 
 /* ---- public ---- */
 cmkd_status cmkd_loss_parse(const char *expression, cmkd_loss_family family, cmkd_loss **out, cmkd_error *err) {
+  return cmkd_loss_parse_with(expression, family, &(cmkd_loss_defaults){0}, out, err);
+}
+
+cmkd_status cmkd_loss_parse_with(const char *expression, cmkd_loss_family family, const cmkd_loss_defaults *defaults,
+                                 cmkd_loss **out, cmkd_error *err) {
   *out = NULL;
   if (!expression) return cmkd_fail(err, CMKD_ERR_USAGE, "no loss given; try ce, kd, cmkd or dkd+cmkd");
   if (strlen(expression) > 1000) return cmkd_fail(err, CMKD_ERR_USAGE, "loss '%.60s...': too long", expression);
   if (family != CMKD_LOSS_CIFAR && family != CMKD_LOSS_IMAGENET)
     return cmkd_fail(err, CMKD_ERR_USAGE, "loss '%.200s': family %d is neither CMKD_LOSS_CIFAR nor CMKD_LOSS_IMAGENET",
                      expression, (int)family);
+  if (!(defaults->dkd_beta >= 0 && defaults->dkd_beta <= MAX_FACTOR))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "loss '%.200s': %g cannot be the default of dkd's beta; 0 to %g is possible",
+                     expression, defaults->dkd_beta, MAX_FACTOR);
   cmkd_loss *loss = calloc(1, sizeof *loss);
   locale_t plain = newlocale(LC_ALL_MASK, "C", (locale_t)0); /* numbers have a point whatever the caller's locale */
   if (!loss || !plain) {
@@ -318,7 +335,7 @@ cmkd_status cmkd_loss_parse(const char *expression, cmkd_loss_family family, cmk
   }
   locale_t before = uselocale(plain);
   loss->family = family;
-  parser p = {.text = expression, .at = expression, .err = err, .loss = loss};
+  parser p = {.text = expression, .at = expression, .err = err, .defaults = defaults, .loss = loss};
   cmkd_status status = read_expression(&p);
   if (status == CMKD_OK) write_text(loss);
   uselocale(before);

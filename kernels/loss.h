@@ -64,6 +64,15 @@ struct cmkd_loss {
   char text[1024];
 };
 
+/* Defaults that stand in for the family's where an expression leaves a key out: a published recipe may set them. They
+ * are as good as written: cmkd_loss_text shows them. */
+typedef struct cmkd_loss_defaults {
+  double dkd_beta; /* of DKD's non-target part; 0: the family's */
+} cmkd_loss_defaults;
+/* cmkd_loss_parse with such defaults. */
+cmkd_status cmkd_loss_parse_with(const char *expression, cmkd_loss_family family, const cmkd_loss_defaults *defaults,
+                                 cmkd_loss **out, cmkd_error *err);
+
 /* The term of that kind, or NULL. */
 static inline const cmkd_loss_term *cmkd_loss_find(const cmkd_loss *loss, cmkd_term_kind kind) {
   for (int i = 0; i < loss->terms; i++)

@@ -58,6 +58,38 @@ static void expressions_are_sums(void **state) {
   expect_text("nkd+dist+kd+ce:3", CMKD_LOSS_CIFAR, "ce:3+kd:0.9,T=4+nkd:1,T=3,gamma=3.5+dist:1,T=4,beta=2,gamma=2");
 }
 
+/* A recipe's published beta counts where none is written, and only for DKD. */
+static void defaults_of_the_caller(void **state) {
+  (void)state;
+  static const char *const cases[][2] = {
+      {"dkd", "ce:1+dkd:1,T=4,alpha=1,beta=2.5,warmup=20"},
+      {"dkd:T=2", "ce:1+dkd:1,T=2,alpha=1,beta=2.5,warmup=20"},
+      {"dkd:beta=3", "ce:1+dkd:1,T=4,alpha=1,beta=3,warmup=20"},
+      {"dkd:beta=0", "ce:1+dkd:1,T=4,alpha=1,beta=0,warmup=20"},
+      {"cmkd + dkd:.5", "ce:1+dkd:0.5,T=4,alpha=1,beta=2.5,warmup=20+" CMKD_TEXT},
+      {"dist", "ce:1+dist:1,T=4,beta=2,gamma=2"},
+  };
+  const cmkd_loss_defaults none = {0}, defaults = {.dkd_beta = 2.5};
+  cmkd_loss *loss;
+  cmkd_error err;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    assert_ok(cmkd_loss_parse_with(cases[i][0], CMKD_LOSS_CIFAR, &defaults, &loss, &err));
+    assert_string_equal(cmkd_loss_text(loss), cases[i][1]);
+    cmkd_loss_free(loss);
+    expect_text(cases[i][1], CMKD_LOSS_IMAGENET, cases[i][1]);
+  }
+  assert_ok(cmkd_loss_parse_with("dkd", CMKD_LOSS_IMAGENET, &none, &loss, &err));
+  assert_string_equal(cmkd_loss_text(loss), "ce:1+dkd:1,T=1,alpha=1,beta=0.5,warmup=1");
+  cmkd_loss_free(loss);
+  const double bad[] = {-1, 2e6, NAN};
+  for (size_t i = 0; i < 3; i++) {
+    const cmkd_loss_defaults refused = {.dkd_beta = bad[i]};
+    assert_int_equal(cmkd_loss_parse_with("dkd", CMKD_LOSS_CIFAR, &refused, &loss, &err), CMKD_ERR_VALUE);
+    assert_null(loss);
+    assert_non_null(strstr(err.message, "dkd's beta"));
+  }
+}
+
 static void refuses_with_a_hint(void **state) {
   (void)state;
   const struct {
@@ -261,13 +293,10 @@ static void decimal_point_whatever_the_locale(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(names_stand_for_settings),
-      cmocka_unit_test(expressions_are_sums),
-      cmocka_unit_test(refuses_with_a_hint),
-      cmocka_unit_test(parts_and_needs),
-      cmocka_unit_test(warm_up_ramps),
-      cmocka_unit_test(arguments_are_checked),
-      cmocka_unit_test(decimal_point_whatever_the_locale),
+      cmocka_unit_test(names_stand_for_settings), cmocka_unit_test(expressions_are_sums),
+      cmocka_unit_test(defaults_of_the_caller),   cmocka_unit_test(refuses_with_a_hint),
+      cmocka_unit_test(parts_and_needs),          cmocka_unit_test(warm_up_ramps),
+      cmocka_unit_test(arguments_are_checked),    cmocka_unit_test(decimal_point_whatever_the_locale),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
