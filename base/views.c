@@ -30,6 +30,20 @@ cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *er
                    near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
 }
 
+cmkd_status cmkd_views_parse(const char *text, uint32_t *out, cmkd_error *err) {
+  uint32_t number = 0;
+  const char *at = text;
+  *out = 0;
+  if (!strcmp(text, "all")) return CMKD_OK;
+  while (*at >= '0' && *at <= '9' && number < CMKD_CACHE_MAX_VIEWS)
+    number = 10 * number + (uint32_t)(*at++ - '0');
+  if (*at || number < 1 || number >= CMKD_CACHE_MAX_VIEWS)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "--views %.40s: give a number from 1 to %d, or all", text,
+                     CMKD_CACHE_MAX_VIEWS - 1);
+  *out = number;
+  return CMKD_OK;
+}
+
 cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed) {
   cmkd_view_transform transform = {4, 4, 0};
   uint32_t variant = (uint32_t)(seed % cmkd_policy_variants(policy));

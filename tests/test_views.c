@@ -27,6 +27,24 @@ static void policies(void **state) {
   assert_int_equal(cmkd_policy_parse("", &out, &err), CMKD_ERR_USAGE);
 }
 
+static void numbers_of_views(void **state) {
+  (void)state;
+  static const char *const refused[] = {
+      "", "0", "-1", " 4", "4 ", "4x", "+4", "65536", "4294967297", "99999999999999", "every"};
+  cmkd_error err = {0};
+  uint32_t count = 7;
+  assert_ok(cmkd_views_parse("all", &count, &err));
+  assert_int_equal(count, 0);
+  assert_ok(cmkd_views_parse("4", &count, &err));
+  assert_int_equal(count, 4);
+  assert_ok(cmkd_views_parse("65535", &count, &err));
+  assert_int_equal(count, CMKD_CACHE_MAX_VIEWS - 1); /* the clean view is one more */
+  for (size_t i = 0; i < sizeof refused / sizeof *refused; i++) {
+    assert_int_equal(cmkd_views_parse(refused[i], &count, &err), CMKD_ERR_USAGE);
+    assert_non_null(strstr(err.message, "1 to 65535, or all"));
+  }
+}
+
 static void transforms_are_bijective(void **state) {
   (void)state;
   for (int p = 0; p < 4; p++) {
@@ -248,6 +266,7 @@ static void speed(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(policies),
+                                     cmocka_unit_test(numbers_of_views),
                                      cmocka_unit_test(transforms_are_bijective),
                                      cmocka_unit_test(all_variants_permute),
                                      cmocka_unit_test(drawn_seeds),

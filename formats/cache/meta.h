@@ -7,8 +7,6 @@
 #include "formats/cache/user_block.h"
 #include "formats/cache/codec.h"
 
-#define CMKD_CACHE_MAX_CLASSES 131072
-#define CMKD_CACHE_MAX_VIEWS 65536
 #define CMKD_CACHE_MAX_SHARDS 99999
 #define CMKD_CACHE_CHUNK_LIMIT (1u << 20) /* raw bytes of a chunk: h5py's default chunk cache */
 

@@ -8,14 +8,14 @@
 #ifndef CMKD_CACHE_H
 #define CMKD_CACHE_H
 #include <stdint.h>
+#include "cmkd/api.h"
 #include "cmkd/status.h"
 #include "cmkd/views.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
-#ifndef CMKD_API
-#define CMKD_API
-#endif
+
+#define CMKD_CACHE_MAX_CLASSES 131072 /* of views: CMKD_CACHE_MAX_VIEWS */
 
 /* Who made the logits, from what, how: everything a trainer must agree with. Strings are UTF-8, "" where unknown. */
 typedef struct cmkd_cache_identity {
