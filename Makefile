@@ -89,8 +89,13 @@ $(BUILD)/kernels/cuda/%.o $(BUILD)/tests/test_cudnn_plans.o: ISA := $(CUDA_ISA)
 # ---- objects ------------------------------------------------------------------------------------------------------------
 LIB_DIRS := base formats formats/cache formats/weights formats/images kernels kernels/ref kernels/cpu kernels/cpu/conv kernels/cpu/loss \
             nets precompute train
-LIB_SRC  := $(filter-out %/main.c formats/cache/h5zstd.c,$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
+# What belongs to programs alone: the command line, the terminal, signals, the environment. Programs and tests link it; it is not installed.
+PROGRAM_SRC := $(sort $(wildcard base/program/*.c precompute/command_*.c train/command_*.c)) precompute/build.c precompute/precision.c precompute/reshape.c \
+               train/report.c train/setup.c
+PROGRAM_OBJ := $(PROGRAM_SRC:%.c=$(BUILD)/%.o)
+LIB_SRC  := $(filter-out %/main.c formats/cache/h5zstd.c $(PROGRAM_SRC),$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
+ARCHIVES := $(BUILD)/libcmkd-program.a $(BUILD)/libcmkd.a
 # libcmkd.so exports what include/cmkd marks with CMKD_API; the CUDA plugin's own objects stay visible, for tests.
 $(LIB_OBJ): VISIBILITY := -fvisibility=hidden
 PROGRAMS := $(BUILD)/cmkd-cache $(BUILD)/cmkd-train
@@ -99,7 +104,7 @@ CU_DIRS  := kernels/cuda kernels/cuda/conv kernels/cuda/loss
 CU_SRC   := $(sort $(wildcard $(CU_DIRS:%=%/*.cu) $(CU_DIRS:%=%/*.c)))
 CUDA_LIB := $(if $(HAVE_CUDA),$(if $(CU_SRC),$(BUILD)/libcmkd-cuda.so))
 # the few files that know where things get installed
-PREFIX_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(shell grep -l CMKD_LIBDIR $(LIB_SRC) 2>/dev/null))
+PREFIX_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(shell grep -l CMKD_LIBDIR $(LIB_SRC) $(PROGRAM_SRC) 2>/dev/null))
 
 .PHONY: all need FORCE
 all: need $(BUILD)/libcmkd.a $(BUILD)/libcmkd.so $(BUILD)/cmkd.pc $(PROGRAMS) $(PLUGIN) $(CUDA_LIB)
@@ -113,7 +118,7 @@ $(BUILD)/flags.stamp: FORCE
 $(BUILD)/prefix.stamp: FORCE
 	$(call stamp,$(PREFIX))
 $(BUILD)/objects.stamp: FORCE
-	$(call stamp,$(LIB_OBJ:$(BUILD)/%=%))
+	$(call stamp,$(LIB_OBJ:$(BUILD)/%=%) + $(PROGRAM_OBJ:$(BUILD)/%=%))
 $(BUILD)/nvflags.stamp: FORCE
 	$(call stamp,$(NVCC) $(NVFLAGS))
 
@@ -126,13 +131,16 @@ $(BUILD)/%.o: %.c $(CONFIG) $(BUILD)/flags.stamp | need
 $(BUILD)/libcmkd.a: $(LIB_OBJ) $(BUILD)/objects.stamp
 	$(call say,AR,$@)
 	$(Q)rm -f $@; ar rcs $@ $(LIB_OBJ)
+$(BUILD)/libcmkd-program.a: $(PROGRAM_OBJ) $(BUILD)/objects.stamp
+	$(call say,AR,$@)
+	$(Q)rm -f $@; ar rcs $@ $(PROGRAM_OBJ)
 $(BUILD)/libcmkd.so.$(VERSION): $(LIB_OBJ) $(BUILD)/objects.stamp
 	$(call say,LINK,$@)
-	$(Q)$(LINK) -shared -Wl,-soname,libcmkd.so.$(SOVERSION) -o $@ $(LIB_OBJ) $(LIBS)
+	$(Q)$(LINK) -shared -Wl,-soname,libcmkd.so.$(SOVERSION) $(if $(SAN),,-Wl,-z,defs) -o $@ $(LIB_OBJ) $(LIBS)
 $(BUILD)/libcmkd.so: $(BUILD)/libcmkd.so.$(VERSION)
 	@ln -sf libcmkd.so.$(VERSION) $(BUILD)/libcmkd.so.$(SOVERSION); ln -sf libcmkd.so.$(SOVERSION) $@
-$(BUILD)/cmkd-cache: $(BUILD)/precompute/main.o $(BUILD)/libcmkd.a
-$(BUILD)/cmkd-train: $(BUILD)/train/main.o $(BUILD)/libcmkd.a
+$(BUILD)/cmkd-cache: $(BUILD)/precompute/main.o $(ARCHIVES)
+$(BUILD)/cmkd-train: $(BUILD)/train/main.o $(ARCHIVES)
 $(BUILD)/cmkd-cache $(BUILD)/cmkd-train:
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
@@ -166,17 +174,17 @@ FUZZ  := $(patsubst %.c,$(BUILD)/%,$(sort $(wildcard tests/fuzz_*.c)))
 BENCH := $(sort $(patsubst bench/%.c,%,$(wildcard bench/*.c)) $(patsubst bench/%.sh,%,$(wildcard bench/*.sh)))
 TEST_SUPPORT := $(patsubst %.c,$(BUILD)/%.o,$(wildcard tests/support*.c))
 .SECONDARY:
-$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TEST_SUPPORT) $(BUILD)/libcmkd.a
+$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(TEST_SUPPORT) $(ARCHIVES)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ -lcmocka $(LIBS)
-$(BUILD)/tests/fuzz_%: $(BUILD)/tests/fuzz_%.o $(BUILD)/libcmkd.a
+$(BUILD)/tests/fuzz_%: $(BUILD)/tests/fuzz_%.o $(ARCHIVES)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -fsanitize=fuzzer -o $@ $^ $(LIBS)
 $(BUILD)/tests/check_vectors: $(BUILD)/tests/check_vectors.o $(BUILD)/libcmkd.a
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 BENCH_BIN := $(patsubst %.c,$(BUILD)/%,$(wildcard bench/*.c))
-$(BENCH_BIN): $(BUILD)/bench/%: $(BUILD)/bench/%.o $(BUILD)/libcmkd.a
+$(BENCH_BIN): $(BUILD)/bench/%: $(BUILD)/bench/%.o $(ARCHIVES)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 
@@ -251,7 +259,7 @@ format:
 clean:
 	rm -rf $(BUILD)
 
--include $(LIB_OBJ:.o=.d) $(TESTS:=.d) $(FUZZ:=.d) $(TEST_SUPPORT:.o=.d) $(BENCH:%=$(BUILD)/bench/%.d) $(BUILD)/tests/check_vectors.d
+-include $(LIB_OBJ:.o=.d) $(PROGRAM_OBJ:.o=.d) $(TESTS:=.d) $(FUZZ:=.d) $(TEST_SUPPORT:.o=.d) $(BENCH:%=$(BUILD)/bench/%.d) $(BUILD)/tests/check_vectors.d
 -include $(BUILD)/precompute/main.d $(BUILD)/train/main.d $(BUILD)/formats/cache/h5zstd.d $(CU_OBJ:.o=.d)
 -include tests/simt/rules.mk
 -include bench/gpu/rules.mk

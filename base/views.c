@@ -2,7 +2,7 @@
  * pinned by known answers in tests/test_views.c: a change that alters one number needs a new version string. Will not
  * do: allocate, keep state, or touch pixels. */
 #include "cmkd/views.h"
-#include "base/options.h"
+#include "base/text.h"
 #include "base/rng.h"
 #include <string.h>
 

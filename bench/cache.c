@@ -10,7 +10,7 @@
 #include <unistd.h>
 #include "base/cpu.h"
 #include "base/file.h"
-#include "base/progress.h"
+#include "base/clock.h"
 #include "base/rng.h"
 #include "cmkd/cache.h"
 #include "cmkd/cache_writer.h"

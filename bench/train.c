@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/conv/conv.h"
 #include "kernels/plan.h"

@@ -7,7 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
-#include "base/options.h"
+#include "base/text.h"
 
 #define PLUGIN "libcmkd-cuda.so"
 

@@ -7,7 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
+#include "base/text.h"
 
 /* ---- the registry: a new term is one line here and one in each table of an implementation ---- */
 enum {

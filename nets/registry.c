@@ -2,7 +2,7 @@
 #include "nets/net.h"
 #include "nets/builder.h"
 #include <string.h>
-#include "base/options.h"
+#include "base/text.h"
 
 /* name, family, image side that it is published for, the family's sizes */
 #define NETS(X) \

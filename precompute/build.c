@@ -6,7 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
-#include "base/progress.h"
+#include "base/clock.h"
+#include "base/program/progress.h"
 
 enum { MOST_BATCHES = 64 }; /* per call of the teacher */
 

@@ -5,7 +5,7 @@
 #include "cmkd/dataset.h"
 #include "cmkd/cache_writer.h"
 #include "nets/teacher.h"
-#include "precompute/part.h"
+#include "base/program/part.h"
 
 typedef struct cmkd_build_job {
   const char *out, *teacher_path;

@@ -4,9 +4,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "base/interrupt.h"
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/interrupt.h"
+#include "base/program/options.h"
+#include "base/text.h"
 #include "cmkd/weights.h"
 #include "formats/cache/codec.h"
 #include "formats/cache/paths.h"

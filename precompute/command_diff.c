@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/options.h"
+#include "base/program/progress.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
 

@@ -5,9 +5,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/interrupt.h"
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/interrupt.h"
+#include "base/program/options.h"
+#include "base/program/progress.h"
 #include "cmkd/cache.h"
 #include "cmkd/weights.h"
 #include "formats/npy.h"

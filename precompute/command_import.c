@@ -7,7 +7,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "base/hash.h"
-#include "base/options.h"
+#include "base/program/options.h"
 #include "cmkd/dataset.h"
 #include "cmkd/weights.h"
 #include "formats/npy.h"

@@ -3,8 +3,8 @@
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/options.h"
+#include "base/text.h"
 #include "cmkd/cache.h"
 #include "precompute/commands.h"
 

@@ -7,8 +7,8 @@
 #include <string.h>
 #include <sys/stat.h>
 #include "base/file.h"
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/options.h"
+#include "base/text.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
 

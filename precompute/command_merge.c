@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/hash.h"
-#include "base/options.h"
+#include "base/program/options.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
 

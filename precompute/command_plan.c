@@ -4,8 +4,8 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/options.h"
+#include "base/text.h"
 #include "cmkd/dataset.h"
 #include "formats/cache/codec.h"
 #include "precompute/commands.h"

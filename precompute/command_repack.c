@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/options.h"
+#include "base/program/progress.h"
 #include "cmkd/loss.h"
 #include "formats/cache/codec.h"
 #include "precompute/commands.h"

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
 

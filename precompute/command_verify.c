@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/hash.h"
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/program/options.h"
+#include "base/program/progress.h"
+#include "base/text.h"
 #include "base/rng.h"
 #include "cmkd/cache.h"
 #include "formats/cache/verify.h"

@@ -3,8 +3,9 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cpu.h"
-#include "base/interrupt.h"
-#include "base/options.h"
+#include "base/program/interrupt.h"
+#include "base/program/options.h"
+#include "base/text.h"
 #include "precompute/commands.h"
 
 typedef struct command {

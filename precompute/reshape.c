@@ -6,8 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
-#include "base/interrupt.h"
-#include "base/progress.h"
+#include "base/program/interrupt.h"
+#include "base/program/progress.h"
 #include "formats/cache/codec.h"
 #include "formats/cache/paths.h"
 

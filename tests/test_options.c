@@ -1,5 +1,6 @@
 #include "tests/support.h"
-#include "base/options.h"
+#include "base/program/options.h"
+#include "base/text.h"
 
 static int json, seen, hidden;
 static const char *out, *views;

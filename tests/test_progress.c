@@ -6,8 +6,9 @@
 #include <stdlib.h>
 #include <fcntl.h>
 #include <unistd.h>
-#include "base/interrupt.h"
-#include "base/progress.h"
+#include "base/program/interrupt.h"
+#include "base/program/progress.h"
+#include "base/text.h"
 
 static void durations(void **state) {
   (void)state;

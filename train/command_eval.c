@@ -2,12 +2,13 @@
 #include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/interrupt.h"
-#include "base/progress.h"
+#include "base/clock.h"
+#include "base/program/interrupt.h"
+#include "base/program/options.h"
+#include "base/program/progress.h"
 #include "nets/teacher.h"
 #include "train/commands.h"
 #include "train/evaluate.h"
-#include "base/options.h"
 
 typedef struct eval_options {
   const char *weights, *data, *split, *dump, *arch, *device, *precision;

@@ -1,7 +1,7 @@
 /* `cmkd-train nets`: the architectures and their size. */
 #include <jansson.h>
 #include <stdio.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "nets/net.h"
 #include "train/commands.h"
 

@@ -1,7 +1,7 @@
 /* `cmkd-train onnx`: weights of any network as an ONNX file. */
 #include <stdio.h>
 #include <string.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "nets/onnx.h"
 #include "train/commands.h"
 

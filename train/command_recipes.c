@@ -1,6 +1,6 @@
 /* `cmkd-train recipes`: the published pairs, their settings and accuracies. */
 #include <stdio.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "train/commands.h"
 #include "train/recipe.h"
 

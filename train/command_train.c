@@ -1,7 +1,9 @@
 /* `cmkd-train [options]`: opens a run, trains, reports. */
 #include <stdlib.h>
 #include <string.h>
-#include "base/interrupt.h"
+#include "base/program/interrupt.h"
+#include "base/program/options.h"
+#include "base/program/progress.h"
 #include "train/commands.h"
 #include "train/recipe_apply.h"
 #include "train/report.h"

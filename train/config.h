@@ -5,7 +5,7 @@
 #define CMKD_TRAIN_CONFIG_H
 #include <jansson.h>
 #include <stdint.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "cmkd/cache.h"
 #include "cmkd/dataset.h"
 #include "cmkd/loss.h"

@@ -2,7 +2,8 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/cpu.h"
-#include "base/options.h"
+#include "base/text.h"
+#include "cmkd/api.h"
 #include "train/commands.h"
 
 static const struct {

@@ -5,7 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
-#include "base/options.h"
+#include "base/text.h"
 
 #define MAX_RECIPES 256
 #define MAX_FILE (64 << 10)

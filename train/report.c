@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 #include "base/hash.h"
+#include "base/text.h"
 #include "train/recipe_apply.h"
 #include "train/record.h"
 

@@ -3,7 +3,7 @@
 #ifndef CMKD_TRAIN_REPORT_H
 #define CMKD_TRAIN_REPORT_H
 #include <stdio.h>
-#include "base/progress.h"
+#include "base/program/progress.h"
 #include "train/setup.h"
 
 void cmkd_report_start(FILE *out, const cmkd_setup *setup, const cmkd_train_options *options);

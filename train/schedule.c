@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
+#include "base/text.h"
 
 static const char *const schedule_names[] = {"step", "cosine", "constant", NULL};
 

@@ -2,7 +2,7 @@
  * printed. */
 #ifndef CMKD_TRAIN_SETUP_H
 #define CMKD_TRAIN_SETUP_H
-#include "base/progress.h"
+#include "base/program/progress.h"
 #include "train/trainer.h"
 
 typedef struct cmkd_setup {

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/file.h"
-#include "base/progress.h"
+#include "base/clock.h"
 #include "train/record.h"
 
 enum { MAX_STEPS = 64, BLOCK_BYTES = 16 << 20 };

@@ -29,7 +29,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
+#include "base/program/options.h"
 #include "base/rng.h"
 #include "bench/gpu/inputs.h"
 #include "bench/gpu/reference.h"

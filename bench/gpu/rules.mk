@@ -2,7 +2,7 @@
 # or for the CPU.
 GPU_PROGRAMS := $(BUILD)/bench/gpu/agree $(BUILD)/bench/gpu/step
 AGREE_OBJ    := $(BUILD)/bench/gpu/reference.o $(BUILD)/bench/gpu/inputs.o
-$(GPU_PROGRAMS): $(BUILD)/bench/gpu/%: $(BUILD)/bench/gpu/%.o $(BUILD)/bench/gpu/world.o $(BUILD)/libcmkd.a
+$(GPU_PROGRAMS): $(BUILD)/bench/gpu/%: $(BUILD)/bench/gpu/%.o $(BUILD)/bench/gpu/world.o $(ARCHIVES)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 $(BUILD)/bench/gpu/agree: $(AGREE_OBJ)
@@ -45,8 +45,8 @@ $(KIT)/kernels.a: $(CU_OBJ) # of which loss takes its own few
 	$(call say,AR,$@)
 	$(Q)rm -f $@; ar rcs $@ $(CU_OBJ)
 $(KIT)/bench/gpu/loss: $(BUILD)/bench/gpu/loss.cu.o $(KIT)/kernels.a
-$(KIT_ALL): bench/gpu/rules.mk $(KIT)/libcmkd.a
-kit_inputs = $(filter %.o,$^) $(KIT)/libcmkd.a
+$(KIT_ALL): bench/gpu/rules.mk $(BUILD)/libcmkd-program.a $(KIT)/libcmkd.a
+kit_inputs = $(filter %.o,$^) $(BUILD)/libcmkd-program.a $(KIT)/libcmkd.a
 $(KIT_MAIN):
 	$(call say,LINK,$@)
 	$(Q)$(call kit_link,lib) -o $@ $(kit_inputs) $(KIT_LIBS)

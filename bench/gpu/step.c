@@ -7,8 +7,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/options.h"
-#include "base/progress.h"
+#include "base/clock.h"
+#include "base/program/options.h"
 #include "bench/gpu/world.h"
 
 enum { WARM_BLOCKS = 3 };

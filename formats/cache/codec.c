@@ -4,7 +4,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include "base/cpu.h"
-#include "base/options.h"
+#include "base/text.h"
 
 static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk};
 static const char *const names[] = {"f16", "f32", "u8sqrt", "topk", NULL};

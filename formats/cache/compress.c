@@ -2,7 +2,7 @@
  * of work does not show in the file. */
 #include <stdlib.h>
 #include <string.h>
-#include "base/progress.h"
+#include "base/clock.h"
 #include "formats/cache/chunk.h"
 #include "formats/cache/writer.h"
 

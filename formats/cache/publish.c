@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
-#include "base/progress.h"
+#include "base/clock.h"
 #include "formats/cache/hdf5.h"
 #include "formats/cache/writer.h"
 

@@ -4,7 +4,7 @@
 #include "cmkd/dataset.h"
 #include "base/file.h"
 #include "base/hash.h"
-#include "base/options.h"
+#include "base/text.h"
 #include "formats/images/readers.h"
 #include <ctype.h>
 #include <pwd.h>

@@ -28,7 +28,7 @@ $(SIMT_OUT)/%.cpp.o: %.cpp tests/simt/rules.mk
 # A test is cmocka in C (NAME.c); kernels made for it lie beside it (NAME.cu). The test_cuda_* run again on a real device (test_device_*),
 # where each is skipped by name when there is none.
 .SECONDEXPANSION:
-$(SIMT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/simt/%.o $(BUILD)/tests/simt/gpu.o $$(addprefix $(SIMT_OUT)/,$$(addsuffix .o,$$(wildcard tests/simt/$$*.cu))) $(SIMT_OBJ) $(TEST_SUPPORT) $(BUILD)/libcmkd.a
+$(SIMT_TESTS): $(BUILD)/tests/%: $(BUILD)/tests/simt/%.o $(BUILD)/tests/simt/gpu.o $$(addprefix $(SIMT_OUT)/,$$(addsuffix .o,$$(wildcard tests/simt/$$*.cu))) $(SIMT_OBJ) $(TEST_SUPPORT) $(ARCHIVES)
 	$(call say,LINK,$@)
 	$(Q)$(CXX) $(OPENMP) $(SIMT_SAN) $(LDFLAGS) -rdynamic -o $@ $^ -lcmocka $(LIBS)
 tests-build: $(SIMT_TESTS)
@@ -76,7 +76,7 @@ $(BUILD)/device/%.o: %.c $(CONFIG)
 	@mkdir -p $(@D)
 	$(call say,CC,$<)
 	$(Q)$(CC) $(ALL_CFLAGS) -DON_DEVICE -MMD -MP -c -o $@ $<
-$(DEVICE_TESTS): $(BUILD)/tests/test_device_%: $(BUILD)/device/tests/simt/test_cuda_%.o $(BUILD)/device/tests/simt/gpu.o $(TEST_SUPPORT) $(BUILD)/libcmkd.a
+$(DEVICE_TESTS): $(BUILD)/tests/test_device_%: $(BUILD)/device/tests/simt/test_cuda_%.o $(BUILD)/device/tests/simt/gpu.o $(TEST_SUPPORT) $(ARCHIVES)
 	$(call say,LINK,$@)
 	$(Q)$(LINK) -o $@ $^ -lcmocka $(LIBS)
 tests-build: $(DEVICE_TESTS)

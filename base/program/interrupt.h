@@ -1,7 +1,7 @@
 /* Ctrl-C and SIGTERM as a question the main loop asks. Programs install it; the library only asks through a callback.
  */
-#ifndef CMKD_BASE_INTERRUPT_H
-#define CMKD_BASE_INTERRUPT_H
+#ifndef CMKD_BASE_PROGRAM_INTERRUPT_H
+#define CMKD_BASE_PROGRAM_INTERRUPT_H
 void cmkd_interrupt_install(void); /* SIGINT, SIGTERM; a second signal kills the usual way */
 int cmkd_interrupted(void);        /* 0, or the signal's number */
 #endif

@@ -1,7 +1,7 @@
 /* Long work shows one line: a bar with rate and time left on a terminal, a plain line every so often otherwise.
  * Writes to stderr only. Thread-compatible: one caller at a time. */
-#ifndef CMKD_BASE_PROGRESS_H
-#define CMKD_BASE_PROGRESS_H
+#ifndef CMKD_BASE_PROGRAM_PROGRESS_H
+#define CMKD_BASE_PROGRAM_PROGRESS_H
 #include <stdint.h>
 
 typedef struct cmkd_progress {
@@ -17,9 +17,4 @@ void cmkd_progress_start(cmkd_progress *p, const char *label, const char *unit, 
 void cmkd_progress_update(cmkd_progress *p,
                           uint64_t done); /* cheap: draws at most 10 times a second (plain: every 10 s) */
 void cmkd_progress_end(cmkd_progress *p); /* clears the bar; leaves the cursor on a fresh line */
-double cmkd_seconds(void);                /* monotonic clock */
-/* "1 h 02 min", "3 min 20 s", "12.3 s" into buffer (at least 24 bytes); returns it */
-char *cmkd_duration(double seconds, char *buffer);
-/* "1.24 GB" */
-char *cmkd_bytes(uint64_t bytes, char *buffer);
 #endif

@@ -1,63 +1,11 @@
-#include "base/options.h"
+#include "base/program/options.h"
+#include "base/text.h"
 #include <ctype.h>
 #include <errno.h>
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
-
-/* ---- the nearest name ---- */
-
-enum { LONGEST = 64 };
-
-/* Edit distance with swaps of neighbours (optimal string alignment), letters compared without case. */
-static int edit_distance(const char *a, const char *b) {
-  int n = (int)strlen(a), m = (int)strlen(b), rows[3][LONGEST + 1];
-  int *before = rows[0], *last = rows[1], *now = rows[2];
-  for (int j = 0; j <= m; j++)
-    last[j] = before[j] = j;
-  for (int i = 1; i <= n; i++) {
-    now[0] = i;
-    for (int j = 1; j <= m; j++) {
-      int ca = tolower((unsigned char)a[i - 1]), cb = tolower((unsigned char)b[j - 1]);
-      int best = last[j - 1] + (ca != cb);
-      if (last[j] + 1 < best) best = last[j] + 1;
-      if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-      if (i > 1 && j > 1 && ca == tolower((unsigned char)b[j - 2]) && cb == tolower((unsigned char)a[i - 2]) &&
-          before[j - 2] + 1 < best)
-        best = before[j - 2] + 1;
-      now[j] = best;
-    }
-    int *spare = before;
-    before = last;
-    last = now;
-    now = spare;
-  }
-  return last[m];
-}
-
-const char *cmkd_nearest(const char *word, const char *const *names) {
-  size_t length = strlen(word);
-  const char *nearest = NULL;
-  if (length == 0 || length > LONGEST) return NULL;
-  int best = length <= 2 ? 1 : length <= 5 ? 2 : 3;
-  if (length > 12) best = 4;
-  best++;
-  for (int i = 0; names[i]; i++) {
-    size_t size = strlen(names[i]);
-    if (size > LONGEST) continue;
-    int distance = edit_distance(word, names[i]);
-    if (distance < best) {
-      best = distance;
-      nearest = names[i];
-    }
-  }
-  if (nearest) return nearest;
-  for (int i = 0; length >= 2 && names[i]; i++) /* "sched" means "schedule" */
-    if (!strncasecmp(names[i], word, length)) return names[i];
-  return NULL;
-}
 
 /* ---- values ---- */
 
@@ -146,7 +94,7 @@ static cmkd_status set_value(const cmkd_option *o, const char *text, cmkd_error 
 /* ---- the command line ---- */
 
 static cmkd_status unknown_option(const cmkd_command *command, const char *word, size_t length, cmkd_error *err) {
-  enum { MOST = 128 };
+  enum { MOST = 128, LONGEST = 64 };
   const char *names[MOST + 2], *nearest = NULL;
   char copy[LONGEST + 1];
   int count = 0;

@@ -1,4 +1,4 @@
-#include "base/interrupt.h"
+#include "base/program/interrupt.h"
 #include <signal.h>
 #include <stddef.h>
 

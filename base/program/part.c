@@ -1,5 +1,5 @@
 /* Ranks from the command line or the environment. */
-#include "precompute/part.h"
+#include "base/program/part.h"
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 /* One table defines each option of a command for the parser, the help and the README. */
-#ifndef CMKD_BASE_OPTIONS_H
-#define CMKD_BASE_OPTIONS_H
+#ifndef CMKD_BASE_PROGRAM_OPTIONS_H
+#define CMKD_BASE_PROGRAM_OPTIONS_H
 #include <stdio.h>
 #include "cmkd/status.h"
 
@@ -38,9 +38,6 @@ typedef struct cmkd_command {
 cmkd_status cmkd_options_parse(const cmkd_command *command, int argc, char **argv, const char **positional,
                                int *positionals, int *help, cmkd_error *err);
 void cmkd_options_help(const cmkd_command *command, FILE *out);
-
-/* The nearest of `names` (NULL-terminated) by edit distance, or NULL when none is near. */
-const char *cmkd_nearest(const char *word, const char *const *names);
 
 /* Prints "PROGRAM: message" to stderr and gives the exit status: 0, 2 for usage, else 1. */
 int cmkd_exit_status(const char *program, const cmkd_error *err, cmkd_status status);

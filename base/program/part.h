@@ -1,6 +1,6 @@
 /* Which share of the shards this process builds: --part I/N, --part auto, or the rank of an srun or mpirun launch. */
-#ifndef CMKD_PRECOMPUTE_PART_H
-#define CMKD_PRECOMPUTE_PART_H
+#ifndef CMKD_BASE_PROGRAM_PART_H
+#define CMKD_BASE_PROGRAM_PART_H
 #include "cmkd/status.h"
 
 typedef struct cmkd_part {

@@ -1,49 +1,11 @@
-#include "base/progress.h"
-#include <math.h>
+#include "base/program/progress.h"
+#include "base/clock.h"
+#include "base/text.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <time.h>
 #include <unistd.h>
-
-double cmkd_seconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-char *cmkd_duration(double seconds, char *buffer) {
-  if (!(seconds >= 0)) seconds = 0;
-  if (seconds > 1e9)
-    snprintf(buffer, 24, "for ever");
-  else if (seconds < 59.95)
-    snprintf(buffer, 24, "%.1f s", seconds);
-  else if (seconds < 3599.5)
-    snprintf(buffer, 24, "%d min %02d s", (int)(seconds + 0.5) / 60, (int)(seconds + 0.5) % 60);
-  else {
-    int minutes = (int)(seconds / 60 + 0.5);
-    snprintf(buffer, 24, "%d h %02d min", minutes / 60, minutes % 60);
-  }
-  return buffer;
-}
-
-/* Three digits that matter, in powers of 1000. */
-static void scaled(double value, const char *const *units, char *buffer, size_t size) {
-  int unit = 0;
-  while (value >= 999.5 && units[unit + 1]) {
-    value /= 1000;
-    unit++;
-  }
-  int digits = (unit == 0 && value == floor(value)) || value >= 99.95 ? 0 : value >= 9.995 ? 1 : 2;
-  snprintf(buffer, size, "%.*f%s", digits, value, units[unit]);
-}
-
-char *cmkd_bytes(uint64_t bytes, char *buffer) {
-  static const char *const units[] = {" B", " kB", " MB", " GB", " TB", " PB", NULL};
-  scaled((double)bytes, units, buffer, 24);
-  return buffer;
-}
 
 static int terminal_width(void) {
   struct winsize size;
@@ -55,19 +17,16 @@ static int terminal_width(void) {
 
 /* "  42%  1.24k images/s  1 min 02 s left" */
 static void figures(const cmkd_progress *p, double now, char *buffer, size_t size) {
-  static const char *const units[] = {"", "k", "M", "G", NULL};
   char rate_text[24] = "", left_text[24], count[24];
   double passed = now - p->started, rate = passed > 0 && p->done > p->base ? (double)(p->done - p->base) / passed : 0;
   size_t at = 0;
   if (p->total)
     at += (size_t)snprintf(buffer, size, "%3d%%", (int)(100.0 * (double)p->done / (double)p->total));
   else {
-    scaled((double)p->done, units, count, sizeof count);
-    at += (size_t)snprintf(buffer, size, "%s %s", count, p->unit);
+    at += (size_t)snprintf(buffer, size, "%s %s", cmkd_number((double)p->done, count), p->unit);
   }
   if (rate > 0 && at < size) {
-    scaled(rate, units, rate_text, sizeof rate_text);
-    at += (size_t)snprintf(buffer + at, size - at, "  %s %s/s", rate_text, p->unit);
+    at += (size_t)snprintf(buffer + at, size - at, "  %s %s/s", cmkd_number(rate, rate_text), p->unit);
     if (p->total && p->done < p->total && at < size)
       snprintf(buffer + at, size - at, "  %s left", cmkd_duration((double)(p->total - p->done) / rate, left_text));
   }
