@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "base/program/environment.h"
 #include "base/program/options.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/conv/conv.h"
@@ -65,8 +66,10 @@ static cmkd_status run_backend(const cmkd_graph *graph, int train, cmkd_error *e
     labels[i] = (int32_t)((r = r * 1664525u + 1013904223u) >> 8) % (int32_t)classes;
   for (int64_t i = 0; i < batch * classes; i++)
     teacher[i] = (float)(int32_t)(r = r * 1664525u + 1013904223u) * 2e-9f;
-  CMKD_TRY(t->open(&(cmkd_backend_options){.threads = (int)threads}, &backend, err));
-  CMKD_TRY(t->images_create(backend, pixels, labels, IMAGES, SIDE, SIDE, CHANNELS, &images, err));
+  cmkd_backend_options options = {.threads = (int)threads};
+  cmkd_environment_backend(&options);
+  CMKD_TRY(t->open(&options, &backend, err));
+  CMKD_TRY(t->images_create(backend, &(cmkd_image_set){pixels, labels, IMAGES, SIDE, SIDE, CHANNELS}, &images, err));
   CMKD_TRY(cmkd_loss_parse(loss_text, CMKD_LOSS_CIFAR, &loss, err));
   CMKD_TRY(cmkd_params_create(graph, &params, err));
   cmkd_params_init(graph, 1, &params);
@@ -91,14 +94,14 @@ static cmkd_status run_backend(const cmkd_graph *graph, int train, cmkd_error *e
     cmkd_step step = {.count = (int)batch,
                       .rows = rows,
                       .seeds = seeds,
-                      .teacher = cmkd_loss_needs_teacher(loss) ? teacher : NULL,
+                      .target[CMKD_TARGET_TEACHER].values = cmkd_loss_needs_teacher(loss) ? teacher : NULL,
                       .lr = 0.01,
                       .epoch = 30};
     cmkd_step_result result;
     int k = 1;
     double start = now();
-    CMKD_TRY(
-        t->run(model, train ? CMKD_LIST_TRAIN : CMKD_LIST_INFER, images, &step, 1, train ? NULL : logits, NULL, err));
+    CMKD_TRY(t->run(model, train ? CMKD_LIST_TRAIN : CMKD_LIST_INFER, images, &step, 1,
+                    (float *[CMKD_MAX_OUTPUTS]){logits}, err));
     CMKD_TRY(t->read(model, &result, &k, err));
     if (s >= 0) seconds[s] = now() - start;
   }

@@ -30,8 +30,7 @@ static void plugin_folders(char *folder[FOLDERS]) {
   folder[3] = strdup(CMKD_LIBDIR);
 }
 
-static void *open_plugin(char **path, cmkd_error *err) {
-  const char *asked = getenv("CMKD_CUDA_PLUGIN");
+static void *open_plugin(const char *asked, char **path, cmkd_error *err) {
   char *folder[FOLDERS] = {0};
   void *handle = NULL;
   *path = NULL;
@@ -68,9 +67,9 @@ static void *open_plugin(char **path, cmkd_error *err) {
   return handle;
 }
 
-static cmkd_status find_cuda(const cmkd_backend_table **out, cmkd_error *err) {
+static cmkd_status find_cuda(const char *plugin, const cmkd_backend_table **out, cmkd_error *err) {
   char *path;
-  void *handle = open_plugin(&path, err);
+  void *handle = open_plugin(plugin, &path, err);
   cmkd_status status = CMKD_ERR_UNSUPPORTED;
   if (!handle) {
     free(path);
@@ -99,7 +98,11 @@ static cmkd_status find_cuda(const cmkd_backend_table **out, cmkd_error *err) {
 
 int cmkd_backend_index(const char *device) { return strncmp(device, "cuda:", 5) ? 0 : atoi(device + 5); }
 
-cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err) {
+cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_options *options, const cmkd_backend_table **out,
+                              cmkd_error *err) {
+  cmkd_backend_options probe_options = options ? *options : (cmkd_backend_options){0};
+  probe_options.precision = NULL;
+  probe_options.device = 0;
   *out = NULL;
   if (!strcmp(device, "cpu") || !strcmp(device, "ref")) {
     *out = device[0] == 'c' ? &cmkd_backend_cpu : &cmkd_backend_ref;
@@ -107,7 +110,7 @@ cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out
   }
   if (!strcmp(device, "cuda") ||
       (!strncmp(device, "cuda:", 5) && device[5] && strspn(device + 5, "0123456789") == strlen(device + 5)))
-    return find_cuda(out, err);
+    return find_cuda(probe_options.plugin, out, err);
   if (strcmp(device, "auto")) {
     const char *nearest = strcmp(device, "gpu") ? cmkd_nearest(device, names) : "cuda";
     return cmkd_fail(err, CMKD_ERR_USAGE, "--device %.100s: unknown; %s%s%s", device,
@@ -116,7 +119,7 @@ cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out
   }
   const cmkd_backend_table *cuda;
   cmkd_backend *probe = NULL;
-  if (find_cuda(&cuda, NULL) == CMKD_OK && cuda->open(&(cmkd_backend_options){0}, &probe, NULL) == CMKD_OK) {
+  if (find_cuda(probe_options.plugin, &cuda, NULL) == CMKD_OK && cuda->open(&probe_options, &probe, NULL) == CMKD_OK) {
     cuda->close(probe);
     *out = cuda;
     return CMKD_OK;

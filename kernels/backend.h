@@ -4,13 +4,14 @@
  * back afterwards, many steps at once. */
 #ifndef CMKD_KERNELS_BACKEND_H
 #define CMKD_KERNELS_BACKEND_H
+#include <math.h>
 #include <stdint.h>
 #include "cmkd/loss.h"
 #include "cmkd/status.h"
 #include "cmkd/views.h"
 #include "kernels/graph.h"
 
-#define CMKD_BACKEND_VERSION 2 /* of this table; a plugin with another one is refused by name */
+#define CMKD_BACKEND_VERSION 3 /* of this table; a plugin with another one is refused by name */
 
 typedef struct cmkd_backend
     cmkd_backend; /* one device; may hold many models; not thread-safe, but backends are independent */
@@ -19,11 +20,56 @@ typedef struct cmkd_be_rows
     cmkd_be_rows; /* teacher logits resident on the device, as a cache stores them; shared by its models */
 typedef struct cmkd_be_model cmkd_be_model; /* a graph with its parameters, optimizer state and buffers */
 
+/* All zero is a proper choice. Strings are read by cmkd_backend_find() and open() and not kept. */
 typedef struct cmkd_backend_options {
   int threads;           /* 0: all cores */
   int device;            /* index */
   const char *precision; /* NULL: "fp32" */
+  /* cpu: "direct" or "onednn" computes convolutions; NULL: whichever is the faster one on this machine. "onednn" is
+   * passed over where this build is without it. */
+  const char *conv;
+  /* cuda */
+  const char *plugin; /* the shared object; NULL or empty: looked for where programs and libraries lie */
+  const char *cudnn;  /* its shared object, which must be there; NULL or empty: where there is one; "off": without */
+  const char *algorithm_file; /* where chosen convolution algorithms are remembered; NULL or empty: nowhere */
+  const char *profile;        /* a file to which models that train write where their time went; NULL or empty: none */
+  int check;                  /* wait after every operation and name the one that failed */
+  int streamed;               /* images and teacher rows stay on the host */
+  int skip_selfcheck;         /* trust the device unseen */
 } cmkd_backend_options;
+
+/* Images in host memory: pixels (n, h, w, c), labels (n) or NULL. */
+typedef struct cmkd_image_set {
+  const uint8_t *pixels;
+  const int32_t *labels;
+  uint32_t n;
+  int h, w, c;
+} cmkd_image_set;
+
+/* What steps may carry beside images: `width` floats a row, by name. */
+#define CMKD_MAX_TARGETS 8
+enum { CMKD_TARGET_TEACHER = 0 }; /* "teacher", (classes): the first one of every model, read by `loss` */
+typedef struct cmkd_target_spec {
+  const char *name;
+  int width;
+} cmkd_target_spec;
+
+/* One more term of the training objective: weight times the mean over rows of the mean squared difference between a
+ * named output and a named target of the same width. */
+typedef struct cmkd_objective {
+  const char *output, *target;
+  double weight;
+} cmkd_objective;
+
+/* Between backward and update: `gradients`, `count` floats in the memory of the backend's device (host memory for cpu
+ * and ref), all parameters in one block, are summed or averaged in place over ranks. The mean over the global batch is
+ * the hook's business (each rank's loss is the mean over its own rows). Called once a step from the thread that runs
+ * it; a device backend calls it while the step is queued or captured: the hook then only queues work on `stream` (NULL
+ * on the host). */
+typedef struct cmkd_reduce {
+  void *self;
+  cmkd_status (*run)(void *self, float *gradients, size_t count, void *stream, cmkd_error *err); /* NULL: none */
+} cmkd_reduce;
 
 typedef struct cmkd_model_config {
   const cmkd_graph *graph; /* borrowed for the model's life */
@@ -36,19 +82,38 @@ typedef struct cmkd_model_config {
   int nesterov;
   double label_smoothing;
   double kappa; /* for the agreement figures' soft rank */
+  /* Beyond `loss`, which acts on output "logits" and target "teacher". Names are borrowed for the model's life. */
+  int targets; /* 0: "teacher" alone */
+  cmkd_target_spec target[CMKD_MAX_TARGETS];
+  int objectives;
+  cmkd_objective objective[CMKD_MAX_OUTPUTS];
+  cmkd_reduce reduce;
 } cmkd_model_config;
 
-/* One step's input. All pointers are borrowed until cmkd read() or the next run(). */
+/* A target's rows in one step: values (count, width); or, where an array is resident, row i is rows[index[i]], index
+ * (count). All NULL: this step has no such target. */
+typedef struct cmkd_target {
+  const float *values;
+  const cmkd_be_rows *rows;
+  const uint32_t *index;
+} cmkd_target;
+
+/* One step's input. All pointers are borrowed until read() or the next run(). */
 typedef struct cmkd_step {
-  int count;             /* rows, 1 .. batch */
-  const uint32_t *rows;  /* (count) positions in the images */
-  const uint64_t *seeds; /* (count); NULL: every row clean */
-  const float *teacher;  /* (count, classes) or NULL */
-  double lr, epoch;      /* epoch from 1, for loss warm-ups */
-  /* Instead of `teacher`, where logits are resident: row i's are teacher_rows[teacher_index[i]]; (count) or NULL */
-  const cmkd_be_rows *teacher_rows;
-  const uint32_t *teacher_index;
+  int count;                            /* rows, 1 .. batch */
+  const uint32_t *rows;                 /* (count) positions in the images */
+  const uint64_t *seeds;                /* (count); NULL: every row clean */
+  cmkd_target target[CMKD_MAX_TARGETS]; /* as in the model's configuration; [0] is "teacher" */
+  double lr, epoch;                     /* epoch from 1, for loss warm-ups */
+  /* Mean entropy of the teacher's rows over the global batch, for losses with a gate; 0: the mean over these rows. (A
+   * global mean of exactly 0 says that every row's entropy is 0: both are then the same.) */
+  double entropy_mean;
 } cmkd_step;
+
+/* As the losses take it: NaN stands for the mean over the rows at hand. */
+static inline double cmkd_step_entropy_mean(const cmkd_step *step) {
+  return step->entropy_mean > 0 ? step->entropy_mean : NAN;
+}
 
 /* What one training step produced. Sums over rows, so that partial batches weigh right. */
 typedef struct cmkd_step_result {
@@ -57,6 +122,7 @@ typedef struct cmkd_step_result {
   int top1, top5;           /* correct rows. Ties: a row counts when fewer than k classes score strictly higher,
                                ties broken by the lower class index */
   cmkd_agreement agreement; /* zero rows when there is no teacher */
+  double objective[CMKD_MAX_OUTPUTS]; /* batch means of the further terms, unweighted */
 } cmkd_step_result;
 
 typedef enum cmkd_list { CMKD_LIST_TRAIN, CMKD_LIST_INFER } cmkd_list;
@@ -68,9 +134,8 @@ typedef struct cmkd_backend_table {
   cmkd_status (*open)(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err);
   void (*close)(cmkd_backend *backend);
   const char *(*describe)(const cmkd_backend *backend); /* "cpu: 2 threads, oneDNN 2.6.3, avx2" */
-  /* Copies or borrows (CPU) the host arrays, which must outlive the handle. pixels (n, h, w, c), labels (n). */
-  cmkd_status (*images_create)(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
-                               int w, int c, cmkd_be_images **out, cmkd_error *err);
+  /* Copies or borrows (CPU) the host arrays, which must outlive the handle; `set` itself is copied. */
+  cmkd_status (*images_create)(cmkd_backend *backend, const cmkd_image_set *set, cmkd_be_images **out, cmkd_error *err);
   void (*images_free)(cmkd_be_images *images);
   cmkd_status (*model_create)(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
                               cmkd_error *err);
@@ -80,12 +145,13 @@ typedef struct cmkd_backend_table {
   cmkd_status (*upload)(cmkd_be_model *model, cmkd_param_slot slot, const float *const *params, cmkd_error *err);
   cmkd_status (*download)(cmkd_be_model *model, cmkd_param_slot slot, float *const *params, cmkd_error *err);
   /* Runs k steps. TRAIN: gather, augment, normalise, forward, loss, backward, update. INFER: forward with running
-   * statistics folded; logits (sum of counts, classes) and features (sum of counts, d) into host arrays, either may be
-   * NULL. A row's logits depend on the row and the step's count alone, never on its neighbours. May return before the
-   * device is done (TRAIN). Stops at the first step with non-finite logits or a bad label: CMKD_ERR_VALUE from run() or
-   * read(), that step's result.loss.bad_row set, no update applied. */
+   * statistics folded; outputs[i], host memory (sum of counts, width of the graph's output i) or NULL, one entry for
+   * each output of the graph; `outputs` itself may be NULL, and is not looked at by TRAIN. A row's logits depend on the
+   * row and the step's count alone, never on its neighbours. May return before the device is done (TRAIN). Stops at the
+   * first step with non-finite logits or a bad label: CMKD_ERR_VALUE from run() or read(), that step's
+   * result.loss.bad_row set, no update applied. */
   cmkd_status (*run)(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
-                     float *logits, float *features, cmkd_error *err);
+                     float *const *outputs, cmkd_error *err);
   /* Waits, then hands over the results of the TRAIN steps run since the last read, oldest first; *k in: room, out: how
    * many. */
   cmkd_status (*read)(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err);
@@ -110,8 +176,10 @@ typedef struct cmkd_backend_table {
 
 /* "auto" (cuda where a device is found, else cpu), "cpu", "cuda", "cuda:N", "ref". An unknown name suggests the
  * nearest; "cuda" without a plugin, driver or device fails with one line that says what is missing. The table is
- * static. */
-cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err);
+ * static. options: where the plugin is, and for "auto" with what the device is tried (precision and index are not
+ * looked at); NULL: all defaults. */
+cmkd_status cmkd_backend_find(const char *device, const cmkd_backend_options *options, const cmkd_backend_table **out,
+                              cmkd_error *err);
 
 /* N of "cuda:N", else 0: for cmkd_backend_options.device. */
 int cmkd_backend_index(const char *device);

@@ -2,6 +2,7 @@
  * Will not do: build networks (nets/) or compute anything (the backends). */
 #include "kernels/graph.h"
 #include <stdlib.h>
+#include <string.h>
 
 #define MAX_SIDE 16384 /* pixels; keeps every product below inside 64 bits */
 #define MAX_CHANNELS (1 << 20)
@@ -13,6 +14,24 @@ void cmkd_graph_free(cmkd_graph *graph) {
   free(graph->op);
   free(graph->param);
   free(graph);
+}
+
+int cmkd_graph_output_find(const cmkd_graph *graph, const char *name) {
+  for (int i = 0; i < graph->outputs; i++)
+    if (!strcmp(graph->output[i].name, name)) return i;
+  return -1;
+}
+
+int cmkd_graph_output_set(cmkd_graph *graph, const char *name, int tensor) {
+  int i = cmkd_graph_output_find(graph, name);
+  if (i < 0) {
+    const size_t length = strlen(name);
+    if (graph->outputs == CMKD_MAX_OUTPUTS || !length || length >= sizeof graph->output[0].name) return -1;
+    i = graph->outputs++;
+    memcpy(graph->output[i].name, name, length + 1);
+  }
+  graph->output[i].tensor = tensor;
+  return i;
 }
 
 int64_t cmkd_graph_parameters(const cmkd_graph *graph) {
@@ -176,6 +195,26 @@ static cmkd_status check_op(const cmkd_graph *graph, const cmkd_op *op, const ui
   return check_params(graph, op, err);
 }
 
+static cmkd_status check_outputs(const cmkd_graph *graph, const uint8_t *written, cmkd_error *err) {
+  if (graph->outputs < 2 || graph->outputs > CMKD_MAX_OUTPUTS || strcmp(graph->output[0].name, "logits") ||
+      strcmp(graph->output[1].name, "features"))
+    return cmkd_fail(err, CMKD_ERR_VALUE, "network `%s`: its first outputs are not `logits` and `features`",
+                     graph->arch);
+  for (int i = 0; i < graph->outputs; i++) {
+    const cmkd_graph_output *output = &graph->output[i];
+    if (cmkd_graph_output_find(graph, output->name) != i)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "network `%s`: two outputs `%s`", graph->arch, output->name);
+    if (output->tensor < 0 || output->tensor >= graph->tensors || !written[output->tensor])
+      return cmkd_fail(err, CMKD_ERR_VALUE, "network `%s`: no operation writes output `%s`", graph->arch, output->name);
+  }
+  const cmkd_shape logits = graph->tensor[cmkd_graph_logits(graph)],
+                   features = graph->tensor[cmkd_graph_features(graph)];
+  if (cmkd_graph_logits(graph) == 0 || logits.h != 1 || logits.w != 1 || logits.c != graph->classes ||
+      features.h != 1 || features.w != 1)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "network `%s`: logits or features have no proper shape", graph->arch);
+  return CMKD_OK;
+}
+
 cmkd_status cmkd_graph_check(const cmkd_graph *graph, cmkd_error *err) {
   if (graph->tensors < 2 || graph->ops < 1 || graph->params < 1 || graph->classes < 2)
     return cmkd_fail(err, CMKD_ERR_VALUE, "network `%s` is empty", graph->arch);
@@ -203,13 +242,7 @@ cmkd_status cmkd_graph_check(const cmkd_graph *graph, cmkd_error *err) {
     if (!used[i])
       status =
           cmkd_fail(err, CMKD_ERR_VALUE, "network `%s`: no operation uses `%s`", graph->arch, graph->param[i].name);
-  if (status == CMKD_OK) {
-    int l = graph->logits, f = graph->features,
-        good = l > 0 && l < graph->tensors && f >= 0 && f < graph->tensors && written[l] && written[f];
-    cmkd_shape logits = good ? graph->tensor[l] : (cmkd_shape){0, 0, 0}, features = good ? graph->tensor[f] : logits;
-    if (!good || logits.h != 1 || logits.w != 1 || logits.c != graph->classes || features.h != 1 || features.w != 1)
-      status = cmkd_fail(err, CMKD_ERR_VALUE, "network `%s`: logits or features have no proper shape", graph->arch);
-  }
+  if (status == CMKD_OK) status = check_outputs(graph, written, err);
   free(written);
   return status;
 }

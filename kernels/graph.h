@@ -6,6 +6,7 @@
  * in/groups, kh, kw), linear (out, in). */
 #ifndef CMKD_KERNELS_GRAPH_H
 #define CMKD_KERNELS_GRAPH_H
+#include <stddef.h>
 #include <stdint.h>
 #include "cmkd/status.h"
 #ifdef __cplusplus
@@ -74,6 +75,18 @@ typedef struct cmkd_param {
   int64_t fan_in; /* of the layer that it belongs to: a bias needs it for its init */
 } cmkd_param;
 
+/* A tensor that a backend hands out by name, and on which a loss may act. */
+#define CMKD_MAX_OUTPUTS 8
+typedef struct cmkd_graph_output {
+  char name[32];
+  int tensor;
+} cmkd_graph_output;
+/* Every network has these two, first. */
+enum {
+  CMKD_OUTPUT_LOGITS = 0,  /* "logits": (1, 1, classes) */
+  CMKD_OUTPUT_FEATURES = 1 /* "features": what the classifier reads, (1, 1, d) */
+};
+
 typedef struct cmkd_graph {
   char arch[64];
   int classes;
@@ -81,8 +94,8 @@ typedef struct cmkd_graph {
   cmkd_shape *tensor; /* (tensors); tensor 0 is the normalised input image */
   cmkd_op *op;        /* (ops) */
   cmkd_param *param;  /* (params), in state-dict order */
-  int logits;         /* tensor (1, 1, classes) */
-  int features;       /* tensor that the classifier reads: (1, 1, d) */
+  int outputs;
+  cmkd_graph_output output[CMKD_MAX_OUTPUTS]; /* (outputs) "logits", "features", then any others */
 } cmkd_graph;
 
 const char *cmkd_op_name(cmkd_op_kind kind); /* "conv" */
@@ -92,6 +105,19 @@ const char *cmkd_op_name(cmkd_op_kind kind); /* "conv" */
 cmkd_status cmkd_op_shape(cmkd_op_kind kind, const cmkd_op *op, cmkd_shape in0, cmkd_shape in1, int out_c,
                           cmkd_shape *out, cmkd_error *err);
 void cmkd_graph_free(cmkd_graph *graph);
+/* Index of the output of that name, or -1. */
+int cmkd_graph_output_find(const cmkd_graph *graph, const char *name);
+/* Says which tensor an output is; one that is not there yet is added after the others. Returns its index, or -1 where
+ * there are CMKD_MAX_OUTPUTS already or the name is empty or too long. */
+int cmkd_graph_output_set(cmkd_graph *graph, const char *name, int tensor);
+/* The tensors of the two outputs that every network has. */
+static inline int cmkd_graph_logits(const cmkd_graph *graph) { return graph->output[CMKD_OUTPUT_LOGITS].tensor; }
+static inline int cmkd_graph_features(const cmkd_graph *graph) { return graph->output[CMKD_OUTPUT_FEATURES].tensor; }
+/* Numbers of one image in an output: h * w * c of its tensor. */
+static inline size_t cmkd_graph_output_width(const cmkd_graph *graph, int output) {
+  const cmkd_shape shape = graph->tensor[graph->output[output].tensor];
+  return (size_t)shape.h * (size_t)shape.w * (size_t)shape.c;
+}
 int64_t cmkd_graph_parameters(const cmkd_graph *graph); /* trained numbers */
 int64_t
 cmkd_graph_macs(const cmkd_graph *graph); /* multiply-accumulates of convolutions and linear layers, per image */

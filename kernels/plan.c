@@ -93,9 +93,9 @@ static void plan_backward(const cmkd_graph *graph, cmkd_plan *plan, life *lives)
     lives[t] = (life){0, -1, -1, t};
   new_phase(plan);
   plan->backward = plan->phases - 1;
-  lives[graph->logits].written = 1;
-  touch(lives, graph->logits, -1); /* by the loss */
-  lives[graph->logits].first = plan->backward - 1;
+  lives[cmkd_graph_logits(graph)].written = 1;
+  touch(lives, cmkd_graph_logits(graph), -1); /* by the loss */
+  lives[cmkd_graph_logits(graph)].first = plan->backward - 1;
   for (int i = graph->ops - 1; i >= 0; i--) {
     const cmkd_op *op = &graph->op[i];
     if (!lives[op->out].written) continue; /* nothing that counts reads it */
@@ -226,12 +226,18 @@ cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cm
 
 /* ---- inference ---- */
 
+static int is_output(const cmkd_graph *graph, int tensor) {
+  for (int i = 0; i < graph->outputs; i++)
+    if (graph->output[i].tensor == tensor) return 1;
+  return 0;
+}
+
 /* A batch norm folds into the convolution before it when nothing else reads the convolution's result. */
 static void find_folds(const cmkd_graph *graph, int *folded) {
   for (int i = 0; i < graph->ops; i++) {
     int readers = 0, norm = -1, out = graph->op[i].out;
     folded[i] = -1;
-    if (graph->op[i].kind != CMKD_OP_CONV || out == graph->logits || out == graph->features) continue;
+    if (graph->op[i].kind != CMKD_OP_CONV || is_output(graph, out)) continue;
     for (int j = 0; j < graph->ops; j++)
       for (int k = 0; k < 2; k++)
         if (graph->op[j].in[k] == out) {
@@ -264,7 +270,8 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
       if (step->norm >= 0 && i == 1 && graph->op[step->norm].in[1] >= 0) last[graph->op[step->norm].in[1]] = s;
     }
   }
-  last[graph->logits] = last[graph->features] = plan->steps;
+  for (int i = 0; i < graph->outputs; i++)
+    last[graph->output[i].tensor] = plan->steps;
   size_t top = 0;
   for (int s = 0; s < plan->steps; s++) {
     const cmkd_plan_step *step = &plan->step[s];

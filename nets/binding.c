@@ -85,7 +85,7 @@ static int read_shape(const cmkd_graph *graph, const cmkd_weights *weights, cmkd
   for (int i = 0; i < graph->ops; i++) {
     const cmkd_op *op = &graph->op[i];
     if (op->kind == CMKD_OP_CONV && op->in[0] == 0) first = bound.tensor[op->param[0]];
-    if (op->out == graph->logits) last = bound.tensor[op->param[0]];
+    if (op->out == cmkd_graph_logits(graph)) last = bound.tensor[op->param[0]];
   }
   int good = first && last && first->dims == 4 && last->dims == 2 && last->shape[0] >= 2 && last->shape[0] <= 131072 &&
              (first->shape[1] == 1 || first->shape[1] == 3);

@@ -57,7 +57,8 @@ cmkd_status cmkd_net_start(net_builder *b, const char *arch, cmkd_net_shape shap
   if (!b->graph) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory building `%s`", arch);
   snprintf(b->graph->arch, sizeof b->graph->arch, "%s", arch);
   b->graph->classes = shape.classes;
-  b->graph->logits = b->graph->features = -1;
+  cmkd_graph_output_set(b->graph, "logits", -1);
+  cmkd_graph_output_set(b->graph, "features", -1);
   add_tensor(b, (cmkd_shape){shape.height, shape.width, shape.channels});
   return b->status;
 }
@@ -240,6 +241,6 @@ int cmkd_net_shuffle(net_builder *b, int x, int groups) {
 
 void cmkd_net_classifier(net_builder *b, const char *name, int x) {
   if (b->status != CMKD_OK) return;
-  b->graph->features = x;
-  b->graph->logits = cmkd_net_linear(b, name, x, b->graph->classes);
+  cmkd_graph_output_set(b->graph, "features", x);
+  cmkd_graph_output_set(b->graph, "logits", cmkd_net_linear(b, name, x, b->graph->classes));
 }

@@ -121,7 +121,7 @@ static name value(const exporter *e, int tensor, const char *suffix) {
   name n;
   if (tensor == 0)
     snprintf(n.text, sizeof n.text, "input");
-  else if (tensor == e->graph->logits)
+  else if (tensor == cmkd_graph_logits(e->graph))
     snprintf(n.text, sizeof n.text, "logits%s", suffix);
   else
     snprintf(n.text, sizeof n.text, "t%d%s", tensor, suffix);
@@ -366,8 +366,9 @@ static void write_graph(exporter *e) {
   describe(e, GRAPH_INPUT, "input", 3, (int64_t[]){image.c, image.h, image.w});
   describe(e, GRAPH_OUTPUT, "logits", 1, (int64_t[]){g->classes});
   if (e->features) {
-    start(e, "Flatten"), in(e, value(e, g->features, "").text), attribute_int(e, "axis", 1), finish(e, "features");
-    describe(e, GRAPH_OUTPUT, "features", 1, (int64_t[]){g->tensor[g->features].c});
+    start(e, "Flatten"), in(e, value(e, cmkd_graph_features(g), "").text), attribute_int(e, "axis", 1),
+        finish(e, "features");
+    describe(e, GRAPH_OUTPUT, "features", 1, (int64_t[]){g->tensor[cmkd_graph_features(g)].c});
   }
 }
 

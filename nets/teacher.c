@@ -63,8 +63,9 @@ static cmkd_status load(cmkd_teacher *t, const cmkd_teacher_options *options, co
   if (status == CMKD_OK) status = t->table->model_create(backend, &config, &t->model, err);
   if (status == CMKD_OK) status = t->table->upload(t->model, CMKD_SLOT_VALUE, (const float *const *)params.value, err);
   if (status == CMKD_OK)
-    status = t->table->images_create(backend, data->pixels, data->labels, data->n, data->height, data->width,
-                                     data->channels, &t->images, err);
+    status = t->table->images_create(
+        backend, &(cmkd_image_set){data->pixels, data->labels, data->n, data->height, data->width, data->channels},
+        &t->images, err);
   cmkd_params_free(&params);
   return status;
 }
@@ -78,7 +79,7 @@ static cmkd_status fill(cmkd_teacher *t, const cmkd_teacher_options *options, cm
   cmkd_weights_free(weights);
   if (status != CMKD_OK) return status;
   size_t batch = (size_t)t->batch;
-  t->n = data->n, t->classes = t->graph->classes, t->features = t->graph->tensor[t->graph->features].c;
+  t->n = data->n, t->classes = t->graph->classes, t->features = t->graph->tensor[cmkd_graph_features(t->graph)].c;
   t->path = strdup(options->weights);
   t->rows = malloc(batch * sizeof *t->rows);
   t->seeds = malloc(batch * sizeof *t->seeds);
@@ -118,7 +119,8 @@ static cmkd_status run_full(cmkd_teacher *t, const uint32_t *rows, const uint64_
   for (uint32_t i = 0; i < batches; i++)
     steps[i] = (cmkd_step){
         .count = t->batch, .rows = rows + (size_t)i * t->batch, .seeds = seeds ? seeds + (size_t)i * t->batch : NULL};
-  return t->table->run(t->model, CMKD_LIST_INFER, t->images, steps, (int)batches, logits, features, err);
+  return t->table->run(t->model, CMKD_LIST_INFER, t->images, steps, (int)batches,
+                       (float *[CMKD_MAX_OUTPUTS]){logits, features}, err);
 }
 
 static cmkd_status run_short(cmkd_teacher *t, const uint32_t *rows, const uint64_t *seeds, uint32_t count,
@@ -129,7 +131,8 @@ static cmkd_status run_short(cmkd_teacher *t, const uint32_t *rows, const uint64
     if (seeds) t->seeds[i] = seeds[from];
   }
   cmkd_step step = {.count = t->batch, .rows = t->rows, .seeds = seeds ? t->seeds : NULL};
-  CMKD_TRY(t->table->run(t->model, CMKD_LIST_INFER, t->images, &step, 1, t->logits, t->feature, err));
+  CMKD_TRY(t->table->run(t->model, CMKD_LIST_INFER, t->images, &step, 1,
+                         (float *[CMKD_MAX_OUTPUTS]){t->logits, t->feature}, err));
   if (logits) memcpy(logits, t->logits, (size_t)count * t->classes * sizeof *logits);
   if (features) memcpy(features, t->feature, (size_t)count * t->features * sizeof *features);
   return CMKD_OK;

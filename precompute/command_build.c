@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/file.h"
 #include "base/program/interrupt.h"
 #include "base/program/options.h"
@@ -326,8 +327,9 @@ static char *companion(const char *out) {
 static cmkd_status build_all(const options *o, const char *data, cmkd_build_job *job, json_t *json, cmkd_error *err) {
   const cmkd_backend_table *table;
   cmkd_backend *backend;
-  CMKD_TRY(cmkd_backend_find(o->device, &table, err));
   cmkd_backend_options backend_options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device)};
+  cmkd_environment_backend(&backend_options);
+  CMKD_TRY(cmkd_backend_find(o->device, &backend_options, &table, err));
   CMKD_TRY(settle_precision(o, table, &backend_options, data, job, err));
   backend_options.precision = job->precision;
   CMKD_TRY(table->open(&backend_options, &backend, err));

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/hash.h"
 #include "base/program/options.h"
 #include "base/program/progress.h"
@@ -168,8 +169,9 @@ static cmkd_status with_teacher(cmkd_cache *cache, const options *o, recomputed 
   cmkd_dataset *data = NULL;
   cmkd_teacher *teacher = NULL;
   CMKD_TRY(check_weights(info, o, err));
-  CMKD_TRY(cmkd_backend_find(o->device, &table, err));
-  const cmkd_backend_options backend_options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device)};
+  cmkd_backend_options backend_options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device)};
+  cmkd_environment_backend(&backend_options);
+  CMKD_TRY(cmkd_backend_find(o->device, &backend_options, &table, err));
   CMKD_TRY(table->open(&backend_options, &backend, err));
   cmkd_status status = cmkd_dataset_open(o->data ? o->data : id->dataset, id->split, &data, err);
   if (status ==

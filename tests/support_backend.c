@@ -1,5 +1,6 @@
 #include "tests/support_backend.h"
 #include <math.h>
+#include "base/program/environment.h"
 #include "base/rng.h"
 #include "nets/builder.h"
 
@@ -55,9 +56,10 @@ cmkd_graph *net_mixed(void) {
   y = cmkd_net_conv_full(&b, "wide", x, 18, 1, 1, 0, 1, 1);
   x = net_add(&b, y, x, CMKD_ACT_NONE);
   int pixels = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU);
-  b.graph->features = net_linear(&b, "hidden", pixels, 10);
-  x = net_act(&b, b.graph->features, CMKD_ACT_RELU6);
-  b.graph->logits = net_linear(&b, "fc", x, CLASSES);
+  x = net_linear(&b, "hidden", pixels, 10);
+  cmkd_graph_output_set(b.graph, "features", x);
+  x = net_linear(&b, "fc", net_act(&b, x, CMKD_ACT_RELU6), CLASSES);
+  cmkd_graph_output_set(b.graph, "logits", x);
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_finish(&b, &graph));
   return graph;
@@ -98,6 +100,14 @@ cmkd_loss *loss_of(const char *text) {
   return loss;
 }
 
+cmkd_backend_options options_of(int threads, const char *precision) {
+  cmkd_backend_options options = {.threads = threads, .precision = precision};
+  cmkd_environment_backend(&options);
+  return options;
+}
+
+cmkd_image_set set_of(const data *d) { return (cmkd_image_set){d->pixels, d->labels, IMAGES, d->h, d->w, d->c}; }
+
 side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph,
                const data *d, const cmkd_loss *loss, int batch, int nesterov) {
   side s = {.table = table};
@@ -112,8 +122,10 @@ side open_side(const cmkd_backend_table *table, int threads, const char *precisi
                               .weight_decay = 5e-4f,
                               .nesterov = nesterov,
                               .kappa = 2};
-  assert_ok(table->open(&(cmkd_backend_options){.threads = threads, .precision = precision}, &s.backend, &err));
-  assert_ok(table->images_create(s.backend, d->pixels, d->labels, IMAGES, d->h, d->w, d->c, &s.images, &err));
+  const cmkd_backend_options options = options_of(threads, precision);
+  const cmkd_image_set set = set_of(d);
+  assert_ok(table->open(&options, &s.backend, &err));
+  assert_ok(table->images_create(s.backend, &set, &s.images, &err));
   assert_ok(table->model_create(s.backend, &config, &s.model, &err));
   return s;
 }
@@ -163,7 +175,7 @@ cmkd_step step_of(const data *d, int first, int count, double lr) {
   return (cmkd_step){.count = count,
                      .rows = d->rows + first,
                      .seeds = d->seeds + first,
-                     .teacher = d->teacher + first * CLASSES,
+                     .target[CMKD_TARGET_TEACHER].values = d->teacher + first * CLASSES,
                      .lr = lr,
                      .epoch = 3};
 }
@@ -177,7 +189,7 @@ void infers_as_the_reference(const cmkd_backend_table *table, int threads, const
   cmkd_graph *graph = make();
   data d = make_data(graph->tensor[0].h, graph->tensor[0].w, graph->tensor[0].c);
   cmkd_params start = start_params(graph);
-  int width = graph->tensor[graph->features].c;
+  int width = graph->tensor[cmkd_graph_features(graph)].c;
   side a = open_side(table, threads, precision, graph, &d, NULL, 8, 0),
        b = open_side(&cmkd_backend_ref, 1, NULL, graph, &d, NULL, 8, 0);
   float x[11 * CLASSES], y[11 * CLASSES], *fx = malloc(sizeof(float) * (size_t)(11 * width)),
@@ -186,8 +198,8 @@ void infers_as_the_reference(const cmkd_backend_table *table, int threads, const
   steps[1].seeds = NULL; /* clean */
   assert_ok(a.table->upload(a.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
   assert_ok(b.table->upload(b.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_ok(a.table->run(a.model, CMKD_LIST_INFER, a.images, steps, 2, x, fx, &err));
-  assert_ok(b.table->run(b.model, CMKD_LIST_INFER, b.images, steps, 2, y, fy, &err));
+  assert_ok(a.table->run(a.model, CMKD_LIST_INFER, a.images, steps, 2, (float *[CMKD_MAX_OUTPUTS]){x, fx}, &err));
+  assert_ok(b.table->run(b.model, CMKD_LIST_INFER, b.images, steps, 2, (float *[CMKD_MAX_OUTPUTS]){y, fy}, &err));
   double dl = distance(x, y, 11 * CLASSES, 0), df = distance(fx, fy, 11 * width, 0);
   if (!(dl < limit && df < limit)) fail_msg("%s: logits off by %g, features by %g", graph->arch, dl, df);
   free(fx);
@@ -215,8 +227,9 @@ void rows_stand_alone(const cmkd_backend_table *table, int threads) {
     side s = open_side(table, t, NULL, graph, &d, NULL, ROWS, 0);
     cmkd_step a = step_of(&d, 0, ROWS, 0), b = {.count = ROWS, .rows = rows, .seeds = seeds};
     assert_ok(table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-    if (t == 1) assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &a, 1, first, NULL, &err));
-    assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &b, 1, second, NULL, &err));
+    if (t == 1)
+      assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &a, 1, (float *[CMKD_MAX_OUTPUTS]){first}, &err));
+    assert_ok(table->run(s.model, CMKD_LIST_INFER, s.images, &b, 1, (float *[CMKD_MAX_OUTPUTS]){second}, &err));
     for (int i = 0; i < ROWS; i++)
       assert_memory_equal(second + i * CLASSES, first + (i * 5 + 3) % ROWS * CLASSES, sizeof(float) * CLASSES);
     close_side(&s);

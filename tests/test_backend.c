@@ -21,32 +21,31 @@ static char *plugin(const char *code) {
 }
 
 static void refuses_plugin(const char *path, const char *expect) {
-  setenv("CMKD_CUDA_PLUGIN", path, 1);
-  assert_int_equal(cmkd_backend_find("cuda", &table, &err), CMKD_ERR_UNSUPPORTED);
+  const cmkd_backend_options options = {.plugin = path};
+  assert_int_equal(cmkd_backend_find("cuda", &options, &table, &err), CMKD_ERR_UNSUPPORTED);
   assert_null(table);
   if (!strstr(err.message, expect) || !strstr(err.message, "--device cuda"))
     fail_msg("'%s' does not say '%s'", err.message, expect);
-  assert_int_equal(cmkd_backend_find("auto", &table, &err), CMKD_OK); /* falls back, silently */
+  assert_int_equal(cmkd_backend_find("auto", &options, &table, &err), CMKD_OK); /* falls back, silently */
   assert_string_equal(table->name, "cpu");
-  unsetenv("CMKD_CUDA_PLUGIN");
 }
 
 static void linked_in_by_name(void **state) {
   (void)state;
-  assert_ok(cmkd_backend_find("cpu", &table, &err));
+  assert_ok(cmkd_backend_find("cpu", NULL, &table, &err));
   assert_string_equal(table->name, "cpu");
   assert_int_equal(table->version, CMKD_BACKEND_VERSION);
-  assert_ok(cmkd_backend_find("ref", &table, &err));
+  assert_ok(cmkd_backend_find("ref", NULL, &table, &err));
   assert_string_equal(table->name, "ref");
 }
 
 static void unknown_names(void **state) {
   (void)state;
-  assert_int_equal(cmkd_backend_find("cdua", &table, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_backend_find("cdua", NULL, &table, &err), CMKD_ERR_USAGE);
   assert_non_null(strstr(err.message, "did you mean cuda?"));
-  assert_int_equal(cmkd_backend_find("gpu", &table, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_backend_find("gpu", NULL, &table, &err), CMKD_ERR_USAGE);
   assert_non_null(strstr(err.message, "did you mean cuda?"));
-  assert_int_equal(cmkd_backend_find("tpu-v4-pod", &table, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_backend_find("tpu-v4-pod", NULL, &table, &err), CMKD_ERR_USAGE);
   assert_non_null(strstr(err.message, "auto, cpu, cuda, ref"));
 }
 
@@ -57,7 +56,7 @@ static void device_numbers(void **state) {
   assert_int_equal(cmkd_backend_index("auto"), 0);
   static const char *const wrong[] = {"cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cpu:1"};
   for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++)
-    assert_int_equal(cmkd_backend_find(wrong[i], &table, &err), CMKD_ERR_USAGE);
+    assert_int_equal(cmkd_backend_find(wrong[i], NULL, &table, &err), CMKD_ERR_USAGE);
 }
 
 static void bad_plugins(void **state) {
@@ -85,12 +84,11 @@ static void device_that_does_not_open(void **state) {
              "cmkd_error *e) { *b = 0; return CMKD_ERR_DEVICE; }\n"
              "static const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION, .name = \"cuda\", .open = no};\n"
              "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
-  setenv("CMKD_CUDA_PLUGIN", so, 1);
-  assert_ok(cmkd_backend_find("cuda", &table, &err));
+  const cmkd_backend_options options = {.plugin = so};
+  assert_ok(cmkd_backend_find("cuda", &options, &table, &err));
   assert_string_equal(table->name, "cuda");
-  assert_ok(cmkd_backend_find("auto", &table, &err));
+  assert_ok(cmkd_backend_find("auto", &options, &table, &err));
   assert_string_equal(table->name, "cpu");
-  unsetenv("CMKD_CUDA_PLUGIN");
   free(so);
 }
 
@@ -104,10 +102,8 @@ static void device_that_opens(void **state) {
              "static const cmkd_backend_table t = {.version = CMKD_BACKEND_VERSION, .name = \"cuda\", .open = yes, "
              ".close = off};\n"
              "const cmkd_backend_table *cmkd_backend_plugin(void) { return &t; }");
-  setenv("CMKD_CUDA_PLUGIN", so, 1);
-  assert_ok(cmkd_backend_find("auto", &table, &err));
+  assert_ok(cmkd_backend_find("auto", &(cmkd_backend_options){.plugin = so}, &table, &err));
   assert_string_equal(table->name, "cuda");
-  unsetenv("CMKD_CUDA_PLUGIN");
   free(so);
 }
 

@@ -25,8 +25,8 @@ static void train_both(network *make, int threads, int nesterov) {
     cmkd_step step = step_of(&d, first, counts[i], 0.05);
     cmkd_step_result x, y;
     int k = 1;
-    assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err));
-    assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, &step, 1, NULL, NULL, &err));
+    assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, &err));
+    assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, &step, 1, NULL, &err));
     assert_ok(cpu.table->read(cpu.model, &x, &k, &err));
     assert_int_equal(k, 1);
     assert_ok(ref.table->read(ref.model, &y, &k, &err));
@@ -51,9 +51,9 @@ static void train_both(network *make, int threads, int nesterov) {
   float x[7 * CLASSES], y[7 * CLASSES];
   cmkd_step step = step_of(&d, 30, 7, 0);
   assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)a.value, &err));
-  assert_ok(
-      cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, x, NULL, &err)); /* folded anew after training */
-  assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, &step, 1, y, NULL, &err));
+  assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){x},
+                           &err)); /* folded anew after training */
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){y}, &err));
   assert_true(distance(x, y, 7 * CLASSES, 0) < 1e-5);
   close_side(&cpu);
   close_side(&ref);
@@ -133,11 +133,12 @@ static void test_deterministic(void **state) {
     int k = 3;
     if (run) {
       for (int i = 0; i < 3; i++) {
-        assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &steps[i], 1, NULL, NULL, &err));
-        assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &steps[2], 1, logits, NULL, &err));
+        assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &steps[i], 1, NULL, &err));
+        assert_ok(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &steps[2], 1,
+                                 (float *[CMKD_MAX_OUTPUTS]){logits}, &err));
       }
     } else
-      assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, steps, 3, NULL, NULL, &err));
+      assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, steps, 3, NULL, &err));
     assert_ok(cpu.table->read(cpu.model, results[run], &k, &err));
     assert_int_equal(k, 3);
     assert_ok(cpu.table->download(cpu.model, CMKD_SLOT_VALUE, end[run].value, &err));
@@ -170,9 +171,10 @@ static void test_bad_values(void **state) {
   float good = start.value[last][3], logits[8 * CLASSES];
   start.value[last][3] = INFINITY;
   assert_ok(cpu.table->upload(cpu.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, logits, NULL, &err),
-                   CMKD_ERR_VALUE);
-  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(
+      cpu.table->run(cpu.model, CMKD_LIST_INFER, cpu.images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){logits}, &err),
+      CMKD_ERR_VALUE);
+  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, &err), CMKD_ERR_VALUE);
   assert_ok(cpu.table->read(cpu.model, &result, &k, &err));
   assert_int_equal(k, 1);
   assert_int_equal(result.loss.bad_row, 0);
@@ -180,7 +182,7 @@ static void test_bad_values(void **state) {
   assert_ok(cpu.table->upload(cpu.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
   int32_t label = d.labels[d.rows[5]];
   d.labels[d.rows[5]] = CLASSES;
-  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, &err), CMKD_ERR_VALUE);
   assert_ok(cpu.table->read(cpu.model, &result, &k, &err));
   int first = 0;
   while (d.labels[d.rows[first]] != CLASSES)
@@ -190,9 +192,9 @@ static void test_bad_values(void **state) {
   assert_ok(cpu.table->download(cpu.model, CMKD_SLOT_VALUE, end.value, &err));
   for (int i = 0; i < graph->params; i++)
     assert_memory_equal(start.value[i], end.value[i], sizeof(float) * (size_t)graph->param[i].count);
-  assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err));
+  assert_ok(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, &err));
   step.count = 9;
-  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cpu.table->run(cpu.model, CMKD_LIST_TRAIN, cpu.images, &step, 1, NULL, &err), CMKD_ERR_VALUE);
   close_side(&cpu);
   cmkd_params_free(&start);
   cmkd_params_free(&end);

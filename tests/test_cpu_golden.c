@@ -1,5 +1,6 @@
 /* Trained teachers on the CPU backend, batch norm folded, at the padded batch the cache builder uses: logits of 256
  * test images against float64 PyTorch, and against themselves when the rows change places. */
+#include "base/program/environment.h"
 #include "tests/support.h"
 #include <math.h>
 #include "cmkd/dataset.h"
@@ -37,8 +38,11 @@ static void golden(const char *name, const char *set) {
                               .batch = BATCH,
                               .mean = {spec.mean[0], spec.mean[1], spec.mean[2]},
                               .std = {spec.std[0], spec.std[1], spec.std[2]}};
-  assert_ok(t->open(&(cmkd_backend_options){.threads = 2}, &backend, &err));
-  assert_ok(t->images_create(backend, data->pixels, data->labels, data->n, 32, 32, 3, &images, &err));
+  cmkd_backend_options options = {.threads = 2};
+  cmkd_environment_backend(&options);
+  assert_ok(t->open(&options, &backend, &err));
+  assert_ok(
+      t->images_create(backend, &(cmkd_image_set){data->pixels, data->labels, data->n, 32, 32, 3}, &images, &err));
   assert_ok(t->model_create(backend, &config, &model, &err));
   assert_ok(t->upload(model, CMKD_SLOT_VALUE, (const float *const *)params.value, &err));
   const size_t classes = (size_t)spec.classes;
@@ -50,8 +54,8 @@ static void golden(const char *name, const char *set) {
   float *logits = malloc(ROWS * classes * sizeof *logits), *again = malloc(BATCH * classes * sizeof *again);
   const cmkd_step steps[2] = {{.count = BATCH, .rows = rows}, {.count = BATCH, .rows = rows + BATCH}},
                   other = {.count = BATCH, .rows = turned};
-  assert_ok(t->run(model, CMKD_LIST_INFER, images, steps, 2, logits, NULL, &err));
-  assert_ok(t->run(model, CMKD_LIST_INFER, images, &other, 1, again, NULL, &err));
+  assert_ok(t->run(model, CMKD_LIST_INFER, images, steps, 2, (float *[CMKD_MAX_OUTPUTS]){logits}, &err));
+  assert_ok(t->run(model, CMKD_LIST_INFER, images, &other, 1, (float *[CMKD_MAX_OUTPUTS]){again}, &err));
   for (uint32_t i = 0; i < BATCH; i++)
     assert_memory_equal(again + i * classes, logits + turned[i] * classes, classes * sizeof *logits);
   const double *want = cmkd_weights_find(expected, "logits")->data;

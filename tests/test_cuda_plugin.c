@@ -2,6 +2,7 @@
  * ends with a backend that trains. Runs with and without toolkit, driver and GPU. */
 #include "tests/support.h"
 #include <unistd.h>
+#include "base/program/environment.h"
 #include "kernels/backend.h"
 
 static void cuda_says_what_is_missing(void **state) {
@@ -9,11 +10,13 @@ static void cuda_says_what_is_missing(void **state) {
   cmkd_error err = {0};
   const cmkd_backend_table *table = NULL;
   cmkd_backend *backend = NULL;
-  cmkd_status status = cmkd_backend_find("cuda", &table, &err);
+  cmkd_backend_options options = {0};
+  cmkd_environment_backend(&options);
+  cmkd_status status = cmkd_backend_find("cuda", &options, &table, &err);
   if (status == CMKD_OK) {
     assert_string_equal(table->name, "cuda");
     assert_int_equal(table->version, CMKD_BACKEND_VERSION);
-    status = table->open(&(cmkd_backend_options){0}, &backend, &err);
+    status = table->open(&options, &backend, &err);
   }
   if (status == CMKD_OK) { /* there is a GPU */
     assert_non_null(strstr(table->describe(backend), "cuda: "));
@@ -30,9 +33,11 @@ static void auto_trains(void **state) {
   (void)state;
   cmkd_error err;
   const cmkd_backend_table *table;
-  assert_ok(cmkd_backend_find("auto", &table, &err));
+  cmkd_backend_options options = {0};
+  cmkd_environment_backend(&options);
+  assert_ok(cmkd_backend_find("auto", &options, &table, &err));
   cmkd_backend *backend = NULL;
-  assert_ok(table->open(&(cmkd_backend_options){0}, &backend, &err));
+  assert_ok(table->open(&options, &backend, &err));
   table->close(backend);
 }
 

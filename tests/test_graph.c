@@ -45,7 +45,7 @@ static void broken_lists_are_refused(void **state) {
   refuses(g, "unknown");
   g = build("resnet8"), g->param[0].count++;
   refuses(g, "conv1.weight");
-  g = build("resnet8"), g->logits = 0;
+  g = build("resnet8"), g->output[CMKD_OUTPUT_LOGITS].tensor = 0;
   refuses(g, "logits");
   g = build("resnet8"), g->ops--;
   refuses(g, "no operation uses");

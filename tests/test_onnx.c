@@ -158,11 +158,12 @@ static void compare(const char *python, const char *arch, int side, int fold) {
   cmkd_be_model *model;
   cmkd_model_config config = {.graph = w.graph, .batch = ROWS, .mean = {.5f, .5f, .5f}, .std = {.25f, .25f, .25f}};
   assert_ok(cmkd_backend_ref.open(NULL, &backend, &err));
-  assert_ok(cmkd_backend_ref.images_create(backend, pixels, labels, ROWS, side, side, 3, &images, &err));
+  assert_ok(
+      cmkd_backend_ref.images_create(backend, &(cmkd_image_set){pixels, labels, ROWS, side, side, 3}, &images, &err));
   assert_ok(cmkd_backend_ref.model_create(backend, &config, &model, &err));
   assert_ok(cmkd_backend_ref.upload(model, CMKD_SLOT_VALUE, (const float *const *)w.params.value, &err));
   cmkd_step step = {.count = ROWS, .rows = (const uint32_t[]){0, 1, 2}};
-  assert_ok(cmkd_backend_ref.run(model, CMKD_LIST_INFER, images, &step, 1, logits, NULL, &err));
+  assert_ok(cmkd_backend_ref.run(model, CMKD_LIST_INFER, images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){logits}, &err));
   char in[1200], out[1200];
   const char *said;
   snprintf(in, sizeof in, "%s/in", w.dir), snprintf(out, sizeof out, "%s/out", w.dir);

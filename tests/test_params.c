@@ -221,13 +221,14 @@ static void golden(const char *name, const char *golden_name, const char *set) {
                               .mean = {spec.mean[0], spec.mean[1], spec.mean[2]},
                               .std = {spec.std[0], spec.std[1], spec.std[2]}};
   assert_ok(cmkd_backend_ref.open(NULL, &backend, &err));
-  assert_ok(cmkd_backend_ref.images_create(backend, data->pixels, data->labels, data->n, 32, 32, 3, &images, &err));
+  assert_ok(cmkd_backend_ref.images_create(backend, &(cmkd_image_set){data->pixels, data->labels, data->n, 32, 32, 3},
+                                           &images, &err));
   assert_ok(cmkd_backend_ref.model_create(backend, &config, &model, &err));
   assert_ok(cmkd_backend_ref.upload(model, CMKD_SLOT_VALUE, (const float *const *)params.value, &err));
   const uint32_t rows[2] = {0, 200};
   float *logits = malloc(2 * (size_t)spec.classes * sizeof *logits);
   cmkd_step step = {.count = 2, .rows = rows};
-  assert_ok(cmkd_backend_ref.run(model, CMKD_LIST_INFER, images, &step, 1, logits, NULL, &err));
+  assert_ok(cmkd_backend_ref.run(model, CMKD_LIST_INFER, images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){logits}, &err));
   const double *want = cmkd_weights_find(expected, "logits")->data;
   for (int i = 0; i < 2; i++)
     for (int c = 0; c < spec.classes; c++)

@@ -1,6 +1,7 @@
 /* Networks against PyTorch: replays the cases that tests/parity/parity.py wrote (inference logits, training loss, a
  * digest of every parameter gradient and running statistic). With arguments it is the other half of that tool: one
  * step, every number into a file. */
+#include "base/program/environment.h"
 #include "tests/support.h"
 #include <math.h>
 #include "kernels/backend.h"
@@ -68,7 +69,9 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
   char seed_name[32];
   *b = (bench){.rows = rows};
   snprintf(seed_name, sizeof seed_name, "images%d", draw);
-  assert_ok(cmkd_backend_find(device, &b->table, &err));
+  cmkd_backend_options options = {0};
+  cmkd_environment_backend(&options);
+  assert_ok(cmkd_backend_find(device, &options, &b->table, &err));
   assert_ok(cmkd_net_build(arch, (cmkd_net_shape){side, side, channels, classes}, &b->graph, &err));
   assert_ok(cmkd_params_create(b->graph, &b->params, &err));
   assert_ok(cmkd_params_create(b->graph, &b->grads, &err));
@@ -88,9 +91,9 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
   cmkd_be_model *model;
   cmkd_loss *loss;
   assert_ok(cmkd_loss_parse("ce", CMKD_LOSS_CIFAR, &loss, &err));
-  assert_ok(b->table->open(&(cmkd_backend_options){0}, &backend, &err));
-  assert_ok(
-      b->table->images_create(backend, b->pixels, b->labels, (uint32_t)rows, side, side, channels, &images, &err));
+  assert_ok(b->table->open(&options, &backend, &err));
+  const cmkd_image_set set = {b->pixels, b->labels, (uint32_t)rows, side, side, channels};
+  assert_ok(b->table->images_create(backend, &set, &images, &err));
   cmkd_step step = {.count = rows, .rows = row, .lr = 0, .epoch = 1};
   for (int train = 0; train < 2; train++) {
     cmkd_model_config config = {.graph = b->graph,
@@ -104,10 +107,10 @@ static void run(bench *b, const char *device, const char *arch, int side, int ch
     assert_ok(b->table->model_create(backend, &config, &model, &err));
     assert_ok(b->table->upload(model, CMKD_SLOT_VALUE, (const float *const *)b->params.value, &err));
     if (!train)
-      assert_ok(b->table->run(model, CMKD_LIST_INFER, images, &step, 1, b->logits, NULL, &err));
+      assert_ok(b->table->run(model, CMKD_LIST_INFER, images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){b->logits}, &err));
     else {
       int k = 1;
-      assert_ok(b->table->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, NULL, &err));
+      assert_ok(b->table->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, &err));
       assert_ok(b->table->read(model, &b->result, &k, &err));
       assert_non_null(b->table->gradients);
       assert_ok(b->table->gradients(model, b->grads.value, &err));

@@ -61,7 +61,8 @@ static void open_world(world *w, const char *loss, int nesterov) {
     w->teacher[i] = (float)cmkd_rng_normal(&rng) * 3;
   assert_ok(cmkd_loss_parse(loss, CMKD_LOSS_CIFAR, &w->loss, &err));
   assert_ok(be->open(NULL, &w->backend, &err));
-  assert_ok(be->images_create(w->backend, w->pixels, w->labels, ROWS, SIDE, SIDE, 3, &w->images, &err));
+  assert_ok(
+      be->images_create(w->backend, &(cmkd_image_set){w->pixels, w->labels, ROWS, SIDE, SIDE, 3}, &w->images, &err));
   w->config = (cmkd_model_config){.graph = w->graph,
                                   .batch = ROWS,
                                   .train = 1,
@@ -92,10 +93,10 @@ static cmkd_step_result step(world *w, int count, double lr) {
   cmkd_step s = {.count = count,
                  .rows = w->rows,
                  .seeds = w->seeds,
-                 .teacher = w->teacher,
+                 .target[CMKD_TARGET_TEACHER].values = w->teacher,
                  .lr = lr,
                  .epoch = CMKD_LOSS_NO_WARMUP};
-  assert_ok(be->run(w->model, CMKD_LIST_TRAIN, w->images, &s, 1, NULL, NULL, &err));
+  assert_ok(be->run(w->model, CMKD_LIST_TRAIN, w->images, &s, 1, NULL, &err));
   assert_ok(be->read(w->model, &result, &k, &err));
   assert_int_equal(k, 1);
   return result;
@@ -175,9 +176,9 @@ static void figures_of_a_step(void **state) {
   float logits[ROWS * CLASSES], features[ROWS * 7];
   cmkd_step s[2] = {{.count = 4, .rows = w.rows}, {.count = 2, .rows = w.rows + 4}},
             one = {.count = 1, .rows = w.rows + 5};
-  assert_ok(be->run(w.model, CMKD_LIST_INFER, w.images, s, 2, logits, features, &err));
+  assert_ok(be->run(w.model, CMKD_LIST_INFER, w.images, s, 2, (float *[CMKD_MAX_OUTPUTS]){logits, features}, &err));
   float alone[CLASSES];
-  assert_ok(be->run(w.model, CMKD_LIST_INFER, w.images, &one, 1, alone, NULL, &err));
+  assert_ok(be->run(w.model, CMKD_LIST_INFER, w.images, &one, 1, (float *[CMKD_MAX_OUTPUTS]){alone}, &err));
   assert_memory_equal(alone, logits + 5 * CLASSES, sizeof alone);
   close_world(&w);
 }
@@ -191,8 +192,13 @@ static void bad_input_is_named(void **state) {
   assert_ok(cmkd_params_create(w.graph, &after, &err));
   assert_ok(be->download(w.model, CMKD_SLOT_VALUE, before.value, &err));
   w.labels[2] = CLASSES;
-  cmkd_step s = {.count = ROWS, .rows = w.rows, .seeds = w.seeds, .teacher = w.teacher, .lr = .1, .epoch = 1};
-  assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  cmkd_step s = {.count = ROWS,
+                 .rows = w.rows,
+                 .seeds = w.seeds,
+                 .target[CMKD_TARGET_TEACHER].values = w.teacher,
+                 .lr = .1,
+                 .epoch = 1};
+  assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, &err), CMKD_ERR_VALUE);
   assert_non_null(strstr(err.message, "image 2: label 5"));
   cmkd_step_result results[4];
   int k = 4;
@@ -202,18 +208,18 @@ static void bad_input_is_named(void **state) {
   float nan = NAN, *value = w.params.value[0];
   value[0] = nan;
   assert_ok(be->upload(w.model, CMKD_SLOT_VALUE, (const float *const *)w.params.value, &err));
-  assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, &err), CMKD_ERR_VALUE);
   assert_non_null(strstr(err.message, "not finite"));
   assert_ok(be->download(w.model, CMKD_SLOT_VALUE, after.value, &err));
   for (int i = 1; i < w.graph->params; i++)
     assert_memory_equal(before.value[i], after.value[i], (size_t)w.graph->param[i].count * sizeof(float));
   uint32_t row = ROWS;
   s = (cmkd_step){.count = 1, .rows = &row};
-  assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, &err), CMKD_ERR_VALUE);
   s.count = ROWS + 1;
-  assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(be->run(w.model, CMKD_LIST_INFER, w.images, &s, 1, NULL, &err), CMKD_ERR_VALUE);
   s = (cmkd_step){.count = ROWS, .rows = w.rows, .lr = .1, .epoch = 1};
-  assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(be->run(w.model, CMKD_LIST_TRAIN, w.images, &s, 1, NULL, &err), CMKD_ERR_VALUE);
   assert_non_null(strstr(err.message, "teacher"));
   cmkd_params_free(&before), cmkd_params_free(&after);
   close_world(&w);

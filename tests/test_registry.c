@@ -81,7 +81,7 @@ static void every_name_builds(void **state) {
       cmkd_graph *g = build(*name, side, channels, 2);
       assert_ok(cmkd_graph_check(g, &err));
       assert_string_equal(g->arch, *name);
-      assert_true(g->tensor[0].c == channels && g->tensor[g->logits].c == 2);
+      assert_true(g->tensor[0].c == channels && g->tensor[cmkd_graph_logits(g)].c == 2);
       cmkd_graph_free(g);
     }
     if (strcmp(*name, "vgg16_bn")) cmkd_graph_free(build(*name, 64, 3, 7));

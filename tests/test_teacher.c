@@ -1,5 +1,6 @@
 /* The teacher runner: a row's bits depend on the row and its seed alone. On the plain backend and, by table, on any
  * other. */
+#include "base/program/environment.h"
 #include "tests/support.h"
 #include <math.h>
 #include "base/rng.h"
@@ -46,11 +47,13 @@ static void rows_stand_alone(const char *device) {
   const cmkd_backend_table *table;
   cmkd_backend *backend;
   cmkd_teacher *teacher;
-  if (cmkd_backend_find(device, &table, &err) == CMKD_ERR_UNSUPPORTED) {
+  cmkd_backend_options backend_options = {0};
+  cmkd_environment_backend(&backend_options);
+  if (cmkd_backend_find(device, &backend_options, &table, &err) == CMKD_ERR_UNSUPPORTED) {
     printf("SKIP: %s\n", err.message);
     skip();
   }
-  assert_ok(table->open(NULL, &backend, &err));
+  assert_ok(table->open(&backend_options, &backend, &err));
   cmkd_teacher_options options = {.weights = weights_file(0), .batch = 8, .policy = CMKD_AUGMENT_CROP_FLIP};
   assert_ok(cmkd_teacher_open(&options, table, backend, &data, &teacher, &err));
   assert_true(cmkd_teacher_batch(teacher) == 8 && cmkd_teacher_feature_size(teacher) == FEATURES &&

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/program/environment.h"
 #include "base/program/interrupt.h"
 #include "base/program/options.h"
 #include "base/program/progress.h"
@@ -44,9 +45,10 @@ static cmkd_status open_all(eval_session *s, const eval_options *o, cmkd_error *
     spec = from_file;
   }
   CMKD_TRY(cmkd_dataset_open(spec, o->split, &s->data, err));
-  CMKD_TRY(cmkd_backend_find(o->device, &s->table, err));
   cmkd_backend_options backend = {
       .threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = o->precision};
+  cmkd_environment_backend(&backend);
+  CMKD_TRY(cmkd_backend_find(o->device, &backend, &s->table, err));
   CMKD_TRY(s->table->open(&backend, &s->backend, err));
   cmkd_teacher_options teacher = {.weights = o->weights,
                                   .arch = o->arch,

@@ -66,7 +66,7 @@ static cmkd_status run_group(cmkd_evaluator *e, const cmkd_be_images *images, co
   for (int i = 0; i < k; i++)
     steps[i] = (cmkd_step){.count = e->batch, .rows = e->rows + (size_t)i * batch};
   *took = have;
-  return e->table->run(e->model, CMKD_LIST_INFER, images, steps, k, e->logits, NULL, err);
+  return e->table->run(e->model, CMKD_LIST_INFER, images, steps, k, (float *[CMKD_MAX_OUTPUTS]){e->logits}, err);
 }
 
 cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images,

@@ -2,6 +2,7 @@
 #include "train/setup.h"
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/file.h"
 #include "train/recipe_apply.h"
 
@@ -49,14 +50,15 @@ static cmkd_status open_model(cmkd_setup *s, const cmkd_train_options *o, cmkd_e
   const cmkd_settings *set = &s->settings;
   const cmkd_dataset *d = s->train;
   CMKD_TRY(cmkd_net_build(set->arch, (cmkd_net_shape){d->height, d->width, d->channels, d->classes}, &s->graph, err));
-  CMKD_TRY(cmkd_backend_find(o->device, &s->table, err));
   cmkd_backend_options options = {
       .threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = set->precision};
+  cmkd_environment_backend(&options);
+  CMKD_TRY(cmkd_backend_find(o->device, &options, &s->table, err));
   CMKD_TRY(s->table->open(&options, &s->backend, err));
-  CMKD_TRY(s->table->images_create(s->backend, d->pixels, d->labels, d->n, d->height, d->width, d->channels,
-                                   &s->train_images, err));
-  CMKD_TRY(s->table->images_create(s->backend, s->test->pixels, s->test->labels, s->test->n, d->height, d->width,
-                                   d->channels, &s->test_images, err));
+  const cmkd_image_set train = {d->pixels, d->labels, d->n, d->height, d->width, d->channels};
+  const cmkd_image_set test = {s->test->pixels, s->test->labels, s->test->n, d->height, d->width, d->channels};
+  CMKD_TRY(s->table->images_create(s->backend, &train, &s->train_images, err));
+  CMKD_TRY(s->table->images_create(s->backend, &test, &s->test_images, err));
   cmkd_model_config config = {.graph = s->graph,
                               .batch = set->batch,
                               .train = 1,

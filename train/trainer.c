@@ -63,9 +63,7 @@ static cmkd_status block_fill(cmkd_trainer *t, cmkd_step_block *b, int64_t first
     b->step[i] = (cmkd_step){.count = (int)count,
                              .rows = b->rows + rows,
                              .seeds = b->seeds + rows,
-                             .teacher = teacher,
-                             .teacher_rows = t->source->resident,
-                             .teacher_index = b->index + rows,
+                             .target[CMKD_TARGET_TEACHER] = {teacher, t->source->resident, b->index + rows},
                              .lr = cmkd_schedule_rate(&s->schedule, (int)t->state->epoch, (int)(first + i)),
                              .epoch = (double)(t->state->epoch + 1)};
     rows += count;
@@ -174,7 +172,7 @@ static cmkd_status train_epoch(cmkd_trainer *t, int *wanted, int *stopped, cmkd_
     cmkd_error fill_error = {CMKD_OK, ""};
     double begin = cmkd_seconds();
     int64_t first = state->step + now->steps;
-    cmkd_status ran = t->table->run(t->model, CMKD_LIST_TRAIN, t->train_images, now->step, now->steps, NULL, NULL, err),
+    cmkd_status ran = t->table->run(t->model, CMKD_LIST_TRAIN, t->train_images, now->step, now->steps, NULL, err),
                 filled = CMKD_OK;
     next->steps = 0;
     if (ran == CMKD_OK) filled = block_fill(t, next, first, block_limit(t, first, *wanted), &fill_error);

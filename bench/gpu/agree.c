@@ -207,7 +207,8 @@ static cmkd_status one_step(const world *w, const bench_side *s, const compariso
   if (status == CMKD_OK) status = s->table->download(s->model, CMKD_SLOT_VALUE, a->value.value, err);
   if (status == CMKD_OK) status = s->table->download(s->model, CMKD_SLOT_MOMENTUM, a->momentum.value, err);
   if (status == CMKD_OK)
-    status = s->table->run(s->model, CMKD_LIST_INFER, s->images, block.step, 1, a->logits, NULL, err);
+    status =
+        s->table->run(s->model, CMKD_LIST_INFER, s->images, block.step, 1, (float *[CMKD_MAX_OUTPUTS]){a->logits}, err);
   bench_steps_free(&block);
   return status;
 }

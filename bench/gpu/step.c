@@ -59,7 +59,8 @@ static cmkd_status time_blocks(bench_side *s, const bench_data *data, int train,
     if (train)
       status = bench_steps_train(s, &block, (int)steps, losses, err);
     else
-      status = s->table->run(s->model, CMKD_LIST_INFER, s->images, block.step, (int)steps, logits, NULL, err);
+      status = s->table->run(s->model, CMKD_LIST_INFER, s->images, block.step, (int)steps,
+                             (float *[CMKD_MAX_OUTPUTS]){logits}, err);
     if (b >= 0) seconds[b] = cmkd_seconds() - start;
     if (status == CMKD_OK && train) *loss = losses[steps - 1];
   }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include "base/program/environment.h"
 #include "base/file.h"
 #include "base/rng.h"
 
@@ -77,7 +78,7 @@ void bench_steps_fill(bench_steps *s, const bench_data *data, int64_t first, int
     s->step[i] = (cmkd_step){.count = count,
                              .rows = s->rows + at,
                              .seeds = s->seeds + at,
-                             .teacher = with_teacher ? s->teacher + at * classes : NULL,
+                             .target[CMKD_TARGET_TEACHER].values = with_teacher ? s->teacher + at * classes : NULL,
                              .lr = lr,
                              .epoch = 30};
   }
@@ -91,18 +92,19 @@ void bench_steps_free(bench_steps *s) {
 }
 
 /* Here and not in kernels/backend.c: an installed program has no business in the folder above its own. */
-cmkd_status bench_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err) {
-  const char *named = getenv("CMKD_CUDA_PLUGIN");
+cmkd_status bench_backend_find(const char *device, const cmkd_backend_options *options, const cmkd_backend_table **out,
+                               cmkd_error *err) {
+  cmkd_backend_options ours = *options;
   char exe[PATH_MAX], *dir = NULL, *path = NULL;
-  const ssize_t length = named && *named ? 0 : readlink("/proc/self/exe", exe, sizeof exe - 1);
+  const ssize_t length = ours.plugin && *ours.plugin ? 0 : readlink("/proc/self/exe", exe, sizeof exe - 1);
   if (length > 0) {
     exe[length] = 0;
     dir = cmkd_path_dir(exe);
     path = dir ? cmkd_path_join(dir, "../../libcmkd-cuda.so") : NULL;
   }
   const int there = path && cmkd_file_exists(path);
-  if (there) setenv("CMKD_CUDA_PLUGIN", path, 1);
-  cmkd_status status = cmkd_backend_find(device, out, err);
+  if (there) ours.plugin = path;
+  cmkd_status status = cmkd_backend_find(device, &ours, out, err);
   if (status == CMKD_ERR_UNSUPPORTED && path && !there && err && strstr(err->message, "is not here"))
     cmkd_fail(err, status,
               "--device cuda: there is no %s; build it with the CUDA toolkit (make), set CMKD_CUDA_PLUGIN, or "
@@ -118,10 +120,12 @@ cmkd_status bench_side_open(const char *device, const char *precision, int threa
                             bench_side *out, cmkd_error *err) {
   const cmkd_net_shape s = data->shape;
   memset(out, 0, sizeof *out);
-  CMKD_TRY(bench_backend_find(device, &out->table, err));
-  CMKD_TRY(out->table->open(&(cmkd_backend_options){.threads = threads, .precision = precision}, &out->backend, err));
-  CMKD_TRY(out->table->images_create(out->backend, data->pixels, data->labels, data->n, s.height, s.width, s.channels,
-                                     &out->images, err));
+  cmkd_backend_options options = {.threads = threads, .precision = precision};
+  cmkd_environment_backend(&options);
+  CMKD_TRY(bench_backend_find(device, &options, &out->table, err));
+  CMKD_TRY(out->table->open(&options, &out->backend, err));
+  const cmkd_image_set set = {data->pixels, data->labels, data->n, s.height, s.width, s.channels};
+  CMKD_TRY(out->table->images_create(out->backend, &set, &out->images, err));
   CMKD_TRY(out->table->model_create(out->backend,
                                     &(cmkd_model_config){.graph = graph,
                                                          .batch = batch,
@@ -147,7 +151,7 @@ void bench_side_close(bench_side *side) {
 cmkd_status bench_steps_train(const bench_side *s, const bench_steps *block, int n, double *loss, cmkd_error *err) {
   cmkd_step_result result[64];
   enum { CAPACITY = sizeof result / sizeof *result };
-  CMKD_TRY(s->table->run(s->model, CMKD_LIST_TRAIN, s->images, block->step, n, NULL, NULL, err));
+  CMKD_TRY(s->table->run(s->model, CMKD_LIST_TRAIN, s->images, block->step, n, NULL, err));
   for (int got = 0, k; got < n; got += k) {
     k = n - got < CAPACITY ? n - got : CAPACITY;
     CMKD_TRY(s->table->read(s->model, result, &k, err));

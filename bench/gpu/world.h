@@ -31,9 +31,10 @@ cmkd_status bench_steps_create(int k, int batch, int classes, bench_steps *out, 
 void bench_steps_fill(bench_steps *s, const bench_data *data, int64_t first, int count, int with_teacher, double lr);
 void bench_steps_free(bench_steps *s);
 
-/* cmkd_backend_find for a program in BUILD/bench/gpu, whose plugin lies in BUILD (the same in a kit). $CMKD_CUDA_PLUGIN
+/* cmkd_backend_find for a program in BUILD/bench/gpu, whose plugin lies in BUILD (the same in a kit). options->plugin
  * comes first. */
-cmkd_status bench_backend_find(const char *device, const cmkd_backend_table **out, cmkd_error *err);
+cmkd_status bench_backend_find(const char *device, const cmkd_backend_options *options, const cmkd_backend_table **out,
+                               cmkd_error *err);
 
 /* A network on a backend. Close it whatever open gave back; borrows graph, loss and data. */
 typedef struct bench_side {

@@ -1,6 +1,5 @@
 /* The CPU backend behind the table: any number of models on one fixed number of threads.
- * $CMKD_CONV=direct|onednn overrides who computes convolutions; $CMKD_NO_ONEDNN=1 leaves oneDNN out (tests,
- * benchmarks). */
+ */
 #include "kernels/cpu/backend.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -8,9 +7,8 @@
 #include "base/cpu.h"
 #include "kernels/cpu/model.h"
 
-static int wants_dnnl(void) {
-  const char *no = getenv("CMKD_NO_ONEDNN"), *conv = getenv("CMKD_CONV");
-  if (!cmkd_conv_dnnl_available() || (no && *no && strcmp(no, "0")) || (conv && !strcmp(conv, "direct"))) return 0;
+static int wants_dnnl(const char *conv) {
+  if (!cmkd_conv_dnnl_available() || (conv && !strcmp(conv, "direct"))) return 0;
   if (conv && !strcmp(conv, "onednn")) return 1;
   return cmkd_cpu_isa() ==
          CMKD_ISA_BASELINE; /* the direct kernels are the faster ones with AVX2 and AVX-512 (docs/results.md) */
@@ -31,7 +29,7 @@ static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **o
   if (!backend) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   char version[32];
   backend->threads = options->threads ? options->threads : cmkd_cpu_count();
-  backend->dnnl = wants_dnnl();
+  backend->dnnl = wants_dnnl(options->conv);
   backend->kernels = cmkd_cpu_kernels_get();
   snprintf(backend->text, sizeof backend->text, "cpu: %d thread%s, %s%s convolutions, %s", backend->threads,
            backend->threads == 1 ? "" : "s", backend->dnnl ? "oneDNN " : "direct",
@@ -43,18 +41,18 @@ static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **o
 static void be_close(cmkd_backend *backend) { free(backend); }
 static const char *be_describe(const cmkd_backend *backend) { return backend->text; }
 
-static cmkd_status images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
-                                 int w, int c, cmkd_be_images **out, cmkd_error *err) {
+static cmkd_status images_create(cmkd_backend *backend, const cmkd_image_set *set, cmkd_be_images **out,
+                                 cmkd_error *err) {
   (void)backend;
   *out = malloc(sizeof **out);
   if (!*out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  **out = (cmkd_be_images){pixels, labels, n, h, w, c};
+  (*out)->set = *set;
   return CMKD_OK;
 }
 
 static void images_free(cmkd_be_images *images) { free(images); }
 
-static cmkd_status check_step(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
+static cmkd_status check_step(const cmkd_be_model *m, const cmkd_image_set *images, const cmkd_step *step,
                               cmkd_error *err) {
   cmkd_shape in = m->graph->tensor[0];
   if (images->h != in.h || images->w != in.w || images->c != in.c)
@@ -69,18 +67,22 @@ static cmkd_status check_step(const cmkd_be_model *m, const cmkd_be_images *imag
 }
 
 static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
-                          float *logits, float *features, cmkd_error *err) {
+                          float *const *outputs, cmkd_error *err) {
+  const cmkd_graph *graph = m->graph;
+  float *at[CMKD_MAX_OUTPUTS] = {NULL}; /* where the next step's rows go */
   if (list == CMKD_LIST_TRAIN && !m->config.train)
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
+  for (int i = 0; outputs && i < graph->outputs; i++)
+    at[i] = outputs[i];
   for (int i = 0; i < k; i++) {
-    CMKD_TRY(check_step(m, images, &steps[i], err));
+    CMKD_TRY(check_step(m, &images->set, &steps[i], err));
     if (list == CMKD_LIST_TRAIN) {
       CMKD_TRY(cmkd_cpu_train_step(m, images, &steps[i], err));
       continue;
     }
-    CMKD_TRY(cmkd_cpu_infer_step(m, images, &steps[i], logits, features, err));
-    if (logits) logits += (size_t)steps[i].count * (size_t)m->graph->classes;
-    if (features) features += (size_t)steps[i].count * cpu_size(m->graph, m->graph->features);
+    CMKD_TRY(cmkd_cpu_infer_step(m, images, &steps[i], at, err));
+    for (int j = 0; j < graph->outputs; j++)
+      if (at[j]) at[j] += (size_t)steps[i].count * cmkd_graph_output_width(graph, j);
   }
   return CMKD_OK;
 }

@@ -192,6 +192,9 @@ static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
   if (c->batch < 1 || c->batch > 1 << 20)
     return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 1048576)", c->batch);
   if (c->train && !c->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "a model that trains needs a loss");
+  if (c->objectives || c->reduce.run)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: further objectives and a reduce hook are not offered yet",
+                     c->graph->arch);
   int channels = c->graph->tensor[0].c;
   if (channels > 4)
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", c->graph->arch, channels);

@@ -14,11 +14,8 @@ struct cmkd_backend {
   char text[128];
 };
 struct cmkd_be_images {
-  const uint8_t *pixels;
-  const int32_t *labels;
-  uint32_t n;
-  int h, w, c;
-}; /* borrowed arrays */
+  cmkd_image_set set; /* borrowed arrays */
+};
 
 /* Per op: its convolution, and where its numbers lie. Offsets in floats (packed, fold, lane gradients) or channels. */
 typedef struct cpu_op {
@@ -67,15 +64,12 @@ struct cmkd_be_model {
   int results, result_capacity;
 };
 
-static inline size_t cpu_size(const cmkd_graph *graph, int tensor) {
-  return (size_t)graph->tensor[tensor].h * (size_t)graph->tensor[tensor].w * (size_t)graph->tensor[tensor].c;
-}
-
 /* run.c */
 cmkd_status cmkd_cpu_train_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
                                 cmkd_error *err);
+/* outputs: one entry for each output of the graph, NULL for those that nobody wants. */
 cmkd_status cmkd_cpu_infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
-                                float *logits, float *features, cmkd_error *err);
+                                float *const *outputs, cmkd_error *err);
 /* update.c */
 void cmkd_cpu_pack(cmkd_be_model *model);
 void cmkd_cpu_fold(cmkd_be_model *model);

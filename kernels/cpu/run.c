@@ -16,7 +16,7 @@ typedef struct cpu_chunk {
   const cmkd_be_images *images;
   const cmkd_step *step;
   int thread, first, n, stride; /* stride: the phase's chunk */
-  float *logits, *features;     /* INFER: the caller's */
+  float *const *outputs;        /* INFER: the caller's */
 } cpu_chunk;
 
 static float *place(const cpu_chunk *c, const cmkd_plan_buffer *p) {
@@ -133,7 +133,7 @@ static void apply_norm(cpu_chunk *c, const cmkd_plan_step *step) {
 /* ---- forward and backward of one op on one chunk ---- */
 
 static void gather(cpu_chunk *c) {
-  const cmkd_be_images *im = c->images;
+  const cmkd_image_set *im = &c->images->set;
   const cmkd_model_config *config = &c->m->config;
   cmkd_augment_cpu(config->policy, im->pixels, c->step->rows + c->first,
                    c->step->seeds ? c->step->seeds + c->first : NULL, c->n, im->h, im->w, im->c, config->mean,
@@ -199,10 +199,12 @@ static void backward(cpu_chunk *c, const cmkd_plan_step *step) {
 
 static void output(cpu_chunk *c) {
   const cmkd_graph *graph = c->m->graph;
-  const size_t classes = (size_t)graph->classes, d = cpu_size(graph, graph->features), first = (size_t)c->first,
-               n = (size_t)c->n;
-  if (c->logits) memcpy(c->logits + first * classes, value(c, graph->logits), n * classes * sizeof(float));
-  if (c->features) memcpy(c->features + first * d, value(c, graph->features), n * d * sizeof(float));
+  for (int i = 0; i < graph->outputs; i++) {
+    const size_t width = cmkd_graph_output_width(graph, i);
+    if (c->outputs[i])
+      memcpy(c->outputs[i] + (size_t)c->first * width, value(c, graph->output[i].tensor),
+             (size_t)c->n * width * sizeof(float));
+  }
 }
 
 static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
@@ -243,7 +245,6 @@ static void run_lane(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_
                    i,
                    end - i < phase->chunk ? end - i : phase->chunk,
                    phase->chunk,
-                   NULL,
                    NULL};
     run_chunk(&c, phase);
   }
@@ -289,25 +290,26 @@ static void count_hits(const float *logits, const int32_t *labels, int count, in
 static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_result *r, cmkd_error *err) {
   const size_t batch = (size_t)m->config.batch;
   const int classes = m->graph->classes;
-  const float *logits = m->arena + m->train.value[m->graph->logits].offset * batch;
+  const float *logits = m->arena + m->train.value[cmkd_graph_logits(m->graph)].offset * batch;
+  const float *teacher = step->target[CMKD_TARGET_TEACHER].values;
   const cmkd_loss_batch b = {.batch = step->count,
                              .classes = classes,
                              .student = logits,
-                             .teacher = step->teacher,
+                             .teacher = teacher,
                              .teacher_dtype = CMKD_F32,
                              .labels = m->labels,
-                             .grad = m->arena + m->train.grad[m->graph->logits].offset * batch,
+                             .grad = m->arena + m->train.grad[cmkd_graph_logits(m->graph)].offset * batch,
                              .epoch = step->epoch,
                              .label_smoothing = m->config.label_smoothing,
-                             .entropy_mean = NAN};
+                             .entropy_mean = cmkd_step_entropy_mean(step)};
   r->count = step->count;
   r->loss.bad_row = -1;
   const int threads = omp_get_max_threads();
   omp_set_num_threads(m->backend->threads); /* the loss takes what its caller allows */
   cmkd_status status = cmkd_loss_eval(m->config.loss, "cpu", &b, m->loss_scratch, &r->loss, err);
-  if (status == CMKD_OK && step->teacher)
-    status = cmkd_agreement_add(logits, step->teacher, CMKD_F32, step->count, classes, m->config.kappa,
-                                m->agreement_scratch, &r->agreement, err);
+  if (status == CMKD_OK && teacher)
+    status = cmkd_agreement_add(logits, teacher, CMKD_F32, step->count, classes, m->config.kappa, m->agreement_scratch,
+                                &r->agreement, err);
   omp_set_num_threads(threads);
   CMKD_TRY(status);
   count_hits(logits, m->labels, step->count, classes, r);
@@ -332,7 +334,7 @@ cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, 
   cmkd_step_result *result = NULL;
   CMKD_TRY(next_result(m, &result, err));
   for (int i = 0; i < step->count; i++)
-    m->labels[i] = images->labels[step->rows[i]];
+    m->labels[i] = images->set.labels[step->rows[i]];
   if (m->stale) cmkd_cpu_pack(m);
   run_phases(m, images, step, 0, m->train.backward);
   CMKD_TRY(evaluate(m, step, result, err));
@@ -343,8 +345,8 @@ cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, 
 
 /* ---- an INFER step ---- */
 
-cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, float *logits,
-                                float *features, cmkd_error *err) {
+cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
+                                float *const *outputs, cmkd_error *err) {
   const cmkd_plan_phase *phase = &m->infer.phase[0];
   const int classes = m->graph->classes, chunks = (step->count + phase->chunk - 1) / phase->chunk;
   int bad = step->count;
@@ -362,10 +364,9 @@ cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, 
                    first,
                    step->count - first < phase->chunk ? step->count - first : phase->chunk,
                    phase->chunk,
-                   logits,
-                   features};
+                   outputs};
     run_chunk(&c, phase);
-    const float *z = value(&c, m->graph->logits);
+    const float *z = value(&c, cmkd_graph_logits(m->graph));
     for (int j = c.n * classes - 1; j >= 0; j--)
       if (!isfinite(z[j]) && first + j / classes < bad) bad = first + j / classes;
   }

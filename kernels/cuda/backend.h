@@ -32,8 +32,9 @@ struct cmkd_backend {
   void *workspace;
   size_t workspace_bytes;   /* shared by all models: they take turns on one stream */
   int workspace_generation; /* graphs captured before the last move are stale */
-  int check;                /* $CMKD_CUDA_CHECK: no graphs, wait after every operation and name the one that failed */
-  int streamed;             /* $CMKD_CUDA_RESIDENT=0: images stay on the host */
+  char *profile;            /* file that models write where their time went to; NULL: none */
+  int check;                /* no graphs, wait after every operation and name the one that failed */
+  int streamed;             /* images stay on the host */
   uint64_t serial;          /* of the last images or rows: captured graphs know them by it, addresses come again */
 };
 
@@ -166,8 +167,7 @@ cmkd_status cmkd_cuda_get(cmkd_backend *b, void *host, const void *device, size_
 cmkd_status cmkd_cuda_selfcheck(const cmkd_backend_table *table, cmkd_backend *backend, cmkd_error *err);
 
 /* resident.c */
-cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
-                                    int w, int c, cmkd_be_images **out, cmkd_error *err);
+cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const cmkd_image_set *set, cmkd_be_images **out, cmkd_error *err);
 void cmkd_cuda_images_free(cmkd_be_images *images);
 cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t rows, int classes, cmkd_be_rows **out,
                                   cmkd_error *err);
@@ -216,7 +216,7 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be
 
 /* run.c */
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
-                          float *logits, float *features, cmkd_error *err);
+                          float *const *outputs, cmkd_error *err);
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err);
 void cmkd_cuda_forget_graphs(cmkd_be_model *m);
 #endif

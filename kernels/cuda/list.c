@@ -9,7 +9,7 @@
 cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int index, int count) {
   const cmkd_op *op = &m->graph->op[index];
   const cmkd_shape in = m->graph->tensor[op->in[0]], out = m->graph->tensor[op->out];
-  const int logits = op->out == m->graph->logits;
+  const int logits = op->out == cmkd_graph_logits(m->graph);
   cmkd_cuda_conv_shape s = {.n = count,
                             .h = in.h,
                             .w = in.w,
@@ -159,12 +159,14 @@ static void *place(const walk *w, const cmkd_plan_buffer *p) {
   return p->used ? w->m->arena + p->offset * (size_t)w->m->config.batch * cuda_dtype_size(w->m->backend->dtype) : NULL;
 }
 static void *value(const walk *w, int tensor) {
-  return tensor < 0 ? NULL : tensor == w->m->graph->logits ? (void *)w->m->logits : place(w, &w->plan->value[tensor]);
+  return tensor < 0                                 ? NULL
+         : tensor == cmkd_graph_logits(w->m->graph) ? (void *)w->m->logits
+                                                    : place(w, &w->plan->value[tensor]);
 }
 static void *grad(const walk *w, int tensor) {
-  return tensor < 0                      ? NULL
-         : tensor == w->m->graph->logits ? (void *)w->m->logits_grad
-                                         : place(w, &w->plan->grad[tensor]);
+  return tensor < 0                                 ? NULL
+         : tensor == cmkd_graph_logits(w->m->graph) ? (void *)w->m->logits_grad
+                                                    : place(w, &w->plan->grad[tensor]);
 }
 
 static cmkd_cuda_norm norm_of(const walk *w, int index) {
@@ -300,7 +302,7 @@ static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, 
   case CMKD_STEP_APPLY:
   case CMKD_STEP_BACKWARD: return queue_backward(w, step, err);
   case CMKD_STEP_OUTPUT: { /* logits are float and dense already */
-    const int features = m->graph->features;
+    const int features = cmkd_graph_features(m->graph);
     return cmkd_cuda_to_float(value(w, features), m->backend->dtype, w->count, m->graph->tensor[features].c,
                               m->features, stream, err);
   }

@@ -86,7 +86,7 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
   m->fold_weight = carve(base, &at, values, wide);
   m->fold_bias = carve(base, &at, m->biases, sizeof(float));
   m->logits = carve(base, &at, batch * classes, sizeof(float));
-  m->features = carve(base, &at, batch * (size_t)graph->tensor[graph->features].c, sizeof(float));
+  m->features = carve(base, &at, batch * (size_t)graph->tensor[cmkd_graph_features(graph)].c, sizeof(float));
   m->pixel_table = carve(base, &at, 4 * 256, sizeof(float));
   m->state = carve(base, &at, 1, sizeof *m->state);
   m->input.seeds = carve(base, &at, batch, sizeof(uint64_t));
@@ -129,10 +129,10 @@ static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
       return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i,
                        (double)c->mean[i], (double)c->std[i]);
   for (int i = 0; i < graph->ops; i++) {
-    if (graph->op[i].out == graph->logits && graph->op[i].kind != CMKD_OP_LINEAR)
+    if (graph->op[i].out == cmkd_graph_logits(graph) && graph->op[i].kind != CMKD_OP_LINEAR)
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits do not come from a linear layer; use --device cpu",
                        graph->arch);
-    if (graph->op[i].in[0] == graph->logits || graph->op[i].in[1] == graph->logits)
+    if (graph->op[i].in[0] == cmkd_graph_logits(graph) || graph->op[i].in[1] == cmkd_graph_logits(graph))
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits are read again; use --device cpu", graph->arch);
   }
   return CMKD_OK;
@@ -212,6 +212,10 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
   CMKD_TRY(cmkd_cuda_use(backend, err));
   CMKD_TRY(cmkd_graph_check(config->graph, err));
   CMKD_TRY(check_config(config, err));
+  if (config->objectives || config->reduce.run || config->graph->outputs > CMKD_OUTPUT_FEATURES + 1)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                     "--device cuda: `%s`: further objectives, outputs and a reduce hook are not offered yet",
+                     config->graph->arch);
   cmkd_be_model *m = calloc(1, sizeof *m);
   if (!m) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   m->backend = backend;

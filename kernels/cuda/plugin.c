@@ -1,9 +1,6 @@
 /* What libcmkd-cuda.so offers to the programs: the backend table, and looking for a driver and a device. The CUDA
  * runtime is linked statically and opens the driver itself, cuDNN is opened at run time, so the file loads on machines
- * without any CUDA library. $CMKD_CUDA_CHECK=1 names the operation in which a device fails, $CMKD_CUDA_RESIDENT=0 keeps
- * images and teacher rows on the host, $CMKD_CUDNN=off does without cuDNN, $CMKD_CUDNN=FILE not without that one,
- * $CMKD_CUDA_SELFCHECK=0 without the check of selfcheck.c, $CMKD_CUDA_PLANS=FILE remembers convolution plans elsewhere
- * (FILE empty: nowhere). */
+ * without any CUDA library. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,19 +78,6 @@ static cmkd_status set_precision(cmkd_backend *b, const char *precision, cmkd_er
   return cmkd_fail(err, CMKD_ERR_USAGE, "--precision %.40s: unknown; there are fp32, tf32, bf16, fp16", precision);
 }
 
-/* Where choices of convolution plans are remembered between runs; NULL: nowhere. Caller frees. */
-static char *plans_file(void) {
-  const char *asked = getenv("CMKD_CUDA_PLANS"), *cache = getenv("XDG_CACHE_HOME"), *home = getenv("HOME");
-  if (asked) return *asked ? cmkd_format("%s", asked) : NULL;
-  if (cache && *cache) return cmkd_format("%s/cmkd/plans.json", cache);
-  return home && *home ? cmkd_format("%s/.cache/cmkd/plans.json", home) : NULL;
-}
-
-static int is_set(const char *name) {
-  const char *value = getenv(name);
-  return value && *value && strcmp(value, "0");
-}
-
 static void close_device(cmkd_backend *b) {
   if (!b) return;
   (void)cmkd_cuda_use(b, NULL);
@@ -104,6 +88,7 @@ static void close_device(cmkd_backend *b) {
   if (b->join) (void)cudaEventDestroy(b->join);
   if (b->side) (void)cudaStreamDestroy(b->side);
   if (b->stream) (void)cudaStreamDestroy(b->stream);
+  free(b->profile);
   free(b);
 }
 
@@ -124,11 +109,11 @@ static cmkd_status open_streams(cmkd_backend *b, cmkd_error *err) {
 }
 
 /* cuDNN where it is. One that was named must be there: a measurement must not fall back on our own kernels unseen. */
-static cmkd_status open_convolutions(cmkd_backend *b, cmkd_error *err) {
-  const char *named = getenv("CMKD_CUDNN");
+static cmkd_status open_convolutions(cmkd_backend *b, const cmkd_backend_options *options, cmkd_error *err) {
+  const char *named = options->cudnn, *file = options->algorithm_file;
   cmkd_error missing = {CMKD_OK, ""};
   char library[64];
-  if (cmkd_cudnn_open(b->stream, NULL, &b->cudnn, &missing) == CMKD_OK) {
+  if (cmkd_cudnn_open(b->stream, named, NULL, &b->cudnn, &missing) == CMKD_OK) {
     int v = cmkd_cudnn_version(b->cudnn);
     snprintf(library, sizeof library, "cuDNN %d.%d.%d", v / 10000, v / 100 % 100, v % 100);
   } else if (named && *named && strcmp(named, "off")) {
@@ -141,10 +126,7 @@ static cmkd_status open_convolutions(cmkd_backend *b, cmkd_error *err) {
     snprintf(library, sizeof library, "own convolutions (no cuDNN)");
   }
   snprintf(b->text, sizeof b->text, "cuda: %s, %s, %s", b->name, b->precision, library);
-  char *memory = plans_file();
-  cmkd_status status = cmkd_conv_selector_open(b->cudnn, b->name, memory, b->stream, &b->selector, err);
-  free(memory);
-  return status;
+  return cmkd_conv_selector_open(b->cudnn, b->name, file && *file ? file : NULL, b->stream, &b->selector, err);
 }
 
 static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {
@@ -155,12 +137,15 @@ static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend
   cmkd_backend *b = calloc(1, sizeof *b);
   if (!b) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   b->device = options->device;
-  b->check = is_set("CMKD_CUDA_CHECK");
-  b->streamed = getenv("CMKD_CUDA_RESIDENT") && !is_set("CMKD_CUDA_RESIDENT");
-  cmkd_status status = set_precision(b, options->precision ? options->precision : "fp32", err);
+  b->check = options->check;
+  b->streamed = options->streamed;
+  cmkd_status status = CMKD_OK;
+  if (options->profile && *options->profile && !(b->profile = strdup(options->profile)))
+    status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  if (status == CMKD_OK) status = set_precision(b, options->precision ? options->precision : "fp32", err);
   if (status == CMKD_OK) status = open_streams(b, err);
-  if (status == CMKD_OK) status = open_convolutions(b, err);
-  if (status == CMKD_OK) status = cmkd_cuda_selfcheck(cmkd_backend_plugin(), b, err);
+  if (status == CMKD_OK) status = open_convolutions(b, options, err);
+  if (status == CMKD_OK && !options->skip_selfcheck) status = cmkd_cuda_selfcheck(cmkd_backend_plugin(), b, err);
   if (status == CMKD_OK)
     *out = b;
   else

@@ -22,8 +22,8 @@ struct cuda_profile {
 };
 
 cmkd_status cmkd_cuda_profile_open(cmkd_be_model *m, cmkd_error *err) {
-  const char *path = getenv("CMKD_CUDA_PROFILE");
-  if (!path || !*path || !m->config.train) return CMKD_OK;
+  const char *path = m->backend->profile;
+  if (!path || !m->config.train) return CMKD_OK;
   m->profile = calloc(1, sizeof *m->profile);
   if (!m->profile || !(m->profile->path = cmkd_format("%s", path)))
     return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");

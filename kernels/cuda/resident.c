@@ -20,21 +20,26 @@ static void say(cmkd_backend *b, const char *what) {
   if (!strstr(b->text, what)) snprintf(b->text + length, sizeof b->text - length, ", %s", what);
 }
 
-cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const uint8_t *pixels, const int32_t *labels, uint32_t n, int h,
-                                    int w, int c, cmkd_be_images **out, cmkd_error *err) {
-  const size_t bytes = (size_t)n * (size_t)h * (size_t)w * (size_t)c;
+cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const cmkd_image_set *set, cmkd_be_images **out, cmkd_error *err) {
+  const size_t bytes = (size_t)set->n * (size_t)set->h * (size_t)set->w * (size_t)set->c;
   *out = NULL;
   CMKD_TRY(cmkd_cuda_use(b, err));
   cmkd_be_images *images = *out = calloc(1, sizeof *images);
   if (!images) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  *images = (cmkd_be_images){
-      .backend = b, .pixels = pixels, .labels = labels, .n = n, .h = h, .w = w, .c = c, .serial = ++b->serial};
+  *images = (cmkd_be_images){.backend = b,
+                             .pixels = set->pixels,
+                             .labels = set->labels,
+                             .n = set->n,
+                             .h = set->h,
+                             .w = set->w,
+                             .c = set->c,
+                             .serial = ++b->serial};
   if (!fits(b, bytes)) {
     say(b, "images on the host");
     return CMKD_OK;
   }
   cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&images->resident, bytes), "images", err);
-  if (status == CMKD_OK) status = cmkd_cuda_put(b, images->resident, pixels, bytes, "images", err);
+  if (status == CMKD_OK) status = cmkd_cuda_put(b, images->resident, set->pixels, bytes, "images", err);
   if (status == CMKD_OK) return CMKD_OK;
   cmkd_cuda_images_free(images);
   *out = NULL;

@@ -74,10 +74,11 @@ static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, cons
     if (!images->resident)
       memcpy(slot + q->pixels + (size_t)i * image, images->pixels + (size_t)step->rows[i] * image, image);
   }
-  if (step->teacher_rows && q->index)
-    memcpy(slot + q->index, step->teacher_index, (size_t)step->count * sizeof *step->teacher_index);
-  else if (step->teacher && q->teacher)
-    memcpy(slot + q->teacher, step->teacher, (size_t)step->count * (size_t)m->graph->classes * sizeof(float));
+  const cmkd_target *teacher = &step->target[CMKD_TARGET_TEACHER];
+  if (teacher->rows && q->index)
+    memcpy(slot + q->index, teacher->index, (size_t)step->count * sizeof *teacher->index);
+  else if (teacher->values && q->teacher)
+    memcpy(slot + q->teacher, teacher->values, (size_t)step->count * (size_t)m->graph->classes * sizeof(float));
 }
 
 /* Fills the half whose turn it is with k steps and sends it off; the device has then passed everything that used that
@@ -179,14 +180,14 @@ static cmkd_status profile(cmkd_be_model *m, cuda_graph key, cmkd_error *err) {
 /* Steps of one kind. */
 static cuda_graph key_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *step,
                          int steps) {
-  const cmkd_be_rows *rows = list == CMKD_LIST_TRAIN ? step->teacher_rows : NULL;
+  const cmkd_be_rows *rows = list == CMKD_LIST_TRAIN ? step->target[CMKD_TARGET_TEACHER].rows : NULL;
   return (cuda_graph){.images = images,
                       .images_serial = images->serial,
                       .rows = rows,
                       .rows_serial = rows ? rows->serial : 0,
                       .list = list,
                       .count = step->count,
-                      .teacher = list == CMKD_LIST_TRAIN && step->teacher && !rows,
+                      .teacher = list == CMKD_LIST_TRAIN && step->target[CMKD_TARGET_TEACHER].values && !rows,
                       .steps = steps,
                       .generation = m->backend->workspace_generation};
 }
@@ -222,18 +223,20 @@ static cmkd_status check_step(const cmkd_be_model *m, cmkd_list list, const cmkd
       return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
   if (list == CMKD_LIST_INFER) return CMKD_OK;
   if (!m->config.train) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
-  for (int i = 0; step->teacher_rows && i < step->count; i++)
-    if (step->teacher_rows->classes != m->graph->classes || step->teacher_index[i] >= step->teacher_rows->n)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", step->teacher_index[i],
-                       (unsigned long long)step->teacher_rows->n);
-  if (!step->teacher && !step->teacher_rows && cmkd_loss_needs_teacher(m->config.loss))
+  const cmkd_target *teacher = &step->target[CMKD_TARGET_TEACHER];
+  for (int i = 0; teacher->rows && i < step->count; i++)
+    if (teacher->rows->classes != m->graph->classes || teacher->index[i] >= teacher->rows->n)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", teacher->index[i],
+                       (unsigned long long)teacher->rows->n);
+  if (!teacher->values && !teacher->rows && cmkd_loss_needs_teacher(m->config.loss))
     return cmkd_fail(err, CMKD_ERR_VALUE, "the loss `%s` needs teacher logits", cmkd_loss_text(m->config.loss));
   if (!(step->epoch >= 1)) return cmkd_fail(err, CMKD_ERR_VALUE, "epoch %g is below 1", step->epoch);
   return CMKD_OK;
 }
 
 static int same_kind(const cmkd_step *a, const cmkd_step *b) {
-  return a->count == b->count && a->teacher_rows == b->teacher_rows && !a->teacher == !b->teacher;
+  const cmkd_target *ta = &a->target[CMKD_TARGET_TEACHER], *tb = &b->target[CMKD_TARGET_TEACHER];
+  return a->count == b->count && ta->rows == tb->rows && !ta->values == !tb->values;
 }
 
 /* Steps of one kind in a row: as many graphs of several steps as fit, the rest one by one. */
@@ -313,7 +316,7 @@ static cmkd_status fold(cmkd_be_model *m, cmkd_error *err) {
  */
 static cmkd_status fetch_outputs(const cmkd_be_model *m, const cmkd_step *steps, int k, float **logits,
                                  float **features, cmkd_error *err) {
-  const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+  const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[cmkd_graph_features(m->graph)].c;
   for (int i = 0; i < k; i++) {
     const size_t count = (size_t)steps[i].count;
     const float *z = m->out + (size_t)i * m->out_floats;
@@ -334,7 +337,7 @@ static cmkd_status fetch_outputs(const cmkd_be_model *m, const cmkd_step *steps,
 static cmkd_status make_out(cmkd_be_model *m, cmkd_error *err) {
   if (m->out) return CMKD_OK;
   m->out_floats =
-      (size_t)m->config.batch * ((size_t)m->graph->classes + (size_t)m->graph->tensor[m->graph->features].c);
+      (size_t)m->config.batch * ((size_t)m->graph->classes + (size_t)m->graph->tensor[cmkd_graph_features(m->graph)].c);
   const size_t steps = OUT_BYTES / (m->out_floats * sizeof(float));
   m->out_steps = steps < 1 ? 1 : steps > MOST_SLOTS ? MOST_SLOTS : (int)steps;
   return cmkd_cuda_status(
@@ -345,7 +348,7 @@ static cmkd_status make_out(cmkd_be_model *m, cmkd_error *err) {
 static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
                              float *logits, float *features, cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
-  const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[m->graph->features].c;
+  const size_t classes = (size_t)m->graph->classes, width = (size_t)m->graph->tensor[cmkd_graph_features(m->graph)].c;
   for (int i = 0; i < k; i++)
     CMKD_TRY(cmkd_cuda_prepare(m, CMKD_LIST_INFER, steps[i].count, err));
   CMKD_TRY(make_out(m, err));
@@ -374,16 +377,18 @@ static cmkd_status run_infer(cmkd_be_model *m, const cmkd_be_images *images, con
 }
 
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
-                          float *logits, float *features, cmkd_error *err) {
+                          float *const *outputs, cmkd_error *err) {
   unsigned carries = images->resident ? 0 : CUDA_PIXELS;
   for (int i = 0; i < k; i++) {
     CMKD_TRY(check_step(m, list, images, &steps[i], err));
-    if (list == CMKD_LIST_TRAIN && steps[i].teacher && !steps[i].teacher_rows) carries |= CUDA_TEACHER;
+    const cmkd_target *teacher = &steps[i].target[CMKD_TARGET_TEACHER];
+    if (list == CMKD_LIST_TRAIN && teacher->values && !teacher->rows) carries |= CUDA_TEACHER;
   }
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(make_queue(m, carries, err));
   return list == CMKD_LIST_TRAIN ? run_train(m, images, steps, k, err)
-                                 : run_infer(m, images, steps, k, logits, features, err);
+                                 : run_infer(m, images, steps, k, outputs ? outputs[CMKD_OUTPUT_LOGITS] : NULL,
+                                             outputs ? outputs[CMKD_OUTPUT_FEATURES] : NULL, err);
 }
 
 /* ---- results ---- */

@@ -28,10 +28,7 @@ struct cmkd_backend {
   int unused;
 };
 struct cmkd_be_images {
-  const uint8_t *pixels;
-  const int32_t *labels;
-  uint32_t n;
-  int h, w, c;
+  cmkd_image_set set; /* borrowed arrays */
 };
 struct cmkd_be_model {
   cmkd_model_config config;
@@ -61,12 +58,12 @@ static const char *ref_describe(const cmkd_backend *backend) {
   return "ref: plain loops in double, 1 thread";
 }
 
-static cmkd_status ref_images_create(cmkd_backend *backend, const uint8_t *pixels, const int32_t *labels, uint32_t n,
-                                     int h, int w, int c, cmkd_be_images **out, cmkd_error *err) {
+static cmkd_status ref_images_create(cmkd_backend *backend, const cmkd_image_set *set, cmkd_be_images **out,
+                                     cmkd_error *err) {
   (void)backend;
   *out = malloc(sizeof **out);
   if (!*out) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  **out = (cmkd_be_images){pixels, labels, n, h, w, c};
+  (*out)->set = *set;
   return CMKD_OK;
 }
 static void ref_images_free(cmkd_be_images *images) { free(images); }
@@ -133,6 +130,9 @@ static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_conf
     return cmkd_fail(err, CMKD_ERR_VALUE, "ref: batch %d is out of range", config->batch);
   if (config->train && !config->loss)
     return cmkd_fail(err, CMKD_ERR_VALUE, "ref: training `%s` needs a loss", config->graph->arch);
+  if (config->objectives || config->reduce.run)
+    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "ref: `%s`: further objectives and a reduce hook are not offered yet",
+                     config->graph->arch);
   cmkd_be_model *model = calloc(1, sizeof *model);
   if (model) model->config = *config;
   if (!model || !allocate(model)) {
@@ -196,24 +196,25 @@ static cmkd_status ref_gradients(cmkd_be_model *model, float *const *params, cmk
 static cmkd_status check_step(const cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images,
                               const cmkd_step *step, cmkd_error *err) {
   cmkd_shape image = model->config.graph->tensor[0];
-  if (images->h != image.h || images->w != image.w || images->c != image.c)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "ref: images of %dx%dx%d for a network of %dx%dx%d", images->h, images->w,
-                     images->c, image.h, image.w, image.c);
+  const cmkd_image_set *set = &images->set;
+  if (set->h != image.h || set->w != image.w || set->c != image.c)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "ref: images of %dx%dx%d for a network of %dx%dx%d", set->h, set->w,
+                     set->c, image.h, image.w, image.c);
   if (step->count < 1 || step->count > model->config.batch)
     return cmkd_fail(err, CMKD_ERR_VALUE, "ref: a step of %d rows; the batch is %d", step->count, model->config.batch);
   for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= images->n)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "ref: row %u of %u images", step->rows[i], images->n);
+    if (step->rows[i] >= set->n)
+      return cmkd_fail(err, CMKD_ERR_VALUE, "ref: row %u of %u images", step->rows[i], set->n);
   if (list == CMKD_LIST_INFER) return CMKD_OK;
   if (!model->config.train) return cmkd_fail(err, CMKD_ERR_USAGE, "ref: an inference model can't train");
-  if (!step->teacher && cmkd_loss_needs_teacher(model->config.loss))
+  if (!step->target[CMKD_TARGET_TEACHER].values && cmkd_loss_needs_teacher(model->config.loss))
     return cmkd_fail(err, CMKD_ERR_VALUE, "ref: the loss `%s` needs teacher logits",
                      cmkd_loss_text(model->config.loss));
   return CMKD_OK;
 }
 
 /* Gather, move, normalise. */
-static void load_images(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step) {
+static void load_images(cmkd_be_model *model, const cmkd_image_set *images, const cmkd_step *step) {
   size_t size = (size_t)images->h * images->w * images->c;
   for (int i = 0; i < step->count; i++) {
     cmkd_augment_ref(model->config.policy, step->seeds ? step->seeds[i] : cmkd_clean_seed(model->config.policy),
@@ -288,11 +289,12 @@ static int rank_of(const double *logits, int classes, int label) {
 /* First row with a non-finite logit (or, training, a bad label); -1: none. */
 static int bad_row(const cmkd_be_model *model, const cmkd_step *step, int labels) {
   const cmkd_graph *g = model->config.graph;
+  const float *teacher = step->target[CMKD_TARGET_TEACHER].values;
   for (int i = 0; i < step->count; i++) {
     if (labels && (model->labels[i] < 0 || model->labels[i] >= g->classes)) return i;
     for (int c = 0; c < g->classes; c++)
-      if (!isfinite(model->value[g->logits][(size_t)i * g->classes + c]) ||
-          (labels && step->teacher && !isfinite(step->teacher[(size_t)i * g->classes + c])))
+      if (!isfinite(model->value[cmkd_graph_logits(g)][(size_t)i * g->classes + c]) ||
+          (labels && teacher && !isfinite(teacher[(size_t)i * g->classes + c])))
         return i;
   }
   return -1;
@@ -324,18 +326,19 @@ static cmkd_step_result *new_result(cmkd_be_model *model, cmkd_error *err) {
 static cmkd_status judge(cmkd_be_model *model, const cmkd_step *step, cmkd_step_result *result, cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
   const cmkd_model_config *config = &model->config;
-  const double *logits = model->value[g->logits];
+  const double *logits = model->value[cmkd_graph_logits(g)];
+  const float *teacher = step->target[CMKD_TARGET_TEACHER].values;
   int64_t numbers = (int64_t)step->count * g->classes;
-  for (int64_t i = 0; i < numbers && step->teacher; i++)
-    model->teacher[i] = (double)step->teacher[i];
-  CMKD_TRY(cmkd_loss_ref_double(config->loss, step->count, g->classes, logits, step->teacher ? model->teacher : NULL,
-                                model->labels, step->epoch, config->label_smoothing, NAN, model->slope[g->logits],
-                                &result->loss, NULL, err));
+  for (int64_t i = 0; i < numbers && teacher; i++)
+    model->teacher[i] = (double)teacher[i];
+  CMKD_TRY(cmkd_loss_ref_double(config->loss, step->count, g->classes, logits, teacher ? model->teacher : NULL,
+                                model->labels, step->epoch, config->label_smoothing, cmkd_step_entropy_mean(step),
+                                model->slope[cmkd_graph_logits(g)], &result->loss, NULL, err));
   result->loss.bad_row = -1;
   for (int i = 0; i < step->count; i++) {
     int rank = rank_of(logits + (size_t)i * g->classes, g->classes, model->labels[i]);
     result->top1 += rank < 1, result->top5 += rank < 5;
-    if (!step->teacher) continue;
+    if (!teacher) continue;
     double pearson = 0, spearman = 0, blocks = 0;
     CMKD_TRY(cmkd_agreement_ref(g->classes, logits + (size_t)i * g->classes, model->teacher + (size_t)i * g->classes,
                                 config->kappa, &pearson, &spearman, &blocks, err));
@@ -352,8 +355,8 @@ static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images
   if (!result) return CMKD_ERR_MEMORY;
   result->count = step->count;
   for (int i = 0; i < step->count; i++)
-    model->labels[i] = images->labels[step->rows[i]];
-  load_images(model, images, step);
+    model->labels[i] = images->set.labels[step->rows[i]];
+  load_images(model, &images->set, step);
   forward(model, step->count, 1);
   int bad = bad_row(model, step, 1);
   if (bad >= 0) {
@@ -370,29 +373,32 @@ static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images
   return CMKD_OK;
 }
 
-static cmkd_status infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step, float **logits,
-                              float **features, cmkd_error *err) {
+static cmkd_status infer_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
+                              float **outputs, cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
-  load_images(model, images, step);
+  load_images(model, &images->set, step);
   forward(model, step->count, 0);
-  float **out[2] = {logits, features};
-  int tensor[2] = {g->logits, g->features};
-  for (int k = 0; k < 2; k++) {
-    size_t numbers = (size_t)step->count * g->tensor[tensor[k]].c;
-    for (size_t i = 0; *out[k] && i < numbers; i++)
-      (*out[k])[i] = (float)model->value[tensor[k]][i];
-    if (*out[k]) *out[k] += numbers;
+  for (int k = 0; k < g->outputs; k++) {
+    const double *value = model->value[g->output[k].tensor];
+    size_t numbers = (size_t)step->count * cmkd_graph_output_width(g, k);
+    if (!outputs[k]) continue;
+    for (size_t i = 0; i < numbers; i++)
+      outputs[k][i] = (float)value[i];
+    outputs[k] += numbers;
   }
   int bad = bad_row(model, step, 0);
   return bad < 0 ? CMKD_OK : fail_row(model, step, bad, 0, err);
 }
 
 static cmkd_status ref_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps,
-                           int k, float *logits, float *features, cmkd_error *err) {
+                           int k, float *const *outputs, cmkd_error *err) {
+  float *at[CMKD_MAX_OUTPUTS] = {NULL}; /* where the next step's rows go */
+  for (int i = 0; outputs && i < model->config.graph->outputs; i++)
+    at[i] = outputs[i];
   for (int i = 0; i < k; i++) {
     CMKD_TRY(check_step(model, list, images, &steps[i], err));
     CMKD_TRY(list == CMKD_LIST_TRAIN ? train_step(model, images, &steps[i], err)
-                                     : infer_step(model, images, &steps[i], &logits, &features, err));
+                                     : infer_step(model, images, &steps[i], at, err));
   }
   return CMKD_OK;
 }

@@ -68,8 +68,8 @@ static void train_both(network *make, const char *precision, int nesterov, limit
     steps[i] = step_of(&d, first, counts[i], 0.02);
     steps[i].epoch = i + 1; /* the warm-up moves */
   }
-  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_TRAIN, gpu_side.images, steps, 1, NULL, NULL, &err));
-  assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, steps, 1, NULL, NULL, &err));
+  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_TRAIN, gpu_side.images, steps, 1, NULL, &err));
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, steps, 1, NULL, &err));
   assert_ok(gpu_side.table->gradients(gpu_side.model, a.value, &err));
   assert_ok(ref.table->gradients(ref.model, b.value, &err));
   compare_params(graph, &a, &b, 1e-2, l.gradient,
@@ -80,9 +80,8 @@ static void train_both(network *make, const char *precision, int nesterov, limit
   assert_ok(gpu_side.table->download(gpu_side.model, CMKD_SLOT_MOMENTUM, a.value, &err));
   assert_ok(ref.table->download(ref.model, CMKD_SLOT_MOMENTUM, b.value, &err));
   compare_params(graph, &a, &b, 1e-2, l.gradient, "momentum after one step");
-  assert_ok(
-      gpu_side.table->run(gpu_side.model, CMKD_LIST_TRAIN, gpu_side.images, steps + 1, STEPS - 1, NULL, NULL, &err));
-  assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, steps + 1, STEPS - 1, NULL, NULL, &err));
+  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_TRAIN, gpu_side.images, steps + 1, STEPS - 1, NULL, &err));
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_TRAIN, ref.images, steps + 1, STEPS - 1, NULL, &err));
   int k = STEPS;
   assert_ok(gpu_side.table->read(gpu_side.model, got, &k, &err));
   assert_int_equal(k, STEPS);
@@ -107,8 +106,9 @@ static void train_both(network *make, const char *precision, int nesterov, limit
   float x[7 * CLASSES], y[7 * CLASSES]; /* folded anew after training */
   cmkd_step step = step_of(&d, 50, 5, 0);
   assert_ok(ref.table->upload(ref.model, CMKD_SLOT_VALUE, (const float *const *)a.value, &err));
-  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_INFER, gpu_side.images, &step, 1, x, NULL, &err));
-  assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, &step, 1, y, NULL, &err));
+  assert_ok(gpu_side.table->run(gpu_side.model, CMKD_LIST_INFER, gpu_side.images, &step, 1,
+                                (float *[CMKD_MAX_OUTPUTS]){x}, &err));
+  assert_ok(ref.table->run(ref.model, CMKD_LIST_INFER, ref.images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){y}, &err));
   double off = distance(x, y, 5 * CLASSES, 0);
   if (!(off < (precision ? l.gradient : 1e-5))) fail_msg("%s: logits after training are off by %g", graph->arch, off);
   close_side(&gpu_side);
@@ -182,10 +182,10 @@ static ran run_once(const cmkd_graph *graph, data *d, const char *precision, int
   for (int i = 0; i < 12; i++)
     steps[i] = step_of(d, i * 4, i == 11 ? 2 : 4, 0.02);
   for (int i = 0; i < 12; i += at_once) {
-    assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + i, i + at_once > 12 ? 12 - i : at_once, NULL,
-                           NULL, &err));
+    assert_ok(
+        s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + i, i + at_once > 12 ? 12 - i : at_once, NULL, &err));
     if (at_once == 1 && i == 5)
-      assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, steps, 1, logits, NULL, &err));
+      assert_ok(s.table->run(s.model, CMKD_LIST_INFER, s.images, steps, 1, (float *[CMKD_MAX_OUTPUTS]){logits}, &err));
   }
   assert_ok(s.table->read(s.model, r.result, &k, &err));
   assert_int_equal(k, 12);
@@ -254,7 +254,7 @@ static void a_cut_run_goes_on(void **state) {
     assert_ok(cmkd_params_create(graph, &momentum[cut], &err));
     side s = open_side(cuda, 0, "fp16", graph, &d, loss, 4, 0);
     assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-    assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, cut ? 6 : 12, NULL, NULL, &err));
+    assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, cut ? 6 : 12, NULL, &err));
     if (cut) {
       char *text;
       int used = 0;
@@ -272,7 +272,7 @@ static void a_cut_run_goes_on(void **state) {
       assert_int_equal(used, 1);
       assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)value[1].value, &err));
       assert_ok(cuda->upload(s.model, CMKD_SLOT_MOMENTUM, (const float *const *)momentum[1].value, &err));
-      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 6, 6, NULL, NULL, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 6, 6, NULL, &err));
       free(text);
     }
     assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, value[cut].value, &err));
@@ -332,17 +332,18 @@ static void resident_teacher_rows_are_the_same_bytes(void **state) {
       assert_ok(cmkd_params_create(graph, &end[resident], &err));
       for (int i = 0; i < 4; i++) {
         steps[i] = step_of(&d, i * 4, 4, 0.02);
-        steps[i].teacher = resident ? NULL : rows + i * 4 * CLASSES;
-        if (resident) steps[i].teacher_rows = store, steps[i].teacher_index = index + i * 4;
+        steps[i].target[CMKD_TARGET_TEACHER].values = resident ? NULL : rows + i * 4 * CLASSES;
+        if (resident)
+          steps[i].target[CMKD_TARGET_TEACHER].rows = store, steps[i].target[CMKD_TARGET_TEACHER].index = index + i * 4;
       }
       assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 4, NULL, NULL, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 4, NULL, &err));
       assert_ok(cuda->read(s.model, result, &k, &err));
       assert_int_equal(result[3].agreement.rows, 4);
       assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, end[resident].value, &err));
       index[5] = ROWS;
       if (resident)
-        assert_int_equal(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+        assert_int_equal(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 1, NULL, &err), CMKD_ERR_VALUE);
       if (resident) assert_int_equal(cuda->rows_write(store, ROWS - 1, 2, stored, top, range, &err), CMKD_ERR_VALUE);
       index[5] = (5 * 7 + 3) % ROWS;
       if (resident) cuda->rows_free(store);
@@ -382,9 +383,9 @@ static void bad_values_stop(void **state) {
   cmkd_step steps[4] = {step_of(&d, 0, 8, 0.1), step_of(&d, 8, 8, 0.1), step_of(&d, 16, 8, 0.1),
                         step_of(&d, 24, 8, 0.1)};
   for (int i = 0; i < 4; i++)
-    steps[i].teacher = NULL;
+    steps[i].target[CMKD_TARGET_TEACHER].values = NULL;
   assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, NULL, &err));
+  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, &err));
   assert_ok(s.table->download(s.model, CMKD_SLOT_VALUE, good.value, &err));
   uint32_t image = IMAGES;
   for (uint32_t i = 0; i < IMAGES && image == IMAGES; i++) { /* one that the second step has and the first has not */
@@ -397,7 +398,7 @@ static void bad_values_stop(void **state) {
   d.labels[image] = CLASSES;
   while (steps[1].rows[row] != image)
     row++;
-  cmkd_status status = s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 3, NULL, NULL, &err);
+  cmkd_status status = s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 3, NULL, &err);
   assert_true(status == CMKD_OK || status == CMKD_ERR_VALUE);
   assert_int_equal(s.table->read(s.model, results, &k, &err), CMKD_ERR_VALUE);
   assert_int_equal(k, 2);
@@ -407,7 +408,7 @@ static void bad_values_stop(void **state) {
   for (int i = 0; i < graph->params; i++)
     assert_memory_equal(good.value[i], end.value[i], sizeof(float) * (size_t)graph->param[i].count);
   d.labels[image] = label;
-  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 3, NULL, NULL, &err));
+  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps + 1, 3, NULL, &err));
   k = 8;
   assert_ok(s.table->read(s.model, results, &k, &err));
   assert_int_equal(k, 3);
@@ -415,13 +416,15 @@ static void bad_values_stop(void **state) {
   float logits[8 * CLASSES];
   start.value[last][3] = INFINITY;
   assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-  assert_int_equal(s.table->run(s.model, CMKD_LIST_INFER, s.images, steps, 1, logits, NULL, &err), CMKD_ERR_VALUE);
-  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, NULL, &err));
+  assert_int_equal(
+      s.table->run(s.model, CMKD_LIST_INFER, s.images, steps, 1, (float *[CMKD_MAX_OUTPUTS]){logits}, &err),
+      CMKD_ERR_VALUE);
+  assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, &err));
   k = 8;
   assert_int_equal(s.table->read(s.model, results, &k, &err), CMKD_ERR_VALUE);
   assert_int_equal(results[0].loss.bad_row, 0);
   steps[0].count = 9;
-  assert_int_equal(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, &err), CMKD_ERR_VALUE);
   close_side(&s);
   cmkd_params_free(&start);
   cmkd_params_free(&good);
@@ -434,12 +437,12 @@ static void bad_values_stop(void **state) {
 /* A device that takes other steps than the CPU, by 2 % or with a loss that is off, is not opened; a good one passes in
  * every precision. */
 static cmkd_status wrong_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps,
-                             int k, float *logits, float *features, cmkd_error *error) {
+                             int k, float *const *outputs, cmkd_error *error) {
   cmkd_step changed[8];
   memcpy(changed, steps, (size_t)k * sizeof *steps);
   for (int i = 0; i < k; i++)
     changed[i].lr *= 1.02;
-  return cuda->run(model, list, images, changed, k, logits, features, error);
+  return cuda->run(model, list, images, changed, k, outputs, error);
 }
 static cmkd_status wrong_read(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *error) {
   CMKD_TRY(cuda->read(model, results, k, error));
@@ -456,7 +459,8 @@ static void a_device_that_computes_something_else_is_refused(void **state) {
     cmkd_backend_table other = *cuda, third = *cuda;
     other.run = wrong_run;
     third.read = wrong_read;
-    assert_ok(cuda->open(&(cmkd_backend_options){.precision = precisions[i]}, &backend, &err));
+    const cmkd_backend_options options = options_of(0, precisions[i]);
+    assert_ok(cuda->open(&options, &backend, &err));
     if (i == 0) assert_int_equal(GPU(cmkd_cuda_selfcheck)(&other, backend, &err), CMKD_ERR_DEVICE);
     assert_int_equal(GPU(cmkd_cuda_selfcheck)(&third, backend, &err), CMKD_ERR_DEVICE);
     assert_non_null(strstr(err.message, "--device cpu"));
@@ -468,9 +472,12 @@ static void refusals_are_one_line(void **state) {
   (void)state;
   NEED_GPU();
   cmkd_backend *backend = NULL;
-  assert_int_equal(cuda->open(&(cmkd_backend_options){.precision = "fp8"}, &backend, &err), CMKD_ERR_USAGE);
+  cmkd_backend_options options = options_of(0, "fp8");
+  assert_int_equal(cuda->open(&options, &backend, &err), CMKD_ERR_USAGE);
   assert_non_null(strstr(err.message, "bf16"));
-  assert_int_equal(cuda->open(&(cmkd_backend_options){.device = 99}, &backend, &err), CMKD_ERR_UNSUPPORTED);
+  options = options_of(0, NULL);
+  options.device = 99;
+  assert_int_equal(cuda->open(&options, &backend, &err), CMKD_ERR_UNSUPPORTED);
   assert_null(backend);
 }
 
@@ -489,22 +496,25 @@ static void long_runs_go_in_parts(void **state) {
   static float logits[2][STEPS * CLASSES];
   for (int i = 0; i < STEPS; i++) {
     steps[i] = step_of(&d, i % 40, 1, 0.001);
-    if (i < 20) steps[i].teacher = NULL;
+    if (i < 20) steps[i].target[CMKD_TARGET_TEACHER].values = NULL;
   }
   for (int parts = 0; parts < 2; parts++) {
     side s = open_side(cuda, 0, NULL, graph, &d, loss, 1, 0);
     int k = STEPS;
     assert_ok(cmkd_params_create(graph, &end[parts], &err));
     assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-    if (!parts) assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, STEPS, NULL, NULL, &err));
+    if (!parts) assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, STEPS, NULL, &err));
     for (int i = 0; parts && i < STEPS; i += 15)
-      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + i, 15, NULL, NULL, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps + i, 15, NULL, &err));
     assert_ok(cuda->read(s.model, result[parts], &k, &err));
     assert_int_equal(k, STEPS);
     assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, end[parts].value, &err));
-    if (!parts) assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, steps, STEPS, logits[0], NULL, &err));
+    if (!parts)
+      assert_ok(
+          cuda->run(s.model, CMKD_LIST_INFER, s.images, steps, STEPS, (float *[CMKD_MAX_OUTPUTS]){logits[0]}, &err));
     for (int i = 0; parts && i < STEPS; i += 15)
-      assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, steps + i, 15, logits[1] + i * CLASSES, NULL, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, steps + i, 15,
+                          (float *[CMKD_MAX_OUTPUTS]){logits[1] + i * CLASSES}, &err));
     close_side(&s);
   }
   for (int i = 0; i < STEPS; i++)
@@ -548,11 +558,12 @@ static void out_of_memory_says_what_to_do(void **state) {
     cmkd_step_result result;
     int k = 1;
     cmkd_simt_memory(limit);
-    cmkd_status status = cuda->open(NULL, &backend, &err);
-    if (status == CMKD_OK)
-      status = cuda->images_create(backend, d.pixels, d.labels, IMAGES, d.h, d.w, d.c, &images, &err);
+    const cmkd_backend_options options = options_of(0, NULL);
+    const cmkd_image_set set = set_of(&d);
+    cmkd_status status = cuda->open(&options, &backend, &err);
+    if (status == CMKD_OK) status = cuda->images_create(backend, &set, &images, &err);
     if (status == CMKD_OK) status = cuda->model_create(backend, &config, &model, &err);
-    if (status == CMKD_OK) status = cuda->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, NULL, &err);
+    if (status == CMKD_OK) status = cuda->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, &err);
     if (status == CMKD_OK) status = cuda->read(model, &result, &k, &err);
     if (status == CMKD_OK)
       worked = 1;
@@ -562,7 +573,7 @@ static void out_of_memory_says_what_to_do(void **state) {
       assert_non_null(strstr(err.message, "--batch"));
       cmkd_simt_memory(0);
       if (model) { /* nothing of the refusal sticks */
-        assert_ok(cuda->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, NULL, &err));
+        assert_ok(cuda->run(model, CMKD_LIST_TRAIN, images, &step, 1, NULL, &err));
         assert_ok(cuda->read(model, &result, &k, &err));
         again++;
       }
@@ -595,12 +606,12 @@ static void a_failing_device_is_told(void **state) {
       cmkd_step step = step_of(&d, 0, 4, 0.1);
       cmkd_step_result result;
       int k = 1;
-      step.teacher = NULL;
+      step.target[CMKD_TARGET_TEACHER].values = NULL;
       assert_ok(s.table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
-      assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, NULL, &err));
+      assert_ok(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, &err));
       assert_ok(s.table->read(s.model, &result, &k, &err));
       cmkd_simt_fail_launch(launch);
-      cmkd_status status = s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, NULL, &err);
+      cmkd_status status = s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, &err);
       if (status == CMKD_OK) status = s.table->read(s.model, &result, &k, &err);
       assert_int_equal(status, CMKD_ERR_DEVICE);
       if (check && launch == 19) assert_non_null(strstr(err.message, "of operation"));
@@ -633,17 +644,17 @@ static void kernels_are_loaded_before_they_are_captured(void **state) {
   cmkd_be_rows *store[3];
   cmkd_simt_unload();
   for (int kind = 0; kind < 5; kind++) {
-    step.teacher = kind == 1 ? d.teacher : NULL;
+    step.target[CMKD_TARGET_TEACHER].values = kind == 1 ? d.teacher : NULL;
     if (kind >= 2) {
       assert_ok(cuda->rows_create(s.backend, codecs[kind - 2], 2, CLASSES, &store[kind - 2], &err));
       assert_ok(cuda->rows_write(store[kind - 2], 0, 2, rows, planes, planes, &err));
-      step.teacher_rows = store[kind - 2], step.teacher_index = index;
+      step.target[CMKD_TARGET_TEACHER].rows = store[kind - 2], step.target[CMKD_TARGET_TEACHER].index = index;
     }
     for (int i = 0; i < 3; i++)
-      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, NULL, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, &err));
   }
   for (int i = 0; i < 3; i++)
-    assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, &step, 1, logits, NULL, &err));
+    assert_ok(cuda->run(s.model, CMKD_LIST_INFER, s.images, &step, 1, (float *[CMKD_MAX_OUTPUTS]){logits}, &err));
   assert_string_equal(cmkd_simt_unloaded(), "");
   for (int i = 0; i < 3; i++)
     cuda->rows_free(store[i]);
@@ -674,17 +685,19 @@ static void two_devices_take_turns(void **state) {
   cmkd_be_model *model[2];
   cmkd_step step = step_of(&d, 0, 4, 0.1);
   cmkd_step_result result[2][3];
+  cmkd_backend_options options = options_of(0, "bf16");
+  const cmkd_image_set set = set_of(&d);
+  for (options.device = 0; options.device < 2; options.device++)
+    assert_ok(cuda->open(&options, &backend[options.device], &err));
   for (int i = 0; i < 2; i++)
-    assert_ok(cuda->open(&(cmkd_backend_options){.device = i, .precision = "bf16"}, &backend[i], &err));
-  for (int i = 0; i < 2; i++)
-    assert_ok(cuda->images_create(backend[i], d.pixels, d.labels, IMAGES, d.h, d.w, d.c, &images[i], &err));
+    assert_ok(cuda->images_create(backend[i], &set, &images[i], &err));
   for (int i = 0; i < 2; i++)
     assert_ok(cuda->model_create(backend[i], &config, &model[i], &err));
   for (int i = 0; i < 2; i++)
     assert_ok(cuda->upload(model[i], CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
   for (int round = 0; round < 3; round++)
     for (int i = 0; i < 2; i++)
-      assert_ok(cuda->run(model[i], CMKD_LIST_TRAIN, images[i], &step, 1, NULL, NULL, &err));
+      assert_ok(cuda->run(model[i], CMKD_LIST_TRAIN, images[i], &step, 1, NULL, &err));
   for (int i = 0, k = 3; i < 2; i++)
     assert_ok(cuda->read(model[i], result[i], &k, &err));
   for (int i = 0; i < 3; i++)

@@ -35,7 +35,8 @@ typedef struct cmkd_conv_request {
 /* Opens libcudnn.so.9 and makes a handle for `stream`. device_json (NULL: the current device): a device property
  * description, for making plans without that device (tests). CMKD_ERR_UNSUPPORTED with one line that says what is
  * missing; the caller goes on without. */
-cmkd_status cmkd_cudnn_open(void *stream, const char *device_json, cmkd_cudnn **out, cmkd_error *err);
+cmkd_status cmkd_cudnn_open(void *stream, const char *library, const char *device_json, cmkd_cudnn **out,
+                            cmkd_error *err);
 void cmkd_cudnn_close(cmkd_cudnn *cudnn);
 int cmkd_cudnn_version(const cmkd_cudnn *cudnn); /* 91900 */
 /* Up to `room` deterministic plans for a request, the heuristic's favourite first; *count 0 when there is none.

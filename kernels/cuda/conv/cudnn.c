@@ -103,8 +103,7 @@ static cmkd_status cudnn_fail(const cmkd_cudnn *lib, cmkd_error *err, cudnnStatu
 
 /* ---- the library ---- */
 
-static cmkd_status open_library(cmkd_cudnn *lib, cmkd_error *err) {
-  const char *path = getenv("CMKD_CUDNN");
+static cmkd_status open_library(cmkd_cudnn *lib, const char *path, cmkd_error *err) {
   if (!path || !*path) path = LIBRARY;
   if (!strcmp(path, "off")) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "cuDNN is left out (CMKD_CUDNN=off)");
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL); /* never closed: its parts register handlers that run at exit */
@@ -126,11 +125,12 @@ static cmkd_status open_library(cmkd_cudnn *lib, cmkd_error *err) {
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cudnn_open(void *stream, const char *device_json, cmkd_cudnn **out, cmkd_error *err) {
+cmkd_status cmkd_cudnn_open(void *stream, const char *library, const char *device_json, cmkd_cudnn **out,
+                            cmkd_error *err) {
   *out = NULL;
   cmkd_cudnn *lib = calloc(1, sizeof *lib);
   if (!lib) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  cmkd_status status = open_library(lib, err);
+  cmkd_status status = open_library(lib, library, err);
   if (status != CMKD_OK) {
     free(lib);
     return status;
@@ -587,8 +587,10 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const v
 
 #else /* a build without the header: nothing is ever open */
 
-cmkd_status cmkd_cudnn_open(void *stream, const char *device_json, cmkd_cudnn **out, cmkd_error *err) {
+cmkd_status cmkd_cudnn_open(void *stream, const char *library, const char *device_json, cmkd_cudnn **out,
+                            cmkd_error *err) {
   (void)stream;
+  (void)library;
   (void)device_json;
   *out = NULL;
   return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
