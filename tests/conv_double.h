@@ -1,6 +1,6 @@
-/* A device and a cuDNN made up for kernels/cuda/conv/select.c, which is included here: device memory is host memory,
- * every "convolution" is the same small sum, and a clock advances by what the table of plans says. So the choice among
- * good, wrong, failing and slow plans can be tested. */
+/* A device and a cuDNN made up for algorithm selection (kernels/cuda/conv/select.c and its parts, included here):
+ * device memory is host memory, every "convolution" is the same small sum, and a clock advances by what the table of
+ * plans says. So the choice among good, wrong, failing and slow plans can be tested. */
 #ifndef CMKD_TESTS_CONV_DOUBLE_H
 #define CMKD_TESTS_CONV_DOUBLE_H
 #include <stdint.h>
@@ -126,6 +126,9 @@ static cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, void *s) {
   return now_broken();
 }
 
+#include "kernels/cuda/conv/algorithm.c"
+#include "kernels/cuda/conv/algorithm_cache.c"
+#include "kernels/cuda/conv/autotune.c"
 #include "kernels/cuda/conv/select.c"
 
 /* Every pass computes c[i] = a[i % na] + b[i % nb], rounded to c's dtype, on top of c where it accumulates;
@@ -283,7 +286,7 @@ size_t cmkd_cudnn_plan_workspace(const cmkd_cudnn_plan *plan) { return plan->is.
 cmkd_dtype cmkd_cudnn_plan_dw_dtype(const cmkd_cudnn_plan *plan) { return plan->request.shape.dtype; }
 
 cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const void *a, const void *b, void *c,
-                           const float *bias, const void *residual, void *workspace, cmkd_error *err) {
+                           const cmkd_cuda_epilogue *epilogue, void *workspace, cmkd_error *err) {
   (void)lib;
   const cmkd_conv_request *r = &plan->request;
   const cmkd_dtype dtype =
@@ -297,7 +300,7 @@ cmkd_status cmkd_cudnn_run(cmkd_cudnn *lib, const cmkd_cudnn_plan *plan, const v
   if (kind == UNWRITTEN) return CMKD_OK;
   made_conv(&r->shape, r->pass, a, b, c, r->accumulate && kind != NO_ADDING, r->shape.dtype, dw_written(&r->shape, 1));
   if (r->pass == CMKD_CONV_FORWARD_FUSED)
-    made_epilogue(&r->shape, &(cmkd_cuda_epilogue){bias, r->residual ? residual : NULL, r->act}, c);
+    made_epilogue(&r->shape, &(cmkd_cuda_epilogue){epilogue->bias, r->residual ? epilogue->residual : NULL, r->act}, c);
   if (kind == WRONG) put(c, dtype, 5, 1);
   if (kind == WRONG_AT_END)
     put(c, dtype, (r->pass == CMKD_CONV_BACKWARD_DATA ? count_x(&r->shape) : count_y(&r->shape)) - 20, 1);

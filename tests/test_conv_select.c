@@ -64,7 +64,7 @@ static cmkd_conv_selector *open_selector(cmkd_cudnn *cudnn, const char *name, co
 }
 /* The name that is chosen for a request; `timed` whether anything was. */
 static const char *choose(cmkd_conv_selector *selector, cmkd_conv_request request, int *timed) {
-  static char name[NAME_MAX_BYTES];
+  static char name[CONV_NAME_BYTES];
   cmkd_conv_algorithm *algorithm;
   const long before = made.timed;
   assert_ok(cmkd_conv_select(selector, &request, &algorithm, &err));
@@ -385,8 +385,8 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
     }
   }
   /* values of our own request that are no plan of ours */
-  char key[KEY];
-  request_key(&r, key);
+  char key[CONV_KEY_BYTES];
+  cmkd_conv_request_key(&r, key);
   const char *const names[] = {
       "",    "own ", "cudnn:eng999{}", "+epilogue", "cudnn:eng6{k1=2,k3=4}+epilogue", "cudnn:eng2{}", "cudnn:eng3{}",
       "%s%n"};

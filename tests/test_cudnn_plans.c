@@ -2,8 +2,10 @@
  * every layer and pass of the networks that are trained here there is a deterministic one in the precision that was
  * asked for. Nothing is run. Without cuDNN all but the first test are skipped by name. */
 #include "tests/support.h"
-#include "kernels/cuda/conv/cudnn.c"
 #include <dlfcn.h>
+#include "kernels/cuda/conv/cudnn.c"
+#include "kernels/cuda/conv/cudnn_graph.c"
+#include "kernels/cuda/conv/cudnn_plan.c"
 #include "nets/net.h"
 
 static cmkd_error err;
@@ -23,14 +25,14 @@ static void what_is_missing_is_said(void **state) {
              {"/nowhere/libcudnn.so.9", "/nowhere/libcudnn.so.9"},
              {"libm.so.6", "libm.so.6 has no cudnn"}};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    assert_int_equal(cmkd_cudnn_open(NULL, bad[i].path, NULL, &lib, &err), CMKD_ERR_UNSUPPORTED);
+    assert_int_equal(cmkd_cudnn_open(bad[i].path, NULL, NULL, &lib, &err), CMKD_ERR_UNSUPPORTED);
     assert_null(lib);
     assert_one_line(bad[i].said);
     assert_true(i == 0 || strstr(err.message, "CMKD_CUDNN=PATH"));
   }
   static const char *const no_device[] = {"", "{}", "[1]", "{\"deviceVer\":900}", "nonsense"};
   for (size_t i = 0; i < sizeof no_device / sizeof *no_device; i++) {
-    assert_int_equal(cmkd_cudnn_open(NULL, getenv("CMKD_CUDNN"), no_device[i], &lib, &err), CMKD_ERR_UNSUPPORTED);
+    assert_int_equal(cmkd_cudnn_open(getenv("CMKD_CUDNN"), NULL, no_device[i], &lib, &err), CMKD_ERR_UNSUPPORTED);
     assert_null(lib);
     assert_one_line("cuDNN");
   }
@@ -68,7 +70,7 @@ static cudnnStatus_t counted_destroy(cudnnBackendDescriptor_t d) {
   return destroy(d);
 }
 static int open_cudnn(const char *test) {
-  if (!cudnn && cmkd_cudnn_open(NULL, getenv("CMKD_CUDNN"), h100, &cudnn, &err) != CMKD_OK) {
+  if (!cudnn && cmkd_cudnn_open(getenv("CMKD_CUDNN"), NULL, h100, &cudnn, &err) != CMKD_OK) {
     printf("SKIP: %s: %s\n", test, err.message);
     return 0;
   }
@@ -89,8 +91,12 @@ static int open_cudnn(const char *test) {
   do { \
     if (!open_cudnn(__func__)) skip(); \
   } while (0)
-static int nothing_left(void **state) { return descriptors != 0; }
+static int nothing_left(void **state) {
+  (void)state;
+  return descriptors != 0;
+}
 static int close_cudnn(void **state) {
+  (void)state;
   if (cudnn) cudnn->cudnnBackendDestroyDescriptor = destroy;
   cmkd_cudnn_close(cudnn);
   return 0;
@@ -197,6 +203,7 @@ static int check_plans(const cmkd_conv_request *r, int p, int least) {
 }
 
 static void every_layer_has_a_plan_for_every_pass(void **state) {
+  (void)state;
   static const char *const archs[] = {"resnet8x4", "resnet20", "wrn-16-2", "vgg8", "mobilenetv2_cifar", NULL};
   static cmkd_cuda_conv_shape layer[LAYERS];
   int requests = 0, grouped = 0;
@@ -222,6 +229,7 @@ static void every_layer_has_a_plan_for_every_pass(void **state) {
 /* All forms finalise as graphs of operations. Which of them have engines: floats without a residual. The rest is
  * compiled by the driver's library at run time, where there is one. */
 static void fused_forms(void **state) {
+  (void)state;
   const cmkd_cuda_conv_shape s = {.n = 64,
                                   .h = 16,
                                   .w = 16,
@@ -240,11 +248,11 @@ static void fused_forms(void **state) {
     for (int residual = 0; residual < 2; residual++)
       for (int act = 0; act < 3; act++) {
         cmkd_conv_request r = request_of(&s, CMKD_CONV_FORWARD_FUSED, p, 0);
-        graph *g;
+        conv_graph *g;
         r.residual = residual, r.act = (cmkd_act)act;
-        assert_ok(graph_make(cudnn, &r, &g, &err));
+        assert_ok(cmkd_cudnn_graph_make(cudnn, &r, &g, &err));
         assert_non_null(g);
-        graph_leave(g);
+        cmkd_cudnn_graph_release(g);
         if (precision[p].dtype == CMKD_F32 && !residual) check_plans(&r, p, 1);
       }
 }
@@ -252,6 +260,7 @@ static void fused_forms(void **state) {
 /* Engine by engine: what we make plans of computes the same every time and in the precision asked for; what we leave
  * out, we leave out for that. */
 static void engines_are_left_out_for_their_notes(void **state) {
+  (void)state;
   const cmkd_cuda_conv_shape s = {.n = 64,
                                   .h = 16,
                                   .w = 16,
@@ -272,8 +281,8 @@ static void engines_are_left_out_for_their_notes(void **state) {
       static const cmkd_conv_pass passes[3] = {CMKD_CONV_FORWARD, CMKD_CONV_BACKWARD_DATA, CMKD_CONV_BACKWARD_WEIGHTS};
       const cmkd_conv_request r = request_of(&s, passes[pass], p, 0);
       int64_t engines = 0;
-      graph *g;
-      assert_ok(graph_make(cudnn, &r, &g, &err));
+      conv_graph *g;
+      assert_ok(cmkd_cudnn_graph_make(cudnn, &r, &g, &err));
       assert_non_null(g);
       get(&g->b, g->graph, CUDNN_ATTR_OPERATIONGRAPH_ENGINE_GLOBAL_COUNT, CUDNN_TYPE_INT64, 1, &engines);
       assert_true(engines > 10);
@@ -307,12 +316,13 @@ static void engines_are_left_out_for_their_notes(void **state) {
         cmkd_cudnn_plan_free(plan);
         empty(&b);
       }
-      graph_leave(g);
+      cmkd_cudnn_graph_release(g);
     }
   assert_true(plans > 0 && changing > 0 && cores > 0 && cores_tf32 > 0); /* there was something to tell apart */
 }
 
 static void names_are_checked(void **state) {
+  (void)state;
   static const char *const good[] = {"cudnn:eng0{}", "cudnn:eng57{k2=17,k3=0}", "cudnn:eng1{k13=-1}"};
   static const char *const bad[] = {"",
                                     "own",
@@ -379,6 +389,7 @@ static void names_are_checked(void **state) {
 
 /* Requests that are not cuDNN's: grouped layers with channels to pad. And plans without a device do not run. */
 static void what_is_not_for_cudnn(void **state) {
+  (void)state;
   cmkd_cuda_conv_shape s = {.n = 2,
                             .h = 8,
                             .w = 8,
@@ -404,7 +415,7 @@ static void what_is_not_for_cudnn(void **state) {
   r.shape.groups = 1;
   assert_ok(cmkd_cudnn_plans(cudnn, &r, limit, 1, plan, &count, &err));
   assert_int_equal(count, 1);
-  assert_int_equal(cmkd_cudnn_run(cudnn, plan[0], NULL, NULL, NULL, NULL, NULL, NULL, &err), CMKD_ERR_UNSUPPORTED);
+  assert_int_equal(cmkd_cudnn_run(cudnn, plan[0], NULL, NULL, NULL, NULL, NULL, &err), CMKD_ERR_UNSUPPORTED);
   free_plans(plan, count);
 }
 #endif

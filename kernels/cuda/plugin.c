@@ -6,6 +6,7 @@
 #include <string.h>
 #include "base/file.h"
 #include "kernels/cuda/backend.h"
+#include "kernels/cuda/conv/cudnn.h"
 
 const cmkd_backend_table *cmkd_backend_plugin(void);
 
@@ -113,7 +114,7 @@ static cmkd_status open_convolutions(cmkd_backend *b, const cmkd_backend_options
   const char *named = options->cudnn, *file = options->algorithm_file;
   cmkd_error missing = {CMKD_OK, ""};
   char library[64];
-  if (cmkd_cudnn_open(b->stream, named, NULL, &b->cudnn, &missing) == CMKD_OK) {
+  if (cmkd_cudnn_open(named, b->stream, NULL, &b->cudnn, &missing) == CMKD_OK) {
     int v = cmkd_cudnn_version(b->cudnn);
     snprintf(library, sizeof library, "cuDNN %d.%d.%d", v / 10000, v / 100 % 100, v % 100);
   } else if (named && *named && strcmp(named, "off")) {
