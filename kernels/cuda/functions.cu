@@ -49,7 +49,6 @@ const cmkd_cuda_functions_table *cmkd_cuda_functions(void) {
                                                   cmkd_cuda_agreement_add,
                                                   cmkd_cuda_augment_bytes,
                                                   cmkd_cuda_augment,
-                                                  cmkd_cuda_rows_f16,
-                                                  cmkd_cuda_rows_u8sqrt};
+                                                  cmkd_cuda_rows};
   return &table;
 }

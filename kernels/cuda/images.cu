@@ -1,5 +1,5 @@
-/* Images on the device: gather, crop, flip, normalise. A thread moves a pixel. The moves are those of base/views.c, by
- * the same digits of the same seed; tests compare every variant byte by byte. Won't do: other sizes out than in. */
+/* Images on the device: gather, crop, flip, normalise. A thread makes one output pixel. A seed picks crop and flip as
+ * in base/views.c; tests compare every variant byte by byte. Will not do: change the size of an image. */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/vector.h"
@@ -66,46 +66,41 @@ template <class T> __global__ void __launch_bounds__(IMAGE_THREADS)
   }
 }
 
-static cmkd_status prepare(image_args *a, cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows,
-                           const uint64_t *seeds, int count, int h, int w, int c, int stride_c, unsigned *blocks,
-                           cmkd_error *err) {
-  const int64_t total = (int64_t)count * h * w;
-  if (!pixels || !rows || count < 1 || h < 1 || w < 1 || c < 1 || h > 4096 || w > 4096 || stride_c < c ||
-      stride_c > 1024 || total > (int64_t)IMAGE_THREADS * 2147483647)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "augment: %d images of %d x %d x %d into %d channels are out of range", count,
-                     h, w, c, stride_c);
+static cmkd_status prepare(image_args *a, const cmkd_cuda_gather *g, int stride_c, unsigned *blocks, cmkd_error *err) {
+  const int64_t total = (int64_t)g->count * g->h * g->w;
+  if (!g->pixels || !g->rows || g->count < 1 || g->h < 1 || g->w < 1 || g->c < 1 || g->h > 4096 || g->w > 4096 ||
+      stride_c < g->c || stride_c > 1024 || total > (int64_t)IMAGE_THREADS * 2147483647)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "augment: %d images of %d x %d x %d into %d channels are out of range",
+                     g->count, g->h, g->w, g->c, stride_c);
   memset(a, 0, sizeof *a);
-  a->pixels = pixels;
-  a->rows = rows;
-  a->seeds = seeds;
+  a->pixels = g->pixels;
+  a->rows = g->rows;
+  a->seeds = g->seeds;
   a->total = total;
-  a->policy = (int)policy;
-  a->variants = (int)cmkd_policy_variants(policy);
-  a->h = h;
-  a->w = w;
-  a->c = c;
+  a->policy = (int)g->policy;
+  a->variants = (int)cmkd_policy_variants(g->policy);
+  a->h = g->h;
+  a->w = g->w;
+  a->c = g->c;
   a->stride_c = stride_c;
   *blocks = (unsigned)((total + IMAGE_THREADS - 1) / IMAGE_THREADS);
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows,
-                                    const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target,
-                                    void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_augment_bytes(const cmkd_cuda_gather *gather, uint8_t *target, void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;
-  CMKD_TRY(prepare(&a, policy, pixels, rows, seeds, count, h, w, c, c, &blocks, err));
+  CMKD_TRY(prepare(&a, gather, gather->c, &blocks, err));
   CMKD_LAUNCH(augment_bytes_kernel, dim3(blocks), dim3(IMAGE_THREADS), 0, (cudaStream_t)stream, a, target);
   return launch_status("augment", err);
 }
 
-cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds,
-                              int count, int h, int w, int c, const float *table, int stride_c, cmkd_dtype dtype,
+cmkd_status cmkd_cuda_augment(const cmkd_cuda_gather *gather, const float *table, int stride_c, cmkd_dtype dtype,
                               void *target, void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;
   if (!float_dtype(dtype)) return cmkd_fail(err, CMKD_ERR_VALUE, "augment: dtype %d is no float", (int)dtype);
-  CMKD_TRY(prepare(&a, policy, pixels, rows, seeds, count, h, w, c, stride_c, &blocks, err));
+  CMKD_TRY(prepare(&a, gather, stride_c, &blocks, err));
   a.table = table;
   by_dtype(dtype, [&](auto *t) {
     auto kernel = augment_kernel<std::remove_pointer_t<decltype(t)>>;

@@ -12,37 +12,48 @@ extern "C" {
 /* Agreement figures of a batch, added to *sums (all zero at first). Rows that are degenerate or not finite add 0.
  * `scratch` is prepared by cmkd_cuda_loss_init, as for the losses. */
 size_t cmkd_cuda_agreement_scratch(int64_t batch, int64_t classes);
-cmkd_status cmkd_cuda_agreement_add(const void *student, cmkd_dtype student_dtype, const void *teacher,
-                                    cmkd_dtype teacher_dtype, int64_t batch, int64_t classes, double kappa,
-                                    void *scratch, cmkd_agreement *sums, void *stream, cmkd_error *err);
+typedef struct cmkd_cuda_agreement_batch {
+  int64_t batch, classes;
+  const void *student, *teacher; /* (batch, classes) logits */
+  cmkd_dtype student_dtype, teacher_dtype;
+  double kappa; /* of the soft rank */
+} cmkd_cuda_agreement_batch;
+cmkd_status cmkd_cuda_agreement_add(const cmkd_cuda_agreement_batch *batch, void *scratch, cmkd_agreement *sums,
+                                    void *stream, cmkd_error *err);
 
-/* Gather + crop + flip of uint8 images, the bytes of kernels/augment.h. pixels (n, h, w, c), rows (count) < n, seeds
- * (count) or NULL: clean. bytes: target (count, h, w, c). Else: target (count, h, w, stride_c) of `dtype`, channel k of
- * pixel p is table[k * 256 + p] (made on the host, so normalisation is the CPU's to the bit: cmkd_cuda_pixel_table),
- * rounded to dtype; channels from c on are 0. */
-static inline void cmkd_cuda_pixel_table(const float *mean, const float *std, int c,
-                                         float *table) { /* host: (c, 256) */
+/* Rows of uint8 images, cropped and flipped: the bytes of kernels/augment.h. */
+typedef struct cmkd_cuda_gather {
+  cmkd_policy policy;
+  const uint8_t *pixels; /* (n, h, w, c) */
+  const uint32_t *rows;  /* (count), each below n */
+  const uint64_t *seeds; /* (count); NULL: every row clean */
+  int count, h, w, c;
+} cmkd_cuda_gather;
+/* Host memory: table (c, 256), what a pixel's value becomes. Made on the host, so that normalisation is the CPU's to
+ * the bit. */
+static inline void cmkd_cuda_pixel_table(const float *mean, const float *std, int c, float *table) {
   for (int k = 0; k < c; k++)
     for (int p = 0; p < 256; p++)
       table[k * 256 + p] = ((float)p / 255.0f - mean[k]) / std[k];
 }
-cmkd_status cmkd_cuda_augment_bytes(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows,
-                                    const uint64_t *seeds, int count, int h, int w, int c, uint8_t *target,
-                                    void *stream, cmkd_error *err);
-cmkd_status cmkd_cuda_augment(cmkd_policy policy, const uint8_t *pixels, const uint32_t *rows, const uint64_t *seeds,
-                              int count, int h, int w, int c, const float *table, int stride_c, cmkd_dtype dtype,
+/* target (count, h, w, c). */
+cmkd_status cmkd_cuda_augment_bytes(const cmkd_cuda_gather *gather, uint8_t *target, void *stream, cmkd_error *err);
+/* target (count, h, w, stride_c) of `dtype`: channel k of pixel p is table[k * 256 + p] rounded to dtype; channels from
+ * c on are 0. */
+cmkd_status cmkd_cuda_augment(const cmkd_cuda_gather *gather, const float *table, int stride_c, cmkd_dtype dtype,
                               void *target, void *stream, cmkd_error *err);
 
-/* Teacher rows of a resident cache as float: target (count, classes) from rows (n, classes) picked by index (count).
- * u8sqrt: logit = max - range / 65025 * q^2 in float without fused operations, row_max and row_range (n) halves. Bit
- * for bit the CPU's decoder. */
-cmkd_status cmkd_cuda_rows_f32(const float *rows, const uint32_t *index, int count, int classes, float *target,
-                               void *stream, cmkd_error *err);
-cmkd_status cmkd_cuda_rows_f16(const uint16_t *rows, const uint32_t *index, int count, int classes, float *target,
-                               void *stream, cmkd_error *err);
-cmkd_status cmkd_cuda_rows_u8sqrt(const uint8_t *rows, const uint16_t *row_max, const uint16_t *row_range,
-                                  const uint32_t *index, int count, int classes, float *target, void *stream,
-                                  cmkd_error *err);
+/* Rows of a resident array as its cache stores them. */
+typedef struct cmkd_cuda_stored_rows {
+  cmkd_dtype dtype;                    /* CMKD_F32; CMKD_F16; CMKD_U8: codec u8sqrt */
+  int width;                           /* numbers a row */
+  const void *data;                    /* (n, width) of dtype */
+  const uint16_t *row_max, *row_range; /* u8sqrt: (n) halves */
+} cmkd_cuda_stored_rows;
+/* target (count, width) floats: rows index[0] .. index[count - 1]. Bit for bit what the CPU decodes; u8sqrt: max -
+ * range / 65025 * q^2 in float without fused operations. */
+cmkd_status cmkd_cuda_rows(const cmkd_cuda_stored_rows *rows, const uint32_t *index, int count, float *target,
+                           void *stream, cmkd_error *err);
 
 typedef struct cmkd_cuda_functions {
   int version; /* CMKD_CUDA_FUNCTIONS_VERSION */
@@ -59,17 +70,12 @@ typedef struct cmkd_cuda_functions {
   cmkd_status (*loss_eval)(const cmkd_loss *, const cmkd_cuda_loss_batch *, void *, cmkd_loss_result *, void *,
                            cmkd_error *);
   size_t (*agreement_scratch)(int64_t, int64_t);
-  cmkd_status (*agreement_add)(const void *, cmkd_dtype, const void *, cmkd_dtype, int64_t, int64_t, double, void *,
-                               cmkd_agreement *, void *, cmkd_error *);
-  cmkd_status (*augment_bytes)(cmkd_policy, const uint8_t *, const uint32_t *, const uint64_t *, int, int, int, int,
-                               uint8_t *, void *, cmkd_error *);
-  cmkd_status (*augment)(cmkd_policy, const uint8_t *, const uint32_t *, const uint64_t *, int, int, int, int,
-                         const float *, int, cmkd_dtype, void *, void *, cmkd_error *);
-  cmkd_status (*rows_f16)(const uint16_t *, const uint32_t *, int, int, float *, void *, cmkd_error *);
-  cmkd_status (*rows_u8sqrt)(const uint8_t *, const uint16_t *, const uint16_t *, const uint32_t *, int, int, float *,
-                             void *, cmkd_error *);
+  cmkd_status (*agreement_add)(const cmkd_cuda_agreement_batch *, void *, cmkd_agreement *, void *, cmkd_error *);
+  cmkd_status (*augment_bytes)(const cmkd_cuda_gather *, uint8_t *, void *, cmkd_error *);
+  cmkd_status (*augment)(const cmkd_cuda_gather *, const float *, int, cmkd_dtype, void *, void *, cmkd_error *);
+  cmkd_status (*rows)(const cmkd_cuda_stored_rows *, const uint32_t *, int, float *, void *, cmkd_error *);
 } cmkd_cuda_functions_table;
-#define CMKD_CUDA_FUNCTIONS_VERSION 2
+#define CMKD_CUDA_FUNCTIONS_VERSION 3
 #define CMKD_CUDA_FUNCTIONS_ENTRY "cmkd_cuda_functions"
 const cmkd_cuda_functions_table *cmkd_cuda_functions(void);
 

@@ -287,15 +287,26 @@ static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmk
   return cmkd_cuda_norm_backward(&norm, stream, err);
 }
 
+static cmkd_status queue_gather(const walk *w, const cmkd_be_images *images, cmkd_error *err) {
+  const cmkd_be_model *m = w->m;
+  const cmkd_cuda_gather gather = {.policy = m->config.policy,
+                                   .pixels = images->resident ? images->resident : m->input.pixels,
+                                   .rows = m->input.rows,
+                                   .seeds = m->input.seeds,
+                                   .count = w->count,
+                                   .h = images->h,
+                                   .w = images->w,
+                                   .c = images->c};
+  return cmkd_cuda_augment(&gather, m->pixel_table, cmkd_cuda_stride(images->c), m->backend->dtype, value(w, 0),
+                           m->backend->stream, err);
+}
+
 static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_step *step,
                                    cmkd_error *err) {
   cmkd_be_model *m = w->m;
   void *stream = m->backend->stream;
   switch (step->kind) {
-  case CMKD_STEP_GATHER:
-    return cmkd_cuda_augment(m->config.policy, images->resident ? images->resident : m->input.pixels, m->input.rows,
-                             m->input.seeds, w->count, images->h, images->w, images->c, m->pixel_table,
-                             cmkd_cuda_stride(images->c), m->backend->dtype, value(w, 0), stream, err);
+  case CMKD_STEP_GATHER: return queue_gather(w, images, err);
   case CMKD_STEP_FORWARD:
   case CMKD_STEP_FUSED: return queue_forward(w, step, err);
   case CMKD_STEP_REDUCE:
@@ -358,13 +369,19 @@ static cmkd_status queue_loss(cmkd_be_model *m, int count, int teacher, cmkd_err
                                       .epoch_now = &m->state->epoch,
                                       .label_smoothing = m->config.label_smoothing,
                                       .entropy_mean = NAN};
+  const cmkd_cuda_agreement_batch agreement = {.batch = count,
+                                               .classes = classes,
+                                               .student = m->logits,
+                                               .student_dtype = CMKD_F32,
+                                               .teacher = m->input.teacher,
+                                               .teacher_dtype = CMKD_F32,
+                                               .kappa = m->config.kappa};
   CMKD_TRY(cmkd_cuda_loss_eval(m->config.loss, &batch, m->loss_scratch, &m->state->loss, b->stream, err));
   CMKD_TRY(cmkd_cuda_judge(m->logits, m->input.labels, count, classes, m->state, b->stream, err));
   if (teacher) { /* figures for the log, beside the backward pass */
     CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->fork, b->stream), "agreement", err));
     CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->side, b->fork, 0), "agreement", err));
-    CMKD_TRY(cmkd_cuda_agreement_add(m->logits, CMKD_F32, m->input.teacher, CMKD_F32, count, classes, m->config.kappa,
-                                     m->agreement_scratch, &m->state->agreement, b->side, err));
+    CMKD_TRY(cmkd_cuda_agreement_add(&agreement, m->agreement_scratch, &m->state->agreement, b->side, err));
     CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->join, b->side), "agreement", err));
   }
   return b->dtype == CMKD_F16 ? cmkd_cuda_scale(m->logits_grad, (int64_t)count * classes, m->state, b->stream, err)
@@ -387,20 +404,21 @@ static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
   if (b->dtype == CMKD_F16) CMKD_TRY(cmkd_cuda_check_gradients(&update, m->state, b->stream, err));
   CMKD_TRY(cmkd_cuda_sgd(&update, m->state, b->stream, err));
   if (!m->channels) return CMKD_OK;
-  return cmkd_cuda_norm_running(m->mean, m->var, m->batch_mean, m->batch_var, m->plane, m->rate, (int)m->channels,
-                                count, &m->state->skip, b->stream, err);
+  const cmkd_cuda_running running = {.channels = (int)m->channels,
+                                     .mean = m->mean,
+                                     .var = m->var,
+                                     .batch_mean = m->batch_mean,
+                                     .batch_var = m->batch_var,
+                                     .plane = m->plane,
+                                     .rate = m->rate,
+                                     .halted = &m->state->skip};
+  return cmkd_cuda_norm_running(&running, count, b->stream, err);
 }
 
 /* The step's rows of a resident teacher, as float. */
 static cmkd_status queue_rows(cmkd_be_model *m, const cmkd_be_rows *rows, int count, cmkd_error *err) {
-  const cmkd_cuda_input *in = &m->input;
-  void *stream = m->backend->stream;
-  if (rows->dtype == CMKD_F32)
-    return cmkd_cuda_rows_f32((const float *)rows->data, in->index, count, rows->classes, in->teacher, stream, err);
-  if (rows->dtype == CMKD_F16)
-    return cmkd_cuda_rows_f16((const uint16_t *)rows->data, in->index, count, rows->classes, in->teacher, stream, err);
-  return cmkd_cuda_rows_u8sqrt((const uint8_t *)rows->data, rows->row_max, rows->row_range, in->index, count,
-                               rows->classes, in->teacher, stream, err);
+  const cmkd_cuda_stored_rows stored = {rows->dtype, rows->classes, rows->data, rows->row_max, rows->row_range};
+  return cmkd_cuda_rows(&stored, m->input.index, count, m->input.teacher, m->backend->stream, err);
 }
 
 cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,

@@ -331,13 +331,12 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 __global__ void __launch_bounds__(TILE_THREADS)
-    norm_running_kernel(float *mean, float *var, const float *batch_mean, const float *batch_var, const int32_t *plane,
-                        const float *rate, int channels, int rows, const int *halted) {
+    norm_running_kernel(const __grid_constant__ cmkd_cuda_running r, int rows) {
   const int i = (int)(blockIdx.x * TILE_THREADS + threadIdx.x);
-  if (i >= channels || (halted && *halted)) return;
-  const double n = (double)rows * (double)plane[i], unbiased = n > 1 ? n / (n - 1) : 1, share = (double)rate[i];
-  mean[i] = (float)((double)mean[i] + share * ((double)batch_mean[i] - (double)mean[i]));
-  var[i] = (float)((double)var[i] + share * ((double)batch_var[i] * unbiased - (double)var[i]));
+  if (i >= r.channels || (r.halted && *r.halted)) return;
+  const double n = (double)rows * (double)r.plane[i], unbiased = n > 1 ? n / (n - 1) : 1, share = (double)r.rate[i];
+  r.mean[i] = (float)((double)r.mean[i] + share * ((double)r.batch_mean[i] - (double)r.mean[i]));
+  r.var[i] = (float)((double)r.var[i] + share * ((double)r.batch_var[i] * unbiased - (double)r.var[i]));
 }
 
 /* At most `most` slabs a tile, none of them empty; a block needs at least `at_once` pixels a lane to be worth it. */
@@ -426,14 +425,12 @@ cmkd_status cmkd_cuda_norm_infer(const cmkd_cuda_norm *norm, void *stream, cmkd_
   return run(norm, NORM_INFER, stream, err);
 }
 
-cmkd_status cmkd_cuda_norm_running(float *mean, float *var, const float *batch_mean, const float *batch_var,
-                                   const int32_t *plane, const float *rate, int channels, int rows, const int *halted,
-                                   void *stream, cmkd_error *err) {
-  if (!mean || !var || !batch_mean || !batch_var || !plane || !rate || channels < 1 || rows < 1)
+cmkd_status cmkd_cuda_norm_running(const cmkd_cuda_running *r, int rows, void *stream, cmkd_error *err) {
+  if (!r->mean || !r->var || !r->batch_mean || !r->batch_var || !r->plane || !r->rate || r->channels < 1 || rows < 1)
     return cmkd_fail(err, CMKD_ERR_VALUE,
-                     "running statistics: %d channels of %d images are out of range, or a pointer is NULL", channels,
+                     "running statistics: %d channels of %d images are out of range, or a pointer is NULL", r->channels,
                      rows);
-  CMKD_LAUNCH(norm_running_kernel, dim3((unsigned)((channels + TILE_THREADS - 1) / TILE_THREADS)), dim3(TILE_THREADS),
-              0, (cudaStream_t)stream, mean, var, batch_mean, batch_var, plane, rate, channels, rows, halted);
+  CMKD_LAUNCH(norm_running_kernel, dim3((unsigned)((r->channels + TILE_THREADS - 1) / TILE_THREADS)),
+              dim3(TILE_THREADS), 0, (cudaStream_t)stream, *r, rows);
   return launch_status("running statistics", err);
 }

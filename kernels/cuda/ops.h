@@ -60,13 +60,18 @@ cmkd_status cmkd_cuda_norm_backward(const cmkd_cuda_norm *norm, void *stream, cm
  * reads gamma, beta, mean, var. */
 cmkd_status cmkd_cuda_norm_infer(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 
-/* Running statistics of all norms of a network in one launch, after a step: over `channels` concatenated channels,
- * mean = (1 - rate) mean + rate batch_mean; var likewise with the unbiased variance, n / (n - 1) of n = rows * plane[i]
- * pixels (n = 1: as is). Nothing happens when *halted is not 0 (device memory; may be NULL). plane, rate: (channels)
- * device memory. */
-cmkd_status cmkd_cuda_norm_running(float *mean, float *var, const float *batch_mean, const float *batch_var,
-                                   const int32_t *plane, const float *rate, int channels, int rows, const int *halted,
-                                   void *stream, cmkd_error *err);
+/* Running statistics of all norms of a network, their channels one after the other. All arrays are (channels). */
+typedef struct cmkd_cuda_running {
+  int channels;
+  float *mean, *var;
+  const float *batch_mean, *batch_var; /* var biased */
+  const int32_t *plane;                /* pixels of an image, h * w of the norm's tensor */
+  const float *rate;                   /* weight of the new batch */
+  const int *halted;                   /* device memory: nothing happens where it is not 0; may be NULL */
+} cmkd_cuda_running;
+/* After a step of `rows` images, in one launch: mean = (1 - rate) mean + rate batch_mean; var likewise with the
+ * unbiased variance, n / (n - 1) of n = rows * plane pixels (n = 1: as is). */
+cmkd_status cmkd_cuda_norm_running(const cmkd_cuda_running *running, int rows, void *stream, cmkd_error *err);
 
 /* ---- everything without weights (pointwise.cu, pool.cu) ---- */
 

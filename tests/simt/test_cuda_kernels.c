@@ -33,9 +33,10 @@ static void agreement_case(int64_t B, int64_t C, double kappa, int coarse) {
     cmkd_agreement got = {.rows = 0};
     void *scratch = gpu_buffer(gpu->agreement_scratch(B, C)), *sums = gpu_put(&got, sizeof got),
          *student = gpu_put(s, n * 4), *teacher = gpu_put(t, n * 2);
+    const cmkd_cuda_agreement_batch batch = {B, C, student, teacher, CMKD_F32, CMKD_F16, kappa};
     assert_ok(gpu->loss_init(scratch, NULL, &err));
     for (int k = 0; k < 2; k++)
-      assert_ok(gpu->agreement_add(student, CMKD_F32, teacher, CMKD_F16, B, C, kappa, scratch, sums, NULL, &err));
+      assert_ok(gpu->agreement_add(&batch, scratch, sums, NULL, &err));
     gpu_get(&got, sums, sizeof got);
     gpu_clear();
     assert_int_equal(got.rows, 2 * B);
@@ -94,8 +95,8 @@ static void images_are_the_same_bytes(void **state) {
         void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4),
              *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_buffer((size_t)count * image);
         cmkd_augment_bytes_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, want);
-        assert_ok(
-            gpu->augment_bytes((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_got, NULL, &err));
+        const cmkd_cuda_gather gather = {(cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c};
+        assert_ok(gpu->augment_bytes(&gather, d_got, NULL, &err));
         gpu_get(got, d_got, (size_t)count * image);
         assert_memory_equal(got, want, (size_t)count * image);
         for (int stride = c; stride <= 8; stride += 8 - c) {
@@ -104,14 +105,12 @@ static void images_are_the_same_bytes(void **state) {
           void *d_table = gpu_put(table, sizeof table), *d_f = gpu_buffer(floats * 4);
           cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride,
                            want_f);
-          assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride,
-                                 CMKD_F32, d_f, NULL, &err));
+          assert_ok(gpu->augment(&gather, d_table, stride, CMKD_F32, d_f, NULL, &err));
           gpu_get(got_f, d_f, floats * 4);
           assert_memory_equal(got_f, want_f, floats * 4);
           uint16_t *narrow = malloc(floats * 2);
           for (int half = 0; half < 2; half++) {
-            assert_ok(gpu->augment((cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c, d_table, stride,
-                                   half ? CMKD_F16 : CMKD_BF16, d_f, NULL, &err));
+            assert_ok(gpu->augment(&gather, d_table, stride, half ? CMKD_F16 : CMKD_BF16, d_f, NULL, &err));
             gpu_get(narrow, d_f, floats * 2);
             for (size_t i = 0; i < floats; i++)
               assert_int_equal(narrow[i], half ? cmkd_float_to_half(want_f[i]) : cmkd_float_to_bf16(want_f[i]));
@@ -151,14 +150,21 @@ static void cache_rows_decode_as_on_the_cpu(void **state) {
   for (int order = 0; order < ORDERS; order++) {
     set_order(order, 2);
     void *d_index = gpu_put(index, sizeof index), *out = gpu_buffer(sizeof got);
-    assert_ok(gpu->rows_u8sqrt(gpu_put(q, sizeof q), gpu_put(top, sizeof top), gpu_put(range, sizeof range), d_index,
-                               COUNT, C, out, NULL, &err));
+    const cmkd_cuda_stored_rows narrow = {CMKD_U8, C, gpu_put(q, sizeof q), gpu_put(top, sizeof top),
+                                          gpu_put(range, sizeof range)},
+                                halves = {CMKD_F16, C, gpu_put(half, sizeof half), NULL, NULL},
+                                floats = {CMKD_F32, C, gpu_put(logits, sizeof logits), NULL, NULL};
+    assert_ok(gpu->rows(&narrow, d_index, COUNT, out, NULL, &err));
     gpu_get(got, out, sizeof got);
     assert_memory_equal(got, want, sizeof got);
-    assert_ok(gpu->rows_f16(gpu_put(half, sizeof half), d_index, COUNT, C, out, NULL, &err));
+    assert_ok(gpu->rows(&halves, d_index, COUNT, out, NULL, &err));
     gpu_get(got, out, sizeof got);
     for (int i = 0; i < COUNT * C; i++)
       assert_true(got[i] == cmkd_half_to_float(half[index[i / C] * C + (uint32_t)(i % C)]));
+    assert_ok(gpu->rows(&floats, d_index, COUNT, out, NULL, &err));
+    gpu_get(got, out, sizeof got);
+    for (int i = 0; i < COUNT * C; i++)
+      assert_true(got[i] == logits[index[i / C] * C + (uint32_t)(i % C)]);
     gpu_clear();
   }
 }
@@ -325,15 +331,17 @@ static void arguments_are_checked(void **state) {
   uint8_t byte = 0;
   assert_int_equal(gpu->agreement_scratch(1, 1), 0);
   assert_int_equal(gpu->agreement_scratch(1, 131073), 0);
-  assert_int_equal(gpu->agreement_add(x, CMKD_F64, x, CMKD_F32, 1, 4, 2, x, (cmkd_agreement *)x, NULL, &err),
-                   CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment_bytes(CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1, &byte, NULL, &err),
-                   CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3, x, 2, CMKD_F32, x, NULL, &err),
-                   CMKD_ERR_VALUE);
-  assert_int_equal(gpu->augment(CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1, x, 1, CMKD_I32, x, NULL, &err),
-                   CMKD_ERR_VALUE);
-  assert_int_equal(gpu->rows_f16(NULL, &row, 1, 4, x, NULL, &err), CMKD_ERR_VALUE);
+  const cmkd_cuda_agreement_batch doubles = {1, 4, x, x, CMKD_F64, CMKD_F32, 2};
+  const cmkd_cuda_gather none = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1},
+                         grey = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1},
+                         coloured = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3};
+  const cmkd_cuda_stored_rows nowhere = {CMKD_F16, 4, NULL, NULL, NULL}, no_ranges = {CMKD_U8, 4, &byte, NULL, NULL};
+  assert_int_equal(gpu->agreement_add(&doubles, x, (cmkd_agreement *)x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment_bytes(&none, &byte, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(&coloured, x, 2, CMKD_F32, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->augment(&grey, x, 1, CMKD_I32, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->rows(&nowhere, &row, 1, x, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(gpu->rows(&no_ranges, &row, 1, x, NULL, &err), CMKD_ERR_VALUE);
   cmkd_cuda_update u = {.count = 5, .w = x, .m = x, .grad = x};
   assert_int_equal(GPU(cmkd_cuda_sgd)(&u, (cmkd_cuda_state *)x, NULL, &err), CMKD_ERR_VALUE);
 }

@@ -556,10 +556,15 @@ static void running_statistics_are_the_reference(void **state) {
     }
     for (int halted = -1; halted < 2; halted++) {
       void *m = gpu_put(mean, sizeof mean), *v = gpu_put(var, sizeof var);
-      assert_ok(GPU(cmkd_cuda_norm_running)(m, v, gpu_put(batch_mean, sizeof batch_mean),
-                                            gpu_put(batch_var, sizeof batch_var), gpu_put(plane, sizeof plane),
-                                            gpu_put(rate, sizeof rate), C, rows,
-                                            halted < 0 ? NULL : gpu_put(&halted, sizeof halted), NULL, &err));
+      const cmkd_cuda_running running = {.channels = C,
+                                         .mean = m,
+                                         .var = v,
+                                         .batch_mean = gpu_put(batch_mean, sizeof batch_mean),
+                                         .batch_var = gpu_put(batch_var, sizeof batch_var),
+                                         .plane = gpu_put(plane, sizeof plane),
+                                         .rate = gpu_put(rate, sizeof rate),
+                                         .halted = halted < 0 ? NULL : gpu_put(&halted, sizeof halted)};
+      assert_ok(GPU(cmkd_cuda_norm_running)(&running, rows, NULL, &err));
       gpu_get(got, m, sizeof mean);
       gpu_get(got + C, v, sizeof var);
       for (int i = 0; i < C; i++)
@@ -624,8 +629,7 @@ static void arguments_are_checked(void **state) {
   assert_int_equal(GPU(cmkd_cuda_norm_reduce)(&norm, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_backward)(&norm, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_infer)(&norm, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(GPU(cmkd_cuda_norm_running)(NULL, NULL, NULL, NULL, NULL, NULL, 1, 1, NULL, NULL, &err),
-                   CMKD_ERR_VALUE);
+  assert_int_equal(GPU(cmkd_cuda_norm_running)(&(cmkd_cuda_running){.channels = 1}, 1, NULL, &err), CMKD_ERR_VALUE);
 }
 
 int main(void) {

@@ -44,30 +44,30 @@ size_t cmkd_cuda_agreement_scratch(int64_t batch, int64_t classes) {
   return large_at(batch) + (classes > LOSS_SHORT ? long_bytes(batch, classes, 1) : 0);
 }
 
-cmkd_status cmkd_cuda_agreement_add(const void *student, cmkd_dtype student_dtype, const void *teacher,
-                                    cmkd_dtype teacher_dtype, int64_t batch, int64_t classes, double kappa,
-                                    void *scratch, cmkd_agreement *sums, void *stream_pointer, cmkd_error *err) {
-  if (!cmkd_cuda_agreement_scratch(batch, classes) || !student || !teacher || !scratch || !sums ||
-      !float_dtype(student_dtype) || !float_dtype(teacher_dtype) || !(kappa > 0))
+cmkd_status cmkd_cuda_agreement_add(const cmkd_cuda_agreement_batch *b, void *scratch, cmkd_agreement *sums,
+                                    void *stream_pointer, cmkd_error *err) {
+  const double kappa = b->kappa;
+  if (!cmkd_cuda_agreement_scratch(b->batch, b->classes) || !b->student || !b->teacher || !scratch || !sums ||
+      !float_dtype(b->student_dtype) || !float_dtype(b->teacher_dtype) || !(kappa > 0))
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "agreement: %lld rows of %lld classes at kappa %g, or a pointer or dtype, is out of range",
-                     (long long)batch, (long long)classes, kappa);
+                     (long long)b->batch, (long long)b->classes, kappa);
   cudaStream_t stream = (cudaStream_t)stream_pointer;
   loss_args a;
   memset(&a, 0, sizeof a);
-  a.B = batch;
-  a.C = (int)classes;
-  a.student = student;
-  a.student_dtype = student_dtype;
-  a.teacher = teacher;
-  a.teacher_dtype = teacher_dtype;
+  a.B = b->batch;
+  a.C = (int)b->classes;
+  a.student = b->student;
+  a.student_dtype = b->student_dtype;
+  a.teacher = b->teacher;
+  a.teacher_dtype = b->teacher_dtype;
   a.moments = 2;
   a.state = (loss_state *)scratch;
   a.rows = (double *)((char *)scratch + rows_at());
   int threads = 32;
   while (threads < 1024 && threads * 8 < a.C)
     threads *= 2;
-  if (a.C > LOSS_SHORT) return long_launch(&a, (char *)scratch + large_at(batch), 1, kappa, sums, stream, err);
+  if (a.C > LOSS_SHORT) return long_launch(&a, (char *)scratch + large_at(b->batch), 1, kappa, sums, stream, err);
   if (a.C <= 128) return launch<4, true, 32 * WARP_ROWS>(a, kappa, sums, threads, stream, err);
   return launch<8, false, 1024>(a, kappa, sums, threads, stream, err);
 }
