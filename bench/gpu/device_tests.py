@@ -9,7 +9,7 @@ UNCHECKED = {'CMKD_CUDA_SELFCHECK': '0'}  # these tests are the check
 CHECKED = {'CMKD_CUDA_CHECK': '1'}  # waits after every operation and names the one that fails; no captures
 # case, engine, programs, environment. The third adds captures to the second, the fourth adds cuDNN.
 CASES = (
-    ('own kernels', 'own', ('kernels', 'ops', 'conv', 'loss'), {}),
+    ('own kernels', 'own', ('kernels', 'ops', 'norm', 'conv', 'loss'), {}),
     ('backend, own convolutions, checked', 'own', ('backend',), CHECKED),
     ('backend, own convolutions', 'own', ('backend',), {}),
     ('backend, cuDNN', 'cudnn', ('backend',), {}),
