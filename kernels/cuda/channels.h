@@ -1,8 +1,8 @@
 /* What norm.cu, pool.cu and pointwise.cu share: activations, adding to a gradient, and sums over pixels for many
  * channels at once. For those sums a block is a tile: `groups` neighbouring groups of 8 channels times as many lanes as
  * fit. Consecutive threads take consecutive groups of a pixel, then the next pixel, so a warp reads whole sectors; a
- * lane takes every lanes-th pixel of its slab. Any number of groups goes, the threads left over (fewer than a lane's)
- * idle. */
+ * lane takes every lanes-th pixel of its slab. Any number of groups is possible; threads left over (fewer than a
+ * lane's) idle. */
 #ifndef CMKD_KERNELS_CUDA_CHANNELS_H
 #define CMKD_KERNELS_CUDA_CHANNELS_H
 #include "kernels/cuda/ops.h"
@@ -53,15 +53,15 @@ static inline tiling tiling_of(int c, int most_groups) {
   return t;
 }
 
-/* Where a thread sits in its tile: columns are the tile's channels. */
-struct seat {
+/* A thread's place in its tile: columns are the tile's channels. */
+struct tile_place {
   int lane;    /* -1: left over */
   int group;   /* of the tile */
   int first;   /* channel of the tensor that the tile starts with */
   int columns; /* the tile's channels, those beyond the tensor included */
 };
-static __device__ __forceinline__ seat seat_of(const tiling &t, int tile, int stride) {
-  seat s;
+static __device__ __forceinline__ tile_place place_of(const tiling &t, int tile, int stride) {
+  tile_place s;
   s.lane = (int)threadIdx.x / t.groups;
   s.group = (int)threadIdx.x - s.lane * t.groups;
   s.first = tile * t.groups * 8;
@@ -71,39 +71,39 @@ static __device__ __forceinline__ seat seat_of(const tiling &t, int tile, int st
 }
 
 /* The second half of a sum: thread (part, column) = (threadIdx.x / columns, threadIdx.x % columns) brings K values, and
- * the threads of part 0 get the sums over `parts` parts. room: K * TILE_THREADS doubles, free again after the caller's
- * next barrier. All threads call. */
+ * the threads of part 0 get the sums over `parts` parts. shared: K * TILE_THREADS doubles, free again after the
+ * caller's next barrier. All threads call. */
 template <int K>
-static __device__ __forceinline__ void part_sums(int columns, int parts, double (&v)[K], double *capacity) {
+static __device__ __forceinline__ void part_sums(int columns, int parts, double (&v)[K], double *shared) {
 #pragma unroll
   for (int k = 0; k < K; k++)
-    capacity[k * TILE_THREADS + (int)threadIdx.x] = v[k];
+    shared[k * TILE_THREADS + (int)threadIdx.x] = v[k];
   __syncthreads();
   if ((int)threadIdx.x < columns)
     for (int part = 1; part < parts; part++)
 #pragma unroll
       for (int k = 0; k < K; k++)
-        v[k] += capacity[k * TILE_THREADS + part * columns + (int)threadIdx.x];
+        v[k] += shared[k * TILE_THREADS + part * columns + (int)threadIdx.x];
 }
 
-/* sum[channel of the tile] = v of all lanes; threads without a lane bring zeros. room: TILE_CAPACITY doubles, sum:
- * TILE_CHANNELS. All threads call; room is free again and sum is there for all when they return. */
-static __device__ __forceinline__ void lane_sums(const tiling &t, const seat &s, const double (&v)[8], double *capacity,
-                                                 double *sum) {
+/* sum[channel of the tile] = v of all lanes; threads without a lane bring zeros. shared: TILE_CAPACITY doubles, sum:
+ * TILE_CHANNELS. All threads call; shared is free again and sum is there for all when they return. */
+static __device__ __forceinline__ void lane_sums(const tiling &t, const tile_place &s, const double (&v)[8],
+                                                 double *shared, double *sum) {
   const int pitch = TILE_THREADS + t.groups; /* column by column in neighbouring banks */
   const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns, fit = TILE_THREADS / s.columns,
             parts = fit < t.lanes ? fit : t.lanes;
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    capacity[i * pitch + (int)threadIdx.x] = v[i];
+    shared[i * pitch + (int)threadIdx.x] = v[i];
   __syncthreads();
   const int i = column / t.groups, group = column - i * t.groups;
   double mine[1] = {0};
   if (part < parts)
     for (int lane = part; lane < t.lanes; lane += parts)
-      mine[0] += capacity[i * pitch + lane * t.groups + group];
+      mine[0] += shared[i * pitch + lane * t.groups + group];
   __syncthreads();
-  part_sums(s.columns, parts, mine, capacity);
+  part_sums(s.columns, parts, mine, shared);
   if ((int)threadIdx.x < s.columns) sum[group * 8 + i] = mine[0];
   __syncthreads();
 }

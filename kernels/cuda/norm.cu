@@ -46,7 +46,7 @@ struct stretch {
   int64_t at, step;
   int count, slab_pixels;
 };
-static __device__ __forceinline__ stretch stretch_of(const norm_args &a, const seat &s) {
+static __device__ __forceinline__ stretch stretch_of(const norm_args &a, const tile_place &s) {
   stretch r;
   const int64_t begin = (int64_t)blockIdx.x * a.work.pixels, left = a.n.pixels - begin;
   r.slab_pixels = left < a.work.pixels ? (int)left : a.work.pixels;
@@ -67,10 +67,10 @@ static __device__ __forceinline__ void take8(const float *row, int group, float 
  * mean: nothing cancels. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS)
     norm_moments_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, capacity, TILE_CAPACITY);
+  CMKD_SHARED(double, shared, TILE_CAPACITY);
   CMKD_SHARED(double, mean_of, TILE_CHANNELS);
   CMKD_SHARED(double, m2_of, TILE_CHANNELS);
-  const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
+  const tile_place s = place_of(a.tile, (int)blockIdx.y, a.stride);
   const stretch r = stretch_of(a, s);
   float mean[8] = {0, 0, 0, 0, 0, 0, 0, 0}, m2[8] = {0, 0, 0, 0, 0, 0, 0, 0};
   constexpr int K = chunk<T>::pixels;
@@ -103,12 +103,12 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
   const double inverse = 1.0 / r.slab_pixels;
   for (int i = 0; i < 8; i++)
     mine[i] = (double)mean[i] * r.count;
-  lane_sums(a.tile, s, mine, capacity, mean_of);
+  lane_sums(a.tile, s, mine, shared, mean_of);
   for (int i = 0; i < 8; i++) {
     const double away = (double)mean[i] - mean_of[s.group * 8 + i] * inverse;
     mine[i] = (double)m2[i] + away * away * r.count;
   }
-  lane_sums(a.tile, s, mine, capacity, m2_of);
+  lane_sums(a.tile, s, mine, shared, m2_of);
   const int column = (int)threadIdx.x, channel = s.first + column;
   if (column < s.columns && channel < a.stride) {
     norm_pair p;
@@ -119,8 +119,8 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
 }
 
 /* Mean and variance of the batch for `channel`, in the threads of part 0. M2 about the first slab's mean, in double. */
-static __device__ __forceinline__ void merge_moments(const norm_args &a, const seat &s, double *capacity, double *mean,
-                                                     double *var) {
+static __device__ __forceinline__ void merge_moments(const norm_args &a, const tile_place &s, double *shared,
+                                                     double *mean, double *var) {
   const int column = (int)threadIdx.x % s.columns, part = (int)threadIdx.x / s.columns,
             parts = TILE_THREADS / s.columns, channel = s.first + column;
   double v[3] = {0, 0, 0}, origin = 0;
@@ -135,7 +135,7 @@ static __device__ __forceinline__ void merge_moments(const norm_args &a, const s
       v[2] += (double)p.b;
     }
   }
-  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, capacity);
+  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, shared);
   const double away = v[0] * a.inverse, m2 = v[2] + v[1] - v[0] * away;
   *mean = origin + away;
   *var = m2 > 0 || !(m2 <= 0) ? m2 * a.inverse : 0; /* NaN stays NaN */
@@ -143,9 +143,9 @@ static __device__ __forceinline__ void merge_moments(const norm_args &a, const s
 
 template <class T> __global__ void __launch_bounds__(TILE_THREADS)
     norm_forward_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, capacity, 3 * TILE_THREADS);
+  CMKD_SHARED(double, shared, 3 * TILE_THREADS);
   CMKD_SHARED(float, row, 3 * TILE_CHANNELS); /* mean, gamma rstd, beta */
-  const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
+  const tile_place s = place_of(a.tile, (int)blockIdx.y, a.stride);
   const stretch r = stretch_of(a, s);
   constexpr int K = chunk<T>::pixels;
   chunk<T> x, residual;
@@ -155,7 +155,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
   const int column = (int)threadIdx.x, channel = s.first + column, inside = column < s.columns && channel < a.n.c;
   double mean = 0, var = 0;
   if (a.partial)
-    merge_moments(a, s, capacity, &mean, &var);
+    merge_moments(a, s, shared, &mean, &var);
   else if (inside) {
     mean = (double)a.n.mean[channel];
     var = (double)a.n.var[channel];
@@ -202,10 +202,10 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
 /* Sums of g = dy where the activation let through, and of g xhat, of one slab and tile. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS)
     norm_reduce_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, capacity, TILE_CAPACITY);
+  CMKD_SHARED(double, shared, TILE_CAPACITY);
   CMKD_SHARED(double, sum_of, TILE_CHANNELS);
   CMKD_SHARED(double, product_of, TILE_CHANNELS);
-  const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
+  const tile_place s = place_of(a.tile, (int)blockIdx.y, a.stride);
   const stretch r = stretch_of(a, s);
   const bool masked = a.n.act != CMKD_ACT_NONE;
   float mean[8], rstd[8], sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, product[8] = {0, 0, 0, 0, 0, 0, 0, 0};
@@ -245,10 +245,10 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
   double mine[8];
   for (int i = 0; i < 8; i++)
     mine[i] = (double)sum[i];
-  lane_sums(a.tile, s, mine, capacity, sum_of);
+  lane_sums(a.tile, s, mine, shared, sum_of);
   for (int i = 0; i < 8; i++)
     mine[i] = (double)product[i];
-  lane_sums(a.tile, s, mine, capacity, product_of);
+  lane_sums(a.tile, s, mine, shared, product_of);
   const int column = (int)threadIdx.x, channel = s.first + column;
   if (column < s.columns && channel < a.stride) {
     norm_pair p;
@@ -261,9 +261,9 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
 /* dx = gamma rstd (g - mean(g) - xhat mean(g xhat)) */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS)
     norm_backward_kernel(const __grid_constant__ norm_args a) {
-  CMKD_SHARED(double, capacity, 2 * TILE_THREADS);
+  CMKD_SHARED(double, shared, 2 * TILE_THREADS);
   CMKD_SHARED(float, row, 4 * TILE_CHANNELS); /* mean, gamma rstd, mean(g), rstd mean(g xhat) */
-  const seat s = seat_of(a.tile, (int)blockIdx.y, a.stride);
+  const tile_place s = place_of(a.tile, (int)blockIdx.y, a.stride);
   const stretch r = stretch_of(a, s);
   const bool masked = a.n.act != CMKD_ACT_NONE && !a.n.mask_dy; /* reduce did it already */
   constexpr int K = chunk<T>::pixels;
@@ -281,7 +281,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
       v[0] += (double)p.a;
       v[1] += (double)p.b;
     }
-  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, capacity);
+  part_sums(s.columns, parts < a.merge.count ? parts : a.merge.count, v, shared);
   if (part == 0) {
     const float rstd = inside ? a.n.rstd[channel] : 0.0f;
     row[column] = inside ? a.n.mean[channel] : 0.0f;

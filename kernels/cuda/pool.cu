@@ -154,10 +154,10 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
 /* grid (images, tiles): a lane adds every lanes-th pixel in float, lanes are added in double. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS)
     globalpool_kernel(const __grid_constant__ pool_args a, const __grid_constant__ tiling t) {
-  CMKD_SHARED(double, capacity, TILE_CAPACITY);
+  CMKD_SHARED(double, shared, TILE_CAPACITY);
   CMKD_SHARED(double, total, TILE_CHANNELS);
   const int stride = a.groups * 8, area = a.h * a.w;
-  const seat s = seat_of(t, (int)blockIdx.y, stride);
+  const tile_place s = place_of(t, (int)blockIdx.y, stride);
   float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
   if (s.lane >= 0) {
     const T *x = (const T *)a.x + (int64_t)blockIdx.x * area * stride + s.first + s.group * 8;
@@ -173,7 +173,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
   double mine[8];
   for (int i = 0; i < 8; i++)
     mine[i] = (double)sum[i];
-  lane_sums(t, s, mine, capacity, total);
+  lane_sums(t, s, mine, shared, total);
   if (s.lane != 0) return;
 #pragma unroll
   for (int i = 0; i < 8; i++)

@@ -28,9 +28,9 @@ struct gemm_cursor {
   int y, x, channel;
   __device__ __forceinline__ void start(int at, int channels, int width) {
     y = x = channel = 0;
-    move(at, channels, width);
+    skip(at, channels, width);
   }
-  __device__ __forceinline__ void move(int by, int channels, int width) {
+  __device__ __forceinline__ void skip(int by, int channels, int width) {
     channel += by;
     while (channel >= channels) {
       channel -= channels;
@@ -89,7 +89,7 @@ template <class TX, class TY, class TILE> struct forward_pass {
     fetch8(slice, filter[i] + (there ? (at.y * g.kw + at.x) * g.w_stride + at.channel : 0),
            there ? g.cg - at.channel : 0, g.w_vector);
   }
-  __device__ __forceinline__ void advance() { at.move(TILE::K, g.c8, g.kw); }
+  __device__ __forceinline__ void advance() { at.skip(TILE::K, g.c8, g.kw); }
   template <int RM, int RN> __device__ __forceinline__ void store(int row, int column, float (&run)[RM][RN]) const {
     const int k = n0 + column, count = g.kg + (group == g.groups - 1 ? g.y_stride - g.k : 0) - k,
               channel = group * g.kg + k;
@@ -164,10 +164,10 @@ template <class TX, class TY, class TILE> struct data_pass {
            there ? g.cg - c : 0, g.w_vector);
   }
   __device__ __forceinline__ void advance() {
-    at.move(TILE::K, g.k8, taps_x);
+    at.skip(TILE::K, g.k8, taps_x);
 #pragma unroll
     for (int i = 0; i < TILE::LOADS_B; i++)
-      at_b[i].move(TILE::K, g.k8, taps_x);
+      at_b[i].skip(TILE::K, g.k8, taps_x);
   }
   template <int RM, int RN> __device__ __forceinline__ void store(int row, int column, float (&run)[RM][RN]) const {
     const int c = n0 + column, count = g.cg + (group == g.groups - 1 ? g.x_stride - g.c : 0) - c;

@@ -15,9 +15,10 @@ template <int M_, int N_, int K_, int WM_, int WN_> struct conv_mma_tile {
                 "all of a thread's slices have one column");
 };
 
+/* Shared memory in units of what fragments must be aligned to. */
 struct alignas(32) conv_line {
   uint32_t word[8];
-}; /* what fragments are aligned to */
+};
 
 /* One operand's shared buffer of T: (ROWS, K) along K, else (K, ROWS); 8 elements more from line to line keep the banks
  * apart. */
@@ -30,31 +31,38 @@ template <class TILE, int ROWS, bool ALONG_K> struct conv_mma_buffer {
   }
 };
 
-/* wmma::load_matrix_sync from shared memory. For bfloat16 nvcc 13.0 loses the address space on the way and loads word
- * by word where one LDSM would do (half is fine), so on a device the instruction is written out, with the registers
- * that mma.h has. */
+/* wmma::load_matrix_sync from shared memory. */
 template <class FRAGMENT, class T>
 static __device__ __forceinline__ void load_fragment(FRAGMENT &f, const T *p, unsigned line) {
   nvcuda::wmma::load_matrix_sync(f, p, line);
 }
 #ifndef CMKD_SIMT
-#define CONV_LOAD_FRAGMENT(operand, letter, layout, name) \
-  static __device__ __forceinline__ void load_fragment( \
-      nvcuda::wmma::fragment<nvcuda::wmma::operand, 16, 16, 16, __nv_bfloat16, nvcuda::wmma::layout> &f, \
-      const __nv_bfloat16 *p, unsigned line) { \
-    unsigned r[4]; \
-    static_assert(sizeof f.x == sizeof r, "four registers"); \
-    asm volatile("wmma.load." letter ".sync.aligned." name ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;" \
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) \
-                 : "r"((unsigned)__cvta_generic_to_shared(p)), "r"(line) \
-                 : "memory"); \
-    memcpy(f.x, r, sizeof r); \
-  }
-CONV_LOAD_FRAGMENT(matrix_a, "a", row_major, "row")
-CONV_LOAD_FRAGMENT(matrix_a, "a", col_major, "col")
-CONV_LOAD_FRAGMENT(matrix_b, "b", row_major, "row")
-CONV_LOAD_FRAGMENT(matrix_b, "b", col_major, "col")
-#undef CONV_LOAD_FRAGMENT
+/* For bfloat16 nvcc 13.0 loses the address space on the way and loads word by word where one LDSM would do (half is
+ * fine), so on a device the instruction is written out, with the registers that mma.h of the toolkit has. */
+template <class USE, class LAYOUT>
+static __device__ __forceinline__ void load_fragment(nvcuda::wmma::fragment<USE, 16, 16, 16, __nv_bfloat16, LAYOUT> &f,
+                                                     const __nv_bfloat16 *p, unsigned line) {
+  constexpr bool a = std::is_same_v<USE, nvcuda::wmma::matrix_a>;
+  constexpr bool row = std::is_same_v<LAYOUT, nvcuda::wmma::row_major>;
+  const unsigned from = (unsigned)__cvta_generic_to_shared(p);
+  unsigned r[4];
+  static_assert(sizeof f.x == sizeof r, "four registers");
+#define LOAD_WMMA(operand, layout) \
+  asm volatile("wmma.load." operand ".sync.aligned." layout ".m16n16k16.shared.bf16 {%0, %1, %2, %3}, [%4], %5;" \
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) \
+               : "r"(from), "r"(line) \
+               : "memory")
+  if constexpr (a && row)
+    LOAD_WMMA("a", "row");
+  else if constexpr (a)
+    LOAD_WMMA("a", "col");
+  else if constexpr (row)
+    LOAD_WMMA("b", "row");
+  else
+    LOAD_WMMA("b", "col");
+#undef LOAD_WMMA
+  memcpy(f.x, r, sizeof r);
+}
 #endif
 
 /* PASS as conv_tile_run's. */

@@ -10,18 +10,18 @@
 __global__ void __launch_bounds__(OWN_THREADS)
     add_partials_kernel(const float *partial, int parts, int64_t count, float *sum) {
   constexpr int ROWS = OWN_THREADS / SUM_COLUMNS;
-  CMKD_SHARED(double, capacity, ROWS *SUM_COLUMNS);
+  CMKD_SHARED(double, shared, ROWS *SUM_COLUMNS);
   const int column = (int)threadIdx.x % SUM_COLUMNS, row = (int)threadIdx.x / SUM_COLUMNS;
   const int64_t at = (int64_t)blockIdx.x * SUM_COLUMNS + column;
   double total = 0;
 #pragma unroll 4
   for (int i = row; i < parts; i += ROWS)
     total += at < count ? partial[i * count + at] : 0.0f;
-  capacity[row * SUM_COLUMNS + column] = total;
+  shared[row * SUM_COLUMNS + column] = total;
   __syncthreads();
   if (row || at >= count) return;
   for (int i = 1; i < ROWS; i++)
-    total += capacity[i * SUM_COLUMNS + column];
+    total += shared[i * SUM_COLUMNS + column];
   sum[at] = (float)total;
 }
 
@@ -39,7 +39,7 @@ cmkd_status conv_add_partials(const float *partial, int parts, int64_t count, fl
 template <class T> __global__ void __launch_bounds__(OWN_THREADS)
     bias_kernel(const T *dy, int pixels, int part_pixels, int k, int stride, bool vector, float *parts) {
   constexpr int ROWS = OWN_THREADS / BIAS_SLICES;
-  CMKD_SHARED(float, capacity, ROWS *BIAS_SLICES * 8);
+  CMKD_SHARED(float, shared, ROWS *BIAS_SLICES * 8);
   const int slice = (int)threadIdx.x % BIAS_SLICES, row = (int)threadIdx.x / BIAS_SLICES,
             c = ((int)blockIdx.x * BIAS_SLICES + slice) * 8;
   const int first = (int)blockIdx.y * part_pixels, last = min(first + part_pixels, pixels);
@@ -52,7 +52,7 @@ template <class T> __global__ void __launch_bounds__(OWN_THREADS)
   }
 #pragma unroll
   for (int i = 0; i < 8; i++)
-    capacity[(row * BIAS_SLICES + slice) * 8 + i] = sum[i];
+    shared[(row * BIAS_SLICES + slice) * 8 + i] = sum[i];
   __syncthreads();
   const int at = (int)threadIdx.x, channel = (int)blockIdx.x * BIAS_SLICES * 8 + at,
             padded = (k + CMKD_CUDA_PAD - 1) / CMKD_CUDA_PAD * CMKD_CUDA_PAD;
@@ -60,7 +60,7 @@ template <class T> __global__ void __launch_bounds__(OWN_THREADS)
   double total = 0;
 #pragma unroll 4
   for (int i = 0; i < ROWS; i++)
-    total += capacity[i * BIAS_SLICES * 8 + at];
+    total += shared[i * BIAS_SLICES * 8 + at];
   parts[(int64_t)blockIdx.y * padded + channel] = channel < k ? (float)total : 0.0f;
 }
 

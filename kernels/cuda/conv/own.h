@@ -1,22 +1,21 @@
-/* Inside our own convolution kernels: own.cu checks a shape and sends it to gemm.cu (implicit GEMM, any shape) or
- * depthwise.cu (one input channel an output channel). Nobody else includes this. */
+/* Inside our own convolution kernels: own.cu checks a shape and passes it on to gemm.cu (implicit GEMM, any shape) or
+ * depthwise.cu (one input channel for each output channel). Only those three include this. */
 #ifndef CMKD_KERNELS_CUDA_CONV_OWN_H
 #define CMKD_KERNELS_CUDA_CONV_OWN_H
 #include <type_traits>
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/vector.h"
 
-#define CONV_BLOCKS \
-  264 /* what a launch should have at least: two blocks on each multiprocessor of an H100. Fixed, so that sums are \
-         split the same way everywhere */
+/* What a launch should have at least: two blocks on each multiprocessor of an H100. Fixed, so that sums are split the
+ * same way on every device. */
+#define CONV_BLOCKS 264
 #define CONV_MAX_SPLITS 1024
 
 /* ---- elements in runs: 8 (a slice of channels) or up to 4 (a thread's part of a result row) ---- */
 
 template <int BYTES> struct alignas(BYTES < 16 ? BYTES : 16) conv_words { uint32_t word[BYTES / 4]; };
-template <class T> struct conv_eight {
-  conv_words<(int)(8 * sizeof(T))> raw;
-}; /* as loaded, not yet float: half the registers */
+/* 8 elements as loaded, not yet float: half the registers. */
+template <class T> struct conv_eight { conv_words<(int)(8 * sizeof(T))> raw; };
 
 /* The first `count` (may be < 1 or > 8) of 8 elements, zeros after them. vector: p is a multiple of 8 elements from an
  * array's start, and all 8 are there. */

@@ -1,7 +1,7 @@
-/* One block's tile of C = A B with float FMA (mma.h: on tensor cores). Who A and B are is a pass's business (gemm.cu):
- * it hands over slices of 8 elements, which come either along K (8 values of one row of A or column of B) or across it
- * (8 rows or columns at one K). The next slices are loaded into registers while the current ones are multiplied from
- * one of two shared buffers, so that a step has one barrier. */
+/* One block's tile of C = A B with float FMA (mma.h: on tensor cores). What A and B are is up to the pass (gemm.cu): it
+ * loads slices of 8 elements, which lie either along K (8 values of one row of A or column of B) or across it (8 rows
+ * or columns at one K). The next slices are loaded into registers while the current ones are multiplied from one of two
+ * shared buffers, so that a step has one barrier. */
 #ifndef CMKD_KERNELS_CUDA_CONV_TILE_H
 #define CMKD_KERNELS_CUDA_CONV_TILE_H
 #include "kernels/cuda/conv/own.h"

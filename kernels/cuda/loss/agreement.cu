@@ -7,14 +7,14 @@
 template <int E, bool WARP, int THREADS> __global__ void __launch_bounds__(THREADS)
     agreement_kernel(const __grid_constant__ loss_args a, double kappa, cmkd_agreement *sums) {
   CMKD_DYNAMIC_SHARED(memory);
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   const int64_t r = WARP ? (int64_t)blockIdx.x * WARP_ROWS + (threadIdx.x >> 5) : blockIdx.x;
   if (r < a.B) {
     short_row<E, WARP> row;
-    row.start(a, r, memory + (WARP ? (threadIdx.x >> 5) * short_row<E, WARP>::bytes(32) : 0), capacity);
+    row.start(a, r, memory + (WARP ? (threadIdx.x >> 5) * short_row<E, WARP>::bytes(32) : 0), shared);
     row_agreement(row, a, r, kappa);
   }
-  if (last_block(&a.state->done, gridDim.x)) agreement_add(a, sums, capacity);
+  if (last_block(&a.state->done, gridDim.x)) agreement_add(a, sums, shared);
 }
 
 template <int E, bool WARP, int THREADS> static cmkd_status

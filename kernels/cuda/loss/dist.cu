@@ -41,7 +41,7 @@ template <int K> static __device__ void add_slices(double (&v)[K], double *part)
 
 __global__ void __launch_bounds__(COLUMNS *SLICES) dist_columns(const __grid_constant__ dist_args a) {
   CMKD_SHARED(double, part, SLICES *COLUMNS);
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   const int c = (int)(blockIdx.x * COLUMNS + threadIdx.x);
   const bool inside = c < a.C;
   double sum[2] = {0, 0}, m[3] = {0, 0, 0}, p_max = 0, q_max = 0;
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(COLUMNS *SLICES) dist_columns(const __grid_con
   if (!last_block(&a.state->done_columns, gridDim.x)) return;
   /* a block of (32, 8) threads: numbered by hand, the team's own rank is x alone */
   team<false> tm;
-  tm.start(capacity);
+  tm.start(shared);
   tm.rank = (int)(threadIdx.y * COLUMNS + threadIdx.x);
   tm.size = COLUMNS * SLICES;
   tm.warp = (int)threadIdx.y;
@@ -106,10 +106,10 @@ __global__ void __launch_bounds__(COLUMNS *SLICES) dist_columns(const __grid_con
 /* A block a row: grad += p (u - <u, p>) / T */
 #define DIST_THREADS 256
 __global__ void __launch_bounds__(DIST_THREADS) dist_rows(const __grid_constant__ dist_args a) {
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   const int64_t r = blockIdx.x;
   team<false> tm;
-  tm.start(capacity);
+  tm.start(shared);
   if (a.result->bad_row >= 0) return; /* the batch is refused */
   double dot = 0;
   for (int c = tm.rank; c < a.C; c += tm.size) {

@@ -22,10 +22,10 @@ static __device__ __forceinline__ bool last_block(unsigned *counter, unsigned ex
   return true;
 }
 
-/* `room`: TEAM_SHARED doubles of shared memory. Only when all of a.B rows are done. */
-static __device__ void loss_result_write(const loss_args &a, double *capacity) {
+/* Writes the batch means to a.result, once all of a.B rows are done. shared: TEAM_SHARED doubles of shared memory. */
+static __device__ void loss_result_write(const loss_args &a, double *shared) {
   team<false> tm;
-  tm.start(capacity);
+  tm.start(shared);
   const volatile double *rows = a.rows;
   for (int first = 0; first < a.stride; first += 4) {
     double v[4] = {0, 0, 0, 0};
@@ -56,9 +56,9 @@ static __device__ void loss_result_write(const loss_args &a, double *capacity) {
   }
 }
 /* The same for agreement figures: a.rows (B, 3) is added to *sums. */
-static __device__ void agreement_add(const loss_args &a, cmkd_agreement *sums, double *capacity) {
+static __device__ void agreement_add(const loss_args &a, cmkd_agreement *sums, double *shared) {
   team<false> tm;
-  tm.start(capacity);
+  tm.start(shared);
   const volatile double *rows = a.rows;
   double v[3] = {0, 0, 0};
   for (int64_t r = tm.rank; r < a.B; r += tm.size)

@@ -134,10 +134,10 @@ struct long_row {
   }
 };
 
-static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *capacity,
+static __device__ void long_start(long_row &row, const loss_args &a, const long_rows &w, int64_t slot, double *shared,
                                   int *count) {
   const int64_t r = w.first + slot, keys = slot * (a.C + 1), places = slot * a.C;
-  row.tm.start(capacity);
+  row.tm.start(shared);
   row.C = a.C;
   row.share = (a.C + LONG_THREADS - 1) / LONG_THREADS;
   row.student_dtype = a.student_dtype;
@@ -158,23 +158,23 @@ static __device__ void long_start(long_row &row, const loss_args &a, const long_
 
 __global__ void __launch_bounds__(LONG_THREADS)
     long_row_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w) {
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   CMKD_SHARED(int, count, LONG_THREADS);
   long_row row;
-  long_start(row, a, w, blockIdx.x, capacity, count);
+  long_start(row, a, w, blockIdx.x, shared, count);
   row_loss(row, a, w.first + blockIdx.x);
-  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) loss_result_write(a, capacity);
+  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) loss_result_write(a, shared);
 }
 
 __global__ void __launch_bounds__(LONG_THREADS)
     long_agreement_kernel(const __grid_constant__ loss_args a, const __grid_constant__ long_rows w, double kappa,
                           cmkd_agreement *sums) {
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   CMKD_SHARED(int, count, LONG_THREADS);
   long_row row;
-  long_start(row, a, w, blockIdx.x, capacity, count);
+  long_start(row, a, w, blockIdx.x, shared, count);
   row_agreement(row, a, w.first + blockIdx.x, kappa);
-  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) agreement_add(a, sums, capacity);
+  if (last_block(&a.state->done, (unsigned)w.count) && w.first + w.count == a.B) agreement_add(a, sums, shared);
 }
 
 /* ---- host ---- */

@@ -3,11 +3,18 @@
  * do. Exponentials are float with a first-order correction of the argument's rounding; moments, theta, prefix sums and
  * every sum over a row are double.
  *
- * What a ROW offers (k counts a thread's share; `at` is a class, `position` a place in the sorted order):
- *   items(), at(k), s(k), t(k), g(k) (float &, gradient so far), x(k) (float &, gradient with respect to the
- * standardised logits) per(), position(k), student_key(k), and after rank_teacher() + keep_ranks(): twice(k), twice the
- * teacher's rank of that class Y (C+1), P (C+1), list, count: room for the pooling; put(k, v) + spread_all(): v goes to
- * the class at position(k), added to x */
+ * What a ROW offers, where k counts a thread's own items:
+ *
+ *   items()                   how many classes a thread holds
+ *   at(k)                     class of its k-th one
+ *   s(k), t(k)                the student's and the teacher's logit
+ *   g(k)                      float &: gradient so far
+ *   x(k)                      float &: gradient with respect to the standardised logits
+ *   per(), position(k)        how many places of the sorted order a thread holds; its k-th one
+ *   student_key(k)            the sorted key at position(k)
+ *   twice(k)                  twice the teacher's rank of the class at position(k), after rank_teacher(), keep_ranks()
+ *   put(k, v), spread_all()   adds v to x of the class at position(k)
+ *   Y, P (C + 1), list, count memory for pooling */
 #ifndef CMKD_KERNELS_CUDA_LOSS_ROW_H
 #define CMKD_KERNELS_CUDA_LOSS_ROW_H
 #include "kernels/cuda/loss/hull.h"

@@ -25,8 +25,8 @@ template <int E, bool WARP> struct short_row {
     return ((size_t)8 * (size * E + 1) + (size_t)4 * (size * E + 1) + (size_t)4 * size + (size_t)2 * size * E + 15) &
            ~(size_t)15;
   }
-  __device__ __forceinline__ void start(const loss_args &a, int64_t r, unsigned char *memory, double *capacity) {
-    tm.start(capacity);
+  __device__ __forceinline__ void start(const loss_args &a, int64_t r, unsigned char *memory, double *shared) {
+    tm.start(shared);
     C = a.C;
     const int n = tm.size * E;
     Y = (double *)memory;

@@ -7,7 +7,8 @@
 
 #define TEAM_VALUES 8 /* most values reduced at once */
 #define TEAM_SHARED \
-  (2 * TEAM_VALUES * 32) /* doubles of shared memory for a block team: two turns, so that one barrier is enough */
+  (2 * TEAM_VALUES * \
+   32) /* doubles of shared memory for a block team: two buffers in turn, so that a reduction needs one barrier */
 
 struct add_op {
   static __device__ __forceinline__ double of(double a, double b) { return a + b; }
@@ -18,16 +19,16 @@ struct max_op {
 
 template <bool WARP> struct team {
   int rank, size, lane, warp, warps, turn;
-  double *capacity; /* (TEAM_SHARED) shared; unused by a warp team */
+  double *shared; /* (TEAM_SHARED) shared; unused by a warp team */
 
-  __device__ __forceinline__ void start(double *shared_buffer) {
+  __device__ __forceinline__ void start(double *buffer) {
     lane = (int)threadIdx.x & 31;
     warp = WARP ? 0 : (int)threadIdx.x >> 5;
     rank = WARP ? lane : (int)threadIdx.x;
     size = WARP ? 32 : (int)blockDim.x;
     warps = size >> 5;
     turn = 0;
-    capacity = shared_buffer;
+    shared = buffer;
   }
   __device__ __forceinline__ void sync() const {
     if constexpr (WARP)
@@ -36,7 +37,7 @@ template <bool WARP> struct team {
       __syncthreads();
   }
   __device__ __forceinline__ double *next_buffer() {
-    double *r = capacity + turn * (TEAM_VALUES * 32);
+    double *r = shared + turn * (TEAM_VALUES * 32);
     turn ^= 1;
     return r;
   }
