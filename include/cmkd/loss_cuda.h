@@ -22,6 +22,9 @@ typedef struct cmkd_cuda_loss_batch {
   double label_smoothing;  /* of the CE term, [0, 1) */
   double entropy_mean;     /* over the global batch; NaN: of these rows, which takes one small launch more */
   const double *epoch_now; /* where the epoch will stand when the work runs, for captured graphs; NULL: `epoch` */
+  /* likewise for entropy_mean; 0 there: the mean over these rows. Costs the small launch always. NULL: `entropy_mean`
+   */
+  const double *entropy_mean_now;
 } cmkd_cuda_loss_batch;
 
 /* Bytes of device scratch for this shape, 256-byte aligned; 0 when the shape is out of range. One scratch serves one
@@ -30,11 +33,11 @@ CMKD_API size_t cmkd_cuda_loss_scratch(const cmkd_loss *loss, int64_t batch, int
 /* Clears the head of fresh scratch. Once; every eval leaves it ready for the next (also of another loss or shape that
  * fits). */
 CMKD_API cmkd_status cmkd_cuda_loss_init(void *scratch, void *stream, cmkd_error *err);
-/* Queues loss and gradient: one launch for C <= 8192 (plus one where entropy_mean is NaN, plus two for DIST's columns).
- * `result` is device memory (or mapped host memory). Bad rows (NaN, Inf, a label outside [0, C)) are found on the
- * device: the call returns CMKD_OK, result->bad_row names the first one, result->loss is NaN, and those rows' gradients
- * are 0. The bits of gradient and result depend on the inputs and the shape alone. A refused launch gives
- * CMKD_ERR_DEVICE. */
+/* Queues loss and gradient: one launch for C <= 8192 (plus one where entropy_mean is NaN or to be read later, plus two
+ * for DIST's columns). `result` is device memory (or mapped host memory). Bad rows (NaN, Inf, a label outside [0, C))
+ * are found on the device: the call returns CMKD_OK, result->bad_row names the first one, result->loss is NaN, and
+ * those rows' gradients are 0. The bits of gradient and result depend on the inputs and the shape alone. A refused
+ * launch gives CMKD_ERR_DEVICE. */
 CMKD_API cmkd_status cmkd_cuda_loss_eval(const cmkd_loss *loss, const cmkd_cuda_loss_batch *batch, void *scratch,
                                          cmkd_loss_result *result, void *stream, cmkd_error *err);
 

@@ -101,15 +101,19 @@ static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, doub
                             epoch,
                             smoothing,
                             entropy_mean,
+                            NULL,
                             NULL};
   cmkd_loss_result *out = gpu_buffer(sizeof *out), again;
   assert_ok(gpu->loss_init(scratch, NULL, &err));
   assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
   gpu_get(result, out, sizeof *result);
   if (grad) gpu_get(grad, b.grad, n * 4);
-  if (twice) { /* the second time with the epoch in device memory */
+  if (twice) { /* the second time with epoch and mean entropy in device memory */
+    const double given = isnan(entropy_mean) ? 0 : entropy_mean;
     b.epoch = 1;
     b.epoch_now = gpu_put(&epoch, sizeof epoch);
+    b.entropy_mean = 5;
+    b.entropy_mean_now = gpu_put(&given, sizeof given);
     assert_ok(gpu->loss_eval(loss, &b, scratch, out, NULL, &err));
     gpu_get(&again, out, sizeof again);
     assert_memory_equal(&again, result, sizeof again);
@@ -397,7 +401,8 @@ static void arguments_are_checked(void **state) {
   problem p = make_problem(2, 5, CMKD_F32, CMKD_F32, PLAIN, 3);
   char scratch[64];
   cmkd_loss_result result;
-  cmkd_cuda_loss_batch good = {2, 5, p.student, CMKD_F32, p.teacher, CMKD_F32, p.labels, NULL, 1, 0, NAN, NULL}, b;
+  cmkd_cuda_loss_batch good = {2, 5, p.student, CMKD_F32, p.teacher, CMKD_F32, p.labels, NULL, 1, 0, NAN, NULL, NULL},
+                       b;
   b = good;
   b.classes = 1;
   assert_int_equal(gpu->loss_eval(loss, &b, scratch, &result, NULL, &err), CMKD_ERR_VALUE);

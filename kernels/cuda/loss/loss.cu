@@ -10,30 +10,31 @@
 template <int E, bool WARP, int THREADS> __global__ void __launch_bounds__(THREADS, THREADS == 256 ? 4 : 1)
     loss_kernel(const __grid_constant__ loss_args a) {
   CMKD_DYNAMIC_SHARED(memory);
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   const int64_t r = WARP ? (int64_t)blockIdx.x * WARP_ROWS + (threadIdx.x >> 5) : blockIdx.x;
   if (r < a.B) {
     short_row<E, WARP> row;
-    row.start(a, r, memory + (WARP ? (threadIdx.x >> 5) * short_row<E, WARP>::bytes(32) : 0), capacity);
+    row.start(a, r, memory + (WARP ? (threadIdx.x >> 5) * short_row<E, WARP>::bytes(32) : 0), shared);
     row_loss(row, a, r);
     if (a.grad)
 #pragma unroll
       for (int k = 0; k < E; k++)
         if (row.at(k) < a.C) a.grad[r * a.C + row.at(k)] = row.g(k);
   }
-  if (last_block(&a.state->done, gridDim.x)) loss_result_write(a, capacity);
+  if (last_block(&a.state->done, gridDim.x)) loss_result_write(a, shared);
 }
 
-/* Entropies of softmax(teacher), a warp (four rows a block) or a block a row, and their mean in state->entropy_mean. A
- * row that is not finite gives NaN, which no gate sees: its batch is refused anyway. */
+/* Entropies of softmax(teacher), a warp (four rows a block) or a block a row, and in state->entropy_mean their mean, or
+ * *given where that is not 0. A row that is not finite gives NaN, which no gate sees: its batch is refused anyway. */
 #define ENTROPY_LONG 2048 /* classes from which a block takes a row */
 template <bool WARP> __global__ void __launch_bounds__(256)
-    entropy_kernel(const void *teacher, int dtype, int64_t B, int C, double *entropy, loss_state *state) {
-  CMKD_SHARED(double, capacity, TEAM_SHARED);
+    entropy_kernel(const void *teacher, int dtype, int64_t B, int C, double *entropy, loss_state *state,
+                   const double *given) {
+  CMKD_SHARED(double, shared, TEAM_SHARED);
   const int64_t r = WARP ? (int64_t)blockIdx.x * WARP_ROWS + (threadIdx.x >> 5) : blockIdx.x;
   if (r < B) {
     team<WARP> tm;
-    tm.start(capacity);
+    tm.start(shared);
     double top[1] = {-HUGE_VAL}, sum[2] = {0, 0};
     for (int c = tm.rank; c < C; c += tm.size)
       top[0] = max_op::of(top[0], load_float(teacher, dtype, r * C + c));
@@ -48,13 +49,13 @@ template <bool WARP> __global__ void __launch_bounds__(256)
   }
   if (!last_block(&state->done_entropy, gridDim.x)) return;
   team<false> all;
-  all.start(capacity);
+  all.start(shared);
   const volatile double *every = entropy;
   double mean = 0;
   for (int64_t i = all.rank; i < B; i += all.size)
     mean += every[i];
   mean = all.sum(mean);
-  if (all.rank == 0) state->entropy_mean = mean / (double)B;
+  if (all.rank == 0) state->entropy_mean = given && *given != 0 ? *given : mean / (double)B;
 }
 
 /* ---- host ---- */
@@ -157,13 +158,14 @@ cmkd_status cmkd_cuda_loss_eval(const cmkd_loss *loss, const cmkd_cuda_loss_batc
   }
   a.epoch = b->epoch_now;
   a.entropy_mean = b->entropy_mean;
-  if (cmkd && isnan(b->entropy_mean) && cmkd->gate != CMKD_GATE_OFF) {
+  if (cmkd && (isnan(b->entropy_mean) || b->entropy_mean_now) && cmkd->gate != CMKD_GATE_OFF) {
     double *entropy = (double *)(memory + l.entropy);
     a.entropy = entropy;
     const bool whole = a.C >= ENTROPY_LONG;
     auto kernel = whole ? entropy_kernel<false> : entropy_kernel<true>;
     CMKD_LAUNCH(kernel, dim3((unsigned)(whole ? a.B : (a.B + WARP_ROWS - 1) / WARP_ROWS)),
-                dim3(whole ? 256 : 32 * WARP_ROWS), 0, stream, a.teacher, a.teacher_dtype, a.B, a.C, entropy, a.state);
+                dim3(whole ? 256 : 32 * WARP_ROWS), 0, stream, a.teacher, a.teacher_dtype, a.B, a.C, entropy, a.state,
+                b->entropy_mean_now);
     CMKD_TRY(launch_status("loss entropy", err));
   } else if (isnan(b->entropy_mean))
     a.entropy_mean = 0;
