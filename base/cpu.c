@@ -1,14 +1,19 @@
 #include "base/cpu.h"
 #include <sched.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char *const names[] = {"baseline", "avx2", "avx512"};
+static cmkd_isa highest = CMKD_ISA_AVX512; /* set by tests and benchmarks alone */
 
 const char *cmkd_isa_name(cmkd_isa isa) { return names[isa]; }
 
-cmkd_isa cmkd_cpu_isa(void) {
+void cmkd_cpu_lower_isa(const char *name) {
+  highest = CMKD_ISA_AVX512;
+  for (int i = 0; i < (int)(sizeof names / sizeof *names); i++)
+    if (!strcmp(name, names[i])) highest = (cmkd_isa)i;
+}
+
+static cmkd_isa machine_isa(void) {
   cmkd_isa isa = CMKD_ISA_BASELINE;
 #if defined(__x86_64__)
   __builtin_cpu_init();
@@ -18,10 +23,12 @@ cmkd_isa cmkd_cpu_isa(void) {
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vbmi"))
     isa = CMKD_ISA_AVX512;
 #endif
-  const char *asked = getenv("CMKD_ISA");
-  for (int i = 0; asked && i < (int)isa; i++)
-    if (!strcmp(asked, names[i])) return (cmkd_isa)i;
   return isa;
+}
+
+cmkd_isa cmkd_cpu_isa(void) {
+  const cmkd_isa isa = machine_isa();
+  return isa < highest ? isa : highest;
 }
 
 int cmkd_cpu_count(void) {
@@ -29,12 +36,4 @@ int cmkd_cpu_count(void) {
   if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
   int count = CPU_COUNT(&set);
   return count > 0 ? count : 1;
-}
-
-#define SPINS \
-  "10000" /* some 0.2 ms: longer than threads with equal shares wait for each other, shorter than a time slice */
-
-void cmkd_cpu_bound_spinning(char **argv) {
-  if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT") || setenv("GOMP_SPINCOUNT", SPINS, 1) != 0) return;
-  execv("/proc/self/exe", argv);
 }

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "base/program/environment.h"
 #include "base/cpu.h"
 #include "base/file.h"
 #include "base/clock.h"
@@ -231,6 +232,7 @@ static void bench_write(const char *dir, uint32_t samples, uint32_t views, uint3
 }
 
 int main(int argc, char **argv) {
+  cmkd_environment_lower_isa();
   int quick = 0, only_read = 0, only_write = 0;
   for (int i = 1; i < argc; i++) {
     if (!strcmp(argv[i], "--quick"))

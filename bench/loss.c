@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include "base/program/environment.h"
 #include "base/rng.h"
 #include "cmkd/loss.h"
 #include "kernels/cpu/loss/loss.h"
@@ -42,6 +43,7 @@ static double bandwidth(const float *a, const float *b, float *c, int64_t n) {
 }
 
 int main(int argc, char **argv) {
+  cmkd_environment_lower_isa();
   int64_t B = argc > 1 ? atoll(argv[1]) : 64, C = argc > 2 ? atoll(argv[2]) : 100;
   const char *expression = argc > 3 ? argv[3] : "cmkd";
   int steps = argc > 4 ? atoi(argv[4]) : (int)fmax(15, fmin(2000, 2e7 / (double)(B * C)));

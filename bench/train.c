@@ -251,6 +251,7 @@ static void run_peak(void) {
 }
 
 int main(int argc, char **argv) {
+  cmkd_environment_lower_isa();
   const cmkd_option options[] = {
       {"--arch", "NAME", CMKD_OPT_STRING, &arch, "network [resnet20]", 0, 0, NULL},
       {"--mode", "train|eval|convs|peak", CMKD_OPT_STRING, &mode, "what to time [train]", 0, 0, NULL},

@@ -285,7 +285,7 @@ static cmkd_status settle_precision(const options *o, const cmkd_backend_table *
   cmkd_precision precision;
   cmkd_dataset *data = NULL;
   CMKD_TRY(cmkd_codec_find(job->codec, &wish.codec, err));
-  CMKD_TRY(cmkd_dataset_open(data_spec, o->split, &data, err));
+  CMKD_TRY(cmkd_environment_dataset(data_spec, o->split, &data, err));
   wish.data = data;
   cmkd_status status = cmkd_precision_choose(&wish, &precision, err);
   cmkd_dataset_close(data);
@@ -300,7 +300,7 @@ static cmkd_status build_one(const options *o, const cmkd_backend_table *table, 
                              cmkd_error *err) {
   cmkd_dataset *data = NULL;
   cmkd_build_result result;
-  CMKD_TRY(cmkd_dataset_open(data_spec, split, &data, err));
+  CMKD_TRY(cmkd_environment_dataset(data_spec, split, &data, err));
   const cmkd_teacher_options teacher = teacher_options(o, job->policy);
   cmkd_status status = cmkd_teacher_open(&teacher, table, backend, data, &job->teacher, err);
   job->data = data;

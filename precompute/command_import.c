@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/file.h"
 #include "base/hash.h"
 #include "base/program/options.h"
@@ -213,7 +214,7 @@ static cmkd_status run(import *im, cmkd_error *err) {
   cmkd_cache_writer *writer;
   if (im->augment) CMKD_TRY(cmkd_policy_parse(im->augment, &im->policy, err));
   CMKD_TRY(read_files(im, err));
-  CMKD_TRY(cmkd_dataset_open(im->data, im->split, &im->set, err));
+  CMKD_TRY(cmkd_environment_dataset(im->data, im->split, &im->set, err));
   CMKD_TRY(check_shapes(im, err));
   CMKD_TRY(check_labels(im, err));
   CMKD_TRY(fill_spec(im, &spec, err));

@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/program/options.h"
 #include "base/text.h"
 #include "cmkd/dataset.h"
@@ -30,7 +31,7 @@ static cmkd_status complete(wish *w, int64_t *views, cmkd_error *err) {
   cmkd_dataset *set;
   char *end;
   if (w->data) {
-    CMKD_TRY(cmkd_dataset_open(w->data, "train", &set, err));
+    CMKD_TRY(cmkd_environment_dataset(w->data, "train", &set, err));
     if (!w->samples) w->samples = set->n;
     if (!w->classes) w->classes = set->classes;
     cmkd_dataset_close(set);

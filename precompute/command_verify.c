@@ -173,7 +173,7 @@ static cmkd_status with_teacher(cmkd_cache *cache, const options *o, recomputed 
   cmkd_environment_backend(&backend_options);
   CMKD_TRY(cmkd_backend_find(o->device, &backend_options, &table, err));
   CMKD_TRY(table->open(&backend_options, &backend, err));
-  cmkd_status status = cmkd_dataset_open(o->data ? o->data : id->dataset, id->split, &data, err);
+  cmkd_status status = cmkd_environment_dataset(o->data ? o->data : id->dataset, id->split, &data, err);
   if (status ==
       CMKD_OK) { /* the cache knows the normalisation and the architecture that weights without metadata need */
     const cmkd_teacher_options wanted = {.weights = o->teacher,

@@ -2,7 +2,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include "base/cpu.h"
+#include "base/program/environment.h"
 #include "base/program/interrupt.h"
 #include "base/program/options.h"
 #include "base/text.h"
@@ -40,7 +40,7 @@ static void help(FILE *out) {
 }
 
 int main(int argc, char **argv) {
-  cmkd_cpu_bound_spinning(argv);
+  cmkd_environment_start(argv);
   const char *word = argc > 1 ? argv[1] : "--help", *names[COMMANDS + 1];
   if (argc < 2) {
     help(stderr);

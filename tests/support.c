@@ -2,6 +2,10 @@
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include "base/program/environment.h"
+
+/* $CMKD_ISA holds for tests as it does for programs. */
+__attribute__((constructor)) static void lower_isa(void) { cmkd_environment_lower_isa(); }
 
 static const char *shared_root(void) {
   const char *root = getenv("CMKD_SHARED");

@@ -3,6 +3,7 @@
  * with each way of convolving. */
 #include "tests/support_backend.h"
 #include <math.h>
+#include "base/cpu.h"
 #include "kernels/cpu/conv/dnnl.h"
 
 static cmkd_error err;
@@ -96,12 +97,12 @@ static void test_lower_isas(void **state) {
   static const char *const isas[] = {"baseline", "avx2"};
   set_conv(state);
   for (int i = 0; i < 2; i++) {
-    setenv("CMKD_ISA", isas[i], 1);
+    cmkd_cpu_lower_isa(isas[i]);
     train_both(net_resnet8, 2, 0);
     train_both(net_grouped, 2, 0);
     train_both(net_mixed, 1, 0);
   }
-  unsetenv("CMKD_ISA");
+  cmkd_cpu_lower_isa("");
 }
 
 static void test_infer(void **state) {

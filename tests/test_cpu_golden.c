@@ -27,7 +27,7 @@ static void golden(const char *name, const char *set) {
   cmkd_be_model *model;
   const cmkd_backend_table *t = &cmkd_backend_cpu;
   snprintf(spec_text, sizeof spec_text, "%s:%s", strcmp(set, "cifar-10") ? "cifar100" : "cifar10", folder);
-  assert_ok(cmkd_dataset_open(spec_text, "test", &data, &err));
+  assert_ok(cmkd_dataset_open(spec_text, "test", NULL, &data, &err));
   assert_ok(cmkd_weights_read(path, &weights, &err));
   assert_ok(cmkd_weights_read(golden_path, &expected, &err));
   assert_ok(cmkd_model_spec_read(weights, NULL, NULL, NULL, &spec, &err));

@@ -47,7 +47,7 @@ static cmkd_status open_in(const char *name, const char *dir, const char *split,
   char spec[2048];
   snprintf(spec, sizeof spec, "%s:%s", name, dir);
   err->message[0] = 0;
-  return cmkd_dataset_open(spec, split, out, err);
+  return cmkd_dataset_open(spec, split, NULL, out, err);
 }
 
 #define assert_says(text) \
@@ -69,7 +69,7 @@ static void names(void **state) {
   assert_int_equal(cmkd_dataset_name("", name, &err), CMKD_ERR_USAGE);
   assert_int_equal(cmkd_dataset_name(":", name, &err), CMKD_ERR_USAGE);
   cmkd_dataset *data;
-  assert_int_equal(cmkd_dataset_open("mnist", "validation", &data, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_dataset_open("mnist", "validation", NULL, &data, &err), CMKD_ERR_USAGE);
   assert_says("train and test");
   for (const char *const *n = cmkd_dataset_names(); *n; n++) {
     assert_ok(cmkd_dataset_name(*n, name, &err));
@@ -113,16 +113,12 @@ static void reads_idx(void **state) {
   assert_ok(open_in("MNIST", spec, "train", &data, &err));
   assert_string_equal(data->path, dir);
   cmkd_dataset_close(data);
-  const char *home = getenv("HOME");
-  char *old = home ? strdup(home) : NULL;
-  setenv("HOME", dir, 1);
-  assert_ok(cmkd_dataset_open("mnist:~", "train", &data, &err));
+  const cmkd_dataset_options home = {.home = dir};
+  assert_ok(cmkd_dataset_open("mnist:~", "train", &home, &data, &err));
   cmkd_dataset_close(data);
-  assert_ok(cmkd_dataset_open("mnist:~/", "test", &data, &err));
+  assert_ok(cmkd_dataset_open("mnist:~/", "test", &home, &data, &err));
   assert_int_equal(data->n, 5);
   cmkd_dataset_close(data);
-  if (old) setenv("HOME", old, 1);
-  free(old);
 
   /* gzipped, in another spelling, below the folder: the same data set */
   const char *other = scratch_dir();
@@ -135,12 +131,10 @@ static void reads_idx(void **state) {
   assert_string_equal(data->fingerprint, kept);
   cmkd_dataset_close(data);
 
-  /* found below $CMKD_DATA */
-  setenv("CMKD_DATA", other, 1);
-  assert_ok(cmkd_dataset_open("mnist", "train", &data, &err));
+  const cmkd_dataset_options search = {.search = other};
+  assert_ok(cmkd_dataset_open("mnist", "train", &search, &data, &err));
   assert_string_equal(data->fingerprint, kept);
   cmkd_dataset_close(data);
-  unsetenv("CMKD_DATA");
 }
 
 static void says_where_it_looked(void **state) {
@@ -148,13 +142,12 @@ static void says_where_it_looked(void **state) {
   cmkd_error err = {0};
   cmkd_dataset *data;
   const char *dir = scratch_dir();
-  setenv("CMKD_DATA", dir, 1);
-  assert_int_equal(cmkd_dataset_open("mnist", "train", &data, &err), CMKD_ERR_IO);
+  const cmkd_dataset_options search = {.search = dir};
+  assert_int_equal(cmkd_dataset_open("mnist", "train", &search, &data, &err), CMKD_ERR_IO);
   assert_null(data);
   assert_says(dir);
   assert_says("data/mnist");
   assert_says("--data mnist:DIR");
-  unsetenv("CMKD_DATA");
   assert_int_equal(open_in("fashion-mnist", "/nonexistent/x", "train", &data, &err), CMKD_ERR_IO);
   assert_says("/nonexistent/x: no such folder");
   assert_int_equal(open_in("fashion-mnist", "/dev/null", "train", &data, &err), CMKD_ERR_IO);
@@ -283,7 +276,7 @@ static void real_fashion_mnist(void **state) {
     printf("SKIP: Debian's dataset-fashion-mnist is not installed\n");
     skip();
   }
-  assert_ok(cmkd_dataset_open("fashion-mnist", "test", &data, &err)); /* found without being told */
+  assert_ok(cmkd_dataset_open("fashion-mnist", "test", NULL, &data, &err)); /* found without being told */
   assert_int_equal(data->n, 10000);
   int count[10] = {0};
   double sum = 0;
@@ -322,7 +315,6 @@ static void real_cifar100(void **state) {
 }
 
 int main(void) {
-  unsetenv("CMKD_DATA");
   const struct CMUnitTest tests[] = {cmocka_unit_test(names),
                                      cmocka_unit_test(reads_idx),
                                      cmocka_unit_test(says_where_it_looked),

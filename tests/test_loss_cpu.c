@@ -168,13 +168,12 @@ static void compare(const char *expression, int64_t B, int64_t C, fill kind, cmk
 /* Runs a test under every instruction set that this machine has. */
 static const char *const sets[] = {"baseline", "avx2", "avx512"};
 static void each_set(void (*test)(void)) {
-  unsetenv("CMKD_ISA");
   int best = (int)cmkd_cpu_isa();
   for (int i = 0; i <= best; i++) {
-    setenv("CMKD_ISA", sets[i], 1);
+    cmkd_cpu_lower_isa(sets[i]);
     test();
   }
-  unsetenv("CMKD_ISA");
+  cmkd_cpu_lower_isa("");
 }
 
 static void shapes(void) {

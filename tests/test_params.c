@@ -200,7 +200,7 @@ static void golden(const char *name, const char *golden_name, const char *set) {
   cmkd_graph *g;
   cmkd_params params;
   snprintf(spec_text, sizeof spec_text, "%s:%s", strcmp(set, "cifar-10") ? "cifar100" : "cifar10", folder);
-  assert_ok(cmkd_dataset_open(spec_text, "test", &data, &err));
+  assert_ok(cmkd_dataset_open(spec_text, "test", NULL, &data, &err));
   assert_ok(cmkd_weights_read(path, &w, &err));
   assert_ok(cmkd_weights_read(golden_path, &expected, &err));
   const float pad_mean[3] = {.485f, .456f, .406f}, pad_std[3] = {.229f, .224f, .225f},

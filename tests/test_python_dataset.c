@@ -76,7 +76,7 @@ static void yields_our_bytes(void **state) {
     assert_ok(cmkd_cache_writer_finish(writer, &err));
     cmkd_cache_writer_close(writer);
     cmkd_dataset *data;
-    assert_ok(cmkd_dataset_open(spec, "train", &data, &err));
+    assert_ok(cmkd_dataset_open(spec, "train", NULL, &data, &err));
     write_expected(expected, cache, data);
     cmkd_dataset_close(data);
     const char *script = "import sys, numpy as np\n"

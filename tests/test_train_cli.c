@@ -127,7 +127,7 @@ static void eval_agrees_with_the_run(void **state) {
   assert_true(logits && features && labels);
   assert_true(logits->dims == 2 && logits->shape[0] == TINY_TEST && logits->shape[1] == 10 &&
               features->shape[0] == TINY_TEST && features->shape[1] == 64 && labels->count == TINY_TEST);
-  assert_ok(cmkd_dataset_open(tiny_data(), "test", &data, &err));
+  assert_ok(cmkd_dataset_open(tiny_data(), "test", NULL, &data, &err));
   assert_memory_equal(labels->data, data->labels, TINY_TEST * sizeof(int32_t));
   const cmkd_tensor *fc = cmkd_weights_find(w, "fc.weight"), *bias = cmkd_weights_find(w, "fc.bias");
   int correct = 0;

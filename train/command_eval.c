@@ -44,7 +44,7 @@ static cmkd_status open_all(eval_session *s, const eval_options *o, cmkd_error *
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s does not name a data set: give --data SPEC", o->weights);
     spec = from_file;
   }
-  CMKD_TRY(cmkd_dataset_open(spec, o->split, &s->data, err));
+  CMKD_TRY(cmkd_environment_dataset(spec, o->split, &s->data, err));
   cmkd_backend_options backend = {
       .threads = (int)o->threads, .device = cmkd_backend_index(o->device), .precision = o->precision};
   cmkd_environment_backend(&backend);

@@ -1,7 +1,7 @@
 /* cmkd-train: chooses the command. Training is the one without a name. */
 #include <stdio.h>
 #include <string.h>
-#include "base/cpu.h"
+#include "base/program/environment.h"
 #include "base/text.h"
 #include "cmkd/api.h"
 #include "train/commands.h"
@@ -16,7 +16,7 @@ static const struct {
 enum { COMMANDS = sizeof commands / sizeof *commands };
 
 int main(int argc, char **argv) {
-  cmkd_cpu_bound_spinning(argv);
+  cmkd_environment_start(argv);
   if (argc < 2 || argv[1][0] == '-' || !argv[1][0]) {
     if (argc == 2 && !strcmp(argv[1], "--version")) {
       puts("cmkd-train " CMKD_VERSION);

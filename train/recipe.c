@@ -5,6 +5,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/program/environment.h"
 #include "base/text.h"
 
 #define MAX_RECIPES 256
@@ -14,12 +15,13 @@
 
 /* The first candidate folder that exists, fresh memory; NULL when none does. */
 static char *recipe_dir(void) {
+  const char *asked = cmkd_environment_recipes();
   char exe[4096];
   ssize_t length = readlink("/proc/self/exe", exe, sizeof exe - 1);
   exe[length > 0 ? length : 0] = 0;
   char *beside = cmkd_path_dir(exe);
   char *candidates[] = {
-      getenv("CMKD_RECIPES") ? cmkd_format("%s", getenv("CMKD_RECIPES")) : NULL,
+      asked ? cmkd_format("%s", asked) : NULL,
       beside ? cmkd_format("%s/../recipes", beside) : NULL,
       beside ? cmkd_format("%s/../share/cmkd/recipes", beside) : NULL,
       cmkd_format("%s/../share/cmkd/recipes", CMKD_LIBDIR),

@@ -22,7 +22,7 @@ static cmkd_status open_cached_data(cmkd_setup *s, const cmkd_train_options *o, 
                        "%s was built from %s, --data names %s: give --data %s:DIR or a cache of %s", o->cache,
                        id->dataset, name, id->dataset, name);
   }
-  cmkd_status status = cmkd_dataset_open(o->data ? o->data : id->dataset, "train", &s->train, err);
+  cmkd_status status = cmkd_environment_dataset(o->data ? o->data : id->dataset, "train", &s->train, err);
   if (status != CMKD_OK) return status;
   if (info->classes != (uint32_t)s->train->classes)
     return cmkd_fail(err, CMKD_ERR_MISMATCH,
@@ -38,7 +38,7 @@ static cmkd_status open_cached_data(cmkd_setup *s, const cmkd_train_options *o, 
 
 static cmkd_status open_test_data(cmkd_setup *s, const cmkd_train_options *o, cmkd_error *err) {
   const char *spec = o->data ? o->data : s->cache ? cmkd_cache_get_info(s->cache)->identity.dataset : "fashion-mnist";
-  CMKD_TRY(cmkd_dataset_open(spec, "test", &s->test, err));
+  CMKD_TRY(cmkd_environment_dataset(spec, "test", &s->test, err));
   if (s->test->classes == s->train->classes && s->test->height == s->train->height &&
       s->test->width == s->train->width && s->test->channels == s->train->channels)
     return CMKD_OK;
@@ -137,7 +137,7 @@ cmkd_status cmkd_setup_open(cmkd_setup *s, const cmkd_train_options *o, cmkd_err
   if (o->cache)
     CMKD_TRY(open_cached_data(s, o, err));
   else
-    CMKD_TRY(cmkd_dataset_open(o->data ? o->data : "fashion-mnist", "train", &s->train, err));
+    CMKD_TRY(cmkd_environment_dataset(o->data ? o->data : "fashion-mnist", "train", &s->train, err));
   if (s->cache)
     CMKD_TRY(cmkd_recipe_check(o, s->train, cmkd_cache_get_info(s->cache)->identity.teacher_arch, err));
   else

@@ -3,6 +3,29 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
+#include "base/cpu.h"
+
+/* Some 0.2 ms: longer than threads with equal shares wait for each other, shorter than a time slice. */
+#define SPINS "10000"
+
+void cmkd_environment_lower_isa(void) {
+  const char *asked = getenv("CMKD_ISA");
+  if (asked) cmkd_cpu_lower_isa(asked);
+}
+
+void cmkd_environment_start(char **argv) {
+  if (!getenv("OMP_WAIT_POLICY") && !getenv("GOMP_SPINCOUNT") && setenv("GOMP_SPINCOUNT", SPINS, 1) == 0)
+    execv("/proc/self/exe", argv);
+  cmkd_environment_lower_isa();
+}
+
+cmkd_status cmkd_environment_dataset(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err) {
+  const cmkd_dataset_options options = {.search = getenv("CMKD_DATA"), .home = getenv("HOME")};
+  return cmkd_dataset_open(spec, split, &options, out, err);
+}
+
+const char *cmkd_environment_recipes(void) { return getenv("CMKD_RECIPES"); }
 
 static int is_set(const char *name) {
   const char *value = getenv(name);

@@ -29,6 +29,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/program/options.h"
 #include "base/rng.h"
 #include "bench/gpu/inputs.h"
@@ -533,6 +534,7 @@ static cmkd_status report(const world *w, cmkd_error *err) {
 }
 
 int main(int argc, char **argv) {
+  cmkd_environment_lower_isa();
   int sides = 0;
   const cmkd_option options[] = {
       {"--mode", "step|curve", CMKD_OPT_STRING, &mode, "what to compare [step]", 0, 0, NULL},

@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/clock.h"
 #include "base/program/options.h"
 #include "bench/gpu/world.h"
@@ -124,6 +125,7 @@ static cmkd_status measure(cmkd_error *err) {
 }
 
 int main(int argc, char **argv) {
+  cmkd_environment_lower_isa();
   const cmkd_option options[] = {
       {"--arch", "NAME", CMKD_OPT_STRING, &arch, "network [resnet20]", 0, 0, NULL},
       {"--list", "train|infer", CMKD_OPT_STRING, &list, "what a step does [train]", 0, 0, NULL},

@@ -43,7 +43,7 @@ typedef struct entry {
   float mean[3], std[3];
   cmkd_policy policy;
   const char *const *class_names;
-  const char *folders[4];    /* names it goes by below $CMKD_DATA, ./data and /usr/share/datasets */
+  const char *folders[4];    /* names it goes by below the folder to search, ./data and /usr/share/datasets */
   const char *subfolders[4]; /* where unpackers put the files below a folder the user names */
   const char *remedy;
 } entry;
@@ -148,10 +148,9 @@ cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err) 
 
 /* The folder of a spec: '~' and '~/' mean the home folder (a shell leaves them alone behind "NAME:"), slashes at the
  * end are dropped. */
-static char *expand(const char *dir) {
+static char *expand(const char *dir, const char *home) {
   char *out;
   if (dir[0] == '~' && (dir[1] == '/' || !dir[1])) {
-    const char *home = getenv("HOME");
     char buffer[4096];
     struct passwd pw, *found = NULL;
     if (!home && getpwuid_r(getuid(), &pw, buffer, sizeof buffer, &found) == 0 && found) home = found->pw_dir;
@@ -180,9 +179,10 @@ static char *look_in(const entry *e, const char *base, int test) {
   return NULL;
 }
 
-static cmkd_status locate_given(const entry *e, const char *given, int test, char **out, cmkd_error *err) {
+static cmkd_status locate_given(const entry *e, const char *given, const char *home, int test, char **out,
+                                cmkd_error *err) {
   struct stat st;
-  char *base = expand(given);
+  char *base = expand(given, home);
   cmkd_status status = CMKD_OK;
   if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   if (!base[0])
@@ -202,14 +202,15 @@ static cmkd_status locate_given(const entry *e, const char *given, int test, cha
   return status;
 }
 
-static cmkd_status locate_usual(const entry *e, int test, char **out, cmkd_error *err) {
-  const char *roots[] = {getenv("CMKD_DATA"), "data", "/usr/share/datasets"};
+static cmkd_status locate_usual(const entry *e, const cmkd_dataset_options *options, int test, char **out,
+                                cmkd_error *err) {
+  const char *roots[] = {options->search, "data", "/usr/share/datasets"};
   char looked[640] = "";
   size_t at = 0;
   for (int r = 0; r < 3; r++)
     for (int f = 0; f < 4 && e->folders[f]; f++) {
       if (!roots[r] || !roots[r][0]) continue;
-      char *root = expand(roots[r]), *base = root ? cmkd_path_join(root, e->folders[f]) : NULL;
+      char *root = expand(roots[r], options->home), *base = root ? cmkd_path_join(root, e->folders[f]) : NULL;
       free(root);
       if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
       *out = look_in(e, base, test);
@@ -248,8 +249,11 @@ static cmkd_status fingerprint(cmkd_dataset *data, cmkd_error *err) {
   return ok ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", data->path);
 }
 
-cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err) {
+cmkd_status cmkd_dataset_open(const char *spec, const char *split, const cmkd_dataset_options *options,
+                              cmkd_dataset **out, cmkd_error *err) {
+  static const cmkd_dataset_options defaults;
   const entry *e;
+  if (!options) options = &defaults;
   *out = NULL;
   CMKD_TRY(find_entry(spec, &e, err));
   int test = !strcmp(split, "test");
@@ -267,8 +271,8 @@ cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset 
   memcpy(data->mean, e->mean, sizeof data->mean);
   memcpy(data->std, e->std, sizeof data->std);
   data->class_names = e->class_names;
-  cmkd_status status =
-      colon ? locate_given(e, colon + 1, test, &data->path, err) : locate_usual(e, test, &data->path, err);
+  cmkd_status status = colon ? locate_given(e, colon + 1, options->home, test, &data->path, err)
+                             : locate_usual(e, options, test, &data->path, err);
   if (status == CMKD_OK) status = e->reader->read(data->path, test, data, err);
   if (status == CMKD_OK) status = fingerprint(data, err);
   if (status != CMKD_OK) {

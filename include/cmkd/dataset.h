@@ -23,10 +23,18 @@ typedef struct cmkd_dataset {
                            and the labels as int32 LE, of the whole split */
 } cmkd_dataset;
 
-/* Reads a whole split and checks it: exact sizes, labels in range. A missing folder is searched in the usual places
- * (Debian's dataset packages, ./data/NAME, $CMKD_DATA/NAME); the error lists where it looked. Free with
- * cmkd_dataset_close. */
-CMKD_API cmkd_status cmkd_dataset_open(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err);
+/* Where data sets are looked for; all zero: the defaults. */
+typedef struct cmkd_dataset_options {
+  const char
+      *search;      /* a folder that may hold NAME, searched before ./data and /usr/share/datasets; NULL: those alone */
+  const char *home; /* what '~' means in a DIR; NULL: the user's home folder as the system knows it */
+} cmkd_dataset_options;
+
+/* Reads a whole split ("train" or "test") and checks it: exact sizes, labels in range. A SPEC without a folder is
+ * searched in the usual places; the error lists where it looked. `options` may be NULL. Free with cmkd_dataset_close.
+ */
+CMKD_API cmkd_status cmkd_dataset_open(const char *spec, const char *split, const cmkd_dataset_options *options,
+                                       cmkd_dataset **out, cmkd_error *err);
 CMKD_API void cmkd_dataset_close(cmkd_dataset *data);
 /* Names of all known data sets, NULL-terminated. */
 CMKD_API const char *const *cmkd_dataset_names(void);

@@ -54,5 +54,5 @@ typedef struct cmkd_loss_rows {
 } cmkd_loss_rows;
 
 extern const cmkd_loss_rows cmkd_loss_rows_base, cmkd_loss_rows_avx2, cmkd_loss_rows_avx512;
-const cmkd_loss_rows *cmkd_loss_rows_best(void); /* for this machine; $CMKD_ISA lowers it */
+const cmkd_loss_rows *cmkd_loss_rows_best(void); /* for cmkd_cpu_isa() */
 #endif
