@@ -36,6 +36,11 @@ typedef struct cmkd_dataset_options {
 CMKD_API cmkd_status cmkd_dataset_open(const char *spec, const char *split, const cmkd_dataset_options *options,
                                        cmkd_dataset **out, cmkd_error *err);
 CMKD_API void cmkd_dataset_close(cmkd_dataset *data);
+/* The pixels that views replay: out[i] (height, width, channels) is image rows[i] moved by seeds[i] under `policy`, the
+ * bytes that teachers and students see before normalisation. seeds NULL: every image as it is. rows (count), seeds
+ * (count), out (count, height, width, channels). A row outside the split is CMKD_ERR_VALUE. */
+CMKD_API cmkd_status cmkd_dataset_replay(const cmkd_dataset *data, cmkd_policy policy, const uint32_t *rows,
+                                         const uint64_t *seeds, uint32_t count, uint8_t *out, cmkd_error *err);
 /* Names of all known data sets, NULL-terminated. */
 CMKD_API const char *const *cmkd_dataset_names(void);
 /* The name part of a SPEC, canonical, checked against the registry; `spec` may carry a path. */

@@ -28,7 +28,7 @@ CMKD_API uint32_t cmkd_policy_variants(cmkd_policy policy); /* 1, 2, 81, 162 */
 #define CMKD_CACHE_MAX_VIEWS 65536
 /* The word behind --views in every program: the number of augmented views of an image, 1 to CMKD_CACHE_MAX_VIEWS - 1,
  * or "all", every variant of the policy: *out is 0 then. Anything else is CMKD_ERR_USAGE. */
-cmkd_status cmkd_views_parse(const char *text, uint32_t *out, cmkd_error *err);
+CMKD_API cmkd_status cmkd_views_parse(const char *text, uint32_t *out, cmkd_error *err);
 
 /* The geometric move that `seed` stands for under `policy`.
  * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same
