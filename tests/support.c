@@ -1,6 +1,7 @@
 #include "tests/support.h"
 #include <sys/stat.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 #include "base/program/environment.h"
 
@@ -35,6 +36,45 @@ const char *shared_cifar(const char *name) {
   if (system(command) == 0) return out;
   printf("SKIP: %s needs djxl (libjxl-tools) and python3\n", source);
   return NULL;
+}
+
+const char *python_with(const char *modules) {
+  static const char *const names[] = {"/usr/bin/python3", "python3"};
+  for (int i = 0; i < 2; i++)
+    if (run_command(NULL, "'%s' -c 'import sys%s%s'", names[i], *modules ? ", " : "", modules) == 0) return names[i];
+  printf("SKIP: no python3%s%s here\n", *modules ? " with " : "", modules);
+  return NULL;
+}
+
+int has_program(const char *name) {
+  if (run_command(NULL, "command -v '%s'", name) == 0) return 1;
+  printf("SKIP: no program %s here\n", name);
+  return 0;
+}
+
+void use_best_isa(void) { unsetenv("CMKD_ISA"); }
+
+int use_isa(cmkd_isa isa) {
+  use_best_isa();
+  const cmkd_isa best = cmkd_cpu_isa();
+  if (best < isa) {
+    printf("SKIP: this machine has no %s (its best is %s)\n", cmkd_isa_name(isa), cmkd_isa_name(best));
+    return 0;
+  }
+  setenv("CMKD_ISA", cmkd_isa_name(isa), 1);
+  assert_int_equal(cmkd_cpu_isa(), isa);
+  return 1;
+}
+
+uint64_t test_seed(void) {
+  static uint64_t seed;
+  static int known;
+  if (known) return seed;
+  const char *given = getenv("CMKD_TEST_SEED");
+  seed = given ? strtoull(given, NULL, 10) : (uint64_t)time(NULL);
+  known = 1;
+  printf("note: random numbers from CMKD_TEST_SEED=%llu\n", (unsigned long long)seed);
+  return seed;
 }
 
 static char scratch[1024];

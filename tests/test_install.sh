@@ -13,6 +13,7 @@ check() { # NAME, COMMAND...
   local name=$1 output; shift
   if output=$("$@" 2>&1); then passed=$((passed + 1)); else failed=$((failed + 1)); echo "$name: FAILED: $*"; echo "$output" | tail -n 20; fi
 }
+for tool in make nm readelf; do command -v $tool > /dev/null || skip "no $tool"; done
 if nm -D "$build/libcmkd.so" | grep -q __asan_init; then skip 'a sanitized library is not for installing'; fi
 command -v pkg-config > /dev/null || skip 'no pkg-config'
 stage=$(mktemp -d "${TMPDIR:-/tmp}/cmkd-install-XXXXXX"); trap 'rm -rf "$stage"' EXIT
@@ -59,7 +60,7 @@ check 'static library through pkg-config' bash -c "$cc -std=c17 -o '$stage/stati
 if command -v "${CXX:-g++}" > /dev/null; then
   sed 's/static _Alignas(64)/alignas(64) static/; s/, .epoch = 1//' "$stage/user.c" > "$stage/user.cpp"
   check 'headers from C++' bash -c "${CXX:-g++} -std=c++20 -fsyntax-only '$stage/user.cpp' \$(pkg-config --define-variable=prefix='$root' --cflags cmkd)"
-fi
+else echo "note: headers were not read by a C++ compiler: ${CXX:-g++} is not here"; fi
 check 'exports only cmkd_*' bash -c "! nm -D --defined-only '$root/lib/libcmkd.so' | grep -v ' cmkd_'"
 for header in "$root"/include/cmkd/*.h; do
   check "$(basename "$header") stands alone" bash -c "echo '#include <cmkd/$(basename "$header")>' | $cc -std=c17 -Wall -Wextra -Werror -I'$root/include' -fsyntax-only -x c -"

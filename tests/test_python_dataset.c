@@ -37,11 +37,8 @@ static void write_expected(const char *path, const char *cache_path, const cmkd_
 
 static void yields_our_bytes(void **state) {
   (void)state;
-  const char *output;
-  if (run_command(&output, "/usr/bin/python3 -c 'import h5py'") != 0) {
-    print_message("SKIP: python3-h5py is not here\n");
-    skip();
-  }
+  const char *output, *python = python_with("h5py, numpy");
+  if (!python) skip();
   static const char *const codecs[] = {"f16", "f32", "u8sqrt"};
   for (int k = 0; k < 3; k++) {
     synthetic s = {.samples = SAMPLES,
@@ -95,8 +92,8 @@ static void yields_our_bytes(void **state) {
                          "batch = next(iter(DataLoader(data, batch_size=16)))\n"
                          "assert batch[0].shape == (16, 28, 28, 1) and batch[2].shape == (16, 10) and "
                          "(batch[3].numpy().view(np.uint64) == data.seeds[:16]).all()\n";
-    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' /usr/bin/python3 -B -c \"%s\" '%s' '%s' '%s'", filter_folder(),
-                    script, cache, dir, expected) != 0)
+    if (run_command(&output, "HDF5_PLUGIN_PATH='%s' '%s' -B -c \"%s\" '%s' '%s' '%s'", filter_folder(), python, script,
+                    cache, dir, expected) != 0)
       fail_msg("%s: %s", codecs[k], output);
   }
 }
