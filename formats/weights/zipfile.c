@@ -1,4 +1,6 @@
+/* Zip archives in memory. See zipfile.h. Structures and signatures: APPNOTE.TXT of PKWARE, sections 4.3 and 4.5. */
 #include "formats/weights/zipfile.h"
+#include "base/bytes.h"
 #include <stdlib.h>
 #include <string.h>
 #include <zlib.h>
@@ -9,10 +11,12 @@
 #define CENTRAL_SIZE 46u
 #define LOCAL_SIZE 30u
 #define MAX_COMMENT 65535u
+#define MAX_RATIO 1032 /* of deflate, the best that it can do */
+enum { STORED = 0, DEFLATED = 8 };
 
-static uint32_t u16(const uint8_t *p) { return (uint32_t)p[0] | (uint32_t)p[1] << 8; }
-static uint32_t u32(const uint8_t *p) { return u16(p) | u16(p + 2) << 16; }
-static uint64_t u64(const uint8_t *p) { return u32(p) | (uint64_t)u32(p + 4) << 32; }
+static uint32_t u16(const uint8_t *p) { return (uint32_t)cmkd_load_little(p, 2); }
+static uint32_t u32(const uint8_t *p) { return (uint32_t)cmkd_load_little(p, 4); }
+static uint64_t u64(const uint8_t *p) { return cmkd_load_little(p, 8); }
 
 static cmkd_status broken(const char *file, const char *what, cmkd_error *err) {
   return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: damaged zip archive: %s; fetch the file again", file, what);
@@ -62,11 +66,13 @@ static cmkd_status widen(const uint8_t *extra, uint32_t length, cmkd_zip_entry *
         if (*fields[i] == UINT32_MAX) {
           if (body < 8) return broken(file, "a zip64 field is missing", err);
           *fields[i] = u64(p);
-          p += 8, body -= 8;
+          p += 8;
+          body -= 8;
         }
       return CMKD_OK;
     }
-    extra += 4 + body, length -= 4 + body;
+    extra += 4 + body;
+    length -= 4 + body;
   }
   return CMKD_OK;
 }
@@ -87,8 +93,13 @@ static cmkd_status read_directory(cmkd_zip *zip, const directory *d, cmkd_error 
     if ((uint64_t)(end - p) - CENTRAL_SIZE < (uint64_t)name + extra + comment)
       return broken(zip->file, "a directory entry is cut", err);
     cmkd_zip_entry *e = &zip->entries[zip->count++];
-    *e = (cmkd_zip_entry){
-        (const char *)p + CENTRAL_SIZE, name, (int)u16(p + 10), u32(p + 16), u32(p + 20), u32(p + 24), u32(p + 42)};
+    *e = (cmkd_zip_entry){.name = (const char *)p + CENTRAL_SIZE,
+                          .name_length = name,
+                          .method = (int)u16(p + 10),
+                          .crc = u32(p + 16),
+                          .packed = u32(p + 20),
+                          .size = u32(p + 24),
+                          .header = u32(p + 42)};
     CMKD_TRY(widen(p + CENTRAL_SIZE + name, extra, e, zip->file, err));
     if (u16(p + 8) & 1)
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: its entries are encrypted; give the plain file", zip->file);
@@ -125,6 +136,9 @@ const cmkd_zip_entry *cmkd_zip_find(const cmkd_zip *zip, const char *name, size_
   return bsearch(&key, zip->entries, zip->count, sizeof key, by_name);
 }
 
+/* zlib counts in 32 bits. */
+static uInt at_most(uint64_t bytes) { return bytes > 1u << 30 ? 1u << 30 : (uInt)bytes; }
+
 /* Raw deflate of exactly e->size bytes. The size was checked against the limit and against what deflate can reach at
  * all. */
 static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, const uint8_t *packed, uint8_t **owned,
@@ -138,8 +152,7 @@ static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, c
   uint64_t in = 0, done = 0;
   int code = Z_OK;
   while (code == Z_OK) {
-    uInt give = e->packed - in > 1u << 30 ? 1u << 30 : (uInt)(e->packed - in),
-         capacity = e->size + 1 - done > 1u << 30 ? 1u << 30 : (uInt)(e->size + 1 - done);
+    uInt give = at_most(e->packed - in), capacity = at_most(e->size + 1 - done);
     z.next_in = (Bytef *)packed + in;
     z.avail_in = give;
     z.next_out = out + done;
@@ -147,7 +160,8 @@ static cmkd_status inflate_entry(const cmkd_zip *zip, const cmkd_zip_entry *e, c
     code = inflate(&z, Z_NO_FLUSH);
     in += give - z.avail_in;
     done += capacity - z.avail_out;
-    if (code == Z_OK && give == z.avail_in && capacity == z.avail_out) break; /* no way forward */
+    int stuck = give == z.avail_in && capacity == z.avail_out;
+    if (code == Z_OK && stuck) break;
   }
   inflateEnd(&z);
   if (code == Z_STREAM_END && done == e->size && in == e->packed) {
@@ -164,24 +178,25 @@ cmkd_status cmkd_zip_read(const cmkd_zip *zip, const cmkd_zip_entry *e, uint64_t
   const uint8_t *local = zip->bytes + e->header;
   uint64_t left = zip->size - e->header;
   if (left < LOCAL_SIZE || u32(local) != 0x04034b50) return broken(zip->file, "an entry has no local header", err);
-  uint64_t skip = (uint64_t)LOCAL_SIZE + u16(local + 26) +
-                  u16(local + 28); /* its sizes may be 0: a data descriptor follows instead */
+  /* The local header's own sizes are not read: they may be 0, with a data descriptor behind the data instead. */
+  uint64_t skip = (uint64_t)LOCAL_SIZE + u16(local + 26) + u16(local + 28);
   if (skip > left || e->packed > left - skip)
     return broken(zip->file, "truncated: an entry reaches outside of the file", err);
   if (u16(local + 26) != e->name_length || memcmp(local + LOCAL_SIZE, e->name, e->name_length))
     return broken(zip->file, "an entry has two names", err);
-  if (e->size > limit || (e->method == 8 && e->size / 1032 > e->packed + 1))
+  if (e->size > limit || (e->method == DEFLATED && e->size / MAX_RATIO > e->packed + 1))
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: refused: an entry would inflate to %llu bytes (a zip bomb?)", zip->file,
                      (unsigned long long)e->size);
-  if (e->method == 0) {
+  if (e->method == STORED) {
     if (e->packed != e->size) return broken(zip->file, "a stored entry has two sizes", err);
     *data = local + skip;
-  } else if (e->method == 8) {
+  } else if (e->method == DEFLATED) {
     CMKD_TRY(inflate_entry(zip, e, local + skip, owned, err));
     *data = *owned;
-  } else
+  } else {
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
                      "%s: a zip entry is compressed by method %d; known are stored and deflate", zip->file, e->method);
+  }
   /* writers that skip checksums leave 0 */
   if (e->crc && crc32_z(0, *data, (size_t)e->size) != e->crc) {
     free(*owned);

@@ -7,9 +7,9 @@
 #include "cmkd/status.h"
 
 typedef struct cmkd_zip_entry {
-  const char *name;
-  uint32_t name_length; /* points into the archive, no terminator */
-  int method;           /* 0 stored, 8 deflated */
+  const char *name; /* (name_length), points into the archive, no terminator */
+  uint32_t name_length;
+  int method; /* 0 stored, 8 deflated */
   uint32_t crc;
   uint64_t packed, size; /* bytes in the archive, bytes out */
   uint64_t header;       /* offset of the local header */
@@ -19,8 +19,8 @@ typedef struct cmkd_zip {
   const uint8_t *bytes;
   uint64_t size;
   const char *file;
-  cmkd_zip_entry *entries;
-  /* sorted by name, unique */ uint32_t count;
+  cmkd_zip_entry *entries; /* (count), sorted by name, unique */
+  uint32_t count;
 } cmkd_zip;
 
 /* `bytes` must outlive the zip; `file` is for messages. */
