@@ -1,6 +1,6 @@
 #include "formats/npy.h"
 #include "base/file.h"
-#include "formats/weights/containers.h"
+#include "formats/weights/tensors.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>

@@ -28,19 +28,18 @@ typedef enum cmkd_pk_kind {
 
 typedef struct cmkd_pk_value {
   cmkd_pk_kind kind;
-  uint32_t length; /* bytes of a string or big integer; items of a tuple or list; numbers (2 a pair) of a dict */
+  uint32_t length; /* of `text` in bytes, of `item` in indices; 0 for other kinds */
   union {
-    int64_t integer; /* INT, BOOL; GLOBAL: which one (private) */
-    double real;
-    const uint8_t *text; /* STRING, BYTES, BIG (two's complement, little endian) */
-    uint32_t *item; /* TUPLE, LIST: value indices; DICT: key, value, key, value ... in order of insertion, repeated keys
-                       included */
-    uint32_t index; /* STORAGE, TENSOR: into storages, tensors */
+    int64_t integer;     /* INT, BOOL; GLOBAL: which one (private to pickle_calls.c) */
+    double real;         /* FLOAT */
+    const uint8_t *text; /* STRING, BYTES, BIG (two's complement, little endian); points into the pickle */
+    uint32_t *item;      /* TUPLE, LIST: indices into values. DICT: of key, value, key, value ... in order of insertion,
+                            repeated keys included */
+    uint32_t index;      /* STORAGE, TENSOR: into storages, tensors */
   } as;
 } cmkd_pk_value;
 
-/* What a persistent id names: `numel` items of `dtype` under `key`, which may be seen through a window of the storage
- * `root`. */
+/* What a persistent id names: `numel` items of `dtype` under `key`, of which a window may be all that is meant. */
 typedef struct cmkd_pk_storage {
   const uint8_t *key;
   uint32_t key_length;
@@ -50,10 +49,10 @@ typedef struct cmkd_pk_storage {
 } cmkd_pk_storage;
 
 typedef struct cmkd_pk_tensor {
-  uint32_t storage;
-  int64_t offset;
+  uint32_t storage; /* into storages */
+  int64_t offset;   /* of the first item in the storage's window; offset and strides count items */
   int dims;
-  int64_t size[CMKD_MAX_DIMS], stride[CMKD_MAX_DIMS];
+  int64_t size[CMKD_MAX_DIMS], stride[CMKD_MAX_DIMS]; /* (dims) */
 } cmkd_pk_tensor;
 
 typedef struct cmkd_pickle {
@@ -67,7 +66,7 @@ typedef struct cmkd_pickle {
   size_t used;   /* bytes up to and with STOP: another pickle may follow */
 } cmkd_pickle;
 
-/* `file` is for messages. */
+/* Reads the pickle that `bytes` begin with; `file` is for messages. Free with cmkd_pickle_free. */
 cmkd_status cmkd_pickle_load(const uint8_t *bytes, size_t size, const char *file, cmkd_pickle **out, cmkd_error *err);
 void cmkd_pickle_free(cmkd_pickle *pickle);
 /* The last value under a string key of a dict; NULL when absent or `dict` is no dict. */

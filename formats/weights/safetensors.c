@@ -1,9 +1,11 @@
 /* safetensors: an 8-byte little-endian header length, a JSON header, one data buffer. Stricter than most readers: every
  * byte of the buffer belongs to exactly one tensor, names are unique, metadata values are strings. Will not do: dtypes
  * below a byte or of 8-bit floats, which no network here uses. */
+#include "formats/weights/safetensors.h"
+#include "base/bytes.h"
 #include "base/file.h"
-#include "formats/weights/containers.h"
-#include <jansson.h>
+#include "base/json.h"
+#include "formats/weights/tensors.h"
 #include <stdlib.h>
 #include <string.h>
 
@@ -90,7 +92,8 @@ static cmkd_status parse_meta(const char *file, json_t *meta, cmkd_weights *w, c
 static int by_begin(const void *a, const void *b) {
   const range *x = a, *y = b;
   if (x->begin != y->begin) return x->begin < y->begin ? -1 : 1;
-  return x->end != y->end ? (x->end < y->end ? -1 : 1) : x->tensor - y->tensor;
+  if (x->end != y->end) return x->end < y->end ? -1 : 1;
+  return x->tensor - y->tensor;
 }
 
 /* Sorts the ranges; each must begin where the one before ended, the last at the end of the buffer. */
@@ -135,9 +138,7 @@ static cmkd_status parse_header(const char *file, json_t *header, const uint8_t 
 
 cmkd_status cmkd_safetensors_parse(const uint8_t *bytes, size_t size, const char *name, cmkd_weights *out,
                                    cmkd_error *err) {
-  uint64_t length = 0;
-  for (int i = 0; i < 8 && (size_t)i < size; i++)
-    length |= (uint64_t)bytes[i] << 8 * i;
+  uint64_t length = size < 8 ? 0 : cmkd_load_little(bytes, 8);
   if (size < 9 || length < 2 || length > MAX_HEADER || bytes[8] != '{')
     return cmkd_fail(err, CMKD_ERR_FORMAT,
                      "%s: not a weight file; known are safetensors and PyTorch's .pth, .pt and .th", name);
@@ -180,15 +181,16 @@ static cmkd_status check_tensor(const char *path, const cmkd_tensor *t, cmkd_err
 }
 
 static json_t *describe(const cmkd_tensor *t, uint64_t begin) {
-  json_t *shape = json_array();
+  cmkd_json shape = cmkd_json_array();
   for (int d = 0; d < t->dims; d++)
-    json_array_append_new(shape, json_integer(t->shape[d]));
-  return json_pack("{s:s, s:o, s:[I, I]}", "dtype", cmkd_dtype_name(t->dtype), "shape", shape, "data_offsets",
-                   (json_int_t)begin, (json_int_t)(begin + (uint64_t)t->count * cmkd_dtype_size(t->dtype)));
+    cmkd_json_append(&shape, json_integer(t->shape[d]));
+  return json_pack("{s:s, s:o, s:[I, I]}", "dtype", cmkd_dtype_name(t->dtype), "shape", cmkd_json_end(&shape),
+                   "data_offsets", (json_int_t)begin,
+                   (json_int_t)(begin + (uint64_t)t->count * cmkd_dtype_size(t->dtype)));
 }
 
-/* Widest items first, otherwise in the order given: then every tensor is aligned without the holes that the format
- * forbids. */
+/* The order in which the tensors are written, and where each begins. Widest items first, otherwise as given: then every
+ * tensor is aligned without the holes that the format forbids. */
 static void lay_out(const cmkd_tensor *tensors, int count, int *order, uint64_t *begin) {
   uint64_t at = 0;
   int placed = 0;
@@ -201,15 +203,27 @@ static void lay_out(const cmkd_tensor *tensors, int count, int *order, uint64_t 
       }
 }
 
+typedef struct metadata {
+  const char *const *keys, *const *values;
+  int count;
+} metadata;
+
+static cmkd_status describe_metadata(const char *path, const metadata *meta, json_t *out, cmkd_error *err) {
+  for (int i = 0; i < meta->count; i++)
+    if (json_object_get(out, meta->keys[i]) ||
+        json_object_set_new(out, meta->keys[i], json_string(meta->values[i])) != 0)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: metadata '%.100s' is given twice or is not UTF-8", path,
+                       meta->keys[i]);
+  return CMKD_OK;
+}
+
+/* The header's text; begin[i] is the offset of tensor i. */
 static cmkd_status build_header(const char *path, const cmkd_tensor *tensors, int count, const uint64_t *begin,
-                                const char *const *keys, const char *const *values, int metas, char **text,
-                                cmkd_error *err) {
-  json_t *header = json_object(), *meta = json_object();
-  cmkd_status status = CMKD_OK;
-  for (int i = 0; i < metas && status == CMKD_OK; i++)
-    if (json_object_get(meta, keys[i]) || json_object_set_new(meta, keys[i], json_string(values[i])) != 0)
-      status = cmkd_fail(err, CMKD_ERR_USAGE, "%s: metadata '%.100s' is given twice or is not UTF-8", path, keys[i]);
-  if (metas) json_object_set(header, META, meta);
+                                const metadata *meta, char **text, cmkd_error *err) {
+  json_t *header = json_object(), *strings = json_object();
+  int good = header && strings && (!meta->count || json_object_set(header, META, strings) == 0);
+  cmkd_status status =
+      good ? describe_metadata(path, meta, strings, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
   for (int i = 0; i < count && status == CMKD_OK; i++)
     if (json_object_get(header, tensors[i].name) ||
         json_object_set_new(header, tensors[i].name, describe(&tensors[i], begin[i])) != 0)
@@ -217,7 +231,7 @@ static cmkd_status build_header(const char *path, const cmkd_tensor *tensors, in
                          tensors[i].name);
   *text = status == CMKD_OK ? json_dumps(header, JSON_COMPACT) : NULL;
   if (status == CMKD_OK && !*text) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
-  json_decref(meta);
+  json_decref(strings);
   json_decref(header);
   return status;
 }
@@ -232,16 +246,16 @@ cmkd_status cmkd_weights_write(const char *path, const cmkd_tensor *tensors, int
   char *text = NULL;
   uint8_t head[8];
   cmkd_status status = CMKD_OK;
-  if (!order || !begin || !pieces)
+  if (!order || !begin || !pieces) {
     status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
-  else {
+  } else {
+    const metadata meta = {meta_keys, meta_values, meta_count};
     lay_out(tensors, count, order, begin);
-    status = build_header(path, tensors, count, begin, meta_keys, meta_values, meta_count, &text, err);
+    status = build_header(path, tensors, count, begin, &meta, &text, err);
   }
   if (status == CMKD_OK) {
     size_t length = strlen(text), padding = (8 - length % 8) % 8;
-    for (int i = 0; i < 8; i++)
-      head[i] = (uint8_t)((length + padding) >> 8 * i);
+    cmkd_store_little(head, 8, length + padding);
     pieces[0] = (cmkd_piece){head, 8};
     pieces[1] = (cmkd_piece){text, length};
     pieces[2] = (cmkd_piece){"       ", padding};
