@@ -1,5 +1,6 @@
-/* A network's numbers on the host: allocation, initial values, and weight files bound to them by tensor name.
+/* A network's numbers on the host. See params.h.
  * Will not do: parse containers (formats/) or run anything. */
+#include "nets/params.h"
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -7,13 +8,16 @@
 #include <string.h>
 #include "base/rng.h"
 #include "nets/binding.h"
-#include "nets/net.h"
+#include "nets/fits.h"
+
+/* Floats from one array's start to the next's: each starts on 64 bytes. */
+static size_t padded(const cmkd_param *param) { return ((size_t)param->count + 15) & ~(size_t)15; }
 
 cmkd_status cmkd_params_create(const cmkd_graph *graph, cmkd_params *out, cmkd_error *err) {
   size_t total = 0;
   *out = (cmkd_params){0};
   for (int i = 0; i < graph->params; i++)
-    total += ((size_t)graph->param[i].count + 15) & ~(size_t)15; /* each array starts on 64 bytes */
+    total += padded(&graph->param[i]);
   out->value = calloc((size_t)(unsigned)graph->params, sizeof *out->value);
   out->storage = total > SIZE_MAX / sizeof(float) ? NULL : aligned_alloc(64, total * sizeof(float));
   if (!out->value || !out->storage) {
@@ -24,7 +28,7 @@ cmkd_status cmkd_params_create(const cmkd_graph *graph, cmkd_params *out, cmkd_e
   float *next = out->storage;
   for (int i = 0; i < graph->params; i++) {
     out->value[i] = next;
-    next += ((size_t)graph->param[i].count + 15) & ~(size_t)15;
+    next += padded(&graph->param[i]);
   }
   out->count = graph->params;
   return CMKD_OK;
@@ -36,16 +40,25 @@ void cmkd_params_free(cmkd_params *params) {
   *params = (cmkd_params){0};
 }
 
+/* Standard deviation of normal numbers, bound of uniform ones; 0: a constant. */
+static double init_scale(const cmkd_param *p) {
+  switch (p->init) {
+  case CMKD_INIT_KAIMING_FAN_OUT:
+    return sqrt(2.0 / (double)(p->shape[0] * (p->dims == 4 ? p->shape[2] * p->shape[3] : 1)));
+  case CMKD_INIT_NORMAL_001: return 0.01;
+  case CMKD_INIT_UNIFORM_FAN_IN: return 1.0 / sqrt((double)p->fan_in);
+  case CMKD_INIT_ZERO:
+  case CMKD_INIT_ONE: break;
+  }
+  return 0;
+}
+
 void cmkd_params_init(const cmkd_graph *graph, uint64_t train_seed, cmkd_params *params) {
   for (int i = 0; i < graph->params; i++) {
     const cmkd_param *p = &graph->param[i];
     float *value = params->value[i];
     cmkd_rng rng = cmkd_rng_start(train_seed, CMKD_STREAM_INIT, (uint64_t)i);
-    double scale = 0;
-    if (p->init == CMKD_INIT_KAIMING_FAN_OUT)
-      scale = sqrt(2.0 / (double)(p->shape[0] * (p->dims == 4 ? p->shape[2] * p->shape[3] : 1)));
-    if (p->init == CMKD_INIT_NORMAL_001) scale = 0.01;
-    if (p->init == CMKD_INIT_UNIFORM_FAN_IN) scale = 1.0 / sqrt((double)p->fan_in);
+    double scale = init_scale(p);
     for (int64_t j = 0; j < p->count; j++) {
       if (p->init == CMKD_INIT_UNIFORM_FAN_IN)
         value[j] = (float)((2 * cmkd_rng_uniform(&rng) - 1) * scale);
@@ -60,19 +73,17 @@ void cmkd_params_init(const cmkd_graph *graph, uint64_t train_seed, cmkd_params 
 /* A list in a message: the first few names, then how many there are. */
 typedef struct list {
   char text[240];
-  int count;
-  size_t used;
+  int count; /* of all, named or not */
 } list;
 static void list_add(list *l, const char *format, ...) CMKD_PRINTF(2, 3);
 static void list_add(list *l, const char *format, ...) {
-  if (l->count++ >= 3 || l->used >= sizeof l->text - 1) return;
+  if (l->count++ >= 3) return;
+  size_t used = strlen(l->text);
   va_list args;
+  if (l->count > 1) used += (size_t)snprintf(l->text + used, sizeof l->text - used, ", ");
+  if (used >= sizeof l->text) return;
   va_start(args, format);
-  size_t capacity = sizeof l->text - l->used;
-  int n = snprintf(l->text + l->used, capacity, "%s", l->count > 1 ? ", " : "");
-  l->used += (size_t)n < capacity ? (size_t)n : capacity - 1, capacity = sizeof l->text - l->used;
-  n = vsnprintf(l->text + l->used, capacity, format, args);
-  l->used += (size_t)n < capacity ? (size_t)n : capacity - 1;
+  vsnprintf(l->text + used, sizeof l->text - used, format, args);
   va_end(args);
 }
 
@@ -81,13 +92,6 @@ static void shape_text(int dims, const int64_t *shape, char text[64]) {
   for (int d = 0; d < dims && used < 60; d++)
     used += (size_t)snprintf(text + used, 64 - used, "%s%lld", d ? ", " : "", (long long)shape[d]);
   if (used < 63) snprintf(text + used, 64 - used, ")");
-}
-
-static int same_shape(const cmkd_param *p, const cmkd_tensor *t) {
-  if (p->dims != t->dims) return 0;
-  for (int d = 0; d < p->dims; d++)
-    if (p->shape[d] != t->shape[d]) return 0;
-  return 1;
 }
 
 static void add_section(char *text, size_t capacity, const char *label, const list *l) {
@@ -132,14 +136,14 @@ static cmkd_status copy_values(const cmkd_param *p, const cmkd_tensor *t, const 
 cmkd_status cmkd_params_load(const cmkd_graph *graph, const cmkd_weights *weights, cmkd_params *params,
                              cmkd_error *err) {
   list missing = {.count = 0}, unexpected = {.count = 0}, wrong = {.count = 0};
-  net_binding bound;
+  cmkd_net_binding bound;
   CMKD_TRY(cmkd_net_bind(graph, weights, &bound, err));
   for (int i = 0; i < graph->params; i++) {
     const cmkd_param *p = &graph->param[i];
     const cmkd_tensor *t = bound.tensor[i];
     if (!t)
       list_add(&missing, "%s", p->name);
-    else if (!same_shape(p, t)) {
+    else if (!cmkd_net_same_shape(p, t)) {
       char has[64], wants[64];
       shape_text(t->dims, t->shape, has);
       shape_text(p->dims, p->shape, wants);

@@ -1,6 +1,7 @@
-/* All architectures by name. A family file plus one line here adds a network. */
-#include "nets/net.h"
-#include "nets/builder.h"
+/* All architectures by name. A member of a family is a line in NETS; a new family is a file and a name in families.h.
+ */
+#include "nets/registry.h"
+#include "nets/families.h"
 #include <string.h>
 #include "base/text.h"
 
@@ -49,7 +50,7 @@
 
 typedef struct entry {
   const char *name;
-  net_family *build;
+  cmkd_net_family *build;
   int side, size[6];
 } entry;
 #define ENTRY(name, family, side, ...) {name, cmkd_net_##family, side, {__VA_ARGS__}},
@@ -106,7 +107,7 @@ cmkd_status cmkd_net_build(const char *arch, cmkd_net_shape shape, cmkd_graph **
                        nearest);
     return cmkd_fail(err, CMKD_ERR_USAGE, "unknown architecture `%.60s`; `cmkd-train nets` lists them all", arch);
   }
-  net_builder b;
+  cmkd_net_builder b;
   CMKD_TRY(cmkd_net_start(&b, e->name, shape, err));
   e->build(&b, 0, e->size);
   return cmkd_net_finish(&b, out);

@@ -28,9 +28,9 @@ void free_data(data *d) {
   free(d->teacher);
 }
 
-static cmkd_graph *built(net_builder *b, int x) {
+static cmkd_graph *built(cmkd_net_builder *b, int x) {
   cmkd_graph *graph = NULL;
-  net_classifier(b, "fc", net_globalpool(b, x));
+  cmkd_net_classifier(b, "fc", cmkd_net_globalpool(b, x));
   assert_ok(cmkd_net_finish(b, &graph));
   return graph;
 }
@@ -45,20 +45,20 @@ cmkd_graph *net_resnet8_pad(void) { return resnet("resnet8_pad", 10, 3); }
 cmkd_graph *net_resnet8x4(void) { return resnet("resnet8x4", 8, 3); }
 
 cmkd_graph *net_mixed(void) {
-  net_builder b;
+  cmkd_net_builder b;
   assert_ok(cmkd_net_start(&b, "mixed", (cmkd_net_shape){13, 11, 3, CLASSES}, &err));
-  int x = cmkd_net_conv_full(&b, "stem", 0, 12, 5, 2, 2, 1, 1), y;
-  x = net_act(&b, net_maxpool(&b, x, 3, 1, 1), CMKD_ACT_RELU);
-  y = net_shuffle(&b, net_norm(&b, "n0", x, -1, CMKD_ACT_RELU6), 3);
-  y = net_concat(&b, net_slice(&b, y, 4, 8), net_slice(&b, y, 0, 4));
-  x = net_add(&b, x, y, CMKD_ACT_RELU);
-  x = net_padshortcut(&b, net_avgpool(&b, x, 2, 1, 1), 18, 2);
-  y = cmkd_net_conv_full(&b, "wide", x, 18, 1, 1, 0, 1, 1);
-  x = net_add(&b, y, x, CMKD_ACT_NONE);
-  int pixels = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU);
-  x = net_linear(&b, "hidden", pixels, 10);
+  int x = cmkd_net_conv_bias(&b, "stem", 0, 12, 5, 2, 2), y;
+  x = cmkd_net_act(&b, cmkd_net_maxpool(&b, x, 3, 1, 1), CMKD_ACT_RELU);
+  y = cmkd_net_shuffle(&b, cmkd_net_norm(&b, "n0", x, -1, CMKD_ACT_RELU6), 3);
+  y = cmkd_net_concat(&b, cmkd_net_slice(&b, y, 4, 8), cmkd_net_slice(&b, y, 0, 4));
+  x = cmkd_net_add(&b, x, y, CMKD_ACT_RELU);
+  x = cmkd_net_padshortcut(&b, cmkd_net_avgpool(&b, x, 2, 1, 1), 18, 2);
+  y = cmkd_net_conv_bias(&b, "wide", x, 18, 1, 1, 0);
+  x = cmkd_net_add(&b, y, x, CMKD_ACT_NONE);
+  int pixels = cmkd_net_norm(&b, "n1", x, -1, CMKD_ACT_RELU);
+  x = cmkd_net_linear(&b, "hidden", pixels, 10);
   cmkd_graph_output_set(b.graph, "features", x);
-  x = net_linear(&b, "fc", net_act(&b, x, CMKD_ACT_RELU6), CLASSES);
+  x = cmkd_net_linear(&b, "fc", cmkd_net_act(&b, x, CMKD_ACT_RELU6), CLASSES);
   cmkd_graph_output_set(b.graph, "logits", x);
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_finish(&b, &graph));
@@ -66,30 +66,31 @@ cmkd_graph *net_mixed(void) {
 }
 
 cmkd_graph *net_grouped(void) {
-  net_builder b;
+  cmkd_net_builder b;
   assert_ok(cmkd_net_start(&b, "grouped", (cmkd_net_shape){12, 12, 3, CLASSES}, &err));
-  int x = net_norm(&b, "n0", net_conv(&b, "c0", 0, 21, 3, 1, 1), -1, CMKD_ACT_RELU6), y;
-  y = net_norm(&b, "n1", net_conv_groups(&b, "d1", x, 21, 3, 1, 1, 21), x, CMKD_ACT_RELU);
-  y = net_norm(&b, "n2", net_conv_groups(&b, "d2", y, 21, 3, 2, 1, 21), -1, CMKD_ACT_NONE);
-  y = net_norm(&b, "n3", net_conv_groups(&b, "g3", y, 30, 1, 1, 0, 3), -1, CMKD_ACT_RELU);
-  x = net_norm(&b, "n4", net_conv_groups(&b, "g4", y, 30, 3, 2, 1, 3), -1, CMKD_ACT_RELU6);
-  x = net_norm(&b, "n5", net_conv_groups(&b, "g5", x, 60, 3, 1, 1, 30), -1, CMKD_ACT_RELU); /* two outputs a group */
+  int x = cmkd_net_norm(&b, "n0", cmkd_net_conv(&b, "c0", 0, 21, 3, 1, 1), -1, CMKD_ACT_RELU6), y;
+  y = cmkd_net_norm(&b, "n1", cmkd_net_conv_groups(&b, "d1", x, 21, 3, 1, 1, 21), x, CMKD_ACT_RELU);
+  y = cmkd_net_norm(&b, "n2", cmkd_net_conv_groups(&b, "d2", y, 21, 3, 2, 1, 21), -1, CMKD_ACT_NONE);
+  y = cmkd_net_norm(&b, "n3", cmkd_net_conv_groups(&b, "g3", y, 30, 1, 1, 0, 3), -1, CMKD_ACT_RELU);
+  x = cmkd_net_norm(&b, "n4", cmkd_net_conv_groups(&b, "g4", y, 30, 3, 2, 1, 3), -1, CMKD_ACT_RELU6);
+  x = cmkd_net_norm(&b, "n5", cmkd_net_conv_groups(&b, "g5", x, 60, 3, 1, 1, 30), -1,
+                    CMKD_ACT_RELU); /* two outputs a group */
   return built(&b, x);
 }
 
 cmkd_graph *net_preact(void) {
-  net_builder b;
+  cmkd_net_builder b;
   assert_ok(cmkd_net_start(&b, "preact", (cmkd_net_shape){8, 8, 3, CLASSES}, &err));
-  int x = net_conv(&b, "c0", 0, 16, 3, 1, 1);
+  int x = cmkd_net_conv(&b, "c0", 0, 16, 3, 1, 1);
   for (int i = 0; i < 2; i++) {
-    net_scope(&b, "b%d.", i);
-    int out = i ? 24 : 16, y = net_norm(&b, "n1", x, -1, CMKD_ACT_RELU),
-        shortcut = i ? net_conv(&b, "s", y, out, 1, 2, 0) : x;
-    y = net_norm(&b, "n2", net_conv(&b, "c1", y, out, 3, i + 1, 1), -1, CMKD_ACT_RELU);
-    x = net_add(&b, net_conv(&b, "c2", y, out, 3, 1, 1), shortcut, CMKD_ACT_NONE);
+    cmkd_net_scope(&b, "b%d.", i);
+    int out = i ? 24 : 16, y = cmkd_net_norm(&b, "n1", x, -1, CMKD_ACT_RELU),
+        shortcut = i ? cmkd_net_conv(&b, "s", y, out, 1, 2, 0) : x;
+    y = cmkd_net_norm(&b, "n2", cmkd_net_conv(&b, "c1", y, out, 3, i + 1, 1), -1, CMKD_ACT_RELU);
+    x = cmkd_net_add(&b, cmkd_net_conv(&b, "c2", y, out, 3, 1, 1), shortcut, CMKD_ACT_NONE);
   }
-  net_scope(&b, "%s", "");
-  return built(&b, net_norm(&b, "last", x, -1, CMKD_ACT_RELU));
+  cmkd_net_scope(&b, "%s", "");
+  return built(&b, cmkd_net_norm(&b, "last", x, -1, CMKD_ACT_RELU));
 }
 
 /* ---- the two sides ---- */

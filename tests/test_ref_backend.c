@@ -5,6 +5,7 @@
 #include "base/rng.h"
 #include "kernels/backend.h"
 #include "nets/builder.h"
+#include "nets/params.h"
 
 #define ROWS 6
 #define SIDE 8
@@ -29,20 +30,20 @@ typedef struct world {
 
 /* One of every op kind that can appear between an image and logits. */
 static cmkd_graph *every_op(void) {
-  net_builder b;
+  cmkd_net_builder b;
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_start(&b, "every-op", (cmkd_net_shape){SIDE, SIDE, 3, CLASSES}, &err));
-  int x = net_norm(&b, "bn0", net_conv_bias(&b, "conv0", 0, 8, 3, 1, 1), -1, CMKD_ACT_RELU6);
-  int y = net_maxpool(&b, x, 3, 2, 1);
-  int a = net_slice(&b, y, 0, 4), c = net_slice(&b, y, 4, 4);
-  c = net_norm(&b, "bn1", net_conv_groups(&b, "conv1", c, 4, 3, 1, 1, 4), a, CMKD_ACT_NONE);
-  y = net_shuffle(&b, net_concat(&b, a, c), 2);
-  int s = net_padshortcut(&b, x, 12, 2);
-  y = net_norm(&b, "bn2", net_conv_groups(&b, "conv2", y, 12, 1, 1, 0, 2), -1, CMKD_ACT_NONE);
-  y = net_act(&b, net_add(&b, y, s, CMKD_ACT_NONE), CMKD_ACT_RELU);
-  y = net_avgpool(&b, y, 2, 2, 0);
-  y = net_linear(&b, "hidden", y, 7);
-  net_classifier(&b, "fc", net_globalpool(&b, y));
+  int x = cmkd_net_norm(&b, "bn0", cmkd_net_conv_bias(&b, "conv0", 0, 8, 3, 1, 1), -1, CMKD_ACT_RELU6);
+  int y = cmkd_net_maxpool(&b, x, 3, 2, 1);
+  int a = cmkd_net_slice(&b, y, 0, 4), c = cmkd_net_slice(&b, y, 4, 4);
+  c = cmkd_net_norm(&b, "bn1", cmkd_net_conv_groups(&b, "conv1", c, 4, 3, 1, 1, 4), a, CMKD_ACT_NONE);
+  y = cmkd_net_shuffle(&b, cmkd_net_concat(&b, a, c), 2);
+  int s = cmkd_net_padshortcut(&b, x, 12, 2);
+  y = cmkd_net_norm(&b, "bn2", cmkd_net_conv_groups(&b, "conv2", y, 12, 1, 1, 0, 2), -1, CMKD_ACT_NONE);
+  y = cmkd_net_act(&b, cmkd_net_add(&b, y, s, CMKD_ACT_NONE), CMKD_ACT_RELU);
+  y = cmkd_net_avgpool(&b, y, 2, 2, 0);
+  y = cmkd_net_linear(&b, "hidden", y, 7);
+  cmkd_net_classifier(&b, "fc", cmkd_net_globalpool(&b, y));
   assert_ok(cmkd_net_finish(&b, &graph));
   return graph;
 }
