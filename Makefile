@@ -87,8 +87,8 @@ CUDA_ISA = -I$(dir $(NVCC))../include $(if $(HAVE_CUDNN),-DHAVE_CUDNN=1)
 $(BUILD)/kernels/cuda/%.o $(BUILD)/tests/test_cudnn_plans.o: ISA := $(CUDA_ISA)
 
 # ---- objects ------------------------------------------------------------------------------------------------------------
-LIB_DIRS := base formats formats/cache formats/weights formats/images kernels kernels/ref kernels/cpu kernels/cpu/conv kernels/cpu/loss \
-            nets precompute train
+LIB_DIRS := base formats formats/cache formats/cache/reader formats/cache/writer formats/weights formats/images kernels kernels/ref \
+            kernels/cpu kernels/cpu/conv kernels/cpu/loss nets precompute train
 # What belongs to programs alone: the command line, the terminal, signals, the environment. Programs and tests link it; it is not installed.
 PROGRAM_SRC := $(sort $(wildcard base/program/*.c precompute/command_*.c train/command_*.c)) precompute/precision.c precompute/reshape.c \
                train/recipe.c train/recipe_apply.c train/report.c train/setup.c

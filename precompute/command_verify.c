@@ -12,7 +12,7 @@
 #include "base/text.h"
 #include "base/rng.h"
 #include "cmkd/cache.h"
-#include "formats/cache/verify.h"
+#include "formats/cache/reader/verify.h"
 #include "formats/cache/codec.h"
 #include "nets/teacher.h"
 #include "precompute/commands.h"

@@ -12,7 +12,7 @@
 #include "formats/cache/chunk.h"
 #include "formats/cache/hash.h"
 #include "formats/cache/meta.h"
-#include "formats/cache/verify.h"
+#include "formats/cache/reader/verify.h"
 #include "tests/support_cache.h"
 
 static cmkd_error err;

@@ -4,7 +4,7 @@
 #include "base/file.h"
 #include "base/hash.h"
 #include "formats/cache/paths.h"
-#include "formats/cache/verify.h"
+#include "formats/cache/reader/verify.h"
 #include "tests/support_cache.h"
 
 static cmkd_error err;

@@ -7,21 +7,8 @@
 #include <unistd.h>
 #include "base/file.h"
 #include "base/clock.h"
-#include "formats/cache/hdf5.h"
-#include "formats/cache/writer.h"
-
-void cmkd_shard_work_free(cmkd_cache_writer *w, cmkd_shard_work *shard) {
-  if (!shard) return;
-  for (uint64_t i = 0; shard->chunks && i < shard->chunk_count; i++) {
-    cmkd_writer_buffer_return(w, shard->chunks[i].items);
-    cmkd_writer_buffer_return(w, shard->chunks[i].stored);
-  }
-  free(shard->chunks);
-  free(shard->seeds);
-  cmkd_shard_meta_free(&shard->meta);
-  cmkd_lock_release(&shard->lock);
-  free(shard);
-}
+#include "formats/cache/writer/hdf5.h"
+#include "formats/cache/writer/writer.h"
 
 char *cmkd_writer_shard_path(const cmkd_cache_writer *w, uint32_t k) {
   char name[40];
@@ -166,16 +153,14 @@ static cmkd_status write_master(cmkd_cache_writer *w, cmkd_error *err) {
   return status;
 }
 
-cmkd_status cmkd_cache_writer_finish(cmkd_cache_writer *w, cmkd_error *err) {
-  if (w->filling) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: shard %u is not filled", w->path, w->filling->meta.index);
-  CMKD_TRY(cmkd_cache_writer_wait(w, err));
+cmkd_status cmkd_writer_publish_master(cmkd_cache_writer *w, cmkd_error *err) {
   CMKD_TRY(missing(w, err));
   char *path = cmkd_path_join(w->folder, "master.lock");
   cmkd_lock lock;
   int taken;
   if (!path) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
-  cmkd_status status = cmkd_lock_take(path, 1, &lock, &taken,
-                                      err); /* another builder of the same cache writes the same bytes: in turn */
+  /* another builder of the same cache writes the same bytes: in turn */
+  cmkd_status status = cmkd_lock_take(path, 1, &lock, &taken, err);
   if (status == CMKD_OK) status = write_master(w, err);
   cmkd_lock_release(&lock);
   free(path);

@@ -1,6 +1,7 @@
-/* Inside of the reader, shared by read.c (open, arrays, bulk reads), stream.c and verify.c. */
-#ifndef CMKD_FORMATS_CACHE_READER_H
-#define CMKD_FORMATS_CACHE_READER_H
+/* Inside of the reader. open.c opens caches and reads chunks and small arrays; bulk.c and stream.c deliver rows,
+ * verify.c checks all of them; order.c plans what a stream reads, region.c keeps its memory. */
+#ifndef CMKD_FORMATS_CACHE_READER_READER_H
+#define CMKD_FORMATS_CACHE_READER_READER_H
 #include <pthread.h>
 #include "formats/cache/chunk.h"
 #include "formats/cache/meta.h"
@@ -14,16 +15,16 @@ typedef struct cmkd_shard {
   uint32_t rows; /* of its chunks */
 } cmkd_shard;
 
+/* Mapped memory, 2 MB aligned, in huge pages where the system gives them. */
 typedef struct cmkd_region {
   uint8_t *bytes;
-  size_t size;
-} cmkd_region; /* mapped, 2 MB aligned, huge pages where the system gives them */
+  size_t size; /* 0: none */
+} cmkd_region;
 
 struct cmkd_cache {
   char *path;
   cmkd_master_meta master;
-  char master_payload_sha256[CMKD_SHA256_HEX];
-  uint64_t master_block, master_size;
+  uint64_t master_size;
   const cmkd_codec *codec;
   cmkd_shard *shards; /* (master.head.shards) */
   cmkd_cache_info info;
@@ -33,6 +34,7 @@ struct cmkd_cache {
   uint64_t *ids;
 };
 
+cmkd_status cmkd_cache_check_view(const cmkd_cache *cache, uint32_t view, cmkd_error *err);
 static inline size_t cmkd_cache_raw(const cmkd_cache *cache, const cmkd_shard *shard) {
   return (size_t)shard->rows * cache->master.head.classes * (size_t)cache->codec->item;
 }
@@ -55,4 +57,5 @@ cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint1
 /* At least `size` bytes, zero size: failed. Given back with cmkd_region_return. */
 cmkd_region cmkd_region_take(cmkd_cache *cache, size_t size);
 void cmkd_region_return(cmkd_cache *cache, cmkd_region region);
+void cmkd_regions_free(cmkd_cache *cache); /* the spare ones */
 #endif

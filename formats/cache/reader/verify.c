@@ -1,5 +1,5 @@
 /* Verifies shard by shard, several at a time. */
-#include "formats/cache/verify.h"
+#include "formats/cache/reader/verify.h"
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 #include "base/cpu.h"
 #include "base/file.h"
 #include "formats/cache/hash.h"
-#include "formats/cache/reader.h"
+#include "formats/cache/reader/reader.h"
 
 typedef struct verify {
   cmkd_cache *cache;

@@ -1,6 +1,6 @@
 /* libhdf5 with the core driver and no backing store: a full disk is then our own write() failing. Version 1.10's habits
  * (stale superblock checksum, object times of the root group) are dealt with here. */
-#include "formats/cache/hdf5.h"
+#include "formats/cache/writer/hdf5.h"
 #include <hdf5.h>
 #include <pthread.h>
 #include <stdlib.h>

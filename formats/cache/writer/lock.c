@@ -1,5 +1,5 @@
 /* flock, with the two races that unlinking a lock file brings. */
-#include "formats/cache/lock.h"
+#include "formats/cache/writer/lock.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>

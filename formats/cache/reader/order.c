@@ -1,4 +1,4 @@
-#include "formats/cache/order.h"
+#include "formats/cache/reader/order.h"
 #include <stdlib.h>
 #include <string.h>
 

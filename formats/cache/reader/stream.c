@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/cpu.h"
-#include "formats/cache/order.h"
+#include "formats/cache/reader/order.h"
 
 #define DEFAULT_MEMORY (1ull << 30)
 #define PIECE_BYTES 65536 /* of a gathered piece: what a core's own cache holds beside the rest */
@@ -340,9 +340,7 @@ static cmkd_status evict_chunks(cmkd_stream *s, uint64_t memory, int threads, cm
 cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n,
                              const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err) {
   *out = NULL;
-  if (view >= cache->info.views)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: view %u does not exist; it has %u", cache->path, view,
-                     cache->info.views);
+  CMKD_TRY(cmkd_cache_check_view(cache, view, err));
   cmkd_stream *s = calloc(1, sizeof *s);
   if (!s) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to stream it", cache->path);
   int threads = options && options->threads > 0 ? options->threads : cmkd_cpu_count();

@@ -4,43 +4,12 @@
 #include <string.h>
 #include "base/clock.h"
 #include "formats/cache/chunk.h"
-#include "formats/cache/writer.h"
+#include "formats/cache/writer/writer.h"
 
 static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
   if (w->failure.status == CMKD_OK) w->failure = *err;
   pthread_cond_broadcast(&w->changed);
   pthread_cond_broadcast(&w->space);
-}
-
-/* Buffers for chunks, raw or compressed, go round: a few hundred KB from malloc would be fresh pages each time. */
-static size_t buffer_size(const cmkd_cache_writer *w) {
-  return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item);
-}
-
-uint8_t *cmkd_writer_buffer_take(cmkd_cache_writer *w) {
-  pthread_mutex_lock(&w->buffer_mutex);
-  cmkd_free_buffer *buffer = w->free_buffers;
-  if (buffer) w->free_buffers = buffer->next;
-  pthread_mutex_unlock(&w->buffer_mutex);
-  if (buffer) return (uint8_t *)buffer;
-  size_t size = buffer_size(w);
-  return malloc(size < sizeof *buffer ? sizeof *buffer : size);
-}
-
-void cmkd_writer_buffer_return(cmkd_cache_writer *w, uint8_t *bytes) {
-  if (!bytes) return;
-  cmkd_free_buffer *buffer = (cmkd_free_buffer *)(void *)bytes;
-  pthread_mutex_lock(&w->buffer_mutex);
-  buffer->next = w->free_buffers;
-  w->free_buffers = buffer;
-  pthread_mutex_unlock(&w->buffer_mutex);
-}
-
-void cmkd_writer_buffers_free(cmkd_cache_writer *w) {
-  for (cmkd_free_buffer *next; w->free_buffers; w->free_buffers = next) {
-    next = w->free_buffers->next;
-    free(w->free_buffers);
-  }
 }
 
 /* `planes` has room for any raw chunk of this cache. */
@@ -59,7 +28,7 @@ static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *
 static void *compressor(void *argument) {
   cmkd_cache_writer *w = argument;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();
-  uint8_t *planes = malloc(buffer_size(w));
+  uint8_t *planes = malloc(cmkd_writer_buffer_size(w));
   pthread_mutex_lock(&w->mutex);
   for (;;) {
     while (!w->queued && !w->stop)

@@ -2,7 +2,7 @@
  * reading. */
 #ifndef CMKD_FORMATS_CACHE_ORDER_H
 #define CMKD_FORMATS_CACHE_ORDER_H
-#include "formats/cache/reader.h"
+#include "formats/cache/reader/reader.h"
 
 /* x / d for 32-bit numbers by one multiplication (Lemire, Kaser, Kurz 2019): d > 1. */
 typedef struct cmkd_divider {
