@@ -19,7 +19,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     cmkd_cache_head_free(&head);
     cmkd_shard_meta_free(&shard);
   }
-  if (kind == 2 && cmkd_master_json_parse((const char *)data, size, size * 2, "fuzz", &master, &err) == CMKD_OK)
+  if (kind == 2 && cmkd_master_json_parse((const char *)data, size, "fuzz", &master, &err) == CMKD_OK)
     cmkd_master_meta_free(&master);
   return 0;
 }

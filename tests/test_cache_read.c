@@ -130,7 +130,7 @@ static void check_stream(cmkd_cache *cache, uint32_t view, const uint32_t *order
   assert_ok(cmkd_cache_read(cache, view, 0, info->samples, all, &err));
   assert_ok(cmkd_cache_seeds(cache, view, seeds, &err));
   cmkd_stream *stream;
-  cmkd_stream_options options = {2, memory};
+  cmkd_stream_options options = {.threads = 2, .memory = memory};
   assert_ok(cmkd_stream_open(cache, view, order, n, &options, &stream, &err));
   for (uint32_t at = 0; at < n; at += step) {
     uint32_t count = n - at < step ? n - at : step;
@@ -229,7 +229,7 @@ static void stream_refuses(void **state) {
   uint32_t order[1000];
   cmkd_stream *stream;
   cmkd_epoch_order(7, 0, s.samples, 0, order);
-  cmkd_stream_options small = {1, 20 * 1000};
+  cmkd_stream_options small = {.threads = 1, .memory = 20 * 1000};
   assert_int_equal(cmkd_stream_open(cache, 0, order, 1000, &small, &stream, &err), CMKD_ERR_MEMORY);
   assert_non_null(strstr(err.message, "--shuffle-block"));
   assert_int_equal(cmkd_stream_open(cache, 1, order, 1000, NULL, &stream, &err), CMKD_ERR_USAGE);

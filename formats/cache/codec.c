@@ -38,6 +38,26 @@ cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error
   return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; this build has " KNOWN, name);
 }
 
+static const struct {
+  cmkd_dtype dtype;
+  const cmkd_codec *codec;
+} plain[] = {{CMKD_F32, &cmkd_codec_f32}, {CMKD_F16, &cmkd_codec_f16}, {CMKD_U8, &cmkd_codec_u8}};
+
+const cmkd_codec *cmkd_codec_of_dtype(cmkd_dtype dtype) {
+  for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+    if (plain[i].dtype == dtype) return plain[i].codec;
+  return NULL;
+}
+
+const cmkd_codec *cmkd_codec_of_dtype_name(const char *name, cmkd_dtype *dtype) {
+  for (size_t i = 0; i < sizeof plain / sizeof *plain; i++)
+    if (!strcmp(plain[i].codec->name, name)) {
+      *dtype = plain[i].dtype;
+      return plain[i].codec;
+    }
+  return NULL;
+}
+
 const cmkd_codec_kernels *cmkd_codec_kernels_get(void) {
   static const cmkd_codec_kernels portable;
   static _Atomic(const cmkd_codec_kernels *) chosen;
@@ -58,6 +78,14 @@ int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit) {
   for (size_t i = 0; i < count; i++)
     if (!(fabsf(logits[i]) <= bound)) return (int64_t)i;
   return -1;
+}
+
+int64_t cmkd_codec_first_refused(const cmkd_codec *codec, const float *values, size_t count) {
+  int64_t bad = cmkd_codec_first_bad(values, count, codec->limit);
+  size_t sound = bad >= 0 ? (size_t)bad : count;
+  for (size_t i = 0; codec->whole && i < sound; i++)
+    if (!(values[i] >= 0 && values[i] == floorf(values[i]))) return (int64_t)i;
+  return bad;
 }
 
 void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) {

@@ -1,10 +1,11 @@
-/* How a row of logits becomes bytes. One file a codec, one line in the registry (codec.c). A codec turns (rows, C)
- * floats into (rows, C) items of 1, 2 or 4 bytes, plus at most two half-precision numbers a row; compression is the
- * chunk's business (chunk.h). */
+/* How a row of C numbers becomes bytes: of logits, C classes; of a named array, C elements. One file a codec, one line
+ * in the registry (codec.c). A codec turns (rows, C) floats into (rows, C) items of 1, 2 or 4 bytes, plus at most two
+ * half-precision numbers a row; compression is the chunk's business (chunk.h). */
 #ifndef CMKD_FORMATS_CACHE_CODEC_H
 #define CMKD_FORMATS_CACHE_CODEC_H
 #include <stddef.h>
 #include <stdint.h>
+#include "cmkd/dtype.h"
 #include "cmkd/status.h"
 
 /* Decoding reads a chunk as it comes out of zstd: byte-shuffled, item byte p of element e at raw[p * plane + e]. */
@@ -20,6 +21,7 @@ typedef struct cmkd_codec {
   const char *summary; /* one line for help and docs */
   int item;            /* bytes of one class in /logits */
   int row_numbers;     /* 1: /row_max and /row_range exist */
+  int whole;           /* 1: it holds whole numbers from 0 to limit and no others */
   double limit;        /* largest |logit| it can hold */
   double tolerance; /* |decoded - original| <= tolerance * max(1, |original|), or for row codecs of the row's range */
   /* logits (rows, C) -> items (rows * C * item bytes, little endian). row_max, row_range (rows) where it has them.
@@ -35,10 +37,16 @@ typedef struct cmkd_codec {
 
 /* Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. "topk:K" is topk. */
 cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err);
+/* The codec that stores numbers of a named array as they are, and the one of that name; NULL for other types and names.
+ */
+const cmkd_codec *cmkd_codec_of_dtype(cmkd_dtype dtype);
+const cmkd_codec *cmkd_codec_of_dtype_name(const char *name, cmkd_dtype *dtype);
 uint32_t cmkd_codec_keep(const char *name); /* K of "topk:K", 0 of codecs that keep all */
 
 /* Index of the first element that is not finite or beyond `limit`, or -1. */
 int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit);
+/* Index of the first element that the codec cannot hold, or -1. */
+int64_t cmkd_codec_first_refused(const cmkd_codec *codec, const float *values, size_t count);
 /* items -> planes, as HDF5's shuffle filter: out[p * count + e] = in[e * item + p]. */
 void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item);
 
@@ -51,8 +59,9 @@ typedef struct cmkd_codec_kernels {
   int64_t (*first_bad)(const float *in, size_t count, float limit);
   void (*shuffle2)(const uint8_t *in, uint8_t *out, size_t count);
 } cmkd_codec_kernels;
-const cmkd_codec_kernels *cmkd_codec_kernels_get(void); /* picked once by what the machine runs */
+const cmkd_codec_kernels *cmkd_codec_kernels_get(void); /* by what the machine runs */
 extern const cmkd_codec_kernels cmkd_codec_kernels_avx2;
 
 extern const cmkd_codec cmkd_codec_f32, cmkd_codec_f16, cmkd_codec_u8sqrt, cmkd_codec_topk;
+extern const cmkd_codec cmkd_codec_u8; /* of named arrays only */
 #endif

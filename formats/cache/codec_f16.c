@@ -31,4 +31,10 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
     out[i] = cmkd_half_to_float((uint16_t)(low[i] | high[i] << 8));
 }
 
-const cmkd_codec cmkd_codec_f16 = {"f16", "IEEE half (default)", 2, 0, 65504, 0x1p-11, encode, decode, NULL};
+const cmkd_codec cmkd_codec_f16 = {.name = "f16",
+                                   .summary = "IEEE half (default)",
+                                   .item = 2,
+                                   .limit = 65504,
+                                   .tolerance = 0x1p-11,
+                                   .encode = encode,
+                                   .decode = decode};

@@ -27,4 +27,5 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   }
 }
 
-const cmkd_codec cmkd_codec_f32 = {"f32", "IEEE single, exact", 4, 0, FLT_MAX, 0, encode, decode, NULL};
+const cmkd_codec cmkd_codec_f32 = {
+    .name = "f32", .summary = "IEEE single, exact", .item = 4, .limit = FLT_MAX, .encode = encode, .decode = decode};

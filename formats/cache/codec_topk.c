@@ -62,6 +62,11 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   cmkd_codec_f16.decode(chunk, first, rows, out);
 }
 
-const cmkd_codec cmkd_codec_topk = {
-    "topk", "the K largest of a row, the rest one tie; not for rank-based losses", 2, 0, 65504, 0x1p-11, encode, decode,
-    thin};
+const cmkd_codec cmkd_codec_topk = {.name = "topk",
+                                    .summary = "the K largest of a row, the rest one tie; not for rank-based losses",
+                                    .item = 2,
+                                    .limit = 65504,
+                                    .tolerance = 0x1p-11,
+                                    .encode = encode,
+                                    .decode = decode,
+                                    .thin = thin};

@@ -58,5 +58,11 @@ static void decode(const cmkd_chunk_view *chunk, size_t first, size_t rows, floa
   }
 }
 
-const cmkd_codec cmkd_codec_u8sqrt = {
-    "u8sqrt", "one byte a class, half the size, argmax exact", 1, 1, 65504, 1.0 / 128, encode, decode, NULL};
+const cmkd_codec cmkd_codec_u8sqrt = {.name = "u8sqrt",
+                                      .summary = "one byte a class, half the size, argmax exact",
+                                      .item = 1,
+                                      .row_numbers = 1,
+                                      .limit = 65504,
+                                      .tolerance = 1.0 / 128,
+                                      .encode = encode,
+                                      .decode = decode};

@@ -16,5 +16,9 @@ void cmkd_xxh64_stripes_avx512(uint64_t lanes[4], const uint8_t *p, size_t strip
   _mm256_storeu_si256((__m256i *)(void *)lanes, acc);
 }
 #else
-void cmkd_xxh64_stripes_avx512(uint64_t lanes[4], const uint8_t *p, size_t stripes) {} /* never chosen */
+void cmkd_xxh64_stripes_avx512(uint64_t lanes[4], const uint8_t *p, size_t stripes) { /* never chosen */
+  (void)lanes;
+  (void)p;
+  (void)stripes;
+}
 #endif

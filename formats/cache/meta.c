@@ -1,10 +1,9 @@
 /* Structs to canonical JSON. parse.c reads it back. */
 #include "formats/cache/meta.h"
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/file.h"
+#include "base/json.h"
 
 void cmkd_cache_head_free(cmkd_cache_head *head) {
   for (uint32_t c = 0; head->class_names && c < head->classes; c++)
@@ -13,8 +12,8 @@ void cmkd_cache_head_free(cmkd_cache_head *head) {
   head->class_names = NULL;
 }
 void cmkd_shard_meta_free(cmkd_shard_meta *meta) {
-  free(meta->logits);
-  meta->logits = NULL;
+  free(meta->tables);
+  meta->tables = NULL;
 }
 void cmkd_master_meta_free(cmkd_master_meta *meta) {
   cmkd_cache_head_free(&meta->head);
@@ -27,148 +26,226 @@ void cmkd_shard_name(const cmkd_cache_head *head, uint32_t k, char name[40]) {
 }
 
 cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head, cmkd_error *err) {
-  const cmkd_codec *codec;
-  CMKD_TRY(cmkd_codec_find(head->identity.codec, &codec, err));
+  const int row_numbers = head->layouts[0].codec->row_numbers;
+  const size_t views = head->views;
+  size_t extents = views * (row_numbers ? 3 : 1);
   meta->first = (uint64_t)meta->index * head->shard_rows;
   meta->samples = cmkd_shard_samples(head, meta->index);
-  uint32_t rows = cmkd_shard_chunk_rows(head, meta->samples);
-  meta->blocks = (meta->samples + rows - 1) / rows;
-  size_t views = head->views, count = views * meta->blocks + views * (codec->row_numbers ? 3 : 1);
-  meta->logits = calloc(count, sizeof *meta->logits);
-  if (!meta->logits) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a shard's chunk table (%zu entries)", count);
-  meta->seeds = meta->logits + views * meta->blocks;
-  meta->row_max = codec->row_numbers ? meta->seeds + views : NULL;
-  meta->row_range = codec->row_numbers ? meta->row_max + views : NULL;
+  for (uint32_t a = 0; a < head->layout_count; a++) {
+    uint32_t rows = cmkd_layout_rows(head->layouts + a, meta->samples);
+    extents += views * ((meta->samples + rows - 1) / rows);
+  }
+  meta->tables = calloc(1, head->layout_count * sizeof *meta->tables + extents * sizeof(cmkd_extent));
+  if (!meta->tables)
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a shard's chunk table (%zu entries)", extents);
+  cmkd_extent *next = (cmkd_extent *)(meta->tables + head->layout_count);
+  for (uint32_t a = 0; a < head->layout_count; a++) {
+    cmkd_chunk_table *table = meta->tables + a;
+    table->rows = cmkd_layout_rows(head->layouts + a, meta->samples);
+    table->blocks = (meta->samples + table->rows - 1) / table->rows;
+    table->extents = next;
+    next += views * table->blocks;
+  }
+  meta->seeds = next;
+  meta->row_max = row_numbers ? meta->seeds + views : NULL;
+  meta->row_range = row_numbers ? meta->row_max + views : NULL;
   return CMKD_OK;
 }
 
-/* Every builder below returns NULL on failure; jansson passes NULL through "set_new" and "append_new" as an error that
- * `bad` collects. */
-static void set(json_t *object, const char *key, json_t *value, int *bad) {
-  *bad |= json_object_set_new(object, key, value) != 0;
+void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_rows) {
+  static const cmkd_dtype dtypes[] = {[1] = CMKD_U8, [2] = CMKD_F16, [4] = CMKD_F32};
+  head->layouts[0] = (cmkd_layout){.array = {.name = "logits",
+                                             .dtype = dtypes[codec->item],
+                                             .dims = 1,
+                                             .shape = {head->classes},
+                                             .elements = head->classes,
+                                             .chunk_rows = chunk_rows},
+                                   .codec = codec};
+  head->layout_count = 1;
 }
+
+/* A name is also that of an HDF5 dataset in the shard's root. */
+static int good_name(const char *name) {
+  static const char *const taken[] = {"logits", "seeds", "sample_id", "label", "row_max", "row_range", "class_names"};
+  static const char first[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_";
+  const size_t length = strlen(name);
+  for (size_t i = 0; i < sizeof taken / sizeof *taken; i++)
+    if (!strcmp(name, taken[i])) return 0;
+  if (!length || !strchr(first, name[0])) return 0;
+  for (size_t i = 1; i < length; i++)
+    if (!strchr(first, name[i]) && name[i] != '-' && name[i] != '.') return 0;
+  return 1;
+}
+
+const char *cmkd_layout_check(cmkd_layout *layout) {
+  cmkd_cache_array *array = &layout->array;
+  uint64_t elements = 1;
+  if (!memchr(array->name, 0, sizeof array->name) || !good_name(array->name)) return "name";
+  layout->codec = cmkd_codec_of_dtype(array->dtype);
+  if (!layout->codec) return "dtype";
+  if (array->dims < 1 || array->dims > CMKD_CACHE_ARRAY_DIMS) return "shape";
+  for (int d = 0; d < array->dims; d++) {
+    elements *= array->shape[d]; /* at most 2^20 * 2^32 */
+    if (!elements || elements * (uint64_t)layout->codec->item > CMKD_CACHE_CHUNK_LIMIT) return "shape";
+  }
+  array->elements = (uint32_t)elements;
+  return NULL;
+}
+
+int cmkd_layout_find(const cmkd_cache_head *head, uint32_t count, const char *name, uint32_t *index) {
+  for (uint32_t a = 0; a < count; a++)
+    if (!strcmp(head->layouts[a].array.name, name)) {
+      *index = a;
+      return 1;
+    }
+  return 0;
+}
+
+/* JSON integers end at 2^63. */
 static json_t *text64(uint64_t x) {
   char s[24];
   snprintf(s, sizeof s, "%" PRIu64, x);
   return json_string(s);
-} /* JSON integers end at 2^63 */
+}
+
+static json_t *floats_json(const float *x, int count) {
+  cmkd_json array = cmkd_json_array();
+  for (int i = 0; i < count; i++)
+    cmkd_json_append(&array, json_real(x[i]));
+  return cmkd_json_end(&array);
+}
 
 static json_t *identity_json(const cmkd_cache_identity *id) {
-  int bad = 0;
-  json_t *o = json_object(), *mean = json_array(), *std = json_array();
-  set(o, "teacher_sha256", json_string(id->teacher_sha256), &bad);
-  set(o, "teacher_arch", json_string(id->teacher_arch), &bad);
-  set(o, "teacher_name", json_string(id->teacher_name), &bad);
-  for (int c = 0; c < id->channels; c++)
-    bad |= json_array_append_new(mean, json_real(id->mean[c])) || json_array_append_new(std, json_real(id->std[c]));
-  set(o, "mean", mean, &bad);
-  set(o, "std", std, &bad);
-  set(o, "precision", json_string(id->precision), &bad);
-  if (id->precision_error > 0) set(o, "precision_error", json_real(id->precision_error), &bad);
-  set(o, "teacher_batch", json_integer(id->teacher_batch), &bad);
-  set(o, "dataset", json_string(id->dataset), &bad);
-  set(o, "split", json_string(id->split), &bad);
-  set(o, "fingerprint", json_string(id->fingerprint), &bad);
-  set(o, "dataset_n", json_integer(id->dataset_n), &bad);
-  set(o, "augment", json_string(cmkd_policy_name(id->policy)), &bad);
-  set(o, "rng", json_string(id->rng_version), &bad);
-  set(o, "cache_seed", text64(id->cache_seed), &bad);
-  set(o, "all_variants", json_boolean(id->all_variants), &bad);
-  set(o, "clean_view", json_boolean(id->clean_view), &bad);
-  set(o, "codec", json_string(id->codec), &bad);
-  set(o, "tool_version", json_string(id->tool_version), &bad);
-  if (bad) {
-    json_decref(o);
-    return NULL;
-  }
+  cmkd_json o = cmkd_json_object();
+  cmkd_json_set(&o, "teacher_sha256", json_string(id->teacher_sha256));
+  cmkd_json_set(&o, "teacher_arch", json_string(id->teacher_arch));
+  cmkd_json_set(&o, "teacher_name", json_string(id->teacher_name));
+  cmkd_json_set(&o, "mean", floats_json(id->mean, id->channels));
+  cmkd_json_set(&o, "std", floats_json(id->std, id->channels));
+  cmkd_json_set(&o, "precision", json_string(id->precision));
+  if (id->precision_error > 0) cmkd_json_set(&o, "precision_error", json_real(id->precision_error));
+  cmkd_json_set(&o, "teacher_batch", json_integer(id->teacher_batch));
+  cmkd_json_set(&o, "dataset", json_string(id->dataset));
+  cmkd_json_set(&o, "split", json_string(id->split));
+  cmkd_json_set(&o, "fingerprint", json_string(id->fingerprint));
+  cmkd_json_set(&o, "dataset_n", json_integer(id->dataset_n));
+  cmkd_json_set(&o, "augment", json_string(cmkd_policy_name(id->policy)));
+  cmkd_json_set(&o, "rng", json_string(id->rng_version));
+  cmkd_json_set(&o, "cache_seed", text64(id->cache_seed));
+  cmkd_json_set(&o, "all_variants", json_boolean(id->all_variants));
+  cmkd_json_set(&o, "clean_view", json_boolean(id->clean_view));
+  cmkd_json_set(&o, "codec", json_string(id->codec));
+  cmkd_json_set(&o, "tool_version", json_string(id->tool_version));
+  return cmkd_json_end(&o);
+}
+
+static json_t *class_names_json(const cmkd_cache_head *head) {
+  if (!head->class_names) return json_null();
+  cmkd_json names = cmkd_json_array();
+  for (uint32_t c = 0; c < head->classes; c++)
+    cmkd_json_append(&names, json_string(head->class_names[c]));
+  return cmkd_json_end(&names);
+}
+
+static json_t *layout_json(const cmkd_layout *layout) {
+  cmkd_json o = cmkd_json_object(), shape = cmkd_json_array();
+  for (int d = 0; d < layout->array.dims; d++)
+    cmkd_json_append(&shape, json_integer(layout->array.shape[d]));
+  cmkd_json_set(&o, "name", json_string(layout->array.name));
+  cmkd_json_set(&o, "dtype", json_string(layout->codec->name));
+  cmkd_json_set(&o, "shape", cmkd_json_end(&shape));
+  cmkd_json_set(&o, "chunk_rows", json_integer(layout->array.chunk_rows));
+  return cmkd_json_end(&o);
+}
+
+static json_t *layouts_json(const cmkd_cache_head *head) {
+  cmkd_json array = cmkd_json_array();
+  for (uint32_t a = 1; a < head->layout_count; a++)
+    cmkd_json_append(&array, layout_json(head->layouts + a));
+  return cmkd_json_end(&array);
+}
+
+/* `format` NULL: left out. Named arrays are mentioned only where there are any. */
+static cmkd_json head_json(const cmkd_cache_head *head, const char *format, int named_arrays) {
+  cmkd_json o = cmkd_json_object();
+  if (format) cmkd_json_set(&o, "format", json_string(format));
+  cmkd_json_set(&o, "schema", json_integer(1));
+  cmkd_json_set(&o, "identity", identity_json(&head->identity));
+  cmkd_json_set(&o, "shape", json_pack("[I,i,i]", (json_int_t)head->samples, (int)head->views, (int)head->classes));
+  cmkd_json_set(&o, "class_names", class_names_json(head));
+  cmkd_json_set(&o, "shards", json_integer(head->shards));
+  cmkd_json_set(&o, "shard_rows", json_integer(head->shard_rows));
+  cmkd_json_set(&o, "chunk_rows", json_integer(head->layouts[0].array.chunk_rows));
+  if (named_arrays && head->layout_count > 1) cmkd_json_set(&o, "named_arrays", layouts_json(head));
   return o;
 }
 
-static json_t *head_json(const cmkd_cache_head *head, const char *format) {
-  int bad = 0;
-  json_t *o = json_object(), *names = head->class_names ? json_array() : json_null();
-  if (format) set(o, "format", json_string(format), &bad);
-  set(o, "schema", json_integer(1), &bad);
-  set(o, "identity", identity_json(&head->identity), &bad);
-  set(o, "shape", json_pack("[I,i,i]", (json_int_t)head->samples, (int)head->views, (int)head->classes), &bad);
-  for (uint32_t c = 0; head->class_names && c < head->classes; c++)
-    bad |= json_array_append_new(names, json_string(head->class_names[c])) != 0;
-  set(o, "class_names", names, &bad);
-  set(o, "shards", json_integer(head->shards), &bad);
-  set(o, "shard_rows", json_integer(head->shard_rows), &bad);
-  set(o, "chunk_rows", json_integer(head->chunk_rows), &bad);
-  if (bad) {
-    json_decref(o);
-    return NULL;
-  }
-  return o;
-}
-
-static char *dump(json_t *o) {
+static char *dump(cmkd_json json) {
+  json_t *o = cmkd_json_end(&json);
   char *text = o ? json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(17)) : NULL;
   json_decref(o);
   return text;
 }
 
-char *cmkd_cache_head_text(const cmkd_cache_head *head) { return dump(head_json(head, NULL)); }
+char *cmkd_cache_head_text(const cmkd_cache_head *head) { return dump(head_json(head, NULL, 1)); }
+
+int cmkd_cache_head_is(const cmkd_cache_head *head, const char *text) {
+  char *mine = head->unknown_arrays ? NULL : cmkd_cache_head_text(head);
+  int same = mine && !strcmp(mine, text);
+  free(mine);
+  return same;
+}
 
 static json_t *extents_json(const cmkd_extent *extents, size_t count) {
-  json_t *array = json_array();
-  int bad = !array;
-  for (size_t i = 0; i < count && !bad; i++) {
+  cmkd_json array = cmkd_json_array();
+  for (size_t i = 0; i < count; i++) {
     char hash[17];
     snprintf(hash, sizeof hash, "%016" PRIx64, extents[i].hash);
-    bad |= json_array_append_new(
-               array, json_pack("[I,I,s]", (json_int_t)extents[i].offset, (json_int_t)extents[i].size, hash)) != 0;
+    cmkd_json_append(&array, json_pack("[I,I,s]", (json_int_t)extents[i].offset, (json_int_t)extents[i].size, hash));
   }
-  if (bad) {
-    json_decref(array);
-    return NULL;
-  }
-  return array;
+  return cmkd_json_end(&array);
+}
+
+static json_t *table_json(const cmkd_cache_head *head, const cmkd_chunk_table *table) {
+  return extents_json(table->extents, (size_t)head->views * table->blocks);
 }
 
 char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta) {
-  json_t *o = head_json(head, "cmkd-shard"), *arrays = json_object();
-  int bad = !o;
-  set(o, "shard",
-      json_pack("{s:i,s:I,s:i}", "index", (int)meta->index, "first", (json_int_t)meta->first, "samples",
-                (int)meta->samples),
-      &bad);
-  set(o, "logits", extents_json(meta->logits, (size_t)head->views * meta->blocks), &bad);
-  set(arrays, "seeds", extents_json(meta->seeds, head->views), &bad);
-  set(arrays, "sample_id", extents_json(&meta->sample_id, 1), &bad);
-  set(arrays, "label", extents_json(&meta->label, 1), &bad);
-  if (meta->row_max) set(arrays, "row_max", extents_json(meta->row_max, head->views), &bad);
-  if (meta->row_max) set(arrays, "row_range", extents_json(meta->row_range, head->views), &bad);
-  set(o, "arrays", arrays, &bad);
-  if (bad) {
-    json_decref(o);
-    return NULL;
+  cmkd_json o = head_json(head, "cmkd-shard", 1), arrays = cmkd_json_object();
+  cmkd_json_set(&o, "shard",
+                json_pack("{s:i,s:I,s:i}", "index", (int)meta->index, "first", (json_int_t)meta->first, "samples",
+                          (int)meta->samples));
+  cmkd_json_set(&o, "logits", table_json(head, meta->tables));
+  cmkd_json_set(&arrays, "seeds", extents_json(meta->seeds, head->views));
+  cmkd_json_set(&arrays, "sample_id", extents_json(&meta->sample_id, 1));
+  cmkd_json_set(&arrays, "label", extents_json(&meta->label, 1));
+  if (meta->row_max) cmkd_json_set(&arrays, "row_max", extents_json(meta->row_max, head->views));
+  if (meta->row_max) cmkd_json_set(&arrays, "row_range", extents_json(meta->row_range, head->views));
+  cmkd_json_set(&o, "arrays", cmkd_json_end(&arrays));
+  if (head->layout_count > 1) {
+    cmkd_json tables = cmkd_json_object();
+    for (uint32_t a = 1; a < head->layout_count; a++)
+      cmkd_json_set(&tables, head->layouts[a].array.name, table_json(head, meta->tables + a));
+    cmkd_json_set(&o, "named_chunks", cmkd_json_end(&tables));
   }
   return dump(o);
 }
 
 char *cmkd_master_json(const cmkd_master_meta *meta) {
-  json_t *o = head_json(&meta->head, "cmkd-cache"), *shards = json_array();
-  int bad = !o || !shards;
-  set(o, "folder", json_string(meta->folder), &bad);
-  for (uint32_t k = 0; k < meta->head.shards && !bad; k++) {
+  cmkd_json o = head_json(&meta->head, "cmkd-cache", 1), shards = cmkd_json_array();
+  cmkd_json_set(&o, "folder", json_string(meta->folder));
+  for (uint32_t k = 0; k < meta->head.shards; k++) {
     const cmkd_shard_entry *s = meta->shards + k;
-    bad |= json_array_append_new(shards, json_pack("[s,I,I,i,s]", s->file, (json_int_t)s->size, (json_int_t)s->first,
-                                                   (int)s->samples, s->block_sha256)) != 0;
+    cmkd_json_append(&shards, json_pack("[s,I,I,i,s]", s->file, (json_int_t)s->size, (json_int_t)s->first,
+                                        (int)s->samples, s->block_sha256));
   }
-  set(o, "files", shards, &bad);
-  set(o, "cache_sha256", json_string(meta->fingerprint), &bad);
-  if (bad) {
-    json_decref(o);
-    return NULL;
-  }
+  cmkd_json_set(&o, "files", cmkd_json_end(&shards));
+  cmkd_json_set(&o, "cache_sha256", json_string(meta->fingerprint));
   return dump(o);
 }
 
 cmkd_status cmkd_master_fingerprint(cmkd_master_meta *meta, cmkd_error *err) {
-  char *text = cmkd_cache_head_text(&meta->head);
+  char *text = dump(head_json(&meta->head, NULL, 0));
   cmkd_hasher *hasher = cmkd_hasher_start();
   if (text && hasher) {
     cmkd_hasher_update(hasher, "cmkd-cache-1\n", 13);

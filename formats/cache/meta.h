@@ -1,5 +1,6 @@
-/* What the JSON of a user block says, as structs, and back. Writing is canonical (fixed key order, compact), so the
- * same meaning is the same text; reading checks every number against the size of the file it came from. */
+/* What the JSON of a user block says, as structs, and back. Writing (meta.c) is canonical: fixed key order, compact, so
+ * the same meaning is the same text. Reading (parse.c) checks every number against the size of the file it came from.
+ */
 #ifndef CMKD_FORMATS_CACHE_META_H
 #define CMKD_FORMATS_CACHE_META_H
 #include "base/hash.h"
@@ -10,25 +11,43 @@
 #define CMKD_CACHE_MAX_SHARDS 99999
 #define CMKD_CACHE_CHUNK_LIMIT (1u << 20) /* raw bytes of a chunk: h5py's default chunk cache */
 
+/* How an array of (samples, views) + shape is stored in chunks: the logits, or a named array. */
+typedef struct cmkd_layout {
+  cmkd_cache_array array; /* of the logits: name "logits", one dimension, the classes */
+  const cmkd_codec *codec;
+} cmkd_layout;
+
 /* What all files of one cache agree on. */
 typedef struct cmkd_cache_head {
   cmkd_cache_identity identity;
   uint64_t samples;
   uint32_t views, classes;
-  uint32_t shards, shard_rows, chunk_rows; /* rows: samples */
-  char **class_names;                      /* (classes) or NULL; owned */
+  uint32_t shards, shard_rows;                    /* rows: samples */
+  char **class_names;                             /* (classes) or NULL; owned */
+  cmkd_layout layouts[1 + CMKD_CACHE_MAX_ARRAYS]; /* (layout_count): the logits, then the named arrays */
+  uint32_t layout_count;
+  uint32_t unknown_arrays; /* declared in the file, of a type that this version does not know */
 } cmkd_cache_head;
 
+/* Stored bytes: `offset` from the end of the user block; XXH64 of the bytes. */
 typedef struct cmkd_extent {
   uint64_t offset, size, hash;
-} cmkd_extent; /* from the end of the user block; XXH64 of the bytes */
+} cmkd_extent;
 
+/* The chunks of one layout in one shard. */
+typedef struct cmkd_chunk_table {
+  uint32_t rows;        /* samples of a chunk; the last chunk may be padded with zeros */
+  uint32_t blocks;      /* chunks along the sample axis */
+  cmkd_extent *extents; /* (views, blocks) */
+} cmkd_chunk_table;
+
+/* All tables lie in one allocation, that of `tables`. */
 typedef struct cmkd_shard_meta {
   uint32_t index, samples;
   uint64_t first;
-  uint32_t blocks;                          /* chunks along the sample axis */
-  cmkd_extent *logits;                      /* (views, blocks), then the others carved from the same allocation */
-  cmkd_extent *seeds, *row_max, *row_range; /* (views); the last two NULL unless the codec has row numbers */
+  cmkd_chunk_table *tables;         /* (head.layout_count) */
+  cmkd_extent *seeds;               /* (views) */
+  cmkd_extent *row_max, *row_range; /* (views), NULL unless the codec has row numbers */
   cmkd_extent label, sample_id;
 } cmkd_shard_meta;
 
@@ -49,8 +68,22 @@ typedef struct cmkd_master_meta {
 void cmkd_cache_head_free(cmkd_cache_head *head);
 void cmkd_shard_meta_free(cmkd_shard_meta *meta);
 void cmkd_master_meta_free(cmkd_master_meta *meta);
-cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head,
-                                  cmkd_error *err); /* after index is set: fills the counts */
+/* Fills in what follows from meta->index and the head, and makes empty tables. */
+cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head, cmkd_error *err);
+
+/* Layout 0: the logits, from head->classes and the codec of head->identity. */
+void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_rows);
+/* Checks name, type and shape of a named array; fills layout->codec and elements. NULL, or the key that is wrong. */
+const char *cmkd_layout_check(cmkd_layout *layout);
+/* Is there a layout of that name among the first `count`? */
+int cmkd_layout_find(const cmkd_cache_head *head, uint32_t count, const char *name, uint32_t *index);
+static inline size_t cmkd_layout_row_bytes(const cmkd_layout *layout) {
+  return layout->array.elements * (size_t)layout->codec->item;
+}
+/* Raw bytes of a whole chunk of chunk_rows samples, the most that a chunk of this layout has. */
+static inline size_t cmkd_layout_chunk_bytes(const cmkd_layout *layout) {
+  return layout->array.chunk_rows * cmkd_layout_row_bytes(layout);
+}
 
 /* Geometry. Shard k holds samples [k * shard_rows, ...). */
 static inline uint32_t cmkd_shard_samples(const cmkd_cache_head *head, uint32_t k) {
@@ -58,23 +91,25 @@ static inline uint32_t cmkd_shard_samples(const cmkd_cache_head *head, uint32_t 
   return left < head->shard_rows ? (uint32_t)left : head->shard_rows;
 }
 /* Rows of a chunk in a shard of n samples: the last, shorter shard may have smaller chunks. */
-static inline uint32_t cmkd_shard_chunk_rows(const cmkd_cache_head *head, uint32_t n) {
-  return head->chunk_rows < n ? head->chunk_rows : n;
+static inline uint32_t cmkd_layout_rows(const cmkd_layout *layout, uint32_t n) {
+  return layout->array.chunk_rows < n ? layout->array.chunk_rows : n;
 }
 void cmkd_shard_name(const cmkd_cache_head *head, uint32_t k, char name[40]); /* shard-00000-of-00064.h5 */
 
 /* Fresh text, caller frees; NULL when out of memory or a string is not UTF-8. */
-char *
-cmkd_cache_head_text(const cmkd_cache_head *head); /* the configuration: two builds with equal text make equal caches */
+/* The configuration: two builds with equal text make equal caches. */
+char *cmkd_cache_head_text(const cmkd_cache_head *head);
+/* Is it the configuration of `head`, all of it known to this version? */
+int cmkd_cache_head_is(const cmkd_cache_head *head, const char *text);
 char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta);
 char *cmkd_master_json(const cmkd_master_meta *meta);
-/* SHA-256 over the configuration and the shards' blocks: equal for equal content, whatever the file names. Fills
- * meta->fingerprint. */
+/* SHA-256 over the configuration (without named arrays, which the shards' blocks tell) and the shards' blocks: equal
+ * for equal content, whatever the file names. Fills meta->fingerprint. */
 cmkd_status cmkd_master_fingerprint(cmkd_master_meta *meta, cmkd_error *err);
 
 /* `payload` bytes follow the block. */
 cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
                                   cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err);
-cmkd_status cmkd_master_json_parse(const char *json, size_t size, uint64_t file_size, const char *path,
-                                   cmkd_master_meta *meta, cmkd_error *err);
+cmkd_status cmkd_master_json_parse(const char *json, size_t size, const char *path, cmkd_master_meta *meta,
+                                   cmkd_error *err);
 #endif

@@ -1,5 +1,6 @@
 /* JSON of user blocks to structs. The text is hostile: nothing is allocated that the file could not hold, every number
- * has a range, and one unknown or missing piece fails with the name of the file. */
+ * has a range, and a missing or wrong piece fails with the name of the file. What has an unknown key is ignored, and so
+ * is a named array of an unknown type. */
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
@@ -9,8 +10,8 @@
 
 typedef struct parser {
   const char *path;
-  const char *what;
-} parser; /* what: the first thing that was wrong, or NULL */
+  const char *what; /* key of the first thing that was wrong, or NULL */
+} parser;
 
 static void wrong(parser *p, const char *what) {
   if (!p->what) p->what = what;
@@ -124,9 +125,46 @@ static void parse_class_names(parser *p, const json_t *names, cmkd_cache_head *h
   }
 }
 
-/* `file_size` bounds what the shape may claim: a master has shards of 512 bytes and more, a shard at least 12 bytes a
- * sample. */
-static const cmkd_codec *parse_head(parser *p, const json_t *o, const char *format, cmkd_cache_head *head) {
+/* 0: of an unknown type, to be ignored. */
+static int parse_layout(parser *p, const json_t *o, const cmkd_cache_head *head, cmkd_layout *layout) {
+  cmkd_cache_array *array = &layout->array;
+  const json_t *shape = json_object_get(o, "shape");
+  char dtype[32];
+  uint32_t twin;
+  memset(layout, 0, sizeof *layout);
+  get_text(p, o, "name", array->name, sizeof array->name);
+  get_text(p, o, "dtype", dtype, sizeof dtype);
+  if (p->what || !cmkd_codec_of_dtype_name(dtype, &array->dtype)) return 0;
+  if (!json_is_array(shape) || json_array_size(shape) > CMKD_CACHE_ARRAY_DIMS) {
+    wrong(p, "shape");
+    return 0;
+  }
+  array->dims = (int)json_array_size(shape);
+  for (int d = 0; d < array->dims; d++)
+    array->shape[d] = (uint32_t)number(p, json_array_get(shape, (size_t)d), "shape", 1, CMKD_CACHE_CHUNK_LIMIT);
+  array->chunk_rows = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_rows);
+  const char *bad = p->what ? p->what : cmkd_layout_check(layout);
+  if (bad)
+    wrong(p, bad);
+  else if ((uint64_t)array->chunk_rows * cmkd_layout_row_bytes(layout) > CMKD_CACHE_CHUNK_LIMIT)
+    wrong(p, "chunk_rows");
+  else if (cmkd_layout_find(head, head->layout_count, array->name, &twin))
+    wrong(p, "name");
+  return !p->what;
+}
+
+static void parse_layouts(parser *p, const json_t *arrays, cmkd_cache_head *head) {
+  if (!arrays) return;
+  if (!json_is_array(arrays) || json_array_size(arrays) > CMKD_CACHE_MAX_ARRAYS) wrong(p, "named_arrays");
+  for (size_t i = 0; !p->what && i < json_array_size(arrays); i++) {
+    if (parse_layout(p, json_array_get(arrays, i), head, head->layouts + head->layout_count))
+      head->layout_count++;
+    else
+      head->unknown_arrays++;
+  }
+}
+
+static void parse_head(parser *p, const json_t *o, const char *format, cmkd_cache_head *head) {
   char text[32];
   const cmkd_codec *codec = NULL;
   get_text(p, o, "format", text, sizeof text);
@@ -141,33 +179,62 @@ static const cmkd_codec *parse_head(parser *p, const json_t *o, const char *form
   head->classes = (uint32_t)number(p, json_array_get(shape, 2), "shape", 1, CMKD_CACHE_MAX_CLASSES);
   head->shards = (uint32_t)get_number(p, o, "shards", 1, CMKD_CACHE_MAX_SHARDS);
   head->shard_rows = (uint32_t)get_number(p, o, "shard_rows", 1, INT32_MAX);
-  head->chunk_rows = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_rows);
+  uint32_t chunk_rows = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_rows);
   if ((head->samples + head->shard_rows - 1) / head->shard_rows != head->shards) wrong(p, "shards");
-  if (codec && codec->thin && cmkd_codec_keep(head->identity.codec) >= head->classes) wrong(p, "codec");
-  if (codec && (uint64_t)head->chunk_rows * head->classes * (uint64_t)codec->item > CMKD_CACHE_CHUNK_LIMIT)
-    wrong(p, "chunk_rows");
+  if (p->what) return;
+  if (codec->thin && cmkd_codec_keep(head->identity.codec) >= head->classes) wrong(p, "codec");
+  cmkd_layout_of_logits(head, codec, chunk_rows);
+  if ((uint64_t)chunk_rows * cmkd_layout_row_bytes(head->layouts) > CMKD_CACHE_CHUNK_LIMIT) wrong(p, "chunk_rows");
   if (!p->what) parse_class_names(p, json_object_get(o, "class_names"), head);
-  return codec;
+  if (!p->what) parse_layouts(p, json_object_get(o, "named_arrays"), head);
 }
 
-static void parse_extents(parser *p, const json_t *array, const char *key, size_t count, uint64_t payload, uint64_t min,
-                          uint64_t max, cmkd_extent *out) {
-  if (!json_is_array(array) || json_array_size(array) != count) {
+/* What the extents of an array must be: their count, and where and how large each may be. */
+typedef struct extent_rule {
+  size_t count;
+  uint64_t payload, min, max;
+} extent_rule;
+
+static void parse_extents(parser *p, const json_t *array, const char *key, extent_rule rule, cmkd_extent *out) {
+  if (!json_is_array(array) || json_array_size(array) != rule.count) {
     wrong(p, key);
     return;
   }
-  for (size_t i = 0; i < count && !p->what; i++) {
+  for (size_t i = 0; i < rule.count && !p->what; i++) {
     const json_t *entry = json_array_get(array, i), *hash = json_array_get(entry, 2);
     if (!json_is_array(entry) || json_array_size(entry) != 3 || !json_is_string(hash) ||
         !is_hex(json_string_value(hash), 16)) {
       wrong(p, key);
       return;
     }
-    out[i].offset = number(p, json_array_get(entry, 0), key, 0, payload);
-    out[i].size = number(p, json_array_get(entry, 1), key, min, max);
-    if (out[i].size > payload - out[i].offset) wrong(p, key);
+    out[i].offset = number(p, json_array_get(entry, 0), key, 0, rule.payload);
+    out[i].size = number(p, json_array_get(entry, 1), key, rule.min, rule.max);
+    if (out[i].size > rule.payload - out[i].offset) wrong(p, key);
     out[i].hash = strtoull(json_string_value(hash), NULL, 16);
   }
+}
+
+static int by_offset(const void *a, const void *b) {
+  uint64_t x = ((const cmkd_extent *)a)->offset, y = ((const cmkd_extent *)b)->offset;
+  return (x > y) - (x < y);
+}
+
+/* Chunks of named arrays may share no byte with each other or with those of the logits. */
+static void check_overlap(parser *p, const cmkd_cache_head *head, const cmkd_shard_meta *meta) {
+  if (p->what || head->layout_count == 1) return;
+  size_t count = 0;
+  for (uint32_t a = 0; a < head->layout_count; a++)
+    count += (size_t)head->views * meta->tables[a].blocks;
+  cmkd_extent *sorted = malloc(count * sizeof *sorted);
+  if (!sorted) {
+    wrong(p, "named_chunks");
+    return;
+  }
+  memcpy(sorted, meta->tables[0].extents, count * sizeof *sorted); /* the tables follow each other */
+  qsort(sorted, count, sizeof *sorted, by_offset);
+  for (size_t i = 1; i < count; i++)
+    if (sorted[i].offset - sorted[i - 1].offset < sorted[i - 1].size) wrong(p, "named_chunks");
+  free(sorted);
 }
 
 static json_t *load(parser *p, const char *json, size_t size) {
@@ -182,39 +249,63 @@ static cmkd_status verdict(const parser *p, cmkd_error *err) {
                    p->path, p->what);
 }
 
+/* The JSON arrays that hold the chunk tables: so long, the text itself pays for the memory of their extents. */
+static void check_tables(parser *p, const json_t *o, const cmkd_cache_head *head, uint32_t n) {
+  for (uint32_t a = 0; a < head->layout_count && !p->what; a++) {
+    const cmkd_layout *layout = head->layouts + a;
+    uint32_t rows = cmkd_layout_rows(layout, n);
+    const json_t *table =
+        a ? json_object_get(json_object_get(o, "named_chunks"), layout->array.name) : json_object_get(o, "logits");
+    if (json_array_size(table) != (uint64_t)head->views * ((n + rows - 1) / rows))
+      wrong(p, a ? "named_chunks" : "logits");
+  }
+}
+
+static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmkd_cache_head *head,
+                         cmkd_shard_meta *meta) {
+  const json_t *arrays = json_object_get(o, "arrays"), *named = json_object_get(o, "named_chunks");
+  const uint64_t n = meta->samples;
+  for (uint32_t a = 0; a < head->layout_count; a++) {
+    const cmkd_layout *layout = head->layouts + a;
+    const cmkd_chunk_table *table = meta->tables + a;
+    size_t raw = table->rows * cmkd_layout_row_bytes(layout);
+    extent_rule rule = {(size_t)head->views * table->blocks, payload, 5, ZSTD_compressBound(raw) + 4};
+    if (a)
+      parse_extents(p, json_object_get(named, layout->array.name), "named_chunks", rule, table->extents);
+    else
+      parse_extents(p, json_object_get(o, "logits"), "logits", rule, table->extents);
+  }
+  const extent_rule seeds = {head->views, payload, 8 * n, 8 * n}, halves = {head->views, payload, 2 * n, 2 * n};
+  const extent_rule ids = {1, payload, 8 * n, 8 * n}, labels = {1, payload, 4 * n, 4 * n};
+  parse_extents(p, json_object_get(arrays, "seeds"), "seeds", seeds, meta->seeds);
+  parse_extents(p, json_object_get(arrays, "sample_id"), "sample_id", ids, &meta->sample_id);
+  parse_extents(p, json_object_get(arrays, "label"), "label", labels, &meta->label);
+  if (!meta->row_max) return;
+  parse_extents(p, json_object_get(arrays, "row_max"), "row_max", halves, meta->row_max);
+  parse_extents(p, json_object_get(arrays, "row_range"), "row_range", halves, meta->row_range);
+}
+
 cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
                                   cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err) {
   parser p = {path, NULL};
   memset(head, 0, sizeof *head);
   memset(meta, 0, sizeof *meta);
   json_t *o = load(&p, json, size);
-  const cmkd_codec *codec = parse_head(&p, o, "cmkd-shard", head);
-  const json_t *shard = json_object_get(o, "shard"), *logits = json_object_get(o, "logits"),
-               *arrays = json_object_get(o, "arrays");
+  parse_head(&p, o, "cmkd-shard", head);
+  const json_t *shard = json_object_get(o, "shard");
   cmkd_status status = CMKD_OK;
   if (!p.what) {
     meta->index = (uint32_t)get_number(&p, shard, "index", 0, head->shards - 1);
-    uint32_t n = cmkd_shard_samples(head, meta->index), rows = cmkd_shard_chunk_rows(head, n);
-    uint64_t chunks = (uint64_t)head->views * ((n + rows - 1) / rows);
+    uint32_t n = cmkd_shard_samples(head, meta->index);
     get_number(&p, shard, "samples", n, n);
     get_number(&p, shard, "first", (uint64_t)meta->index * head->shard_rows, (uint64_t)meta->index * head->shard_rows);
-    if (!json_is_array(logits) || json_array_size(logits) != chunks || (uint64_t)n * 12 > payload) wrong(&p, "logits");
+    if ((uint64_t)n * 12 > payload) wrong(&p, "logits");
+    check_tables(&p, o, head, n);
   }
-  if (!p.what) status = cmkd_shard_meta_alloc(meta, head, err); /* its size is bounded by the JSON's own array */
+  if (!p.what) status = cmkd_shard_meta_alloc(meta, head, err);
   if (!p.what && status == CMKD_OK) {
-    uint64_t n = meta->samples,
-             raw = (uint64_t)cmkd_shard_chunk_rows(head, meta->samples) * head->classes * (uint64_t)codec->item;
-    parse_extents(&p, logits, "logits", (size_t)head->views * meta->blocks, payload, 5,
-                  ZSTD_compressBound((size_t)raw) + 4, meta->logits);
-    parse_extents(&p, json_object_get(arrays, "seeds"), "seeds", head->views, payload, 8 * n, 8 * n, meta->seeds);
-    parse_extents(&p, json_object_get(arrays, "sample_id"), "sample_id", 1, payload, 8 * n, 8 * n, &meta->sample_id);
-    parse_extents(&p, json_object_get(arrays, "label"), "label", 1, payload, 4 * n, 4 * n, &meta->label);
-    if (meta->row_max)
-      parse_extents(&p, json_object_get(arrays, "row_max"), "row_max", head->views, payload, 2 * n, 2 * n,
-                    meta->row_max);
-    if (meta->row_max)
-      parse_extents(&p, json_object_get(arrays, "row_range"), "row_range", head->views, payload, 2 * n, 2 * n,
-                    meta->row_range);
+    parse_tables(&p, o, payload, head, meta);
+    check_overlap(&p, head, meta);
   }
   json_decref(o);
   if (status == CMKD_OK) status = verdict(&p, err);
@@ -246,9 +337,8 @@ static void parse_files(parser *p, const json_t *files, cmkd_master_meta *meta) 
   }
 }
 
-cmkd_status cmkd_master_json_parse(const char *json, size_t size, uint64_t file_size, const char *path,
-                                   cmkd_master_meta *meta, cmkd_error *err) {
-  (void)file_size;
+cmkd_status cmkd_master_json_parse(const char *json, size_t size, const char *path, cmkd_master_meta *meta,
+                                   cmkd_error *err) {
   parser p = {path, NULL};
   memset(meta, 0, sizeof *meta);
   json_t *o = load(&p, json, size);

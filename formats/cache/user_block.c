@@ -136,3 +136,20 @@ cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **b
   *bytes = block;
   return CMKD_OK;
 }
+
+cmkd_status cmkd_payload_sha256(int fd, const cmkd_user_block *block, const char *path, char hex[CMKD_SHA256_HEX],
+                                cmkd_error *err) {
+  enum { STEP = 1 << 20 };
+  uint8_t *buffer = malloc(STEP);
+  cmkd_hasher *hasher = buffer ? cmkd_hasher_start() : NULL;
+  cmkd_status status = hasher ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to check it", path);
+  for (uint64_t at = block->block_size; at < block->file_size && status == CMKD_OK;) {
+    size_t step = block->file_size - at < STEP ? (size_t)(block->file_size - at) : STEP;
+    status = cmkd_pread_full(fd, buffer, step, at, path, err);
+    if (status == CMKD_OK) cmkd_hasher_update(hasher, buffer, step);
+    at += step;
+  }
+  cmkd_hasher_finish(hasher, hex);
+  free(buffer);
+  return status;
+}

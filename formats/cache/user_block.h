@@ -1,5 +1,5 @@
 /* The user block that opens every file of a cache: 128 bytes of header, JSON, zeros up to 512 * 2^k.
- * docs/cache-format.md has the table. Pure memory; knows nothing of what the JSON means. */
+ * docs/cache-format.md has the table. Knows nothing of what the JSON means. */
 #ifndef CMKD_FORMATS_CACHE_USER_BLOCK_H
 #define CMKD_FORMATS_CACHE_USER_BLOCK_H
 #include <stddef.h>
@@ -34,4 +34,7 @@ cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t fi
 /* Reads, peeks and parses the block of an open file. *bytes is fresh memory that `out` points into (caller frees). */
 cmkd_status cmkd_user_block_read(int fd, const char *path, int kind, uint8_t **bytes, cmkd_user_block *out,
                                  cmkd_error *err);
+/* SHA-256 of everything after the block of an open file, to be compared with block->payload_sha256. */
+cmkd_status cmkd_payload_sha256(int fd, const cmkd_user_block *block, const char *path, char hex[CMKD_SHA256_HEX],
+                                cmkd_error *err);
 #endif

@@ -9,6 +9,7 @@
 #define CMKD_CACHE_H
 #include <stdint.h>
 #include "cmkd/api.h"
+#include "cmkd/dtype.h"
 #include "cmkd/status.h"
 #include "cmkd/views.h"
 #ifdef __cplusplus
@@ -16,6 +17,8 @@ extern "C" {
 #endif
 
 #define CMKD_CACHE_MAX_CLASSES 131072 /* of views: CMKD_CACHE_MAX_VIEWS */
+#define CMKD_CACHE_MAX_ARRAYS 32      /* named arrays of a cache */
+#define CMKD_CACHE_ARRAY_DIMS 6       /* dimensions of one row of a named array */
 
 /* Who made the logits, from what, how: everything a trainer must agree with. Strings are UTF-8, "" where unknown. */
 typedef struct cmkd_cache_identity {
@@ -41,6 +44,18 @@ typedef struct cmkd_cache_identity {
   char tool_version[32];  /* of the writer */
 } cmkd_cache_identity;
 
+/* An array of (samples, views) + shape beside the logits: features, say. One of its rows belongs to one (sample, view).
+ */
+typedef struct cmkd_cache_array {
+  char name[64];    /* letters, digits, '_', and after the first also '-' and '.'; not "logits" nor another array of the
+                       format (docs/cache-format.md) */
+  cmkd_dtype dtype; /* as stored: CMKD_F32; CMKD_F16, magnitudes to 65504; CMKD_U8, whole numbers from 0 to 255 */
+  int dims;         /* of a row, 1 to CMKD_CACHE_ARRAY_DIMS */
+  uint32_t shape[CMKD_CACHE_ARRAY_DIMS]; /* of a row; at most 1 MiB as stored */
+  uint32_t elements;                     /* numbers in a row, the product of shape; not read by the writer */
+  uint32_t chunk_rows;                   /* samples of a chunk; the writer takes 0 for: chosen from the shape */
+} cmkd_cache_array;
+
 typedef struct cmkd_cache_info {
   cmkd_cache_identity identity;
   uint64_t samples;
@@ -48,6 +63,8 @@ typedef struct cmkd_cache_info {
   uint32_t classes;               /* logits have shape (samples, views, classes) */
   uint32_t kept;                  /* logits of a row that are the teacher's: classes, or K of codec topk:K */
   const char *const *class_names; /* (classes) or NULL */
+  const cmkd_cache_array *arrays; /* (array_count), those whose type this library knows; others are passed over */
+  uint32_t array_count;
   uint32_t shards;
   uint64_t bytes;       /* on disk, all files */
   uint64_t logit_bytes; /* of them compressed logits */
@@ -83,11 +100,20 @@ CMKD_API int cmkd_cache_item(const cmkd_cache *cache);
 CMKD_API cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count,
                                            void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
 
+/* Rows of the named array (or of "logits") as cmkd_cache_read and cmkd_cache_read_items give them: values (count,
+ * elements) float32, items (count, elements) numbers of the array's dtype. CMKD_ERR_USAGE for a name that is not there.
+ */
+CMKD_API cmkd_status cmkd_cache_read_array(cmkd_cache *cache, const char *name, uint32_t view, uint64_t first,
+                                           uint64_t count, float *values, cmkd_error *err);
+CMKD_API cmkd_status cmkd_cache_read_array_items(cmkd_cache *cache, const char *name, uint32_t view, uint64_t first,
+                                                 uint64_t count, void *items, cmkd_error *err);
+
 /* Rows of one view in a given order, read ahead by threads of the stream's own. */
 typedef struct cmkd_stream cmkd_stream;
 typedef struct cmkd_stream_options {
-  int threads;     /* 0: as many as there are cores. With two and more, a caller that would wait works instead */
-  uint64_t memory; /* most bytes of decompressed rows at one time; 0: 1 GiB */
+  int threads;       /* 0: as many as there are cores. With two and more, a caller that would wait works instead */
+  uint64_t memory;   /* most bytes of decompressed rows at one time; 0: 1 GiB */
+  const char *array; /* the named array whose rows are streamed; NULL: the logits */
 } cmkd_stream_options;
 
 /* `order`: n sample positions below info.samples, any of them any number of times; borrowed until the stream is freed.
@@ -95,9 +121,9 @@ typedef struct cmkd_stream_options {
  * says what helps. *out is NULL after a failure. */
 CMKD_API cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *order, uint32_t n,
                                       const cmkd_stream_options *options, cmkd_stream **out, cmkd_error *err);
-/* The next `count` rows of the order into the caller's logits (count, classes); their seeds into seeds (count) unless
- * NULL. CMKD_ERR_USAGE past the end. */
-CMKD_API cmkd_status cmkd_stream_next(cmkd_stream *stream, uint32_t count, float *logits, uint64_t *seeds,
+/* The next `count` rows of the order into the caller's rows (count, classes), of a named array (count, elements); their
+ * seeds into seeds (count) unless NULL. CMKD_ERR_USAGE past the end. */
+CMKD_API cmkd_status cmkd_stream_next(cmkd_stream *stream, uint32_t count, float *rows, uint64_t *seeds,
                                       cmkd_error *err);
 /* Stops its threads, also in the middle of the order. NULL does nothing. */
 CMKD_API void cmkd_stream_free(cmkd_stream *stream);

@@ -3,8 +3,9 @@
  * same path again: shards that are whole and were made from an equal spec are found done. Several processes may build
  * one cache at a time, each shard is written by one of them.
  *
- * Order of calls: open; for each shard that is needed begin, samples, put..., end (or add, which does all of that);
- * finish; close. docs/examples/cache_writer.c is a whole program.
+ * Order of calls: open; for each shard that is needed begin, samples, put... for every row of the logits and
+ * put_array... for every row of each named array, end (or add, which does all of that for a cache without named
+ * arrays); finish; close. docs/examples/cache_writer.c is a whole program.
  *
  * Threads: one thread at a time calls the functions of one writer; different writers are independent. A writer has
  * threads of its own that compress rows and publish a finished shard while the caller fills the next one, so a failure
@@ -31,6 +32,8 @@ typedef struct cmkd_cache_spec {
   uint32_t shard_rows;            /* samples of a shard; 0: chosen from the shape */
   uint32_t chunk_rows;            /* samples of a chunk, the unit of reading; 0: chosen from the shape */
   int threads;                    /* that compress; 0: as many as there are cores. Does not show in the files */
+  const cmkd_cache_array *arrays; /* (array_count) named arrays beside the logits, or NULL */
+  uint32_t array_count;           /* 0 to CMKD_CACHE_MAX_ARRAYS */
 } cmkd_cache_spec;
 
 typedef struct cmkd_cache_writer cmkd_cache_writer;
@@ -43,7 +46,7 @@ typedef enum cmkd_cache_shard_state {
 
 typedef struct cmkd_cache_writer_stats {
   uint64_t rows;           /* samples * views written by this writer */
-  uint64_t raw_bytes;      /* of their logits before compression */
+  uint64_t raw_bytes;      /* of their numbers before compression */
   uint64_t file_bytes;     /* of the shards written */
   uint64_t reused_rows;    /* samples * views in shards that were found done */
   double compress_seconds; /* summed over threads */
@@ -81,6 +84,11 @@ CMKD_API cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *writer, const 
  * finite or that the codec can't hold. */
 CMKD_API cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *writer, uint32_t view, uint32_t first, uint32_t count,
                                            const float *logits, size_t stride, cmkd_error *err);
+/* The same for rows of the named array: values (count, elements), the next row `stride` >= elements floats on.
+ * CMKD_ERR_USAGE for a name that the spec did not declare. */
+CMKD_API cmkd_status cmkd_cache_writer_put_array(cmkd_cache_writer *writer, const char *name, uint32_t view,
+                                                 uint32_t first, uint32_t count, const float *values, size_t stride,
+                                                 cmkd_error *err);
 /* The shard is full: hands it to the threads and returns while it is still being written. Waits for the shard before,
  * so at most two are in memory. CMKD_ERR_USAGE when rows or samples are missing. */
 CMKD_API cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *writer, cmkd_error *err);
@@ -89,7 +97,7 @@ CMKD_API void cmkd_cache_writer_abandon(cmkd_cache_writer *writer);
 
 /* The next `count` samples of the cache, whole and in order: ids (count), labels (count), seeds (count, views), logits
  * (count, views, classes). Begins and ends shards by itself; samples of shards that are done are skipped, and a shard
- * that another process is writing is waited for. Not to be mixed with begin. */
+ * that another process is writing is waited for. Not to be mixed with begin, and not for caches with named arrays. */
 CMKD_API cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *writer, uint32_t count, const uint64_t *ids,
                                            const int32_t *labels, const uint64_t *seeds, const float *logits,
                                            cmkd_error *err);

@@ -36,8 +36,7 @@ static cmkd_status open_master(cmkd_cache *cache, cmkd_error *err) {
         cache->path);
   }
   cmkd_status status = cmkd_user_block_read(fd, cache->path, CMKD_USER_BLOCK_MASTER, &bytes, &block, err);
-  if (status == CMKD_OK)
-    status = cmkd_master_json_parse(block.json, block.json_size, block.file_size, cache->path, &cache->master, err);
+  if (status == CMKD_OK) status = cmkd_master_json_parse(block.json, block.json_size, cache->path, &cache->master, err);
   if (status == CMKD_OK) { /* small, so all of it is checked */
     size_t size = (size_t)(block.file_size - block.block_size);
     char hex[CMKD_SHA256_HEX];
@@ -108,7 +107,6 @@ static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k,
   free(mine);
   free(its);
   cmkd_cache_head_free(&head);
-  shard->rows = cmkd_shard_chunk_rows(&cache->master.head, shard->meta.samples);
   if (cache->master.head.shards > KEEP_OPEN) {
     close(shard->fd);
     shard->fd = -1;
@@ -123,15 +121,19 @@ static void fill_info(cmkd_cache *cache) {
   info->samples = head->samples;
   info->views = head->views;
   info->classes = head->classes;
-  info->kept = cache->codec->thin ? cmkd_codec_keep(head->identity.codec) : head->classes;
+  info->kept = head->layouts[0].codec->thin ? cmkd_codec_keep(head->identity.codec) : head->classes;
   info->class_names = (const char *const *)head->class_names;
+  info->arrays = cache->arrays;
+  info->array_count = head->layout_count - 1;
+  for (uint32_t a = 0; a < info->array_count; a++)
+    cache->arrays[a] = head->layouts[1 + a].array;
   info->shards = head->shards;
   info->bytes = cache->master_size;
   for (uint32_t k = 0; k < head->shards; k++) {
     const cmkd_shard *shard = cache->shards + k;
     info->bytes += shard->file_size;
-    for (size_t i = 0; i < (size_t)head->views * shard->meta.blocks; i++)
-      info->logit_bytes += shard->meta.logits[i].size;
+    for (size_t i = 0; i < (size_t)head->views * shard->meta.tables[0].blocks; i++)
+      info->logit_bytes += shard->meta.tables[0].extents[i].size;
   }
   memcpy(info->sha256, cache->master.fingerprint, sizeof info->sha256);
 }
@@ -144,7 +146,6 @@ cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err)
   cache->path = strdup(path);
   char *folder = NULL;
   cmkd_status status = cache->path ? open_master(cache, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", path);
-  if (status == CMKD_OK) status = cmkd_codec_find(cache->master.head.identity.codec, &cache->codec, err);
   if (status == CMKD_OK) {
     cache->shards = calloc(cache->master.head.shards, sizeof *cache->shards);
     folder = find_folder(cache);
@@ -183,35 +184,61 @@ void cmkd_cache_close(cmkd_cache *cache) {
 
 const cmkd_cache_info *cmkd_cache_get_info(const cmkd_cache *cache) { return &cache->info; }
 
-cmkd_status cmkd_shard_bytes(const cmkd_shard *shard, const cmkd_extent *extent, void *out, cmkd_error *err) {
-  int fd = shard->fd;
-  if (fd < 0) CMKD_TRY(open_file(shard->path, &fd, err));
+cmkd_status cmkd_cache_layout(const cmkd_cache *cache, const char *name, uint32_t *layout, cmkd_error *err) {
+  const cmkd_cache_head *head = &cache->master.head;
+  *layout = 0;
+  if (!name || cmkd_layout_find(head, head->layout_count, name, layout)) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds no array \"%.64s\"", cache->path, name);
+}
+
+/* The shard's file, to be left with leave_file. */
+static cmkd_status enter_file(const cmkd_shard *shard, int *fd, cmkd_error *err) {
+  *fd = shard->fd;
+  return *fd >= 0 ? CMKD_OK : open_file(shard->path, fd, err);
+}
+static void leave_file(const cmkd_shard *shard, int fd) {
+  if (shard->fd < 0) close(fd);
+}
+
+static cmkd_status read_extent(const cmkd_shard *shard, const cmkd_extent *extent, void *out, cmkd_error *err) {
+  int fd;
+  CMKD_TRY(enter_file(shard, &fd, err));
   cmkd_status status =
       cmkd_pread_full(fd, out, (size_t)extent->size, shard->block_size + extent->offset, shard->path, err);
-  if (shard->fd < 0) close(fd);
+  leave_file(shard, fd);
+  return status;
+}
+
+cmkd_status cmkd_shard_payload_sha256(const cmkd_shard *shard, char hex[CMKD_SHA256_HEX], cmkd_error *err) {
+  const cmkd_user_block block = {.block_size = shard->block_size, .file_size = shard->file_size};
+  int fd;
+  CMKD_TRY(enter_file(shard, &fd, err));
+  cmkd_status status = cmkd_payload_sha256(fd, &block, shard->path, hex, err);
+  leave_file(shard, fd);
   return status;
 }
 
 cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent, const char *what, void *out,
                              cmkd_error *err) {
-  CMKD_TRY(cmkd_shard_bytes(shard, extent, out, err));
+  CMKD_TRY(read_extent(shard, extent, out, err));
   if (cmkd_xxh64(out, (size_t)extent->size) == extent->hash) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: %s is corrupt; delete that file and run the same build again",
                    shard->path, what);
 }
 
-cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, const cmkd_shard *shard, uint32_t view, uint32_t block,
-                             cmkd_chunk_coder *coder, uint8_t *stored, uint8_t *raw, cmkd_error *err) {
-  const cmkd_extent *extent = shard->meta.logits + (size_t)view * shard->meta.blocks + block;
-  CMKD_TRY(cmkd_shard_bytes(shard, extent, stored, err));
+cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, cmkd_chunk_place at, cmkd_chunk_coder *coder, uint8_t *stored,
+                             uint8_t *raw, cmkd_error *err) {
+  const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
+  const cmkd_extent *extent = cmkd_chunk_extent(at);
+  const size_t raw_size = at.shard->meta.tables[at.layout].rows * cmkd_layout_row_bytes(layout);
+  CMKD_TRY(read_extent(at.shard, extent, stored, err));
   cmkd_error inner = {0};
-  cmkd_status status =
-      cmkd_chunk_decode(coder, stored, (size_t)extent->size, raw, cmkd_cache_raw(cache, shard), "it", &inner);
+  cmkd_status status = cmkd_chunk_decode(coder, stored, (size_t)extent->size, raw, raw_size, "it", &inner);
   if (status == CMKD_OK) return CMKD_OK;
   return cmkd_fail(err, status,
-                   "%s: chunk %u of view %u is corrupt; delete that file and run the same build again (cmkd-cache "
+                   "%s: chunk %u of view %u%s%s is corrupt; delete that file and run the same build again (cmkd-cache "
                    "verify lists all such)",
-                   shard->path, block, view);
+                   at.shard->path, at.block, at.view, at.layout ? " of /" : "", at.layout ? layout->array.name : "");
 }
 
 cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint16_t *max, uint16_t *range,

@@ -12,7 +12,7 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   const cmkd_cache *cache = p->cache;
   const cmkd_cache_head *head = &cache->master.head;
   for (uint32_t k = 0; k < head->shards; k++)
-    p->chunk_count += cache->shards[k].meta.blocks;
+    p->chunk_count += cache->shards[k].meta.tables[p->layout].blocks;
   p->first_chunk = malloc(head->shards * sizeof *p->first_chunk);
   p->chunks = malloc(p->chunk_count * sizeof *p->chunks);
   p->schedule = malloc((size_t)p->chunk_count * 2 * sizeof *p->schedule);
@@ -21,13 +21,13 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   p->retire = p->schedule + p->chunk_count;
   for (uint32_t k = 0, g = 0; k < head->shards; k++) {
     p->first_chunk[k] = g;
-    for (uint32_t b = 0; b < cache->shards[k].meta.blocks; b++)
+    for (uint32_t b = 0; b < cache->shards[k].meta.tables[p->layout].blocks; b++)
       p->chunks[g++] = (cmkd_order_chunk){k, b, UNUSED, UNUSED};
   }
   p->last_shard = head->shards - 1;
   p->by_shard = divider_of(head->shard_rows);
-  p->by_chunk = divider_of(head->chunk_rows);
-  p->by_last_chunk = divider_of(cache->shards[p->last_shard].rows);
+  p->by_chunk = divider_of(cmkd_cache_layout_at(cache, p->layout)->array.chunk_rows);
+  p->by_last_chunk = divider_of(cache->shards[p->last_shard].meta.tables[p->layout].rows);
   return CMKD_OK;
 }
 
@@ -70,8 +70,9 @@ static cmkd_status invert(cmkd_order_plan *p, cmkd_error *err) {
   }
   for (uint32_t g = 0; g < p->chunk_count; g++) {
     const cmkd_shard *shard = cache->shards + p->chunks[g].shard;
-    uint32_t start = p->chunks[g].block * shard->rows, left = shard->meta.samples - start,
-             rows = left < shard->rows ? left : shard->rows, i = 0;
+    const uint32_t whole = shard->meta.tables[p->layout].rows;
+    uint32_t start = p->chunks[g].block * whole, left = shard->meta.samples - start, rows = left < whole ? left : whole,
+             i = 0;
     while (i < rows && position[shard->meta.first + start + i] == UINT32_MAX)
       i++;
     if (i < rows) p->schedule[p->scheduled++] = g;
@@ -142,21 +143,21 @@ static cmkd_status cut(cmkd_order_plan *p, cmkd_error *err) {
   return CMKD_OK;
 }
 
-cmkd_status cmkd_order_plan_make(cmkd_order_plan *p, const cmkd_cache *cache, const uint32_t *order, uint32_t n,
-                                 uint32_t piece_rows, uint64_t most, uint64_t most_rows, cmkd_error *err) {
+cmkd_status cmkd_order_plan_make(cmkd_order_plan *p, const cmkd_cache *cache, uint32_t layout, const uint32_t *order,
+                                 uint32_t n, const cmkd_order_limits *limits, cmkd_error *err) {
   uint32_t jumping = 0;
   int far = 0;
-  *p = (cmkd_order_plan){.cache = cache, .order = order, .n = n, .piece_rows = piece_rows};
+  *p = (cmkd_order_plan){.cache = cache, .layout = layout, .order = order, .n = n, .piece_rows = limits->piece_rows};
   CMKD_TRY(number_chunks(p, err));
   CMKD_TRY(find_reach(p, &far, err));
-  if (far && n <= most_rows) CMKD_TRY(invert(p, err));
+  if (far && n <= limits->rows) CMKD_TRY(invert(p, err));
   if (p->position) return cut(p, err);
   CMKD_TRY(find_uses(p, &jumping, err));
   CMKD_TRY(sort_last_uses(p, err));
   p->live = most_live(p, 1);
   if (jumping <= n / 2) return CMKD_OK;
-  uint32_t live = most_live(p, piece_rows);
-  if (live > most) return CMKD_OK;
+  uint32_t live = most_live(p, p->piece_rows);
+  if (live > limits->live) return CMKD_OK;
   p->live = live;
   return cut(p, err);
 }

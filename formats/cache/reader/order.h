@@ -14,32 +14,48 @@ static inline uint32_t cmkd_divide(cmkd_divider by, uint32_t x) {
 }
 
 typedef struct cmkd_order_chunk {
-  uint32_t shard, block, first, last;
-} cmkd_order_chunk; /* first, last: rows of the order that use it */
+  uint32_t shard, block;
+  uint32_t first, last; /* rows of the order that use it */
+} cmkd_order_chunk;
 
 typedef struct cmkd_order_plan {
   const cmkd_cache *cache;
-  const uint32_t *order;
-  uint32_t n;                                     /* borrowed */
+  uint32_t layout;
+  const uint32_t *order; /* (n) samples, borrowed */
+  uint32_t n;
   cmkd_divider by_shard, by_chunk, by_last_chunk; /* the last shard may have smaller chunks */
   uint32_t last_shard, *first_chunk;              /* (shards): number of a shard's first chunk */
-  cmkd_order_chunk *chunks;
+  cmkd_order_chunk *chunks;                       /* (chunk_count) */
   uint32_t chunk_count;
-  uint32_t *schedule, *retire, scheduled; /* the chunks in use in order of first use; in order of last use */
-  uint32_t live;                          /* most chunks needed at one time */
+  uint32_t *schedule, *retire; /* (scheduled) the chunks in use, in order of first use; in order of last use */
+  uint32_t scheduled;
+  uint32_t live;      /* most chunks needed at one time */
   uint32_t *position; /* (samples): row of the order that wants it, or UINT32_MAX. Only for orders all over the cache,
                          else NULL */
-  /* An order that jumps is cut into pieces, each gathered as a whole; pieces 0: most rows follow each other, no need.
-   */
-  uint32_t piece_rows, pieces, *needs; /* (pieces): entries of the schedule that must have been read before */
+  /* An order that jumps is cut into pieces, each gathered as a whole. */
+  uint32_t piece_rows;
+  uint32_t pieces; /* 0: most rows follow each other, no need to */
+  uint32_t *needs; /* (pieces): entries of the schedule that must have been read before */
 } cmkd_order_plan;
 
-/* Pieces are of `piece_rows` rows unless that needs more than `most_live` chunks at once, then none. An order all over
- * the cache is planned by position if its rows, n, are no more than `most_rows`. */
-cmkd_status cmkd_order_plan_make(cmkd_order_plan *plan, const cmkd_cache *cache, const uint32_t *order, uint32_t n,
-                                 uint32_t piece_rows, uint64_t most_live, uint64_t most_rows, cmkd_error *err);
+/* What the plan may spend. */
+typedef struct cmkd_order_limits {
+  uint32_t piece_rows; /* of a piece, unless that needs more than `live` chunks at once: then there are none */
+  uint64_t live;       /* chunks */
+  uint64_t rows;       /* an order all over the cache is planned by position if it is no longer */
+} cmkd_order_limits;
+
+/* Whatever happens, the plan is to be freed. */
+cmkd_status cmkd_order_plan_make(cmkd_order_plan *plan, const cmkd_cache *cache, uint32_t layout, const uint32_t *order,
+                                 uint32_t n, const cmkd_order_limits *limits, cmkd_error *err);
 void cmkd_order_plan_free(cmkd_order_plan *plan);
 
+/* Samples of a chunk of that shard. */
+static inline uint32_t cmkd_order_chunk_rows(const cmkd_order_plan *p, uint32_t shard) {
+  return shard == p->last_shard ? p->by_last_chunk.d : p->by_chunk.d;
+}
+
+/* A sample's chunk, and its row in it. */
 typedef struct cmkd_row_location {
   uint32_t chunk, row;
 } cmkd_row_location;
@@ -54,9 +70,9 @@ static inline cmkd_row_location cmkd_order_locate(const cmkd_order_plan *p, uint
 static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *order, uint32_t count,
                                       cmkd_row_location at) {
   const cmkd_order_chunk *chunk = p->chunks + at.chunk;
-  const cmkd_shard *shard = p->cache->shards + chunk->shard;
-  uint32_t start = chunk->block * shard->rows, left = shard->meta.samples - start,
-           most = (left < shard->rows ? left : shard->rows) - at.row, run = 1;
+  const uint32_t rows = cmkd_order_chunk_rows(p, chunk->shard);
+  uint32_t left = p->cache->shards[chunk->shard].meta.samples - chunk->block * rows,
+           most = (left < rows ? left : rows) - at.row, run = 1;
   if (count < most) most = count;
   while (run < most && order[run] == order[0] + run)
     run++;

@@ -12,7 +12,6 @@ typedef struct cmkd_shard {
   uint64_t block_size, file_size;
   char payload_sha256[CMKD_SHA256_HEX];
   cmkd_shard_meta meta;
-  uint32_t rows; /* of its chunks */
 } cmkd_shard;
 
 /* Mapped memory, 2 MB aligned, in huge pages where the system gives them. */
@@ -25,36 +24,45 @@ struct cmkd_cache {
   char *path;
   cmkd_master_meta master;
   uint64_t master_size;
-  const cmkd_codec *codec;
   cmkd_shard *shards; /* (master.head.shards) */
   cmkd_cache_info info;
-  pthread_mutex_t mutex; /* guards what follows */
-  cmkd_region spare[2];  /* of finished streams: the next epoch's memory needs no page faults */
-  int32_t *labels;       /* (samples), loaded on first use */
+  cmkd_cache_array arrays[CMKD_CACHE_MAX_ARRAYS]; /* of info */
+  pthread_mutex_t mutex;                          /* guards what follows */
+  cmkd_region spare[2]; /* of finished streams: the next epoch's memory needs no page faults */
+  int32_t *labels;      /* (samples), loaded on first use */
   uint64_t *ids;
 };
 
 cmkd_status cmkd_cache_check_view(const cmkd_cache *cache, uint32_t view, cmkd_error *err);
-static inline size_t cmkd_cache_raw(const cmkd_cache *cache, const cmkd_shard *shard) {
-  return (size_t)shard->rows * cache->master.head.classes * (size_t)cache->codec->item;
+/* The layout of that name; NULL and "logits" are those of the logits, 0. */
+cmkd_status cmkd_cache_layout(const cmkd_cache *cache, const char *name, uint32_t *layout, cmkd_error *err);
+static inline const cmkd_layout *cmkd_cache_layout_at(const cmkd_cache *cache, uint32_t layout) {
+  return cache->master.head.layouts + layout;
 }
-static inline size_t cmkd_cache_stored_bound(const cmkd_cache *cache) { /* of any chunk */
-  return cmkd_chunk_bound((size_t)cache->master.head.chunk_rows * cache->master.head.classes *
-                          (size_t)cache->codec->item);
-}
-/* Bytes of an extent into `out` (its size), not checked. */
-cmkd_status cmkd_shard_bytes(const cmkd_shard *shard, const cmkd_extent *extent, void *out, cmkd_error *err);
-/* The same with its XXH64 checked; `what` for the message. */
+
+/* Bytes of an extent into `out` (its size), their XXH64 checked; `what` for the message. */
 cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent, const char *what, void *out,
                              cmkd_error *err);
-/* Reads and decompresses one chunk: raw bytes, still shuffled, into `raw` (cmkd_cache_raw); stored: room of
- * cmkd_cache_stored_bound. */
-cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, const cmkd_shard *shard, uint32_t view, uint32_t block,
-                             cmkd_chunk_coder *coder, uint8_t *stored, uint8_t *raw, cmkd_error *err);
+
+/* Which chunk. */
+typedef struct cmkd_chunk_place {
+  const cmkd_shard *shard;
+  uint32_t layout, view, block;
+} cmkd_chunk_place;
+static inline const cmkd_extent *cmkd_chunk_extent(cmkd_chunk_place at) {
+  const cmkd_chunk_table *table = at.shard->meta.tables + at.layout;
+  return table->extents + (size_t)at.view * table->blocks + at.block;
+}
+/* Reads and decompresses a chunk: raw bytes, still shuffled, into `raw` (a whole chunk's); `stored` as cmkd_chunk_bound
+ * of it. */
+cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, cmkd_chunk_place at, cmkd_chunk_coder *coder, uint8_t *stored,
+                             uint8_t *raw, cmkd_error *err);
 /* Row numbers of all rows of one view of a shard: max, range (samples of the shard). Only for codecs that have them. */
 cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint16_t *max, uint16_t *range,
                                    cmkd_error *err);
-/* At least `size` bytes, zero size: failed. Given back with cmkd_region_return. */
+/* SHA-256 of the shard's HDF5 image, to be compared with payload_sha256. */
+cmkd_status cmkd_shard_payload_sha256(const cmkd_shard *shard, char hex[CMKD_SHA256_HEX], cmkd_error *err);
+/* At least `size` bytes; of size 0 when there is no memory. Given back with cmkd_region_return. Any thread. */
 cmkd_region cmkd_region_take(cmkd_cache *cache, size_t size);
 void cmkd_region_return(cmkd_cache *cache, cmkd_region region);
 void cmkd_regions_free(cmkd_cache *cache); /* the spare ones */

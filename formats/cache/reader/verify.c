@@ -20,29 +20,23 @@ typedef struct verify {
   uint32_t next;
 } verify;
 
+/* What a thread works with. */
 typedef struct scratch {
-  uint8_t *stored, *raw, *small;
-  float *rows;
-  uint16_t *numbers;
   cmkd_chunk_coder *coder;
+  uint8_t *stored, *raw; /* a chunk as in the file, and decompressed */
+  float *rows;           /* decoded */
+  uint8_t *small;        /* ids, labels or seeds of a shard */
+  uint16_t *numbers;     /* row numbers of a shard and view: max, then range */
 } scratch;
-#define STEP (1u << 20)
 
-static cmkd_status hash_payload(const cmkd_shard *shard, uint8_t *buffer, cmkd_error *err) {
-  char hex[CMKD_SHA256_HEX] = "";
-  cmkd_hasher *hasher = cmkd_hasher_start();
-  cmkd_status status = hasher ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to check it", shard->path);
-  for (uint64_t at = shard->block_size; at < shard->file_size && status == CMKD_OK;) {
-    cmkd_extent extent = {at - shard->block_size, shard->file_size - at < STEP ? shard->file_size - at : STEP, 0};
-    status = cmkd_shard_bytes(shard, &extent, buffer, err);
-    if (status == CMKD_OK) cmkd_hasher_update(hasher, buffer, (size_t)extent.size);
-    at += extent.size;
-  }
-  cmkd_hasher_finish(hasher, hex);
-  if (status == CMKD_OK && strcmp(hex, shard->payload_sha256) != 0)
-    status = cmkd_fail(err, CMKD_ERR_FORMAT,
-                       "%s: corrupt (its hash does not match); delete it and run the same build again", shard->path);
-  return status;
+static int has_row_numbers(const verify *v) { return cmkd_cache_layout_at(v->cache, 0)->codec->row_numbers; }
+
+static cmkd_status check_payload(const cmkd_shard *shard, cmkd_error *err) {
+  char hex[CMKD_SHA256_HEX];
+  CMKD_TRY(cmkd_shard_payload_sha256(shard, hex, err));
+  if (!strcmp(hex, shard->payload_sha256)) return CMKD_OK;
+  return cmkd_fail(err, CMKD_ERR_FORMAT,
+                   "%s: corrupt (its hash does not match); delete it and run the same build again", shard->path);
 }
 
 static cmkd_status check_arrays(const verify *v, const cmkd_shard *shard, const scratch *s, cmkd_error *err) {
@@ -50,7 +44,7 @@ static cmkd_status check_arrays(const verify *v, const cmkd_shard *shard, const 
   CMKD_TRY(cmkd_shard_array(shard, &shard->meta.sample_id, "/sample_id", s->small, err));
   for (uint32_t view = 0; view < v->cache->info.views; view++) {
     CMKD_TRY(cmkd_shard_array(shard, shard->meta.seeds + view, "/seeds", s->small, err));
-    if (v->cache->codec->row_numbers) CMKD_TRY(cmkd_shard_row_numbers(shard, view, s->numbers, s->numbers + n, err));
+    if (has_row_numbers(v)) CMKD_TRY(cmkd_shard_row_numbers(shard, view, s->numbers, s->numbers + n, err));
   }
   CMKD_TRY(cmkd_shard_array(shard, &shard->meta.label, "/label", s->small, err));
   for (uint32_t i = 0; i < n; i++) {
@@ -63,56 +57,80 @@ static cmkd_status check_arrays(const verify *v, const cmkd_shard *shard, const 
   return CMKD_OK;
 }
 
-static cmkd_status check_chunk(const verify *v, const cmkd_shard *shard, uint32_t view, uint32_t block,
-                               const scratch *s, cmkd_error *err) {
-  const cmkd_cache *cache = v->cache;
-  size_t C = cache->info.classes, offset = (size_t)block * shard->rows,
-         rows = shard->meta.samples - offset < shard->rows ? shard->meta.samples - offset : shard->rows;
-  const cmkd_extent *extent = shard->meta.logits + (size_t)view * shard->meta.blocks + block;
-  CMKD_TRY(cmkd_shard_chunk(cache, shard, view, block, s->coder, s->stored, s->raw, err));
-  if (cmkd_xxh64(s->stored, (size_t)extent->size) != extent->hash)
-    return cmkd_fail(err, CMKD_ERR_FORMAT,
-                     "%s: chunk %u of view %u does not match its hash; delete that file and run the same build again",
-                     shard->path, block, view);
-  uint16_t *max = s->numbers ? s->numbers + offset : NULL,
-           *range = s->numbers ? s->numbers + shard->meta.samples + offset : NULL;
-  cmkd_chunk_view chunk = {s->raw, (size_t)shard->rows * C, C, max, range};
-  cache->codec->decode(&chunk, 0, rows, s->rows);
-  int64_t bad = cmkd_codec_first_bad(s->rows, rows * C, 3.4e38);
-  if (bad >= 0)
+static cmkd_status refuse_value(const cmkd_cache *cache, cmkd_chunk_place at, uint64_t sample, size_t number,
+                                cmkd_error *err) {
+  if (!at.layout)
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "%s: the logit of sample %" PRIu64
                      ", view %u, class %zu is not finite; build it again from sound weights",
-                     shard->path, shard->meta.first + offset + (uint64_t)bad / C, view, (size_t)bad % C);
-  return CMKD_OK;
+                     at.shard->path, sample, at.view, number);
+  return cmkd_fail(err, CMKD_ERR_VALUE, "%s: number %zu of the row of /%s of sample %" PRIu64 ", view %u is not finite",
+                   at.shard->path, number, cmkd_cache_layout_at(cache, at.layout)->array.name, sample, at.view);
+}
+
+static cmkd_status check_chunk(const verify *v, cmkd_chunk_place at, const scratch *s, cmkd_error *err) {
+  const cmkd_cache *cache = v->cache;
+  const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
+  const uint32_t samples = at.shard->meta.samples, whole = at.shard->meta.tables[at.layout].rows;
+  size_t C = layout->array.elements, offset = (size_t)at.block * whole,
+         rows = samples - offset < whole ? samples - offset : whole;
+  const cmkd_extent *extent = cmkd_chunk_extent(at);
+  CMKD_TRY(cmkd_shard_chunk(cache, at, s->coder, s->stored, s->raw, err));
+  if (cmkd_xxh64(s->stored, (size_t)extent->size) != extent->hash)
+    return cmkd_fail(
+        err, CMKD_ERR_FORMAT,
+        "%s: chunk %u of view %u%s%s does not match its hash; delete that file and run the same build again",
+        at.shard->path, at.block, at.view, at.layout ? " of /" : "", at.layout ? layout->array.name : "");
+  cmkd_chunk_view chunk = {s->raw, whole * C, C, NULL, NULL};
+  if (layout->codec->row_numbers) {
+    chunk.row_max = s->numbers + offset;
+    chunk.row_range = s->numbers + samples + offset;
+  }
+  layout->codec->decode(&chunk, 0, rows, s->rows);
+  int64_t bad = cmkd_codec_first_bad(s->rows, rows * C, 3.4e38);
+  if (bad < 0) return CMKD_OK;
+  return refuse_value(cache, at, at.shard->meta.first + offset + (uint64_t)bad / C, (size_t)bad % C, err);
 }
 
 static cmkd_status check_shard(const verify *v, uint32_t k, const scratch *s, cmkd_error *err) {
   const cmkd_shard *shard = v->cache->shards + k;
-  CMKD_TRY(hash_payload(shard, s->small, err));
+  CMKD_TRY(check_payload(shard, err));
   CMKD_TRY(check_arrays(v, shard, s, err));
   for (uint32_t view = 0; v->deep && view < v->cache->info.views; view++) {
-    if (v->cache->codec->row_numbers)
+    if (has_row_numbers(v))
       CMKD_TRY(cmkd_shard_row_numbers(shard, view, s->numbers, s->numbers + shard->meta.samples, err));
-    for (uint32_t block = 0; block < shard->meta.blocks; block++)
-      CMKD_TRY(check_chunk(v, shard, view, block, s, err));
+    for (uint32_t a = 0; a < v->cache->master.head.layout_count; a++)
+      for (uint32_t block = 0; block < shard->meta.tables[a].blocks; block++)
+        CMKD_TRY(check_chunk(v, (cmkd_chunk_place){shard, a, view, block}, s, err));
   }
   return CMKD_OK;
+}
+
+static uint64_t chunks_of(const cmkd_cache_head *head, const cmkd_shard *shard) {
+  uint64_t chunks = 0;
+  for (uint32_t a = 0; a < head->layout_count; a++)
+    chunks += (uint64_t)shard->meta.tables[a].blocks * head->views;
+  return chunks;
 }
 
 static void *run(void *argument) {
   verify *v = argument;
   const cmkd_cache_head *head = &v->cache->master.head;
-  size_t elements = (size_t)head->chunk_rows * head->classes,
-         most = head->shard_rows < head->samples ? head->shard_rows : (size_t)head->samples;
-  scratch s = {malloc(cmkd_cache_stored_bound(v->cache)),
-               malloc(elements * (size_t)v->cache->codec->item),
-               malloc(most * 8 > STEP ? most * 8 : STEP),
-               malloc(elements * sizeof *s.rows),
-               NULL,
-               cmkd_chunk_coder_create()};
-  if (v->cache->codec->row_numbers) s.numbers = malloc(most * 4);
-  int fine = s.stored && s.raw && s.small && s.rows && s.coder && (s.numbers || !v->cache->codec->row_numbers);
+  const size_t samples = head->shard_rows < head->samples ? head->shard_rows : (size_t)head->samples;
+  size_t raw = 0, elements = 0;
+  for (uint32_t a = 0; a < head->layout_count; a++) {
+    const cmkd_layout *layout = head->layouts + a;
+    const size_t numbers = (size_t)layout->array.chunk_rows * layout->array.elements;
+    if (numbers > elements) elements = numbers;
+    if (cmkd_layout_chunk_bytes(layout) > raw) raw = cmkd_layout_chunk_bytes(layout);
+  }
+  scratch s = {.stored = malloc(cmkd_chunk_bound(raw)),
+               .raw = malloc(raw),
+               .small = malloc(samples * 8),
+               .rows = malloc(elements * sizeof *s.rows),
+               .numbers = malloc(samples * 4),
+               .coder = cmkd_chunk_coder_create()};
+  int fine = s.stored && s.raw && s.small && s.rows && s.numbers && s.coder;
   pthread_mutex_lock(&v->mutex);
   while (v->next < head->shards) {
     uint32_t k = v->next++;
@@ -124,7 +142,7 @@ static void *run(void *argument) {
     cmkd_verify_report *report = v->report;
     report->shards++;
     report->bytes += v->cache->shards[k].file_size;
-    if (v->deep) report->chunks += (uint64_t)v->cache->shards[k].meta.blocks * head->views;
+    if (v->deep) report->chunks += chunks_of(head, v->cache->shards + k);
     if (v->deep) report->rows += (uint64_t)v->cache->shards[k].meta.samples * head->views;
     if (status != CMKD_OK && !report->problems++) report->first = err;
     if (v->each) v->each(v->context, k, status == CMKD_OK ? NULL : &err);

@@ -41,109 +41,149 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_cache
   return status;
 }
 
-cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *w, const uint64_t *ids, const int32_t *labels,
-                                      const uint64_t *seeds, cmkd_error *err) {
-  cmkd_shard_work *s = w->filling;
-  if (!s) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: no shard was begun", w->path);
-  size_t n = s->meta.samples, views = w->head.views;
-  for (size_t i = 0; i < n; i++) {
-    if (labels[i] >= 0 && (uint32_t)labels[i] < w->head.classes) continue;
-    return cmkd_fail(err, CMKD_ERR_VALUE, "sample %" PRIu64 ": label %d is outside 0..%u; is this the right data set?",
-                     ids[i], labels[i], w->head.classes - 1);
-  }
-  memcpy(s->ids, ids, n * 8);
-  memcpy(s->labels, labels, n * 4);
-  for (size_t v = 0; v < views; v++)
-    for (size_t i = 0; i < n; i++)
-      s->seeds[v * n + i] = seeds[i * views + v];
-  s->have_samples = 1;
+static cmkd_status check_labels(const cmkd_cache_writer *w, size_t count, const uint64_t *ids, const int32_t *labels,
+                                cmkd_error *err) {
+  for (size_t i = 0; i < count; i++)
+    if (labels[i] < 0 || (uint32_t)labels[i] >= w->head.classes)
+      return cmkd_fail(err, CMKD_ERR_VALUE,
+                       "sample %" PRIu64 ": label %d is outside 0..%u; is this the right data set?", ids[i], labels[i],
+                       w->head.classes - 1);
   return CMKD_OK;
 }
 
-/* Rows [at, at + count) of one chunk; contiguous logits. */
-static void fill(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count, const float *logits,
-                 size_t stride) {
+/* Samples [at, at + count) of the shard in work. */
+static void take_samples(cmkd_cache_writer *w, size_t at, size_t count, const uint64_t *ids, const int32_t *labels,
+                         const uint64_t *seeds) {
   cmkd_shard_work *s = w->filling;
-  size_t C = w->head.classes, n = s->meta.samples, row = C * (size_t)w->codec->item;
-  cmkd_chunk_work *chunk = s->chunks + (size_t)view * s->meta.blocks + first / s->rows;
-  uint8_t *target = chunk->items + first % s->rows * row;
-  uint16_t *max = s->row_max ? s->row_max + view * n + first : NULL,
-           *range = s->row_max ? s->row_range + view * n + first : NULL;
-  if (w->thin)
-    for (size_t i = 0; i < count; i++) {
-      w->codec->thin(logits + i * stride, C, w->keep, w->thin);
-      w->codec->encode(w->thin, 1, C, target + i * row, NULL, NULL);
-    }
-  else if (stride == C)
-    w->codec->encode(logits, count, C, target, max, range);
-  else
+  const size_t n = s->meta.samples, views = w->head.views;
+  memcpy(s->ids + at, ids, count * sizeof *ids);
+  memcpy(s->labels + at, labels, count * sizeof *labels);
+  for (size_t v = 0; v < views; v++)
     for (size_t i = 0; i < count; i++)
-      w->codec->encode(logits + i * stride, 1, C, target + i * row, max ? max + i : NULL, range ? range + i : NULL);
+      s->seeds[v * n + at + i] = seeds[i * views + v];
 }
 
-static cmkd_status check_values(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count,
-                                const float *logits, size_t stride, cmkd_error *err) {
-  size_t C = w->head.classes;
-  int64_t bad = -1;
-  if (stride == C)
-    bad = cmkd_codec_first_bad(logits, count * C, w->codec->limit);
-  else
-    for (size_t i = 0; i < count && bad < 0; i++) {
-      int64_t at = cmkd_codec_first_bad(logits + i * stride, C, w->codec->limit);
-      if (at >= 0) bad = (int64_t)(i * C) + at;
+cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *w, const uint64_t *ids, const int32_t *labels,
+                                      const uint64_t *seeds, cmkd_error *err) {
+  if (!w->filling) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: no shard was begun", w->path);
+  CMKD_TRY(check_labels(w, w->filling->meta.samples, ids, labels, err));
+  take_samples(w, 0, w->filling->meta.samples, ids, labels, seeds);
+  w->filling->have_samples = 1;
+  return CMKD_OK;
+}
+
+/* Rows [first, first + count) of one view of the shard in work, of one layout. */
+typedef struct rows {
+  uint32_t layout, view, first, count;
+  const float *values; /* (count, elements), the next row `stride` floats on */
+  size_t stride;
+} rows;
+
+/* The rows lie in one chunk. */
+static void encode(cmkd_cache_writer *w, const rows *r, uint8_t *items) {
+  const cmkd_shard_work *s = w->filling;
+  const cmkd_layout *layout = w->head.layouts + r->layout;
+  const cmkd_codec *codec = layout->codec;
+  const size_t C = layout->array.elements, n = s->meta.samples, row = cmkd_layout_row_bytes(layout);
+  uint8_t *target = items + r->first % s->meta.tables[r->layout].rows * row;
+  uint16_t *max = codec->row_numbers ? s->row_max + r->view * n + r->first : NULL,
+           *range = codec->row_numbers ? s->row_range + r->view * n + r->first : NULL;
+  if (codec->thin)
+    for (size_t i = 0; i < r->count; i++) {
+      codec->thin(r->values + i * r->stride, C, w->keep, w->thin);
+      codec->encode(w->thin, 1, C, target + i * row, NULL, NULL);
     }
-  if (bad < 0) return CMKD_OK;
-  size_t row = (size_t)bad / C, class = (size_t)bad % C;
-  float value = logits[row * stride + class];
-  uint64_t sample = w->filling->meta.first + first + row;
+  else if (r->stride == C)
+    codec->encode(r->values, r->count, C, target, max, range);
+  else
+    for (size_t i = 0; i < r->count; i++)
+      codec->encode(r->values + i * r->stride, 1, C, target + i * row, max ? max + i : NULL, range ? range + i : NULL);
+}
+
+static cmkd_status refuse_value(const cmkd_cache_writer *w, const rows *r, size_t bad, cmkd_error *err) {
+  const cmkd_layout *layout = w->head.layouts + r->layout;
+  const size_t C = layout->array.elements, row = bad / C, at = bad % C;
+  const float value = r->values[row * r->stride + at];
+  const uint64_t sample = w->filling->meta.first + r->first + row;
+  if (r->layout)
+    return cmkd_fail(err, CMKD_ERR_VALUE,
+                     "sample %" PRIu64 " (view %u): number %zu of its row of /%s, %g, is none that %s can hold", sample,
+                     r->view, at, layout->array.name, (double)value, layout->codec->name);
   if (value - value != 0)
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "sample %" PRIu64
                      " (view %u, class %zu): the teacher's logit is not finite; check its weights and --mean/--std",
-                     sample, view, class);
+                     sample, r->view, at);
   return cmkd_fail(err, CMKD_ERR_VALUE,
                    "sample %" PRIu64
                    " (view %u, class %zu): logit %g is beyond +-%g, the range of codec %s; use --codec f32",
-                   sample, view, class, (double)value, w->codec->limit, w->codec->name);
+                   sample, r->view, at, (double)value, layout->codec->limit, layout->codec->name);
+}
+
+static cmkd_status check_values(const cmkd_cache_writer *w, const rows *r, cmkd_error *err) {
+  const cmkd_layout *layout = w->head.layouts + r->layout;
+  const size_t C = layout->array.elements;
+  int64_t bad = -1;
+  if (r->stride == C)
+    bad = cmkd_codec_first_refused(layout->codec, r->values, r->count * C);
+  else
+    for (size_t i = 0; i < r->count && bad < 0; i++) {
+      int64_t at = cmkd_codec_first_refused(layout->codec, r->values + i * r->stride, C);
+      if (at >= 0) bad = (int64_t)(i * C) + at;
+    }
+  return bad < 0 ? CMKD_OK : refuse_value(w, r, (size_t)bad, err);
 }
 
 /* Edge chunks are stored full: zeros behind the last row. */
-static uint8_t *new_items(cmkd_cache_writer *w, uint32_t rows, uint32_t used) {
-  size_t row = w->head.classes * (size_t)w->codec->item;
+static uint8_t *new_items(cmkd_cache_writer *w, uint32_t layout, uint32_t rows_of_chunk, uint32_t used) {
+  size_t row = cmkd_layout_row_bytes(w->head.layouts + layout);
   uint8_t *items = cmkd_writer_buffer_take(w);
-  if (items) memset(items + used * row, 0, (rows - used) * row);
+  if (items) memset(items + used * row, 0, (rows_of_chunk - used) * row);
   return items;
+}
+
+static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
+  cmkd_shard_work *s = w->filling;
+  if (!s || r.view >= w->head.views || r.first > s->meta.samples || r.count > s->meta.samples - r.first ||
+      r.stride < w->head.layouts[r.layout].array.elements)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u..%u of view %u are outside the shard", w->path, r.first,
+                     r.first + r.count, r.view);
+  CMKD_TRY(check_values(w, &r, err));
+  const cmkd_chunk_table *table = s->meta.tables + r.layout;
+  for (uint32_t left = r.count; left; left -= r.count) {
+    uint32_t block = r.first / table->rows, start = block * table->rows;
+    uint32_t whole = s->meta.samples - start < table->rows ? s->meta.samples - start : table->rows;
+    uint64_t index = s->first_chunk[r.layout] + (uint64_t)r.view * table->blocks + block;
+    cmkd_chunk_work *chunk = s->chunks + index;
+    r.count = left < start + table->rows - r.first ? left : start + table->rows - r.first;
+    if (!chunk->items && !chunk->filled) chunk->items = new_items(w, r.layout, table->rows, whole);
+    if (chunk->filled + r.count > whole)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u.. of view %u came twice", w->path, r.first, r.view);
+    if (!chunk->items)
+      return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u; lower --shard-rows", s->meta.index);
+    encode(w, &r, chunk->items);
+    chunk->filled += r.count;
+    if (chunk->filled == whole) {
+      s->full++;
+      CMKD_TRY(cmkd_writer_submit(w, (cmkd_chunk_job){s, r.layout, index}, err));
+    }
+    r.first += r.count;
+    r.values += r.count * r.stride;
+  }
+  return CMKD_OK;
 }
 
 cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *w, uint32_t view, uint32_t first, uint32_t count,
                                   const float *logits, size_t stride, cmkd_error *err) {
-  cmkd_shard_work *s = w->filling;
-  if (!s || view >= w->head.views || first > s->meta.samples || count > s->meta.samples - first ||
-      stride < w->head.classes)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u..%u of view %u are outside the shard", w->path, first,
-                     first + count, view);
-  CMKD_TRY(check_values(w, view, first, count, logits, stride, err));
-  while (count) {
-    uint32_t block = first / s->rows, left = (block + 1) * s->rows - first, step = count < left ? count : left;
-    uint32_t whole = s->meta.samples - block * s->rows < s->rows ? s->meta.samples - block * s->rows : s->rows;
-    uint64_t index = (uint64_t)view * s->meta.blocks + block;
-    cmkd_chunk_work *chunk = s->chunks + index;
-    if (!chunk->items && !chunk->filled) chunk->items = new_items(w, s->rows, whole);
-    if (chunk->filled + step > whole)
-      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u.. of view %u came twice", w->path, first, view);
-    if (!chunk->items)
-      return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u; lower --shard-rows", s->meta.index);
-    fill(w, view, first, step, logits, stride);
-    chunk->filled += step;
-    if (chunk->filled == whole) {
-      s->full++;
-      CMKD_TRY(cmkd_writer_submit(w, s, index, err));
-    }
-    first += step;
-    count -= step;
-    logits += step * stride;
-  }
-  return CMKD_OK;
+  return put(w, (rows){0, view, first, count, logits, stride}, err);
+}
+
+cmkd_status cmkd_cache_writer_put_array(cmkd_cache_writer *w, const char *name, uint32_t view, uint32_t first,
+                                        uint32_t count, const float *values, size_t stride, cmkd_error *err) {
+  uint32_t layout = 0;
+  if (!cmkd_layout_find(&w->head, w->head.layout_count, name, &layout) || !layout)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: no named array \"%.64s\" was declared", w->path, name);
+  return put(w, (rows){layout, view, first, count, values, stride}, err);
 }
 
 cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *w, cmkd_error *err) {
@@ -180,6 +220,8 @@ static cmkd_status add_begin(cmkd_cache_writer *w, cmkd_error *err) {
 cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *w, uint32_t count, const uint64_t *ids, const int32_t *labels,
                                   const uint64_t *seeds, const float *logits, cmkd_error *err) {
   size_t views = w->head.views, C = w->head.classes;
+  if (w->head.layout_count > 1)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: has named arrays, so shards are begun, put and ended", w->path);
   while (count) {
     if (w->added >= w->head.samples)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: more than the promised %" PRIu64 " samples", w->path, w->head.samples);
@@ -187,15 +229,9 @@ cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *w, uint32_t count, const ui
     uint32_t at = (uint32_t)(w->added % w->head.shard_rows),
              n = cmkd_shard_samples(&w->head, (uint32_t)(w->added / w->head.shard_rows));
     uint32_t step = count < n - at ? count : n - at;
-    cmkd_shard_work *s = w->filling;
-    for (uint32_t i = 0; !w->add_skip && i < step; i++) {
-      if (labels[i] < 0 || (uint32_t)labels[i] >= C)
-        return cmkd_fail(err, CMKD_ERR_VALUE, "sample %" PRIu64 ": label %d is outside 0..%zu", ids[i], labels[i],
-                         C - 1);
-      s->ids[at + i] = ids[i];
-      s->labels[at + i] = labels[i];
-      for (size_t v = 0; v < views; v++)
-        s->seeds[v * n + at + i] = seeds[i * views + v];
+    if (!w->add_skip) {
+      CMKD_TRY(check_labels(w, step, ids, labels, err));
+      take_samples(w, at, step, ids, labels, seeds);
     }
     for (uint32_t v = 0; !w->add_skip && v < views; v++)
       CMKD_TRY(cmkd_cache_writer_put(w, v, at, step, logits + v * C, views * C, err));

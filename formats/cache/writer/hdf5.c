@@ -12,7 +12,7 @@
 #define FILTER_NAME \
   "Zstandard compression: http://www.zstd.net" /* stored in every file: changing it changes all hashes */
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* libhdf5 is one per process and not thread-safe */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the one of the process: libhdf5 is not thread-safe */
 
 /* Chunks arrive compressed, so the registered filter is never run. */
 static size_t no_filter(unsigned flags, size_t values, const unsigned value[], size_t size, size_t *capacity,
@@ -28,33 +28,35 @@ static size_t no_filter(unsigned flags, size_t values, const unsigned value[], s
 static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1,    1,
                                           FILTER_NAME,      NULL,        NULL, (H5Z_func_t)no_filter};
 
-/* libhdf5 builds its file in our buffer, which stays when the file is closed and serves the next one: no copy, no fresh
- * pages. */
-static cmkd_image *building; /* guarded by `lock` */
-static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *unused) {
+/* libhdf5 builds its file in the memory of a cmkd_image, which stays when the file is closed and serves the next one:
+ * no copy, no fresh pages. The image comes as the callbacks' user data, which libhdf5 wants to copy and free, too. */
+static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *user) {
+  cmkd_image *out = user;
   (void)old;
   (void)op;
-  (void)unused;
-  if (size <= building->capacity) return building->bytes;
+  if (size <= out->capacity) return out->bytes;
   size_t capacity = size + size / 4;
-  uint8_t *bytes = realloc(building->bytes, capacity);
+  uint8_t *bytes = realloc(out->bytes, capacity);
   if (!bytes) return NULL;
-  building->bytes = bytes;
-  building->capacity = capacity;
+  out->bytes = bytes;
+  out->capacity = capacity;
   return bytes;
 }
-static void *image_take(size_t size, H5FD_file_image_op_t op, void *unused) {
-  return image_resize(NULL, size, op, unused);
-}
-static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *unused) {
+static void *image_take(size_t size, H5FD_file_image_op_t op, void *user) { return image_resize(NULL, size, op, user); }
+static void *image_copy(void *to, const void *from, size_t size, H5FD_file_image_op_t op, void *user) {
   (void)op;
-  (void)unused;
+  (void)user;
   return memcpy(to, from, size);
 }
-static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *unused) {
+static herr_t image_keep(void *bytes, H5FD_file_image_op_t op, void *user) {
   (void)bytes;
   (void)op;
-  (void)unused;
+  (void)user;
+  return 0;
+}
+static void *user_copy(void *user) { return user; }
+static herr_t user_keep(void *user) {
+  (void)user;
   return 0;
 }
 
@@ -66,6 +68,7 @@ void cmkd_image_free(cmkd_image *image) {
 /* Sticky failure: after the first error every step is skipped, and closing still works. */
 typedef struct image {
   hid_t file;
+  cmkd_image *out;
   int failed;
 } image;
 static hid_t keep(image *im, hid_t id) {
@@ -78,7 +81,8 @@ static void need(image *im, herr_t status) {
 
 static void image_open(image *im, size_t increment) {
   hid_t access = keep(im, H5Pcreate(H5P_FILE_ACCESS)), create = keep(im, H5Pcreate(H5P_FILE_CREATE));
-  H5FD_file_image_callbacks_t callbacks = {image_take, image_copy, image_resize, image_keep, NULL, NULL, NULL};
+  H5FD_file_image_callbacks_t callbacks = {image_take, image_copy, image_resize, image_keep,
+                                           user_copy,  user_keep,  im->out};
   need(im, H5Pset_fapl_core(access, increment, 0));
   need(im, H5Pset_file_image_callbacks(access, &callbacks));
   need(im, H5Pset_libver_bounds(access, H5F_LIBVER_V110, H5F_LIBVER_V110));
@@ -96,11 +100,11 @@ static void image_close(image *im) {
     if (!im->failed) need(im, H5Fflush(im->file, H5F_SCOPE_GLOBAL));
     if (!im->failed) bytes = H5Fget_file_image(im->file, NULL, 0);
     if (bytes >= 48)
-      memcpy(superblock, building->bytes,
+      memcpy(superblock, im->out->bytes,
              sizeof superblock); /* closing gives back unused space: a file end before the image's */
     need(im, H5Fclose(im->file));
   }
-  if (im->failed || bytes < 48 || (size_t)bytes > building->capacity) {
+  if (im->failed || bytes < 48 || (size_t)bytes > im->out->capacity) {
     im->failed = 1;
     return;
   }
@@ -109,8 +113,8 @@ static void image_close(image *im) {
   uint32_t sum = cmkd_lookup3(superblock, 44);
   for (int i = 0; i < 4; i++)
     superblock[44 + i] = (uint8_t)(sum >> 8 * i);
-  memcpy(building->bytes, superblock, sizeof superblock);
-  building->size = (size_t)bytes;
+  memcpy(im->out->bytes, superblock, sizeof superblock);
+  im->out->size = (size_t)bytes;
 }
 
 static void attribute(image *im, const char *name, hid_t memory, hid_t stored, hsize_t count, const void *value) {
@@ -214,13 +218,15 @@ static void class_names(image *im, const cmkd_cache_head *head) {
   free(table);
 }
 
-/* A chunked (n, views[, classes]) array whose chunks are given as stored bytes, view after view. */
+/* A chunked array of (n, views) + shape, whose chunks are given as stored bytes, view after view. */
+enum { MAX_RANK = 2 + CMKD_CACHE_ARRAY_DIMS };
 typedef struct chunked {
   const char *name;
   hid_t type;
-  int rank, filters, item;
-  hsize_t dims[3], chunk[3];
+  int rank, filters, item; /* filters: 1, those of compressed chunks; item: bytes */
+  hsize_t dims[MAX_RANK], chunk[MAX_RANK];
 } chunked;
+
 static void chunks(image *im, const chunked *c, const uint8_t *const *data, const size_t *sizes, cmkd_extent *extents) {
   if (im->failed) return;
   hid_t create = keep(im, H5Pcreate(H5P_DATASET_CREATE)), space = keep(im, H5Screate_simple(c->rank, c->dims, NULL));
@@ -238,7 +244,7 @@ static void chunks(image *im, const chunked *c, const uint8_t *const *data, cons
   size_t blocks = (size_t)((c->dims[0] + c->chunk[0] - 1) / c->chunk[0]);
   for (int pass = 0; pass < 2; pass++) { /* places are asked for when all are written */
     for (size_t i = 0; i < blocks * c->dims[1] && !im->failed; i++) {
-      hsize_t at[3] = {i % blocks * c->chunk[0], i / blocks, 0}, stored = 0;
+      hsize_t at[MAX_RANK] = {i % blocks * c->chunk[0], i / blocks}, stored = 0;
       unsigned mask = 0;
       haddr_t address = HADDR_UNDEF;
       if (!pass) {
@@ -271,13 +277,13 @@ static void columns(image *im, const char *name, hid_t type, const void *data, s
   free(sizes);
 }
 
+/* libhdf5 prints its errors unless told not to; the caller's setting comes back. */
 typedef struct quiet {
   H5E_auto2_t function;
   void *data;
 } quiet;
 static void enter(quiet *q, cmkd_image *out) {
   pthread_mutex_lock(&lock);
-  building = out;
   out->size = 0;
   H5Eget_auto2(H5E_DEFAULT, &q->function, &q->data);
   H5Eset_auto2(H5E_DEFAULT, NULL, NULL);
@@ -287,12 +293,26 @@ static void leave(const quiet *q) {
   pthread_mutex_unlock(&lock);
 }
 
+static void layout(image *im, const cmkd_layout *l, const cmkd_chunk_table *table, hsize_t n, hsize_t views, hid_t half,
+                   const uint8_t *const *data, const size_t *sizes) {
+  const hid_t types[] = {[1] = H5T_STD_U8LE, [2] = half, [4] = H5T_IEEE_F32LE};
+  chunked c = {.name = l->array.name,
+               .type = types[l->codec->item],
+               .rank = 2 + l->array.dims,
+               .filters = 1,
+               .item = l->codec->item,
+               .dims = {n, views},
+               .chunk = {table->rows, 1}};
+  for (int d = 0; d < l->array.dims; d++)
+    c.dims[2 + d] = c.chunk[2 + d] = l->array.shape[d];
+  chunks(im, &c, data, sizes, table->extents);
+}
+
 cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
                             cmkd_image *out, cmkd_error *err) {
-  const cmkd_codec *codec;
-  CMKD_TRY(cmkd_codec_find(head->identity.codec, &codec, err));
+  const int row_numbers = head->layouts[0].codec->row_numbers;
   quiet q;
-  image im = {-1, 0};
+  image im = {.file = -1, .out = out};
   enter(&q, out);
   need(&im, H5Zregister(&filter_class));
   image_open(&im, 4u << 20);
@@ -300,16 +320,18 @@ cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, 
   number(&im, "shard", meta->index);
   number(&im, "shards", head->shards);
   number(&im, "first_sample", (int64_t)meta->first);
-  hid_t half = half_type(), type = codec->item == 1 ? H5T_STD_U8LE : codec->item == 2 ? half : H5T_IEEE_F32LE;
-  hsize_t n = meta->samples, views = head->views, rows = cmkd_shard_chunk_rows(head, meta->samples);
-  chunked logits = {"logits", type, 3, 1, codec->item, {n, views, head->classes}, {rows, 1, head->classes}};
-  chunks(&im, &logits, data->chunks, data->sizes, meta->logits);
+  hid_t half = half_type();
+  hsize_t n = meta->samples, views = head->views;
+  layout(&im, head->layouts, meta->tables, n, views, half, data->chunks, data->sizes);
   columns(&im, "seeds", H5T_STD_U64LE, data->seeds, 8, n, views, meta->seeds);
-  if (codec->row_numbers) columns(&im, "row_max", half, data->row_max, 2, n, views, meta->row_max);
-  if (codec->row_numbers) columns(&im, "row_range", half, data->row_range, 2, n, views, meta->row_range);
+  if (row_numbers) columns(&im, "row_max", half, data->row_max, 2, n, views, meta->row_max);
+  if (row_numbers) columns(&im, "row_range", half, data->row_range, 2, n, views, meta->row_range);
   flat(&im, "sample_id", H5T_NATIVE_UINT64, H5T_STD_U64LE, n, data->ids, &meta->sample_id);
   flat(&im, "label", H5T_NATIVE_INT32, H5T_STD_I32LE, n, data->labels, &meta->label);
   class_names(&im, head);
+  size_t at = views * meta->tables[0].blocks;
+  for (uint32_t a = 1; a < head->layout_count; at += views * meta->tables[a++].blocks)
+    layout(&im, head->layouts + a, meta->tables + a, n, views, half, data->chunks + at, data->sizes + at);
   H5Tclose(half);
   image_close(&im);
   leave(&q);
@@ -320,7 +342,7 @@ cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, 
 
 cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *out, cmkd_error *err) {
   quiet q;
-  image im = {-1, 0};
+  image im = {.file = -1, .out = out};
   enter(&q, out);
   image_open(&im, 1u << 16);
   identity(&im, &meta->head, "cmkd-cache");

@@ -1,16 +1,18 @@
-/* HDF5 images in memory: everything h5py needs to read a cache. The only place of the cache code that calls libhdf5;
- * our own readers never come here. libhdf5 is not thread-safe, so calls are serialised by a lock of this file's own. */
+/* HDF5 images in memory: everything h5py needs to read a cache. The only place of the library that calls libhdf5; our
+ * own readers never come here. libhdf5 keeps state of the whole process and is not thread-safe, so one lock of the
+ * process (hdf5.c) serialises all calls. */
 #ifndef CMKD_FORMATS_CACHE_HDF5_H
 #define CMKD_FORMATS_CACHE_HDF5_H
 #include "formats/cache/meta.h"
 
+/* Content of a shard, borrowed. */
 typedef struct cmkd_shard_data {
-  const uint8_t *const *chunks;        /* (views, blocks): stored bytes of each chunk of /logits */
-  const size_t *sizes;                 /* (views, blocks) */
-  const int32_t *labels;               /* (n) */
-  const uint64_t *ids;                 /* (n) */
-  const uint64_t *seeds;               /* (views, n): a column of /seeds after the other */
-  const uint16_t *row_max, *row_range; /* (views, n) or NULL */
+  const uint8_t *const *chunks; /* stored bytes of each chunk: of each layout (views, blocks), one after the other */
+  const size_t *sizes;          /* of the same */
+  const int32_t *labels;        /* (n) */
+  const uint64_t *ids;          /* (n) */
+  const uint64_t *seeds;        /* (views, n): a column of /seeds after the other */
+  const uint16_t *row_max, *row_range; /* (views, n) halves, or NULL */
 } cmkd_shard_data;
 
 /* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with cmkd_image_free. */

@@ -15,27 +15,77 @@
 #define SHARD_BYTES (4ull << 20) /* raw bytes of a shard, unless that makes over 1024 of them */
 #define SHARD_BYTES_MOST (128ull << 20)
 
-static void choose_geometry(const cmkd_cache_spec *spec, const cmkd_codec *codec, cmkd_cache_head *head) {
-  uint64_t row = (uint64_t)spec->classes * (uint64_t)codec->item, chunk = 1,
-           most = spec->samples < INT32_MAX ? spec->samples : INT32_MAX;
-  while (chunk * row < CHUNK_BYTES)
-    chunk *= 2;
-  if (spec->chunk_rows) chunk = spec->chunk_rows;
-  uint64_t total = row * spec->views * spec->samples, target = total / 1024;
-  target = target < SHARD_BYTES ? SHARD_BYTES : target > SHARD_BYTES_MOST ? SHARD_BYTES_MOST : target;
+static uint64_t chunk_rows_for(uint64_t row_bytes, uint32_t asked) {
+  uint64_t rows = 1;
+  if (asked) return asked;
+  while (rows * row_bytes < CHUNK_BYTES)
+    rows *= 2;
+  return rows;
+}
+
+/* Rows of shards and chunks, where the spec leaves them open. The layouts are there but for their chunk_rows. */
+static void choose_geometry(const cmkd_cache_spec *spec, cmkd_cache_head *head) {
+  const uint64_t chunk = chunk_rows_for(cmkd_layout_row_bytes(head->layouts), spec->chunk_rows),
+                 most = spec->samples < INT32_MAX ? spec->samples : INT32_MAX;
+  uint64_t row = 0;
+  for (uint32_t a = 0; a < head->layout_count; a++)
+    row += cmkd_layout_row_bytes(head->layouts + a);
+  uint64_t target = row * spec->views * spec->samples / 1024;
+  if (target < SHARD_BYTES) target = SHARD_BYTES;
+  if (target > SHARD_BYTES_MOST) target = SHARD_BYTES_MOST;
   uint64_t rows = target / (row * spec->views) / chunk * chunk;
   if (rows < chunk) rows = chunk;
   if (spec->shard_rows) rows = spec->shard_rows;
   if (rows > most) rows = most;
-  if (chunk > rows) chunk = rows;
   head->shard_rows = (uint32_t)rows;
-  head->chunk_rows = (uint32_t)chunk;
   uint64_t shards = (spec->samples + rows - 1) / rows;
   head->shards = shards > UINT32_MAX ? UINT32_MAX : (uint32_t)shards;
+  for (uint32_t a = 0; a < head->layout_count; a++) {
+    const cmkd_layout *layout = head->layouts + a;
+    uint64_t of_chunk =
+        chunk_rows_for(cmkd_layout_row_bytes(layout), a ? spec->arrays[a - 1].chunk_rows : spec->chunk_rows);
+    head->layouts[a].array.chunk_rows = (uint32_t)(of_chunk < rows ? of_chunk : rows);
+  }
 }
 
-static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, const cmkd_codec *codec,
-                              cmkd_cache_head *head, cmkd_error *err) {
+/* The layouts of the logits and of the named arrays. */
+static cmkd_status take_layouts(const char *path, const cmkd_cache_spec *spec, const cmkd_codec *codec,
+                                cmkd_cache_head *head, cmkd_error *err) {
+  cmkd_layout_of_logits(head, codec, 0);
+  if (spec->array_count > CMKD_CACHE_MAX_ARRAYS)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u named arrays; at most %d", path, spec->array_count,
+                     CMKD_CACHE_MAX_ARRAYS);
+  for (uint32_t i = 0; i < spec->array_count; i++) {
+    cmkd_layout *layout = head->layouts + head->layout_count;
+    *layout = (cmkd_layout){.array = spec->arrays[i]};
+    const char *bad = cmkd_layout_check(layout);
+    uint32_t twin;
+    if (bad)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the %s of named array %u (\"%.40s\") is none that a cache can hold",
+                       path, bad, i + 1, layout->array.name);
+    if (cmkd_layout_find(head, head->layout_count, layout->array.name, &twin))
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: two named arrays are called \"%s\"", path, layout->array.name);
+    for (int d = layout->array.dims; d < CMKD_CACHE_ARRAY_DIMS; d++)
+      layout->array.shape[d] = 0;
+    head->layout_count++;
+  }
+  return CMKD_OK;
+}
+
+static cmkd_status take_class_names(const cmkd_cache_spec *spec, cmkd_cache_head *head, cmkd_error *err) {
+  if (!spec->class_names) return CMKD_OK;
+  head->class_names = calloc(spec->classes, sizeof *head->class_names);
+  for (uint32_t c = 0; head->class_names && c < spec->classes; c++)
+    if (!(head->class_names[c] = strdup(spec->class_names[c]))) {
+      cmkd_cache_head_free(head);
+      break;
+    }
+  return head->class_names ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for class names");
+}
+
+static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmkd_cache_head *head, cmkd_error *err) {
+  const cmkd_codec *codec;
+  CMKD_TRY(cmkd_codec_find(spec->identity.codec, &codec, err));
   if (!spec->samples || spec->samples > UINT32_MAX)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu samples; a cache has 1 to %u", path,
                      (unsigned long long)spec->samples, UINT32_MAX);
@@ -49,26 +99,20 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, con
   if (codec->thin && cmkd_codec_keep(spec->identity.codec) >= spec->classes)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s keeps all of %u logits; use f16", path, spec->identity.codec,
                      spec->classes);
-  choose_geometry(spec, codec, head);
-  if (head->shards > CMKD_CACHE_MAX_SHARDS)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, head->shards,
-                     CMKD_CACHE_MAX_SHARDS);
-  if ((uint64_t)head->chunk_rows * spec->classes * (uint64_t)codec->item > CMKD_CACHE_CHUNK_LIMIT) {
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: chunks of %u rows are over %u bytes; lower the chunk rows", path,
-                     head->chunk_rows, CMKD_CACHE_CHUNK_LIMIT);
-  }
   head->identity = spec->identity;
   head->samples = spec->samples;
   head->views = spec->views;
   head->classes = spec->classes;
-  if (!spec->class_names) return CMKD_OK;
-  head->class_names = calloc(spec->classes, sizeof *head->class_names);
-  for (uint32_t c = 0; head->class_names && c < spec->classes; c++)
-    if (!(head->class_names[c] = strdup(spec->class_names[c]))) {
-      cmkd_cache_head_free(head);
-      break;
-    }
-  return head->class_names ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for class names");
+  CMKD_TRY(take_layouts(path, spec, codec, head, err));
+  choose_geometry(spec, head);
+  if (head->shards > CMKD_CACHE_MAX_SHARDS)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, head->shards,
+                     CMKD_CACHE_MAX_SHARDS);
+  for (uint32_t a = 0; a < head->layout_count; a++)
+    if (cmkd_layout_chunk_bytes(head->layouts + a) > CMKD_CACHE_CHUNK_LIMIT)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: chunks of %u rows are over %u bytes; lower the chunk rows", path,
+                       head->layouts[a].array.chunk_rows, CMKD_CACHE_CHUNK_LIMIT);
+  return take_class_names(spec, head, err);
 }
 
 /* What stands under PATH already? Nothing, or a master of this same cache: go on. A damaged master is replaced; all
@@ -84,8 +128,7 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
   cmkd_master_meta meta = {0};
   ssize_t got = pread(fd, start, sizeof start, 0);
   cmkd_status status = cmkd_user_block_read(fd, w->path, CMKD_USER_BLOCK_MASTER, &bytes, &block, NULL);
-  if (status == CMKD_OK)
-    status = cmkd_master_json_parse(block.json, block.json_size, block.file_size, w->path, &meta, NULL);
+  if (status == CMKD_OK) status = cmkd_master_json_parse(block.json, block.json_size, w->path, &meta, NULL);
   close(fd);
   free(bytes);
   if (status != CMKD_OK) {
@@ -93,8 +136,7 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists and is not a cache; choose another --out or move it away",
                      w->path);
   }
-  char *text = cmkd_cache_head_text(&meta.head);
-  int same = text && !strcmp(text, w->head_text);
+  int same = cmkd_cache_head_is(&meta.head, w->head_text);
   if (!same) {
     cmkd_fail(err, CMKD_ERR_MISMATCH,
               "%s: holds another cache (%s %s, %" PRIu64 " samples, %u views, %s, seed %" PRIu64
@@ -102,7 +144,6 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
               w->path, meta.head.identity.dataset, meta.head.identity.split, meta.head.samples, meta.head.views,
               meta.head.identity.codec, meta.head.identity.cache_seed, w->folder);
   }
-  free(text);
   cmkd_master_meta_free(&meta);
   return same ? CMKD_OK : CMKD_ERR_MISMATCH;
 }
@@ -122,10 +163,10 @@ static cmkd_status share_session(cmkd_cache_writer *w, cmkd_error *err) {
 }
 
 static cmkd_status open_common(cmkd_cache_writer *w, int threads, cmkd_error *err) {
-  CMKD_TRY(cmkd_codec_find(w->head.identity.codec, &w->codec, err));
+  const cmkd_codec *codec = w->head.layouts[0].codec;
   w->keep = cmkd_codec_keep(w->head.identity.codec);
-  w->thin = w->codec->thin ? malloc(w->head.classes * sizeof *w->thin) : NULL;
-  if (w->codec->thin && !w->thin) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", w->path);
+  w->thin = codec->thin ? malloc(w->head.classes * sizeof *w->thin) : NULL;
+  if (codec->thin && !w->thin) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", w->path);
   w->head_text = cmkd_cache_head_text(&w->head);
   w->entries = calloc(w->head.shards, sizeof *w->entries);
   if (!w->head_text)
@@ -177,11 +218,9 @@ static cmkd_status opened(cmkd_status status, cmkd_cache_writer *w, cmkd_cache_w
 cmkd_status cmkd_cache_writer_open(const char *path, const cmkd_cache_spec *spec, cmkd_cache_writer **out,
                                    cmkd_error *err) {
   cmkd_cache_writer *w;
-  const cmkd_codec *codec;
   *out = NULL;
-  CMKD_TRY(cmkd_codec_find(spec->identity.codec, &codec, err));
   cmkd_status status = writer_create(path, &w, err);
-  if (status == CMKD_OK) status = check_spec(path, spec, codec, &w->head, err);
+  if (status == CMKD_OK) status = check_spec(path, spec, &w->head, err);
   if (status == CMKD_OK) status = open_common(w, spec->threads, err);
   return opened(status, w, out);
 }
@@ -216,6 +255,9 @@ cmkd_status cmkd_cache_writer_join(const char *path, cmkd_cache_writer **out, cm
   *out = NULL;
   cmkd_status status = writer_create(path, &w, err);
   if (status == CMKD_OK) status = find_head(w, err);
+  if (status == CMKD_OK && w->head.unknown_arrays)
+    status = cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
+                       "%s: holds named arrays of a newer cmkd-cache; finish it with that one", w->folder);
   if (status == CMKD_OK) status = open_common(w, 1, err);
   return opened(status, w, out);
 }
@@ -245,7 +287,7 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
 }
 
 uint32_t cmkd_cache_writer_shards(const cmkd_cache_writer *w) { return w->head.shards; }
-uint32_t cmkd_cache_writer_chunk_rows(const cmkd_cache_writer *w) { return w->head.chunk_rows; }
+uint32_t cmkd_cache_writer_chunk_rows(const cmkd_cache_writer *w) { return w->head.layouts[0].array.chunk_rows; }
 void cmkd_cache_writer_range(const cmkd_cache_writer *w, uint32_t k, uint64_t *first, uint32_t *count) {
   *first = w->entries[k].first;
   *count = w->entries[k].samples;

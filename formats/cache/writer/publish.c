@@ -74,53 +74,41 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
   memcpy(entry->block_sha256, sha256, sizeof sha256);
   uint64_t rows = (uint64_t)shard->meta.samples * w->head.views;
   w->stats.rows += rows;
-  w->stats.raw_bytes += rows * w->head.classes * (uint64_t)w->codec->item;
+  for (uint32_t a = 0; a < w->head.layout_count; a++)
+    w->stats.raw_bytes += rows * cmkd_layout_row_bytes(w->head.layouts + a);
   w->stats.file_bytes += file_size;
   w->stats.write_seconds += cmkd_seconds() - start;
   pthread_mutex_unlock(&w->mutex);
   return CMKD_OK;
 }
 
-static cmkd_status hash_payload(int fd, const cmkd_user_block *block, const char *path, char hex[CMKD_SHA256_HEX],
-                                cmkd_error *err) {
-  enum { STEP = 1 << 20 };
-  uint8_t *buffer = malloc(STEP);
-  cmkd_hasher *hasher = buffer ? cmkd_hasher_start() : NULL;
-  cmkd_status status = hasher ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to check it", path);
-  for (uint64_t at = block->block_size; at < block->file_size && status == CMKD_OK;) {
-    size_t step = block->file_size - at < STEP ? (size_t)(block->file_size - at) : STEP;
-    status = cmkd_pread_full(fd, buffer, step, at, path, err);
-    if (status == CMKD_OK) cmkd_hasher_update(hasher, buffer, step);
-    at += step;
-  }
-  cmkd_hasher_finish(hasher, hex);
-  free(buffer);
-  return status;
-}
-
-int cmkd_writer_check(cmkd_cache_writer *w, uint32_t k) {
-  cmkd_shard_entry *entry = w->entries + k;
-  if (entry->block_sha256[0]) return 1;
-  char *path = cmkd_writer_shard_path(w, k), *text = NULL, hex[CMKD_SHA256_HEX] = "";
-  int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1, done = 0;
-  uint8_t *bytes = NULL;
+static int shard_is_ours(cmkd_cache_writer *w, uint32_t k, int fd, const char *path) {
   cmkd_user_block block;
   cmkd_cache_head head = {0};
   cmkd_shard_meta meta = {0};
-  if (fd >= 0 && cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK &&
-      cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &head, &meta,
-                            NULL) == CMKD_OK &&
-      (text = cmkd_cache_head_text(&head)) && !strcmp(text, w->head_text) && meta.index == k &&
-      hash_payload(fd, &block, path, hex, NULL) == CMKD_OK && !strcmp(hex, block.payload_sha256)) {
-    entry->size = block.file_size;
-    cmkd_sha256(bytes, (size_t)block.block_size, entry->block_sha256);
-    done = 1;
+  uint8_t *bytes = NULL;
+  char hex[CMKD_SHA256_HEX];
+  if (cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) != CMKD_OK) return 0;
+  int ours = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &head, &meta,
+                                   NULL) == CMKD_OK &&
+             cmkd_cache_head_is(&head, w->head_text) && meta.index == k &&
+             cmkd_payload_sha256(fd, &block, path, hex, NULL) == CMKD_OK && !strcmp(hex, block.payload_sha256);
+  if (ours) {
+    w->entries[k].size = block.file_size;
+    cmkd_sha256(bytes, (size_t)block.block_size, w->entries[k].block_sha256);
   }
-  if (fd >= 0) close(fd);
   cmkd_cache_head_free(&head);
   cmkd_shard_meta_free(&meta);
   free(bytes);
-  free(text);
+  return ours;
+}
+
+int cmkd_writer_check(cmkd_cache_writer *w, uint32_t k) {
+  if (w->entries[k].block_sha256[0]) return 1;
+  char *path = cmkd_writer_shard_path(w, k);
+  int fd = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
+  int done = fd >= 0 && shard_is_ours(w, k, fd, path);
+  if (fd >= 0) close(fd);
   free(path);
   return done;
 }

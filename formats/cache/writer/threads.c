@@ -12,14 +12,14 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
   pthread_cond_broadcast(&w->space);
 }
 
-/* `planes` has room for any raw chunk of this cache. */
+/* `planes` holds any raw chunk of this cache. 0: failed. */
 static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
+  const cmkd_layout *layout = w->head.layouts + job->layout;
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
-  size_t elements = (size_t)job->shard->rows * w->head.classes;
+  size_t elements = (size_t)job->shard->meta.tables[job->layout].rows * layout->array.elements;
   chunk->stored = cmkd_writer_buffer_take(w);
-  chunk->size = coder && planes && chunk->stored
-                    ? cmkd_chunk_encode(coder, chunk->items, elements, w->codec->item, planes, chunk->stored)
-                    : 0;
+  if (coder && planes && chunk->stored)
+    chunk->size = cmkd_chunk_encode(coder, chunk->items, elements, layout->codec->item, planes, chunk->stored);
   cmkd_writer_buffer_return(w, chunk->items);
   chunk->items = NULL;
   return chunk->size != 0;
@@ -115,16 +115,16 @@ cmkd_status cmkd_writer_failed(cmkd_cache_writer *w, cmkd_error *err) {
   return status;
 }
 
-cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uint64_t chunk, cmkd_error *err) {
+cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_chunk_job job, cmkd_error *err) {
   pthread_mutex_lock(&w->mutex);
   unsigned most = (unsigned)w->thread_count * 2 < CMKD_WRITER_QUEUE ? (unsigned)w->thread_count * 2 : CMKD_WRITER_QUEUE;
   while (w->queued >= most && w->failure.status == CMKD_OK)
     pthread_cond_wait(&w->space, &w->mutex);
   cmkd_status status = failed_locked(w, err);
   if (status == CMKD_OK) {
-    w->queue[(w->head_at + w->queued) % CMKD_WRITER_QUEUE] = (cmkd_chunk_job){shard, chunk};
+    w->queue[(w->head_at + w->queued) % CMKD_WRITER_QUEUE] = job;
     w->queued++;
-    shard->pending++;
+    job.shard->pending++;
     pthread_cond_signal(&w->work);
   }
   pthread_mutex_unlock(&w->mutex);

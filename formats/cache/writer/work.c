@@ -5,7 +5,12 @@
 
 /* Buffers are used again and again: a few hundred KB from malloc would be fresh pages each time. */
 size_t cmkd_writer_buffer_size(const cmkd_cache_writer *w) {
-  return cmkd_chunk_bound((size_t)w->head.chunk_rows * w->head.classes * (size_t)w->codec->item);
+  size_t raw = 0;
+  for (uint32_t a = 0; a < w->head.layout_count; a++) {
+    size_t of_layout = cmkd_layout_chunk_bytes(w->head.layouts + a);
+    if (of_layout > raw) raw = of_layout;
+  }
+  return cmkd_chunk_bound(raw);
 }
 
 uint8_t *cmkd_writer_buffer_take(cmkd_cache_writer *w) {
@@ -35,24 +40,26 @@ void cmkd_writer_buffers_free(cmkd_cache_writer *w) {
 }
 
 cmkd_status cmkd_shard_work_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_work **out, cmkd_error *err) {
+  const int row_numbers = w->head.layouts[0].codec->row_numbers;
   cmkd_shard_work *s = calloc(1, sizeof *s);
   *out = s;
   if (!s) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u", k);
   s->lock = (cmkd_lock)CMKD_LOCK_NONE;
   s->meta.index = k;
   CMKD_TRY(cmkd_shard_meta_alloc(&s->meta, &w->head, err));
-  s->rows = cmkd_shard_chunk_rows(&w->head, s->meta.samples);
-  s->chunk_count = (uint64_t)w->head.views * s->meta.blocks;
+  for (uint32_t a = 0; a < w->head.layout_count; a++) {
+    s->first_chunk[a] = s->chunk_count;
+    s->chunk_count += (uint64_t)w->head.views * s->meta.tables[a].blocks;
+  }
   size_t n = s->meta.samples, cells = n * w->head.views;
   s->chunks = calloc(s->chunk_count, sizeof *s->chunks);
-  s->seeds = malloc(cells * 8 + n * 8 + n * 4 +
-                    (w->codec->row_numbers ? cells * 4 : 0)); /* seeds | ids | labels | max | range */
+  s->seeds = malloc(cells * 8 + n * 8 + n * 4 + (row_numbers ? cells * 4 : 0)); /* seeds | ids | labels | max | range */
   if (!s->chunks || !s->seeds)
     return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u (%zu rows); lower --shard-rows", k, cells);
   s->ids = s->seeds + cells;
   s->labels = (int32_t *)(s->ids + n);
-  s->row_max = w->codec->row_numbers ? (uint16_t *)(s->labels + n) : NULL;
-  s->row_range = s->row_max ? s->row_max + cells : NULL;
+  s->row_max = row_numbers ? (uint16_t *)(s->labels + n) : NULL;
+  s->row_range = row_numbers ? s->row_max + cells : NULL;
   return CMKD_OK;
 }
 

@@ -19,13 +19,13 @@ typedef struct cmkd_chunk_work {
 /* A shard from begin to its file. */
 typedef struct cmkd_shard_work {
   cmkd_shard_meta meta;
-  uint32_t rows;                 /* of a chunk */
   uint64_t *seeds, *ids;         /* (views, n), (n): one allocation with the three below */
   int32_t *labels;               /* (n) */
   uint16_t *row_max, *row_range; /* (views, n) halves, or NULL */
-  cmkd_chunk_work *chunks;       /* (views, blocks) */
+  cmkd_chunk_work *chunks;       /* of each layout (views, blocks), one after the other */
   uint64_t chunk_count;
-  uint64_t full;    /* chunks whose rows are all there */
+  uint64_t first_chunk[1 + CMKD_CACHE_MAX_ARRAYS]; /* (layouts) */
+  uint64_t full;                                   /* chunks whose rows are all there */
   uint64_t pending; /* chunks queued or being compressed; guarded by the writer's mutex */
   int have_samples; /* ids, labels and seeds are there */
   cmkd_lock lock;
@@ -33,7 +33,8 @@ typedef struct cmkd_shard_work {
 
 typedef struct cmkd_chunk_job {
   cmkd_shard_work *shard;
-  uint64_t chunk;
+  uint32_t layout;
+  uint64_t chunk; /* of shard->chunks */
 } cmkd_chunk_job;
 
 #define CMKD_WRITER_QUEUE 64
@@ -47,8 +48,7 @@ struct cmkd_cache_writer {
   char *path, *dir;           /* the master; the folder it lies in */
   char *folder, *folder_name; /* of the shards: whole path, last part */
   cmkd_cache_head head;
-  char *head_text; /* the configuration: builds with equal text make equal caches */
-  const cmkd_codec *codec;
+  char *head_text;           /* the configuration: builds with equal text make equal caches */
   uint32_t keep;             /* of codecs that keep K logits: K, else 0 */
   float *thin;               /* (classes) for them, else NULL */
   cmkd_shard_entry *entries; /* (shards); block_sha256 is empty until known to be done */
@@ -79,7 +79,7 @@ cmkd_status cmkd_writer_threads_start(cmkd_cache_writer *w, cmkd_error *err);
 void cmkd_writer_threads_stop(cmkd_cache_writer *w); /* after what is queued and sealed */
 cmkd_status cmkd_writer_failed(cmkd_cache_writer *w, cmkd_error *err);
 /* Queues a chunk for compression; waits while the queue is full. */
-cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_shard_work *shard, uint64_t chunk, cmkd_error *err);
+cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_chunk_job job, cmkd_error *err);
 /* Takes a full shard for publishing; waits for the one before. */
 cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err);
 /* Waits until no chunk of the shard is queued or being compressed. */
