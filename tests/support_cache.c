@@ -20,6 +20,27 @@ int32_t synthetic_label(const synthetic *s, uint64_t sample) {
   return (int32_t)((sample * 2654435761u >> 7) % s->classes);
 }
 
+const cmkd_cache_array synthetic_arrays[SYNTHETIC_ARRAYS] = {
+    {.name = "aux", .dtype = CMKD_F32, .dims = 1, .shape = {5}, .chunk_rows = 17},
+    {.name = "map.layer-3", .dtype = CMKD_F16, .dims = 2, .shape = {3, 2}},
+    {.name = "mask", .dtype = CMKD_U8, .dims = 3, .shape = {1, 7, 1}},
+};
+uint32_t synthetic_elements(int array) {
+  uint32_t elements = 1;
+  for (int d = 0; d < synthetic_arrays[array].dims; d++)
+    elements *= synthetic_arrays[array].shape[d];
+  return elements;
+}
+void synthetic_array_row(const synthetic *s, int array, uint64_t sample, uint32_t view, float *row) {
+  cmkd_rng rng = cmkd_rng_start(s->seed + 1 + (uint64_t)array, CMKD_STREAM_TEST, sample * 65536 + view);
+  for (uint32_t e = 0; e < synthetic_elements(array); e++)
+    switch (synthetic_arrays[array].dtype) {
+    case CMKD_F32: row[e] = (float)cmkd_rng_normal(&rng); break;
+    case CMKD_F16: row[e] = (float)((int)cmkd_rng_below(&rng, 4097) - 2048) / 64; break;
+    default: row[e] = (float)cmkd_rng_below(&rng, 256);
+    }
+}
+
 static void write_idx(const char *dir, const char *name, const uint32_t *dims, int count, const uint8_t *data) {
   char path[1300];
   snprintf(path, sizeof path, "%s/%s", dir, name);
@@ -82,9 +103,21 @@ void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec) {
   spec->chunk_rows = s->chunk_rows;
   spec->threads = s->threads;
   spec->class_names = s->names && s->classes == 10 ? names : NULL;
+  spec->arrays = synthetic_arrays;
+  spec->array_count = s->arrays ? SYNTHETIC_ARRAYS : 0;
 }
 
-static cmkd_status build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_t k, cmkd_error *err) {
+static cmkd_status put_arrays(const synthetic *s, cmkd_cache_writer *w, uint64_t first, uint32_t i, cmkd_error *err) {
+  float row[SYNTHETIC_ELEMENTS];
+  for (int a = 0; a < SYNTHETIC_ARRAYS; a++)
+    for (uint32_t v = 0; v < s->views; v++) {
+      synthetic_array_row(s, a, first + i, v, row);
+      CMKD_TRY(cmkd_cache_writer_put_array(w, synthetic_arrays[a].name, v, i, 1, row, synthetic_elements(a), err));
+    }
+  return CMKD_OK;
+}
+
+cmkd_status synthetic_build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_t k, cmkd_error *err) {
   uint64_t first;
   uint32_t n;
   cmkd_cache_writer_range(w, k, &first, &n);
@@ -99,11 +132,13 @@ static cmkd_status build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_
       seeds[(size_t)i * s->views + v] = synthetic_seed(s, first + i, v);
   }
   cmkd_status status = cmkd_cache_writer_samples(w, ids, labels, seeds, err);
-  for (uint32_t i = 0; i < n && status == CMKD_OK; i++)
+  for (uint32_t i = 0; i < n && status == CMKD_OK; i++) {
     for (uint32_t v = 0; v < s->views && status == CMKD_OK; v++) {
       synthetic_row(s, first + i, v, row);
       status = cmkd_cache_writer_put(w, v, i, 1, row, s->classes, err);
     }
+    if (status == CMKD_OK && s->arrays) status = put_arrays(s, w, first, i, err);
+  }
   free(ids);
   free(seeds);
   free(labels);
@@ -120,7 +155,7 @@ cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_cache_wri
   for (uint32_t k = 0; k < cmkd_cache_writer_shards(w) && status == CMKD_OK; k++) {
     cmkd_cache_shard_state state;
     status = cmkd_cache_writer_begin(w, k, &state, err);
-    if (status == CMKD_OK && state == CMKD_CACHE_SHARD_NEEDED) status = build_shard(s, w, k, err);
+    if (status == CMKD_OK && state == CMKD_CACHE_SHARD_NEEDED) status = synthetic_build_shard(s, w, k, err);
   }
   if (status == CMKD_OK) status = cmkd_cache_writer_finish(w, err);
   if (stats) cmkd_cache_writer_get_stats(w, stats);

@@ -9,8 +9,16 @@ typedef struct synthetic {
   uint32_t samples, views, classes, shard_rows, chunk_rows;
   const char *codec;
   uint64_t seed;
-  int threads, names;
+  int threads;
+  int names;  /* 1: with class names, when there are 10 classes */
+  int arrays; /* 1: with the named arrays of synthetic_arrays */
 } synthetic;
+/* Named arrays of every type, and numbers for them that their type holds exactly. */
+enum { SYNTHETIC_ARRAYS = 3, SYNTHETIC_ELEMENTS = 7 }; /* elements: of the widest row */
+extern const cmkd_cache_array synthetic_arrays[SYNTHETIC_ARRAYS];
+uint32_t synthetic_elements(int array);
+void synthetic_array_row(const synthetic *s, int array, uint64_t sample, uint32_t view, float *row);
+
 void synthetic_row(const synthetic *s, uint64_t sample, uint32_t view, float *row);
 uint64_t synthetic_seed(const synthetic *s, uint64_t sample, uint32_t view);
 int32_t synthetic_label(const synthetic *s, uint64_t sample);
@@ -19,6 +27,8 @@ void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec);
 void synthetic_images(const synthetic *s, const char *dir, uint32_t side);
 /* Writes (or continues) the cache at `path`. */
 cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_cache_writer_stats *stats, cmkd_error *err);
+/* Fills and ends shard k, which was begun. */
+cmkd_status synthetic_build_shard(const synthetic *s, cmkd_cache_writer *w, uint32_t k, cmkd_error *err);
 /* A folder with the HDF5 filter alone, for HDF5_PLUGIN_PATH: libhdf5 opens every library in there, and a sanitized one
  * stops Python. */
 const char *filter_folder(void);

@@ -63,8 +63,9 @@ typedef struct cmkd_cache_info {
   uint32_t classes;               /* logits have shape (samples, views, classes) */
   uint32_t kept;                  /* logits of a row that are the teacher's: classes, or K of codec topk:K */
   const char *const *class_names; /* (classes) or NULL */
-  const cmkd_cache_array *arrays; /* (array_count), those whose type this library knows; others are passed over */
+  const cmkd_cache_array *arrays; /* (array_count), those whose type this library knows */
   uint32_t array_count;
+  uint32_t unknown_arrays; /* of types that it does not know: passed over */
   uint32_t shards;
   uint64_t bytes;       /* on disk, all files */
   uint64_t logit_bytes; /* of them compressed logits */

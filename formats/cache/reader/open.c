@@ -125,6 +125,7 @@ static void fill_info(cmkd_cache *cache) {
   info->class_names = (const char *const *)head->class_names;
   info->arrays = cache->arrays;
   info->array_count = head->layout_count - 1;
+  info->unknown_arrays = head->unknown_arrays;
   for (uint32_t a = 0; a < info->array_count; a++)
     cache->arrays[a] = head->layouts[1 + a].array;
   info->shards = head->shards;
