@@ -1,7 +1,10 @@
 /* How fast a cache is read and written, beside h5py and memcpy in the same run. A row is what one epoch consumes: one
  * view's logits of one sample, delivered as float32 in the caller's buffer, frame checksums on, page cache warm. Rounds
- * alternate between the contenders and the median counts, so that a busy machine shifts all of them alike. bench/cache
- * [--quick] [--threads N]      needs about 2 GB under $TMPDIR */
+ * alternate between the contenders and the median counts, so that a busy machine shifts all of them alike.
+ *
+ *     bench/cache [--quick] [--read | --write] [--threads N]
+ *
+ * Needs about 2 GB under $TMPDIR. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -193,10 +193,10 @@ struct cmkd_npy_writer {
 };
 
 static cmkd_status failed(const char *path, int code, cmkd_error *err) {
-  const char *remedy = code == ENOSPC || code == EDQUOT    ? "; make room or choose another folder"
-                       : code == EFBIG                     ? "; raise the file size limit (ulimit -f)"
-                       : code == ENOENT || code == ENOTDIR ? "; is its folder there?"
-                                                           : "";
+  const char *remedy = "";
+  if (code == ENOSPC || code == EDQUOT) remedy = "; make room or choose another folder";
+  if (code == EFBIG) remedy = "; raise the file size limit (ulimit -f)";
+  if (code == ENOENT || code == ENOTDIR) remedy = "; is its folder there?";
   return cmkd_fail(err, CMKD_ERR_IO, "%s: writing failed: %s%s", path, strerror(code), remedy);
 }
 
@@ -213,8 +213,10 @@ static int write_all(int fd, const uint8_t *at, uint64_t left) {
       code = errno;
     else if (done == 0)
       code = EIO;
-    else if (done > 0)
-      at += done, left -= (uint64_t)done;
+    else if (done > 0) {
+      at += done;
+      left -= (uint64_t)done;
+    }
   }
   if (code == EFBIG && !sigismember(&old, SIGXFSZ) && sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ))
     sigtimedwait(&set, NULL, &(struct timespec){0});
@@ -251,10 +253,8 @@ static size_t build_header(cmkd_dtype dtype, int dims, const int64_t *shape, uin
   char *dict = (char *)out + 10;
   size_t at = (size_t)snprintf(dict, 400, "{'descr': '%s', 'fortran_order': False, 'shape': (", descriptions[dtype]);
   for (int d = 0; d < dims; d++)
-    at += (size_t)snprintf(dict + at, 400 - at, "%lld%s", (long long)shape[d],
-                           d + 1 < dims ? ", "
-                           : dims == 1  ? ","
-                                        : "");
+    at += (size_t)snprintf(dict + at, 400 - at, d ? ", %lld" : "%lld", (long long)shape[d]);
+  if (dims == 1) at += (size_t)snprintf(dict + at, 400 - at, ",");
   at += (size_t)snprintf(dict + at, 400 - at, "), }");
   while ((10 + at + 1) % 64)
     dict[at++] = ' ';

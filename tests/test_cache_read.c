@@ -1,4 +1,4 @@
-/* Write, read back, stream: every codec, odd shapes, every order; h5py as the stranger. */
+/* Write, read back, stream: every codec, odd shapes, every order; h5py as another reader. */
 #include "tests/support.h"
 #include <math.h>
 #include "base/file.h"
@@ -165,7 +165,7 @@ static void streams_any_order(void **state) {
     for (uint32_t i = 0; i < s.samples; i++)
       order[i] = i;
     check_stream(cache, 0, order, s.samples, 0, 64);
-    check_stream(cache, 1, order, s.samples, 100 * 20 * 4, 777); /* room for one chunk */
+    check_stream(cache, 1, order, s.samples, 100 * 20 * 4, 777); /* memory for one chunk */
     cmkd_epoch_order(7, 0, s.samples, 0, order);
     check_stream(cache, 1, order, s.samples, 0, 64);
     check_stream(cache, 0, order, 1, 0, 1);

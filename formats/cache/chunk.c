@@ -14,8 +14,7 @@ struct cmkd_chunk_coder {
 };
 
 cmkd_chunk_coder *cmkd_chunk_coder_create(void) {
-  cmkd_chunk_coder *coder = calloc(1, sizeof *coder);
-  return coder;
+  return calloc(1, sizeof(cmkd_chunk_coder)); /* the contexts come with their first use */
 }
 
 void cmkd_chunk_coder_free(cmkd_chunk_coder *coder) {
@@ -53,8 +52,8 @@ size_t cmkd_chunk_encode(cmkd_chunk_coder *coder, const uint8_t *items, size_t e
     coder->in = ZSTD_createCCtx();
     if (!coder->in) return 0;
     ZSTD_CCtx_setParameter(coder->in, ZSTD_c_compressionLevel, CMKD_CHUNK_LEVEL);
-    ZSTD_CCtx_setParameter(coder->in, ZSTD_c_minMatch,
-                           7); /* short matches in noise cost a reader more than they save */
+    /* short matches in noise cost a reader more than they save */
+    ZSTD_CCtx_setParameter(coder->in, ZSTD_c_minMatch, 7);
     ZSTD_CCtx_setParameter(coder->in, ZSTD_c_checksumFlag, 1);
   }
   if (item > 1) cmkd_shuffle(items, scratch, elements, item);

@@ -1,21 +1,22 @@
-/* One chunk of /logits: items -> byte shuffle -> one zstd frame (content size, checksum) -> fletcher32 behind it; and
- * back, checked. */
+/* One chunk: items -> byte shuffle -> one zstd frame (content size, checksum) -> fletcher32 behind it; and back,
+ * checked. */
 #ifndef CMKD_FORMATS_CACHE_CHUNK_H
 #define CMKD_FORMATS_CACHE_CHUNK_H
 #include <stddef.h>
 #include <stdint.h>
 #include "cmkd/status.h"
 
-#define CMKD_CHUNK_LEVEL \
-  1 /* zstd's; 3 gives the same size here for twice the time, above it 2% smaller for 10-100x the time */
+/* zstd's level. 3 gives the same size here for twice the time, above it 2% smaller for 10-100x the time. */
+#define CMKD_CHUNK_LEVEL 1
 
-typedef struct cmkd_chunk_coder cmkd_chunk_coder; /* zstd contexts of one thread */
+typedef struct cmkd_chunk_coder cmkd_chunk_coder; /* zstd's memory, for one thread at a time */
 cmkd_chunk_coder *cmkd_chunk_coder_create(void);  /* NULL when out of memory */
 void cmkd_chunk_coder_free(cmkd_chunk_coder *coder);
 
-size_t cmkd_chunk_bound(size_t raw); /* room that an encoded chunk of `raw` bytes may need */
-/* items (elements * item bytes) -> out (room: bound). scratch: elements * item bytes. Gives the stored size, 0 on
- * failure. */
+/* Most bytes that an encoded chunk of `raw` bytes takes. */
+size_t cmkd_chunk_bound(size_t raw);
+/* items (elements, item bytes each) -> out, of cmkd_chunk_bound bytes. scratch: elements * item bytes, unused when item
+ * is 1. Gives the stored size, 0 on failure. */
 size_t cmkd_chunk_encode(cmkd_chunk_coder *coder, const uint8_t *items, size_t elements, int item, uint8_t *scratch,
                          uint8_t *out);
 /* stored (size) -> out: exactly `raw` bytes, still shuffled. Refuses anything but one whole frame of that content size

@@ -59,6 +59,7 @@ const cmkd_codec *cmkd_codec_of_dtype_name(const char *name, cmkd_dtype *dtype) 
 }
 
 const cmkd_codec_kernels *cmkd_codec_kernels_get(void) {
+  /* Kept for speed alone: any thread would find the same answer again. */
   static const cmkd_codec_kernels portable;
   static _Atomic(const cmkd_codec_kernels *) chosen;
   const cmkd_codec_kernels *kernels = atomic_load_explicit(&chosen, memory_order_acquire);

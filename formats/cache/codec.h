@@ -19,13 +19,13 @@ typedef struct cmkd_chunk_view {
 typedef struct cmkd_codec {
   const char *name;
   const char *summary; /* one line for help and docs */
-  int item;            /* bytes of one class in /logits */
+  int item;            /* bytes of one number */
   int row_numbers;     /* 1: /row_max and /row_range exist */
   int whole;           /* 1: it holds whole numbers from 0 to limit and no others */
-  double limit;        /* largest |logit| it can hold */
-  double tolerance; /* |decoded - original| <= tolerance * max(1, |original|), or for row codecs of the row's range */
-  /* logits (rows, C) -> items (rows * C * item bytes, little endian). row_max, row_range (rows) where it has them.
-   * Every logit is finite and within `limit`. */
+  double limit;        /* largest magnitude it can hold */
+  double tolerance;    /* |decoded - x| <= tolerance * max(1, |x|), or for codecs with row numbers of the row's range */
+  /* (rows, C) floats -> items (rows * C * item bytes, little endian). row_max, row_range (rows) where it has them, else
+   * NULL. Every number is one that cmkd_codec_first_refused lets pass. */
   void (*encode)(const float *logits, size_t rows, size_t classes, uint8_t *items, uint16_t *row_max,
                  uint16_t *row_range);
   /* rows [first, first + rows) of a chunk -> out (rows, C) */
@@ -35,7 +35,7 @@ typedef struct cmkd_codec {
   void (*thin)(const float *row, size_t classes, uint32_t keep, float *out);
 } cmkd_codec;
 
-/* Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. "topk:K" is topk. */
+/* The codec of logits. Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. "topk:K" is topk. */
 cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err);
 /* The codec that stores numbers of a named array as they are, and the one of that name; NULL for other types and names.
  */

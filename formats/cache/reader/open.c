@@ -252,7 +252,7 @@ cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint1
 static cmkd_status load_array(cmkd_cache *cache, int labels, cmkd_error *err) {
   size_t item = labels ? 4 : 8;
   cmkd_status status = CMKD_OK;
-  uint8_t *out = malloc((size_t)cache->info.samples * item); /* the shards' tables vouch for that many bytes on disk */
+  uint8_t *out = malloc((size_t)cache->info.samples * item); /* bounded: the shards hold that many bytes */
   if (!out) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for its labels", cache->path);
   for (uint32_t k = 0; k < cache->info.shards && status == CMKD_OK; k++) {
     const cmkd_shard *shard = cache->shards + k;

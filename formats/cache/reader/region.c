@@ -2,12 +2,12 @@
 #include <sys/mman.h>
 #include "formats/cache/reader/reader.h"
 
-#define HUGE ((size_t)2 << 20)
+#define HUGE_PAGE ((size_t)2 << 20)
 
 cmkd_region cmkd_region_take(cmkd_cache *cache, size_t size) {
   cmkd_region found = {NULL, 0};
   if (size > SIZE_MAX / 2) return found;
-  size = (size + HUGE - 1) / HUGE * HUGE;
+  size = (size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
   pthread_mutex_lock(&cache->mutex);
   for (int i = 0; i < 2 && !found.size; i++)
     if (cache->spare[i].size >= size) {
@@ -16,11 +16,11 @@ cmkd_region cmkd_region_take(cmkd_cache *cache, size_t size) {
     }
   pthread_mutex_unlock(&cache->mutex);
   if (found.size) return found;
-  uint8_t *bytes = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  uint8_t *bytes = mmap(NULL, size + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (bytes == MAP_FAILED) return found;
-  size_t before = (HUGE - (uintptr_t)bytes % HUGE) % HUGE; /* huge pages want their own alignment */
+  size_t before = (HUGE_PAGE - (uintptr_t)bytes % HUGE_PAGE) % HUGE_PAGE; /* huge pages want their own alignment */
   if (before) munmap(bytes, before);
-  if (HUGE - before) munmap(bytes + before + size, HUGE - before);
+  if (HUGE_PAGE - before) munmap(bytes + before + size, HUGE_PAGE - before);
   madvise(bytes + before, size, MADV_HUGEPAGE);
   return (cmkd_region){bytes + before, size};
 }

@@ -13,8 +13,8 @@
 typedef struct verify {
   cmkd_cache *cache;
   int deep;
-  void (*each)(void *context, uint32_t shard, const cmkd_error *err);
-  void *context;
+  void (*each)(void *self, uint32_t shard, const cmkd_error *err);
+  void *self;
   cmkd_verify_report *report;
   pthread_mutex_t mutex; /* guards next, report and calls of each */
   uint32_t next;
@@ -145,7 +145,7 @@ static void *run(void *argument) {
     if (v->deep) report->chunks += chunks_of(head, v->cache->shards + k);
     if (v->deep) report->rows += (uint64_t)v->cache->shards[k].meta.samples * head->views;
     if (status != CMKD_OK && !report->problems++) report->first = err;
-    if (v->each) v->each(v->context, k, status == CMKD_OK ? NULL : &err);
+    if (v->each) v->each(v->self, k, status == CMKD_OK ? NULL : &err);
   }
   pthread_mutex_unlock(&v->mutex);
   free(s.stored);
@@ -157,18 +157,13 @@ static void *run(void *argument) {
   return NULL;
 }
 
-cmkd_status cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
-                              void (*each)(void *context, uint32_t shard, const cmkd_error *err), void *context,
-                              cmkd_verify_report *report, cmkd_error *err) {
-  (void)err;
+void cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
+                       void (*each)(void *self, uint32_t shard, const cmkd_error *err), void *self,
+                       cmkd_verify_report *report) {
   enum { MOST = 64 };
   pthread_t started[MOST];
-  verify v = {.cache = cache,
-              .deep = deep,
-              .each = each,
-              .context = context,
-              .report = report,
-              .mutex = PTHREAD_MUTEX_INITIALIZER};
+  verify v = {
+      .cache = cache, .deep = deep, .each = each, .self = self, .report = report, .mutex = PTHREAD_MUTEX_INITIALIZER};
   int wanted = threads > 0 ? threads : cmkd_cpu_count(), count = 0;
   memset(report, 0, sizeof *report);
   if (wanted > MOST) wanted = MOST;
@@ -178,5 +173,4 @@ cmkd_status cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
   run(&v);
   for (int i = 0; i < count; i++)
     pthread_join(started[i], NULL);
-  return CMKD_OK;
 }

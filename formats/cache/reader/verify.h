@@ -4,16 +4,18 @@
 #include "cmkd/cache.h"
 
 typedef struct cmkd_verify_report {
-  uint64_t shards, bytes, chunks, rows; /* looked at; chunks and rows only when deep */
-  uint32_t problems;                    /* damaged shards; `first` tells the first */
-  cmkd_error first;
+  uint64_t shards, bytes; /* looked at */
+  uint64_t chunks, rows;  /* decoded: only when deep. rows: samples * views */
+  uint32_t problems;      /* damaged shards */
+  cmkd_error first;       /* the first of them */
 } cmkd_verify_report;
 
 /* An open cache has a good master and good user blocks. This hashes everything behind them and reads the small arrays;
- * with `deep` it also checks each chunk's own hash, decodes it, and looks for numbers that are not finite and labels
- * out of range. Goes on after a damaged shard; `each` (may be NULL) hears of every shard as it is done, err NULL when
- * it is good. Always CMKD_OK so far: damage is in the report. */
-cmkd_status cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
-                              void (*each)(void *context, uint32_t shard, const cmkd_error *err), void *context,
-                              cmkd_verify_report *report, cmkd_error *err);
+ * with `deep` it also checks each chunk's own hash, decodes it, and looks for numbers that are not finite, in the
+ * logits and in named arrays. Goes on after a damaged shard: what is wrong is in the report. `each` (may be NULL) hears
+ * of every shard as it is done, err NULL when it is good, one call at a time, from any of the `threads` (0: all cores).
+ */
+void cmkd_cache_verify(cmkd_cache *cache, int deep, int threads,
+                       void (*each)(void *self, uint32_t shard, const cmkd_error *err), void *self,
+                       cmkd_verify_report *report);
 #endif

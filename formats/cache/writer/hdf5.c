@@ -1,5 +1,5 @@
-/* libhdf5 with the core driver and no backing store: a full disk is then our own write() failing. Version 1.10's habits
- * (stale superblock checksum, object times of the root group) are dealt with here. */
+/* libhdf5 with the core driver and no backing store: a full disk is then our own write() failing. What version 1.10
+ * leaves behind (a stale superblock checksum, times of the root group) is mended here. */
 #include "formats/cache/writer/hdf5.h"
 #include <hdf5.h>
 #include <pthread.h>
@@ -9,8 +9,8 @@
 #include "formats/cache/hash.h"
 
 #define ZSTD_FILTER ((H5Z_filter_t)32015)
-#define FILTER_NAME \
-  "Zstandard compression: http://www.zstd.net" /* stored in every file: changing it changes all hashes */
+/* Stored in every file: changing it changes all hashes. */
+#define FILTER_NAME "Zstandard compression: http://www.zstd.net"
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* the one of the process: libhdf5 is not thread-safe */
 
@@ -25,8 +25,12 @@ static size_t no_filter(unsigned flags, size_t values, const unsigned value[], s
   (void)buffer;
   return 0;
 }
-static const H5Z_class2_t filter_class = {H5Z_CLASS_T_VERS, ZSTD_FILTER, 1,    1,
-                                          FILTER_NAME,      NULL,        NULL, (H5Z_func_t)no_filter};
+static const H5Z_class2_t filter_class = {.version = H5Z_CLASS_T_VERS,
+                                          .id = ZSTD_FILTER,
+                                          .encoder_present = 1,
+                                          .decoder_present = 1,
+                                          .name = FILTER_NAME,
+                                          .filter = no_filter};
 
 /* libhdf5 builds its file in the memory of a cmkd_image, which stays when the file is closed and serves the next one:
  * no copy, no fresh pages. The image comes as the callbacks' user data, which libhdf5 wants to copy and free, too. */
@@ -99,9 +103,8 @@ static void image_close(image *im) {
   if (im->file >= 0) {
     if (!im->failed) need(im, H5Fflush(im->file, H5F_SCOPE_GLOBAL));
     if (!im->failed) bytes = H5Fget_file_image(im->file, NULL, 0);
-    if (bytes >= 48)
-      memcpy(superblock, im->out->bytes,
-             sizeof superblock); /* closing gives back unused space: a file end before the image's */
+    /* as it is before closing, which gives back unused space: a file end before the image's */
+    if (bytes >= 48) memcpy(superblock, im->out->bytes, sizeof superblock);
     need(im, H5Fclose(im->file));
   }
   if (im->failed || bytes < 48 || (size_t)bytes > im->out->capacity) {
