@@ -52,7 +52,10 @@ int has_program(const char *name) {
   return 0;
 }
 
-void use_best_isa(void) { unsetenv("CMKD_ISA"); }
+void use_best_isa(void) {
+  unsetenv("CMKD_ISA");
+  cmkd_cpu_lower_isa("");
+}
 
 int use_isa(cmkd_isa isa) {
   use_best_isa();
@@ -62,6 +65,7 @@ int use_isa(cmkd_isa isa) {
     return 0;
   }
   setenv("CMKD_ISA", cmkd_isa_name(isa), 1);
+  cmkd_environment_lower_isa();
   assert_int_equal(cmkd_cpu_isa(), isa);
   return 1;
 }
