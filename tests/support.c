@@ -8,6 +8,12 @@
 /* $CMKD_ISA holds for tests as it does for programs. */
 __attribute__((constructor)) static void lower_isa(void) { cmkd_environment_lower_isa(); }
 
+/* Before main: every test program takes the names of its tests from the environment. */
+__attribute__((constructor)) static void choose_tests(void) {
+  const char *pattern = getenv("CMKD_TEST");
+  if (pattern && *pattern) cmocka_set_test_filter(pattern);
+}
+
 static const char *shared_root(void) {
   const char *root = getenv("CMKD_SHARED");
   return root ? root : "../shared";

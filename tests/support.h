@@ -1,4 +1,6 @@
-/* What every test file needs: cmocka in the right order, the shared material, scratch folders, comparisons. */
+/* What every test file needs: cmocka in the right order, the shared material, scratch folders, comparisons.
+ * A test program runs from the root of the repository; $CMKD_BUILD is the build folder (build), and $CMKD_TEST the test
+ * to run alone (a name, or a pattern with * and ?). */
 #ifndef CMKD_TESTS_SUPPORT_H
 #define CMKD_TESTS_SUPPORT_H
 #include <setjmp.h>
