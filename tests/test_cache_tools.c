@@ -48,17 +48,18 @@ static void build(const char *name, const synthetic *s) {
   free(path);
 }
 
+/* Before each test: a folder of its own with full.h5 in it. */
 static int setup(void **state) {
   (void)state;
+  synthetic s = base();
   dir = scratch_dir();
+  build("full.h5", &s);
   return 0;
 }
 
 static void repack_measures(void **state) {
   (void)state;
-  synthetic s = base();
   const char *output;
-  build("full.h5", &s);
   assert_int_equal(tool(&output, "repack full.h5 small.h5 --codec u8sqrt --json --quiet"), 0);
   json_t *o = json_loads(output, 0, NULL);
   assert_non_null(o);
@@ -395,14 +396,14 @@ static void list_and_plan(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(repack_measures),
-                                     cmocka_unit_test(top_k_only_when_meant),
-                                     cmocka_unit_test(top_k_of_ties),
-                                     cmocka_unit_test(subset_keeps_ids_and_seeds),
-                                     cmocka_unit_test(merge_samples_and_views),
-                                     cmocka_unit_test(average_of_teachers),
-                                     cmocka_unit_test(import_of_a_dump),
-                                     cmocka_unit_test(export_and_import_agree),
-                                     cmocka_unit_test(list_and_plan)};
-  return cmocka_run_group_tests(tests, setup, NULL);
+  const struct CMUnitTest tests[] = {cmocka_unit_test_setup(repack_measures, setup),
+                                     cmocka_unit_test_setup(top_k_only_when_meant, setup),
+                                     cmocka_unit_test_setup(top_k_of_ties, setup),
+                                     cmocka_unit_test_setup(subset_keeps_ids_and_seeds, setup),
+                                     cmocka_unit_test_setup(merge_samples_and_views, setup),
+                                     cmocka_unit_test_setup(average_of_teachers, setup),
+                                     cmocka_unit_test_setup(import_of_a_dump, setup),
+                                     cmocka_unit_test_setup(export_and_import_agree, setup),
+                                     cmocka_unit_test_setup(list_and_plan, setup)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
 }
