@@ -1,8 +1,9 @@
 /* Networks against PyTorch: replays the cases that tests/parity/parity.py wrote (inference logits, training loss, a
- * digest of every parameter gradient and running statistic). With arguments it is the other half of that tool: one
- * step, every number into a file. */
+ * digest of every parameter gradient and running statistic; of one network of each family the tensors as well). With
+ * arguments it is the other half of that tool: one step, every number into a file. */
 #include "base/program/environment.h"
 #include "tests/support.h"
+#include <inttypes.h>
 #include <math.h>
 #include "kernels/backend.h"
 #include "kernels/cpu/model.h"
@@ -180,7 +181,41 @@ static double largest_gradient(FILE *f) {
   return most;
 }
 
-static void replay(const char *device, const char *arch, const capacity *allowed) {
+/* One stored tensor: "grad.NAME" or "stat.NAME" whole, "grad.NAME/n" every n-th number of it. Each number may be off by
+ * `tolerance` of the tensor's largest; where all are 0, by `least`. */
+static void check_tensor(const bench *b, const cmkd_tensor *t, double tolerance, double least) {
+  char kind[5] = "", name[128];
+  int64_t stride = 1;
+  int index = -1;
+  if (sscanf(t->name, "%4[a-z].%127[^/]/%" SCNd64, kind, name, &stride) < 2) fail_msg("a tensor named %s", t->name);
+  for (int i = 0; i < b->graph->params; i++)
+    if (!strcmp(b->graph->param[i].name, name)) index = i;
+  if (index < 0) fail_msg("%s: no parameter %s", b->graph->arch, name);
+  const float *got = (!strcmp(kind, "grad") ? b->grads : b->params).value[index], *want = t->data;
+  if (t->dtype != CMKD_F32 || t->count != (b->graph->param[index].count + stride - 1) / stride)
+    fail_msg("%s: %s is of another shape", b->graph->arch, t->name);
+  double largest = 0;
+  for (int64_t i = 0; i < t->count; i++)
+    largest = fmax(largest, fabs((double)want[i]));
+  const double room = largest > 1e-12 ? tolerance * largest : least;
+  for (int64_t i = 0; i < t->count; i++)
+    near(b->graph->arch, t->name, "", (double)got[i * stride], (double)want[i], room);
+}
+
+/* Beside the digests, of one network of each family: tensors, number by number. `least`: what rounding may leave of a
+ * gradient of 0. */
+static void check_tensors(const bench *b, double grad, double stat, double least) {
+  char path[256];
+  cmkd_weights *stored;
+  snprintf(path, sizeof path, "tests/parity/%s.safetensors", b->graph->arch);
+  assert_ok(cmkd_weights_read(path, &stored, &err));
+  assert_int_equal(stored->count, b->graph->params);
+  for (int i = 0; i < stored->count; i++)
+    check_tensor(b, &stored->tensors[i], strncmp(stored->tensors[i].name, "grad.", 5) ? stat : grad, least);
+  cmkd_weights_free(stored);
+}
+
+static void replay(const char *device, const char *arch, int tensors, const capacity *allowed) {
   char path[256], word[16], name[128];
   int side, channels, classes, rows, draw;
   double margin;
@@ -193,6 +228,7 @@ static void replay(const char *device, const char *arch, const capacity *allowed
                           &rows, &draw, &margin),
                    7);
   run(&b, device, name, side, channels, classes, rows, draw, 0);
+  const double grad_tolerance = allowed == &in_float && margin < SAFE ? FLIP : allowed->grad;
   int seen = 0, row = 0;
   double want[3], most = 0;
   for (int i = 0; i < rows * classes; i++)
@@ -210,7 +246,7 @@ static void replay(const char *device, const char *arch, const capacity *allowed
     } else {
       assert_int_equal(fscanf(f, "%127s %lf %lf %lf", name, want, want + 1, want + 2), 4);
       const int grad = !strcmp(word, "grad");
-      const double tolerance = !grad ? allowed->stat : allowed == &in_float && margin < SAFE ? FLIP : allowed->grad;
+      const double tolerance = grad ? grad_tolerance : allowed->stat;
       check_digest(&b, word, name, want, tolerance, tolerance * (grad ? 1e-3 * largest : 1e-1));
       seen++;
     }
@@ -218,44 +254,46 @@ static void replay(const char *device, const char *arch, const capacity *allowed
   fclose(f);
   assert_int_equal(row, rows);
   assert_int_equal(seen, b.graph->params); /* trained ones as gradients, buffers as statistics */
+  if (tensors) check_tensors(&b, grad_tolerance, allowed->stat, grad_tolerance * 1e-3 * largest);
   done(&b);
 }
 
-/* Both backends; and those that plain loops are slow for, on the CPU alone (parity.py checks them on both). */
+/* Whether tensors are compared beside digests (one network of each family). Both backends; and those that plain loops
+ * are slow for, on the CPU alone (parity.py checks them on both). */
 #define NETS(X) \
-  X(resnet8, "resnet8") \
-  X(resnet20, "resnet20") \
-  X(resnet14_pad, "resnet14_pad") \
-  X(resnet8x4, "resnet8x4") \
-  X(wrn_16_1, "wrn-16-1") \
-  X(vgg8, "vgg8") \
-  X(mobilenetv2_cifar, "mobilenetv2_cifar") \
-  X(shufflenetv1_cifar, "shufflenetv1_cifar") \
-  X(shufflenetv2_cifar, "shufflenetv2_cifar") \
-  X(mobilenetv1, "mobilenetv1") \
-  X(mobilenetv2, "mobilenetv2")
+  X(resnet8, "resnet8", 1) \
+  X(resnet20, "resnet20", 0) \
+  X(resnet14_pad, "resnet14_pad", 0) \
+  X(resnet8x4, "resnet8x4", 0) \
+  X(wrn_16_1, "wrn-16-1", 1) \
+  X(vgg8, "vgg8", 1) \
+  X(mobilenetv2_cifar, "mobilenetv2_cifar", 1) \
+  X(shufflenetv1_cifar, "shufflenetv1_cifar", 1) \
+  X(shufflenetv2_cifar, "shufflenetv2_cifar", 1) \
+  X(mobilenetv1, "mobilenetv1", 0) \
+  X(mobilenetv2, "mobilenetv2", 0)
 #define LARGE(X) \
-  X(resnet18_cifar, "resnet18_cifar") \
-  X(wrn_16_2, "wrn-16-2") \
-  X(vgg13, "vgg13") \
-  X(resnet18, "resnet18") \
-  X(resnet50, "resnet50") \
-  X(vgg16_bn, "vgg16_bn")
-#define ON_REF(id, name) \
+  X(resnet18_cifar, "resnet18_cifar", 0) \
+  X(wrn_16_2, "wrn-16-2", 0) \
+  X(vgg13, "vgg13", 0) \
+  X(resnet18, "resnet18", 0) \
+  X(resnet50, "resnet50", 0) \
+  X(vgg16_bn, "vgg16_bn", 0)
+#define ON_REF(id, name, tensors) \
   static void ref_##id(void **state) { \
     (void)state; \
-    replay("ref", name, &in_double); \
+    replay("ref", name, tensors, &in_double); \
   }
-#define ON_CPU(id, name) \
+#define ON_CPU(id, name, tensors) \
   static void cpu_##id(void **state) { \
     (void)state; \
-    replay("cpu", name, &in_float); \
+    replay("cpu", name, tensors, &in_float); \
   }
 NETS(ON_REF)
 NETS(ON_CPU)
 LARGE(ON_CPU)
-#define REF(id, name) cmocka_unit_test(ref_##id),
-#define CPU(id, name) cmocka_unit_test(cpu_##id),
+#define REF(id, name, tensors) cmocka_unit_test(ref_##id),
+#define CPU(id, name, tensors) cmocka_unit_test(cpu_##id),
 
 /* run DEVICE ARCH SIDE CHANNELS CLASSES ROWS OUT WEIGHTS: everything for parity.py check. */
 static int run_for_tool(char **word) {

@@ -3,6 +3,7 @@
 
     parity.py check [--program build/tests/test_parity] [--device ref|cpu|cuda] [ARCH ...]   every number, against a run of the program
     parity.py cases [ARCH ...]                                                               writes the small cases that the test suite replays
+    parity.py tensors [ARCH ...]                                                             writes tensors beside them, one network of each family
 
 Weights, images and labels follow from integer formulas that both sides compute (number_of below, tests/test_parity.c), so that a case
 is a few KB however large the network. PyTorch runs in float64. Needs python3-torch and numpy.
@@ -27,6 +28,8 @@ SIZES = {'resnet18': 64, 'resnet34': 64, 'resnet50': 64, 'resnet101': 64, 'resne
 SMALL = {'resnet18': 32, 'resnet50': 33, 'mobilenetv1': 33, 'mobilenetv2': 33, 'vgg16_bn': 224, 'mobilenetv2_cifar': 32}  # of the cases; 16 elsewhere
 CASES = ('resnet8', 'resnet20', 'resnet14_pad', 'resnet8x4', 'resnet18_cifar', 'wrn-16-1', 'wrn-16-2', 'vgg8', 'vgg13', 'mobilenetv2_cifar', 'shufflenetv1_cifar',
          'shufflenetv2_cifar', 'resnet18', 'resnet50', 'mobilenetv1', 'mobilenetv2', 'vgg16_bn')
+
+TENSORS, NUMBERS = ('resnet8', 'wrn-16-1', 'vgg8', 'mobilenetv2_cifar', 'shufflenetv1_cifar', 'shufflenetv2_cifar'), 10000  # whose file; numbers in it
 
 
 def number_of(name, count):
@@ -169,6 +172,46 @@ def write_case(arch):
     print(path, os.path.getsize(path), 'bytes, margin', margin)
 
 
+def first_line(arch):
+    """The shape and the draw of a case that `cases` wrote: {'side': 16, ...}"""
+    word = open(os.path.join(HERE, arch + '.case')).readline().split()
+    return dict(side=int(word[2]), channels=int(word[3]), classes=int(word[4]), draw=int(word[7]))
+
+
+def stride_of(count, most):
+    """1 for a tensor of at most `most` numbers; else a number that has no factor 2 or 3, as shapes do, and leaves `most` or fewer"""
+    stride = 1
+    while -(-count // stride) > most:
+        stride += 2
+        while stride % 3 == 0:
+            stride += 2
+    return stride
+
+
+def write_tensors(arch):
+    """Gradients and statistics in float32: the smallest whole, of the others every n-th number, named NAME/n. A file is some 40 KB."""
+    case = first_line(arch)
+    _, _, _, grads, stats, _ = reference(arch, case['side'], case['channels'], case['classes'], draw=case['draw'])
+    arrays = {f'{kind}.{name}': a.astype(np.float32) for kind, group in (('grad', grads), ('stat', stats)) for name, a in group.items()}
+    sizes = sorted(a.size for a in arrays.values())
+    least = max([size for size in sizes if sum(s for s in sizes if s <= size) <= NUMBERS / 2])  # whole up to here
+    count = lambda most: sum(a.size if a.size <= least else min(a.size, most) for a in arrays.values())
+    most = max([m for m in range(16, 4096, 4) if count(m) <= NUMBERS] or [16])
+    header, data, whole = {}, b'', 0
+    for name, a in arrays.items():
+        stride = 1 if a.size <= least else stride_of(a.size, most)
+        whole += stride == 1
+        part = a if stride == 1 else a.reshape(-1)[::stride]
+        header[name if stride == 1 else f'{name}/{stride}'] = dict(dtype='F32', shape=list(part.shape), data_offsets=[len(data), len(data) + 4 * part.size])
+        data += part.tobytes()
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)
+    path = os.path.join(HERE, arch + '.safetensors')
+    with open(path, 'wb') as out:
+        out.write(struct.pack('<Q', len(text)) + text + data)
+    print(path, os.path.getsize(path), f'bytes, {whole} of {len(arrays)} tensors whole, {most} numbers of the others')
+
+
 def read_safetensors(path):
     data = open(path, 'rb').read()
     n = struct.unpack('<Q', data[:8])[0]
@@ -222,12 +265,16 @@ def check(arch, program, device):
 
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument('command', choices=('check', 'cases')); ap.add_argument('arch', nargs='*')
+    ap.add_argument('command', choices=('check', 'cases', 'tensors')); ap.add_argument('arch', nargs='*')
     ap.add_argument('--program', default='build/tests/test_parity'); ap.add_argument('--device', default='ref')
     a = ap.parse_intermixed_args()
     if a.command == 'cases':
         for arch in a.arch or CASES:
             write_case(arch)
+        return
+    if a.command == 'tensors':
+        for arch in a.arch or TENSORS:
+            write_tensors(arch)
         return
     bad = [arch for arch in a.arch or models.table() if not check(arch, a.program, a.device)]
     sys.exit(f'differ: {" ".join(bad)}' if bad else 0)
