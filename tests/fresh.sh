@@ -8,7 +8,8 @@
 #
 # Needs root, debootstrap and a Debian mirror ($CMKD_DEBIAN_MIRROR, http://deb.debian.org/debian). FOLDER
 # (${TMPDIR:-/tmp}/cmkd-fresh, about 2 GB) keeps the bare system, so that a second run begins sooner; every run works in
-# a copy of it, which is removed. $CMKD_FRESH_MAKE: arguments for make, such as -j2.
+# a copy of it, which is removed. $CMKD_FRESH_MAKE: arguments for make, such as -j2. $CMKD_FRESH_GOALS: one of the two
+# commands alone (demo check).
 set -eu
 [ $# -lt 2 ] || set -- "$1" "$(realpath -m "$2")"
 cd "$(dirname "$(realpath "$0")")/.."
@@ -27,17 +28,21 @@ folder=${2:-${TMPDIR:-/tmp}/cmkd-fresh} mirror=${CMKD_DEBIAN_MIRROR:-http://deb.
 mkdir -p "$folder"
 bare=$folder/$suite root=$folder/$suite-run
 
-unmount() {
+# Ends what still runs in there (make goes on after this script was told to stop), and takes the mounts away.
+leave() {
   local at
+  for at in /proc/[0-9]*; do
+    if [ "$(readlink "$at/root")" = "$root" ]; then kill -KILL "${at#/proc/}" 2> /dev/null || true; fi
+  done
   for at in proc sys dev/pts dev/shm; do
     if mountpoint -q "$root/$at"; then umount "$root/$at" || umount -l "$root/$at"; fi
   done
   ! grep -q " $root/" /proc/self/mounts || fail "something is still mounted under $root; it is left as it is"
 }
-trap 'unmount && rm -rf --one-file-system "$root"' EXIT
+trap 'leave && rm -rf --one-file-system "$root"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
-[ ! -e "$root" ] || { unmount; rm -rf --one-file-system "$root"; } # of a run that was killed
+[ ! -e "$root" ] || { leave; rm -rf --one-file-system "$root"; } # of a run that was killed
 
 if [ ! -e "$bare/made" ]; then
   echo "fresh: debootstrap of $suite"
@@ -63,16 +68,19 @@ inside 'apt-get -q update && DEBIAN_FRONTEND=noninteractive apt-get -q install -
   > "$folder/$suite-apt.log" 2>&1 || fail "no make: see $folder/$suite-apt.log"
 echo "== $(inside '. /etc/os-release; echo $PRETTY_NAME'), $(nproc) cores, $(git rev-parse --short HEAD)"
 
-status=0
-for goal in demo check; do
+status=0 versions=
+for goal in ${CMKD_FRESH_GOALS:-demo check}; do
   began=$SECONDS log=$folder/$suite-$goal.log
-  if inside "make ${CMKD_FRESH_MAKE:-} $goal" > "$log" 2>&1; then result=passed; else result=FAILED status=1; fi
+  inside "make ${CMKD_FRESH_MAKE:-} $goal" > "$log" 2>&1 & child=$!
+  if wait $child; then result=passed; else result=FAILED status=1; fi
   echo "== make $goal: $result, $((SECONDS - began)) s"
-  if [ $goal = demo ]; then
+  if [ -z "$versions" ]; then
+    versions=told
     inside 'dpkg-query -W -f "\${Package} \${Version}\n" gcc libhdf5-dev libdnnl-dev libcmocka-dev libzstd-dev libjansson-dev libssl-dev python3' \
       2> /dev/null | sed 's/^/   /' || true
     inside 'command -v python3' > /dev/null || echo '   no python3'
-    sed -n '/with the teacher live/,/^ *CMKD /p' "$log"
+  fi
+  if [ $goal = demo ]; then sed -n '/with the teacher live/,/^ *CMKD /p' "$log"
   else grep -E '^(== |skipped: |failed: |[0-9]+ passed)' "$log" || true; fi
   [ $result = passed ] || { echo "   the last lines of $log:"; tail -n 40 "$log"; }
 done
