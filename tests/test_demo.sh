@@ -9,7 +9,8 @@ check() { # NAME, CONDITION
   if eval "$2"; then passed=$((passed + 1)); else failed=$((failed + 1)); echo "$1: FAILED: $2"; tail -n 40 "$world/$3" "$world/$3.err"; fi
 }
 big_endian() { printf "\\$(printf %03o $(($1 >> 24 & 255)))\\$(printf %03o $(($1 >> 16 & 255)))\\$(printf %03o $(($1 >> 8 & 255)))\\$(printf %03o $(($1 & 255)))"; }
-images() { printf '\0\0\10\3'; big_endian "$1"; big_endian 28; big_endian 28; head -c $(($1 * 784)) /dev/urandom; }
+noise() { LC_ALL=C awk -v n="$1" -v seed="$1" 'BEGIN { srand(seed); while (n--) printf "%c", 1 + int(rand() * 255) }'; } # n bytes
+images() { printf '\0\0\10\3'; big_endian "$1"; big_endian 28; big_endian 28; noise $(($1 * 784)); }
 labels() { printf '\0\0\10\1'; big_endian "$1"; for ((i = 0; i < $1; i++)); do printf "\\$(printf %03o $((i % 10)))"; done; }
 mkdir "$world/data"
 images 256 > "$world/data/train-images-idx3-ubyte"; labels 256 > "$world/data/train-labels-idx1-ubyte"
