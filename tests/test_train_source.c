@@ -7,14 +7,15 @@ enum { N = 101, HELD = 13 };
 static int32_t labels[N];
 static const cmkd_dataset data = {.name = "mnist", .split = "train", .n = N, .classes = 10, .labels = labels};
 
+static const cmkd_source_inputs inputs = {.data = &data};
+
 static cmkd_settings settings(uint32_t block) {
-  cmkd_settings s = {.source = CMKD_SOURCE_LABELS,
-                     .samples = N,
-                     .val = HELD,
-                     .seed = 7,
-                     .classes = 10,
-                     .policy = CMKD_AUGMENT_CROP,
-                     .shuffle_block = block};
+  cmkd_settings s = {
+      .session = {.source = CMKD_SOURCE_LABELS, .classes = 10, .channels = 1, .policy = CMKD_AUGMENT_CROP},
+      .samples = N,
+      .val = HELD,
+      .seed = 7,
+      .shuffle_block = block};
   return s;
 }
 
@@ -24,10 +25,11 @@ static void collect(cmkd_source *source, uint32_t epoch, uint32_t at, uint32_t p
   assert_ok(cmkd_source_epoch(source, epoch, at, &err));
   while (at < source->n) {
     uint32_t count = source->n - at < piece ? source->n - at : piece;
-    assert_ok(cmkd_source_next(source, count, rows + at, seeds + at, NULL, NULL, &err));
+    assert_ok(cmkd_source_next(source, count, &(cmkd_source_rows){.rows = rows + at, .seeds = seeds + at}, &err));
     at += count;
   }
-  assert_int_equal(cmkd_source_next(source, 1, rows, seeds, NULL, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cmkd_source_next(source, 1, &(cmkd_source_rows){.rows = rows, .seeds = seeds}, &err),
+                   CMKD_ERR_VALUE);
 }
 
 static void every_sample_once_whatever_the_pieces(void **state) {
@@ -38,7 +40,7 @@ static void every_sample_once_whatever_the_pieces(void **state) {
     cmkd_error err;
     uint32_t rows[N], other[N];
     uint64_t seeds[N], other_seeds[N];
-    assert_ok(cmkd_source_open(&source, &s, &data, NULL, NULL, &err));
+    assert_ok(cmkd_source_open(&source, &s, &inputs, &err));
     assert_int_equal(source.n, N - HELD);
     assert_int_equal(source.held, HELD);
     collect(&source, 2, 0, 16, rows, seeds);
@@ -71,11 +73,11 @@ static void the_seed_chooses_who_is_held_out(void **state) {
   cmkd_error err;
   cmkd_settings s = settings(0), t = settings(0);
   t.seed = 8;
-  assert_ok(cmkd_source_open(&one, &s, &data, NULL, NULL, &err));
-  assert_ok(cmkd_source_open(&two, &t, &data, NULL, NULL, &err));
+  assert_ok(cmkd_source_open(&one, &s, &inputs, &err));
+  assert_ok(cmkd_source_open(&two, &t, &inputs, &err));
   assert_memory_not_equal(one.val_rows, two.val_rows, HELD * sizeof(uint32_t));
   cmkd_source_close(&two);
-  assert_ok(cmkd_source_open(&two, &s, &data, NULL, NULL, &err));
+  assert_ok(cmkd_source_open(&two, &s, &inputs, &err));
   assert_memory_equal(one.val_rows, two.val_rows, HELD * sizeof(uint32_t));
   cmkd_source_close(&one), cmkd_source_close(&two);
 }

@@ -125,8 +125,9 @@ static cmkd_status reopen(const char *dir, double lr, int resume, cmkd_error *er
   cmkd_folder f;
   int resumed;
   json_t *set = settings(lr);
+  const cmkd_folder_options options = {.path = dir, .settings = set, .graph = graph, .resume = resume};
   assert_int_equal(cmkd_state_create(graph, &s, err), CMKD_OK);
-  cmkd_status status = cmkd_folder_open(dir, set, resume, graph, &s, &resumed, &f, err);
+  cmkd_status status = cmkd_folder_open(&options, &s, &resumed, &f, err);
   if (status == CMKD_OK) assert_int_equal(resumed, resume);
   cmkd_folder_close(&f);
   cmkd_state_free(&s);
@@ -150,9 +151,10 @@ static void folder_starts_resumes_and_refuses(void **state) {
   snprintf(dir, sizeof dir, "%s/a/b", scratch_dir());
   json_t *set = settings(0.05);
   fill(&s);
-  assert_ok(cmkd_folder_open(dir, set, 1, graph, &s, &resumed, &f, &err)); /* nothing there: afresh */
+  const cmkd_folder_options options = {.path = dir, .settings = set, .graph = graph, .resume = 1};
+  assert_ok(cmkd_folder_open(&options, &s, &resumed, &f, &err)); /* nothing there: afresh */
   assert_false(resumed);
-  assert_int_equal(cmkd_folder_open(dir, set, 1, graph, &s, &resumed, &second, &err), CMKD_ERR_IO);
+  assert_int_equal(cmkd_folder_open(&options, &s, &resumed, &second, &err), CMKD_ERR_IO);
   assert_non_null(strstr(err.message, "another cmkd-train"));
   cmkd_folder_close(&second);
   assert_ok(cmkd_state_save(graph, &s, set, f.state, &err));

@@ -1,11 +1,12 @@
 /* `cmkd-train [options]`: opens a run, trains, reports. */
 #include <stdlib.h>
 #include <string.h>
+#include "base/program/environment.h"
 #include "base/program/interrupt.h"
 #include "base/program/options.h"
 #include "base/program/progress.h"
+#include "base/json.h"
 #include "train/commands.h"
-#include "train/recipe_apply.h"
 #include "train/report.h"
 
 static const char examples[] =
@@ -30,7 +31,7 @@ static void print_command(FILE *out, int argc, char **argv, const char *more) {
     if (!plain) fputc('\'', out);
     for (; *word; word++)
       if (*word == '\'')
-        fputs("'\\''", out);
+        fputs("'\\''", out); /* ends the quotation, a quoted quote, begins it again */
       else
         fputc(*word, out);
     if (!plain) fputc('\'', out);
@@ -38,48 +39,90 @@ static void print_command(FILE *out, int argc, char **argv, const char *more) {
   fprintf(out, "%s%s\n", *more ? " " : "", more);
 }
 
-static cmkd_status test_teacher(cmkd_setup *setup, const cmkd_train_options *o, cmkd_error *err) {
+static int stop_on_signal(void *self) {
+  (void)self;
+  return cmkd_interrupted() != 0;
+}
+
+static void show_progress(void *self, uint64_t done, uint64_t total) {
+  (void)total;
+  cmkd_progress_update(self, done);
+}
+
+/* What one run of the command holds. */
+typedef struct run {
+  cmkd_train_options options;
+  cmkd_recipe_use recipe_use;
+  const cmkd_recipe_use *recipe; /* recipe_use, or NULL */
+  cmkd_session *session;
+  cmkd_student *student;
+} run;
+
+static cmkd_status check_recipe(const run *r, cmkd_error *err) {
+  const cmkd_session_options *o = &r->options.session;
+  if (!r->recipe) return CMKD_OK;
+  return cmkd_recipe_check(r->recipe, r->session->train, cmkd_session_teacher_arch(r->session),
+                           o->cache ? o->cache : o->teacher, err);
+}
+
+/* In the order in which refusals are cheapest; the student's folder comes last, so that a refused command leaves no
+ * trace. */
+static cmkd_status open_run(run *r, cmkd_error *err) {
+  cmkd_backend_options backend = {0};
+  r->options.session.where = cmkd_environment_dataset_options();
+  CMKD_TRY(cmkd_session_open_data(&r->options.session, &r->session, err));
+  CMKD_TRY(check_recipe(r, err));
+  CMKD_TRY(cmkd_student_prepare(r->session, &r->options.student, &r->student, err));
+  cmkd_environment_backend(&backend);
+  CMKD_TRY(cmkd_session_open_device(r->session, &backend, err));
+  CMKD_TRY(check_recipe(r, err)); /* a live teacher is known now */
+  r->student->recipe = r->options.recipe;
+  return cmkd_student_finish_open(r->student, err);
+}
+
+static cmkd_status test_teacher(run *r, FILE *out, cmkd_error *err) {
   cmkd_progress progress;
-  cmkd_progress_start(&progress, "teacher on the test split", "images", setup->test->n, 0, o->quiet || !o->teacher);
-  cmkd_status status = cmkd_setup_test_teacher(setup, o, &progress, cmkd_interrupted, err);
+  const char *note;
+  const cmkd_watch watch = {.self = &progress, .stop = stop_on_signal, .progress = show_progress};
+  cmkd_progress_start(&progress, "teacher on the test split", "images", r->session->test->n, 0,
+                      r->options.quiet || !r->options.session.teacher);
+  cmkd_status status = cmkd_session_test_teacher(r->session, &watch, &note, err);
   cmkd_progress_end(&progress);
+  if (out && status == CMKD_OK && note) fprintf(out, "note      %s\n", note);
   return status;
 }
 
-static cmkd_status run(cmkd_setup *setup, const cmkd_train_options *o, cmkd_error *err) {
-  FILE *out = o->json ? stderr : stdout;
+static cmkd_status train(run *r, FILE *out, cmkd_error *err) {
   cmkd_ticker ticker;
-  CMKD_TRY(cmkd_setup_open(setup, o, err));
-  int finished = setup->state.epoch == setup->settings.epochs;
-  if (!finished && !o->teacher) CMKD_TRY(test_teacher(setup, o, err)); /* quick, and may refuse */
-  cmkd_report_start(out, setup, o);
+  cmkd_trainer trainer = {.stop = stop_on_signal, .max_steps = r->options.max_steps};
+  cmkd_ticker_start(&ticker, r->student, out, r->options.quiet, &trainer);
+  cmkd_status status = cmkd_train(r->student, &trainer, err);
+  cmkd_ticker_end(&ticker);
+  return status;
+}
+
+static cmkd_status run_all(run *r, cmkd_error *err) {
+  FILE *out = r->options.json ? stderr : stdout;
+  CMKD_TRY(open_run(r, err));
+  const cmkd_report report = {.out = out, .student = r->student, .options = &r->options, .recipe = r->recipe};
+  const int finished = r->student->state.epoch == r->student->settings.epochs;
+  if (!finished && !r->options.session.teacher) CMKD_TRY(test_teacher(r, NULL, err)); /* quick, and may refuse */
+  cmkd_report_start(&report);
   if (!finished) {
-    if (o->teacher) CMKD_TRY(test_teacher(setup, o, err));
-    if (setup->note[0]) fprintf(out, "note      %s\n", setup->note);
-    setup->trainer.watch = cmkd_ticker_watch(&ticker, setup, out, o->quiet);
-    setup->trainer.watch.stop = cmkd_interrupted;
-    cmkd_status status = cmkd_train(&setup->trainer, err);
-    cmkd_ticker_end(&ticker);
-    if (status != CMKD_OK) return status;
+    CMKD_TRY(test_teacher(r, out, err)); /* a live one runs now */
+    CMKD_TRY(train(r, out, err));
   }
-  cmkd_report_end(out, setup, o);
-  if (o->json) {
-    json_t *object = cmkd_report_json(setup);
-    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10));
-    putchar('\n');
-    json_decref(object);
-  }
-  return CMKD_OK;
+  cmkd_report_end(&report);
+  return r->options.json ? cmkd_json_print(cmkd_report_json(r->student), 10, err) : CMKD_OK;
 }
 
 int cmkd_command_train(int argc, char **argv) {
-  cmkd_train_options options;
   cmkd_option table[CMKD_TRAIN_OPTIONS];
   cmkd_error err = {CMKD_OK, ""};
-  cmkd_setup setup;
+  run r = {0};
   int help;
-  cmkd_train_options_default(&options);
-  cmkd_train_options_table(&options, table);
+  cmkd_train_options_default(&r.options);
+  cmkd_train_options_table(&r.options, table);
   const cmkd_command command = {"cmkd-train",
                                 "trains a student from a teacher cache, or a teacher from labels",
                                 "[--cache FILE | --teacher FILE] [options]",
@@ -89,17 +132,19 @@ int cmkd_command_train(int argc, char **argv) {
                                 0};
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status != CMKD_OK || help) return cmkd_exit_status("cmkd-train", &err, status);
-  if (options.recipe) status = cmkd_recipe_apply(&options, &err);
+  if (r.options.recipe) {
+    status = cmkd_recipe_apply(&r.recipe_use, &r.options, &err);
+    r.recipe = &r.recipe_use;
+  }
   if (status != CMKD_OK) return cmkd_exit_status("cmkd-train", &err, status);
   cmkd_interrupt_install();
-  memset(&setup, 0, sizeof setup);
-  setup.folder.lock_fd = -1;
-  status = run(&setup, &options, &err);
-  cmkd_setup_close(&setup);
+  status = run_all(&r, &err);
+  cmkd_student_close(r.student);
+  cmkd_session_close(r.session);
   int code = cmkd_exit_status("cmkd-train", &err, status);
   if (status == CMKD_ERR_INTERRUPTED) {
     fputs("go on with\n", stderr);
-    print_command(stderr, argc, argv, options.resume ? "" : "--resume");
+    print_command(stderr, argc, argv, r.options.student.resume ? "" : "--resume");
   }
   return code;
 }

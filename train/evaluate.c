@@ -33,7 +33,8 @@ cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *give
   e->classes = config.graph->classes;
   e->kappa = config.kappa;
   int64_t fits = GROUP_BYTES / ((int64_t)e->classes * e->batch * (int64_t)sizeof(float));
-  e->steps = fits < 1 ? 1 : fits > GROUP_STEPS ? GROUP_STEPS : (int)fits;
+  e->steps = GROUP_STEPS;
+  if (fits < GROUP_STEPS) e->steps = fits < 1 ? 1 : (int)fits;
   size_t rows = (size_t)e->steps * (size_t)e->batch, scratch = cmkd_agreement_scratch((int64_t)rows, e->classes);
   e->logits = malloc(rows * (size_t)e->classes * sizeof *e->logits);
   e->rows = malloc(rows * sizeof *e->rows);
@@ -51,8 +52,8 @@ void cmkd_evaluator_close(cmkd_evaluator *e) {
   memset(e, 0, sizeof *e);
 }
 
-/* One run of up to `steps` steps from place `first`; short ends are padded with the last row. Gives the rows that
- * count. */
+/* One run of up to `steps` steps from place `first` of `count` rows. The last step is padded with its last row: *took
+ * is the number of rows without the padding. */
 static cmkd_status run_group(cmkd_evaluator *e, const cmkd_be_images *images, const uint32_t *rows, uint32_t first,
                              uint32_t count, uint32_t *took, cmkd_error *err) {
   cmkd_step steps[GROUP_STEPS] = {{0}};
@@ -69,24 +70,30 @@ static cmkd_status run_group(cmkd_evaluator *e, const cmkd_be_images *images, co
   return e->table->run(e->model, CMKD_LIST_INFER, images, steps, k, (float *[CMKD_MAX_OUTPUTS]){e->logits}, err);
 }
 
-cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images,
-                          const int32_t *labels, const uint32_t *rows, uint32_t count, const float *teacher,
-                          int (*stop)(void), cmkd_accuracy *out, cmkd_error *err) {
+static cmkd_status add_rows(cmkd_evaluator *e, const cmkd_evaluation *what, uint32_t count, cmkd_accuracy *out,
+                            cmkd_error *err) {
+  for (uint32_t i = 0; i < count; i++) {
+    const float *row = e->logits + (size_t)i * (size_t)e->classes;
+    for (int c = 0; c < e->classes; c++)
+      if (!isfinite(row[c]))
+        return cmkd_fail(err, CMKD_ERR_VALUE, "the logits of test sample %u are not finite", e->rows[i]);
+    cmkd_accuracy_add(out, row, e->classes, what->labels[e->rows[i]]);
+  }
+  return CMKD_OK;
+}
+
+cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_evaluation *what, const cmkd_watch *watch, cmkd_accuracy *out,
+                          cmkd_error *err) {
   memset(out, 0, sizeof *out);
   size_t classes = (size_t)e->classes;
-  CMKD_TRY(e->table->upload(e->model, CMKD_SLOT_VALUE, (const float *const *)params->value, err));
-  for (uint32_t first = 0, took; first < count; first += took) {
-    if (stop && stop()) return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "stopped while testing");
-    CMKD_TRY(run_group(e, images, rows, first, count, &took, err));
-    for (uint32_t i = 0; i < took; i++) {
-      const float *row = e->logits + i * classes;
-      for (size_t c = 0; c < classes; c++)
-        if (!isfinite(row[c]))
-          return cmkd_fail(err, CMKD_ERR_VALUE, "the logits of test sample %u are not finite", e->rows[i]);
-      cmkd_accuracy_add(out, row, e->classes, labels[e->rows[i]]);
-    }
-    if (teacher)
-      CMKD_TRY(cmkd_agreement_add(e->logits, teacher + first * classes, CMKD_F32, took, e->classes, e->kappa,
+  CMKD_TRY(e->table->upload(e->model, CMKD_SLOT_VALUE, (const float *const *)what->params->value, err));
+  for (uint32_t first = 0, took; first < what->count; first += took) {
+    if (watch && watch->stop && watch->stop(watch->self))
+      return cmkd_fail(err, CMKD_ERR_INTERRUPTED, "stopped while testing");
+    CMKD_TRY(run_group(e, what->images, what->rows, first, what->count, &took, err));
+    CMKD_TRY(add_rows(e, what, took, out, err));
+    if (what->teacher)
+      CMKD_TRY(cmkd_agreement_add(e->logits, what->teacher + first * classes, CMKD_F32, took, e->classes, e->kappa,
                                   e->scratch, &out->agreement, err));
   }
   if (out->rows) out->loss /= (double)out->rows;

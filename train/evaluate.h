@@ -1,10 +1,9 @@
-/* A network's accuracy on a split, and how far it is from its teacher there. Runs its own inference model at the
- * teacher runner's fixed, padded batch, so that a run's figures are those that `cmkd-train eval` finds for its weights.
- */
+/* A network's accuracy on a split, and how far it is from its teacher there. Runs an inference model of its own at the
+ * fixed, padded batch of a teacher, so that a run's figures are those that `cmkd-train eval` finds for its weights. */
 #ifndef CMKD_TRAIN_EVALUATE_H
 #define CMKD_TRAIN_EVALUATE_H
 #include <stdint.h>
-#include "cmkd/dataset.h"
+#include "cmkd/train.h"
 #include "kernels/backend.h"
 #include "nets/net.h"
 
@@ -30,10 +29,16 @@ typedef struct cmkd_evaluator {
 cmkd_status cmkd_evaluator_open(cmkd_evaluator *e, const cmkd_model_config *config, const cmkd_backend_table *table,
                                 cmkd_backend *backend, cmkd_error *err);
 void cmkd_evaluator_close(cmkd_evaluator *e);
-/* Accuracy of `params` on `count` rows (NULL: 0 .. count-1) of `images`, clean; labels (by row) and teacher (count,
- * classes; in the order of the rows) or NULL. `stop` (may be NULL) is asked between groups: non-zero gives
- * CMKD_ERR_INTERRUPTED. */
-cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_params *params, const cmkd_be_images *images,
-                          const int32_t *labels, const uint32_t *rows, uint32_t count, const float *teacher,
-                          int (*stop)(void), cmkd_accuracy *out, cmkd_error *err);
+/* What is tested, on which images. */
+typedef struct cmkd_evaluation {
+  const cmkd_params *params;
+  const cmkd_be_images *images;
+  const int32_t *labels; /* by row of the images */
+  const uint32_t *rows;  /* (count) rows of the images; NULL: 0 .. count-1 */
+  uint32_t count;
+  const float *teacher; /* (count, classes) logits in the order of the rows, or NULL */
+} cmkd_evaluation;
+/* Runs the images clean. `watch` (may be NULL) is asked between groups of images whether to stop. */
+cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_evaluation *what, const cmkd_watch *watch, cmkd_accuracy *out,
+                          cmkd_error *err);
 #endif

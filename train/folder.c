@@ -8,7 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include "base/file.h"
-#include "train/config.h"
+#include "base/json.h"
+#include "train/settings.h"
 
 enum { MAX_CONFIG = 1 << 20 };
 
@@ -64,13 +65,13 @@ static cmkd_status read_config(cmkd_folder *f, json_t **out, cmkd_error *err) {
 }
 
 /* What to do with a state of the same settings. */
-static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, const json_t *settings, int resume,
-                                const cmkd_graph *graph, cmkd_state *state, cmkd_error *err) {
-  CMKD_TRY(cmkd_state_load(graph, file, state, err));
-  long long epochs = json_integer_value(json_object_get(settings, "epochs"));
+static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, const cmkd_folder_options *o,
+                                cmkd_state *state, cmkd_error *err) {
+  CMKD_TRY(cmkd_state_load(o->graph, file, state, err));
+  long long epochs = json_integer_value(json_object_get(o->settings, "epochs"));
   if (state->epoch > epochs)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: it is past its last epoch: the state is damaged", f->state);
-  if (resume) return CMKD_OK;
+  if (o->resume) return CMKD_OK;
   if (state->epoch == epochs)
     return cmkd_fail(err, CMKD_ERR_MISMATCH,
                      "%s holds this very run, finished; choose another --out (--resume prints its table)", f->path);
@@ -80,50 +81,57 @@ static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, 
                    f->path, (long long)state->epoch, epochs, (long long)state->step);
 }
 
-static cmkd_status inspect(cmkd_folder *f, const json_t *settings, int resume, const cmkd_graph *graph,
-                           cmkd_state *state, int *resumed, cmkd_error *err) {
+/* A run's state is its first file: in a folder without one, nothing is ours to overwrite. */
+static cmkd_status check_strangers(const cmkd_folder *f, cmkd_error *err) {
+  const char *const ours[] = {f->log, f->last, f->best};
+  for (int i = 0; i < 3; i++)
+    if (cmkd_file_exists(ours[i]))
+      return cmkd_fail(
+          err, CMKD_ERR_MISMATCH,
+          "%s is there, but not the state of the run that it belongs to; choose another --out, or remove the folder",
+          ours[i]);
+  return CMKD_OK;
+}
+
+/* Opens the state and reads the settings that it was saved with. */
+static cmkd_status read_state(cmkd_folder *f, cmkd_weights **file, json_t **settings, cmkd_error *err) {
+  json_t *config = NULL;
+  cmkd_status status = cmkd_weights_read(f->state, file, err);
+  if (status == CMKD_ERR_FORMAT)
+    return cmkd_fail(err, status, "%s is damaged; remove the run's folder to start afresh, or choose another --out",
+                     f->state);
+  if (status == CMKD_OK) status = cmkd_state_settings(*file, settings, err);
+  if (status == CMKD_OK && read_config(f, &config, NULL) == CMKD_OK && config)
+    json_decref(config); /* read for the device alone: the settings of the state count */
+  return status;
+}
+
+static cmkd_status inspect(cmkd_folder *f, const cmkd_folder_options *o, cmkd_state *state, int *resumed,
+                           cmkd_error *err) {
   json_t *stored = NULL;
   cmkd_weights *file = NULL;
-  cmkd_status status;
-  if (cmkd_file_exists(f->state)) {
-    status = cmkd_weights_read(f->state, &file, err);
-    if (status == CMKD_ERR_FORMAT)
-      status = cmkd_fail(err, status, "%s is damaged; remove the run's folder to start afresh, or choose another --out",
-                         f->state);
-    json_t *config = NULL;
-    if (status == CMKD_OK) status = cmkd_state_settings(file, &stored, err);
-    if (status == CMKD_OK && read_config(f, &config, NULL) == CMKD_OK && config)
-      json_decref(config); /* for the device alone: the state's settings count */
-  } else
-    status = read_config(f, &stored, err);
-  if (status == CMKD_OK && stored) status = cmkd_settings_compare(stored, settings, f->path, err);
+  cmkd_status status = cmkd_file_exists(f->state) ? read_state(f, &file, &stored, err) : read_config(f, &stored, err);
+  if (status == CMKD_OK && stored) status = cmkd_settings_compare(stored, o->settings, f->path, err);
   if (status == CMKD_OK && file) {
-    status = resume_state(f, file, settings, resume, graph, state, err);
+    status = resume_state(f, file, o, state, err);
     *resumed = status == CMKD_OK;
-  } else if (status == CMKD_OK) { /* a run's state is its first file: without it, nothing here is ours to overwrite */
-    const char *const ours[] = {f->log, f->last, f->best};
-    for (int i = 0; i < 3 && status == CMKD_OK; i++)
-      if (cmkd_file_exists(ours[i]))
-        status = cmkd_fail(
-            err, CMKD_ERR_MISMATCH,
-            "%s is there, but not the state of the run that it belongs to; choose another --out, or remove the folder",
-            ours[i]);
-  }
+  } else if (status == CMKD_OK)
+    status = check_strangers(f, err);
   if (stored) json_decref(stored);
   if (file) cmkd_weights_free(file);
   return status;
 }
 
-cmkd_status cmkd_folder_open(const char *path, const json_t *settings, int resume, const cmkd_graph *graph,
-                             cmkd_state *state, int *resumed, cmkd_folder *out, cmkd_error *err) {
+cmkd_status cmkd_folder_open(const cmkd_folder_options *options, cmkd_state *state, int *resumed, cmkd_folder *out,
+                             cmkd_error *err) {
   memset(out, 0, sizeof *out);
   out->lock_fd = -1;
   *resumed = 0;
-  CMKD_TRY(name_files(path, out, err));
-  out->created = !cmkd_file_exists(path);
-  CMKD_TRY(cmkd_make_dirs(path, err));
+  CMKD_TRY(name_files(options->path, out, err));
+  out->created = !cmkd_file_exists(options->path);
+  CMKD_TRY(cmkd_make_dirs(options->path, err));
   CMKD_TRY(lock_folder(out, err));
-  return inspect(out, settings, resume, graph, state, resumed, err);
+  return inspect(out, options, state, resumed, err);
 }
 
 void cmkd_folder_close(cmkd_folder *f) {
@@ -141,11 +149,12 @@ void cmkd_folder_close(cmkd_folder *f) {
 
 cmkd_status cmkd_folder_config(const cmkd_folder *f, const json_t *settings, const json_t *environment,
                                cmkd_error *err) {
-  json_t *root = json_object();
-  json_object_set(root, "settings", (json_t *)settings);
-  if (environment) json_object_set(root, "environment", (json_t *)environment);
-  char *text = json_dumps(root, JSON_INDENT(2));
-  json_decref(root);
+  cmkd_json root = cmkd_json_object();
+  cmkd_json_set(&root, "settings", json_incref((json_t *)settings));
+  if (environment) cmkd_json_set(&root, "environment", json_incref((json_t *)environment));
+  json_t *whole = cmkd_json_end(&root);
+  char *text = whole ? json_dumps(whole, JSON_INDENT(2)) : NULL;
+  json_decref(whole);
   if (!text) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   const cmkd_piece pieces[] = {{text, strlen(text)}, {"\n", 1}};
   cmkd_status status = cmkd_file_write(f->config, pieces, 2, err);

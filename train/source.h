@@ -1,22 +1,29 @@
-/* Where the rows of a step come from: which samples, moved by which seeds, and what the teacher says of them. Three
- * kinds behind one face: labels alone, a cache, a live teacher. A cache's logits stay on the device where they fit:
- * then a step names rows instead of carrying them. All follow the contract of cmkd/views.h, so that a cache and a live
- * teacher with the same seeds give the same rows. Knows nothing of students, losses or epochs' results. */
+/* Where the rows of a student's steps come from: which samples, under which seeds of their views, and what the teacher
+ * says of them. Three kinds behind one face: labels alone, a cache, a live teacher. All follow the contract of
+ * cmkd/views.h, so that a cache and a live teacher with the same seeds give the same rows. The order of samples and
+ * views depends on the student's seed, so every student has a source of its own; what sources read from is shared and
+ * not changed. Knows nothing of networks, losses or results. */
 #ifndef CMKD_TRAIN_SOURCE_H
 #define CMKD_TRAIN_SOURCE_H
-#include <stdint.h>
 #include "cmkd/cache.h"
 #include "cmkd/dataset.h"
 #include "nets/teacher.h"
-#include "train/config.h"
+#include "train/resident.h"
+#include "train/settings.h"
+
+/* What rows are read from; all borrowed. */
+typedef struct cmkd_source_inputs {
+  const cmkd_dataset *data;
+  cmkd_cache *cache;       /* of CMKD_SOURCE_CACHE, else NULL */
+  cmkd_resident *resident; /* the cache's logits on the device, or NULL: they are streamed */
+  cmkd_teacher *teacher;   /* of CMKD_SOURCE_TEACHER, else NULL */
+  int threads;             /* of the cache stream; 0: all cores */
+  uint64_t memory;         /* cap of the cache stream, bytes; 0: its default */
+} cmkd_source_inputs;
 
 typedef struct cmkd_source {
-  const cmkd_settings *settings; /* borrowed, like data, cache and teacher */
-  const cmkd_dataset *data;
-  cmkd_cache *cache;     /* of CMKD_SOURCE_CACHE, else NULL */
-  cmkd_teacher *teacher; /* of CMKD_SOURCE_TEACHER, else NULL */
-  int threads;           /* of the cache stream */
-  uint64_t memory;       /* cap of the cache stream, bytes; 0: its default */
+  cmkd_source_inputs in;
+  const cmkd_settings *settings; /* borrowed */
 
   uint32_t n, held;    /* samples trained on, held out */
   uint32_t *position;  /* (n) positions in the cache, or in the split, rising */
@@ -25,29 +32,32 @@ typedef struct cmkd_source {
 
   uint32_t epoch, at, view; /* the epoch under way, the next place in its order, its view */
   uint32_t *order;          /* (n) positions of this epoch */
-  cmkd_stream *stream;
-  const cmkd_backend_table *table;
-  cmkd_be_rows *resident;       /* the cache's logits on the device, view by view as epochs need them; or NULL */
-  uint8_t *loaded;              /* (views): that view's rows are on the device */
-  uint64_t *view_seeds;         /* (cache samples) of the epoch's view, when resident */
-  uint32_t window_at, window_n; /* live: order places whose teacher rows are in `window` */
-  uint32_t *window_rows;
-  uint64_t *window_seeds;
-  float *window; /* (teacher batch, classes) */
+  cmkd_stream *stream;      /* of a cache that is not resident */
+  uint64_t *view_seeds;     /* (cache samples) of the epoch's view; resident */
+
+  /* A live teacher runs a batch at a time: `window_n` places of the order, from `window_at` on. */
+  uint32_t window_at, window_n;
+  uint32_t *window_rows;  /* (teacher batch) */
+  uint64_t *window_seeds; /* (teacher batch) */
+  float *window;          /* (teacher batch, classes) */
 } cmkd_source;
 
-/* Chooses the held-out samples and checks the cache's ids and labels against the data set. */
-cmkd_status cmkd_source_open(cmkd_source *source, const cmkd_settings *settings, const cmkd_dataset *data,
-                             cmkd_cache *cache, cmkd_teacher *teacher, cmkd_error *err);
+/* Where the next rows of an epoch are put. */
+typedef struct cmkd_source_rows {
+  uint32_t *rows;  /* (count) rows of the split */
+  uint64_t *seeds; /* (count) */
+  float *teacher;  /* (count, classes); not touched without a teacher, and where logits are resident */
+  uint32_t *index; /* (count) rows of the resident logits; not touched elsewhere */
+} cmkd_source_rows;
+
+/* The cache's samples must be those of the data set: ids inside it, labels equal. */
+cmkd_status cmkd_source_check(cmkd_cache *cache, const cmkd_dataset *data, cmkd_error *err);
+/* Chooses the held-out samples. */
+cmkd_status cmkd_source_open(cmkd_source *source, const cmkd_settings *settings, const cmkd_source_inputs *inputs,
+                             cmkd_error *err);
 void cmkd_source_close(cmkd_source *source);
-/* Keeps the cache's logits on the backend's device from now on, if the backend can and they fit; nothing happens
- * otherwise. */
-cmkd_status cmkd_source_reside(cmkd_source *source, const cmkd_backend_table *table, cmkd_backend *backend,
-                               cmkd_error *err);
 /* Starts epoch `epoch` (from 0) at place `at` of its order. */
 cmkd_status cmkd_source_epoch(cmkd_source *source, uint32_t epoch, uint32_t at, cmkd_error *err);
-/* The next `count` rows of the epoch: rows, seeds (count), teacher (count, classes; untouched without a teacher).
- * Resident: index (count), rows of source->resident, and teacher untouched. */
-cmkd_status cmkd_source_next(cmkd_source *source, uint32_t count, uint32_t *rows, uint64_t *seeds, float *teacher,
-                             uint32_t *index, cmkd_error *err);
+/* The next `count` rows of the epoch. */
+cmkd_status cmkd_source_next(cmkd_source *source, uint32_t count, const cmkd_source_rows *out, cmkd_error *err);
 #endif

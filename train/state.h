@@ -6,6 +6,7 @@
 #include <jansson.h>
 #include <stdint.h>
 #include "cmkd/loss.h"
+#include "cmkd/train.h"
 #include "kernels/backend.h"
 #include "nets/net.h"
 
@@ -18,13 +19,6 @@ typedef struct cmkd_epoch_sums {
   double seconds; /* of training steps */
 } cmkd_epoch_sums;
 void cmkd_epoch_sums_add(cmkd_epoch_sums *sums, const cmkd_step_result *result, int parts);
-
-/* What one epoch reached; NaN where not measured. Accuracies in percent. */
-typedef struct cmkd_score {
-  int64_t epoch; /* from 1; 0: none yet */
-  double top1, top5, test_loss, test_pearson, test_spearman, val_top1;
-  double loss, train_top1, train_pearson, train_spearman, blocks;
-} cmkd_score;
 
 typedef struct cmkd_state {
   int64_t epoch, step, total_steps; /* epochs done, steps done of the next one, steps of all */

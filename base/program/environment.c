@@ -20,8 +20,12 @@ void cmkd_environment_start(char **argv) {
   cmkd_environment_lower_isa();
 }
 
+cmkd_dataset_options cmkd_environment_dataset_options(void) {
+  return (cmkd_dataset_options){.search = getenv("CMKD_DATA"), .home = getenv("HOME")};
+}
+
 cmkd_status cmkd_environment_dataset(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err) {
-  const cmkd_dataset_options options = {.search = getenv("CMKD_DATA"), .home = getenv("HOME")};
+  const cmkd_dataset_options options = cmkd_environment_dataset_options();
   return cmkd_dataset_open(spec, split, &options, out, err);
 }
 

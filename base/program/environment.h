@@ -14,7 +14,9 @@ void cmkd_environment_start(char **argv);
 /* CMKD_ISA=baseline|avx2|avx512 lowers the instruction set (tests, benchmarks). */
 void cmkd_environment_lower_isa(void);
 
-/* cmkd_dataset_open with $CMKD_DATA as the first folder to search and $HOME for '~'. */
+/* $CMKD_DATA as the first folder to search and $HOME for '~'. The strings belong to the environment. */
+cmkd_dataset_options cmkd_environment_dataset_options(void);
+/* cmkd_dataset_open with these. */
 cmkd_status cmkd_environment_dataset(const char *spec, const char *split, cmkd_dataset **out, cmkd_error *err);
 
 /* $CMKD_RECIPES, the folder of recipes; NULL: not set. */

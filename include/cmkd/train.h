@@ -1,0 +1,169 @@
+/* Training students: a session holds what many students share, a student what is its own. docs/examples/train.c is a
+ * whole program over this header.
+ *
+ *   session   the data set's two splits, the teacher (a cache of its logits, or a live one), the device with the images
+ *             on it. Read-only while students train.
+ *   student   network, weights, optimizer, loss, schedule, random seed, order of samples, and the folder of its run.
+ *
+ * An epoch is cmkd_student_begin, cmkd_student_step until nothing is left, cmkd_student_end. No call blocks longer than
+ * the steps it was asked for (cmkd_student_end: than a test), none starts a thread that outlives it, and any number of
+ * students of one session may take turns between any two calls: each computes the bits that it computes alone, and that
+ * `cmkd-train` computes with the same settings. A student that fails leaves the others as they are.
+ *
+ * Threads: calls on one session and on its students must not overlap in time. Sessions are independent of each other.
+ *
+ * Errors: every function that can fail returns a status and fills `err` (may be NULL) with one line. Messages call an
+ * option by its name on the command line of cmkd-train: "--teacher-batch" is the field teacher_batch. A value outside
+ * its range is CMKD_ERR_USAGE. */
+#ifndef CMKD_TRAIN_H
+#define CMKD_TRAIN_H
+#include <stdint.h>
+#include "cmkd/api.h"
+#include "cmkd/dataset.h"
+#include "cmkd/status.h"
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct cmkd_session cmkd_session;
+typedef struct cmkd_student cmkd_student;
+
+/* Fill with cmkd_session_options_default, then change what differs. NULL, 0 and NaN mean the default that is named.
+ * Strings and arrays are copied by cmkd_session_open. */
+typedef struct cmkd_session_options {
+  const char *data;           /* data set: NAME or NAME:DIR; NULL: the cache's, else fashion-mnist */
+  cmkd_dataset_options where; /* data sets are looked for; its strings are borrowed during the call */
+  const char *cache;          /* file of a teacher cache; NULL: none */
+  const char *teacher; /* or a weight file of a teacher that runs live; with neither, students learn from labels */
+  const char *augment; /* none, flip, crop, crop+flip; NULL: the cache's, else what is usual for the data set */
+  /* With a cache these may repeat what it says; anything else is CMKD_ERR_MISMATCH. Without a teacher they are refused.
+   */
+  const char *views;    /* live: augmented views of an image, or "all" (also NULL): every variant of the augmentation */
+  uint64_t cache_seed;  /* live: seed of the views, as cmkd-cache build --seed */
+  int cache_seed_given; /* 1: cache_seed was chosen, and a cache of another seed is refused; 0: the cache's, else 0 */
+  int clean_view;       /* live: 1: the unaugmented image is one more view */
+  int64_t teacher_batch;                 /* live: images of one pass of the teacher, 1 to 65536; 0: 128 */
+  const char *teacher_arch;              /* live: network of a weight file that does not name it; NULL: it does */
+  float teacher_mean[3], teacher_std[3]; /* live: its normalisation of pixels / 255; NaN: in the weight file */
+  const char *test_cache; /* the teacher's logits of the test split; NULL: CACHE.test.h5 if it is there */
+  int64_t stream_memory;  /* MiB of decoded logits that a student reads ahead, where they do not fit on
+                             the device; 0: 1024 */
+  const char *device;     /* auto, cpu, cuda, cuda:N, ref; NULL: auto */
+  const char *precision;  /* fp32; on cuda also tf32, bf16, fp16; NULL: fp32 */
+  int64_t threads;        /* of the CPU; 0: all cores */
+} cmkd_session_options;
+CMKD_API void cmkd_session_options_default(cmkd_session_options *options);
+
+/* Called while something takes long; NULL for the whole struct or for any function: nobody asks. */
+typedef struct cmkd_watch {
+  void *self;              /* handed to each function */
+  int (*stop)(void *self); /* asked every few hundred images; non-zero ends the call with CMKD_ERR_INTERRUPTED */
+  void (*progress)(void *self, uint64_t done, uint64_t total); /* images */
+} cmkd_watch;
+
+/* Opens data, teacher and device, and checks them against each other. *out is NULL on failure. */
+CMKD_API cmkd_status cmkd_session_open(const cmkd_session_options *options, cmkd_session **out, cmkd_error *err);
+/* Every student of the session must be closed before. NULL does nothing. */
+CMKD_API void cmkd_session_close(cmkd_session *session);
+/* The teacher's logits of the test split, from which students compute test_pearson and test_spearman; without this call
+ * those are NaN, and nothing else differs. A live teacher runs over the whole split here. A cache without logits of the
+ * test split is no failure unless test_cache asked for them: *note (may be NULL) then says why, owned by the session;
+ * else it is NULL. Call before the first student ends an epoch; nothing happens a second time, or without a teacher. */
+CMKD_API cmkd_status cmkd_session_test_teacher(cmkd_session *session, const cmkd_watch *watch, const char **note,
+                                               cmkd_error *err);
+/* What computes, as one line; owned by the session. */
+CMKD_API const char *cmkd_session_device(const cmkd_session *session);
+
+/* Fill with cmkd_student_options_default, then change what differs. NULL, 0 and NaN mean the default that is named.
+ * Strings are copied by cmkd_student_open. */
+typedef struct cmkd_student_options {
+  const char *arch;       /* network, as `cmkd-train nets` lists them; NULL: resnet20, resnet8 for MNIST-like data */
+  const char *loss;       /* docs/losses.md; NULL: cmkd, without a teacher ce */
+  double dkd_beta;        /* of a dkd term that names no beta; NaN: 8 */
+  int64_t samples, val;   /* the first `samples` of the split (0: all), of which `val` are held out to choose the best
+                             epoch by (0: none; the test split chooses) */
+  int64_t epochs;         /* 1 to 100000; 0: 240, 30 for MNIST-like data */
+  int64_t batch;          /* images of a step, 1 to 65536; 0: 64 */
+  double lr;              /* above 0; NaN: 0.05, 0.01 for ShuffleNet and MobileNet */
+  const char *schedule;   /* step, cosine, constant; NULL: step */
+  const char *milestones; /* step: the rate falls to a tenth after these epochs, "150,180,210"; NULL: 5/8, 3/4, 7/8 */
+  double warmup;          /* epochs of linear warm-up, from 0; NaN: 0 */
+  double momentum;        /* [0, 1); NaN: 0.9 */
+  int nesterov;           /* 1: Nesterov's momentum */
+  double weight_decay;    /* [0, 1]; NaN: 0.0005 */
+  double label_smoothing; /* of the cross-entropy, [0, 1); NaN: 0 */
+  float mean[3], std[3];  /* the student's normalisation of pixels / 255, both or neither; NaN: the data set's */
+  int64_t
+      shuffle_block;  /* images that are shuffled as one, for caches larger than memory; 0: all are shuffled freely */
+  uint64_t seed;      /* of weights, order of samples and of views; default 1 */
+  const char *out;    /* folder of the run, created; NULL: runs/ARCH-LOSS-SEED */
+  int resume;         /* 1: goes on where the run in `out` stopped, bit-exactly; 0: a folder with a run is refused */
+  int64_t eval_every; /* epochs from one test to the next; 0: 1. The last epoch is always tested */
+  int64_t save_every; /* steps after which the state is saved, beside the end of each epoch; 0: never */
+  int log_steps;      /* 1: a line a step in steps.jsonl */
+} cmkd_student_options;
+CMKD_API void cmkd_student_options_default(cmkd_student_options *options);
+
+/* Builds the network, locks the folder and loads the run in it where `resume` asks for that. Other settings than those
+ * of the run in the folder are CMKD_ERR_MISMATCH. The session must outlive the student. *out is NULL on failure. */
+CMKD_API cmkd_status cmkd_student_open(cmkd_session *session, const cmkd_student_options *options, cmkd_student **out,
+                                       cmkd_error *err);
+/* Saves nothing: what was not saved is trained again after a resume. NULL does nothing. */
+CMKD_API void cmkd_student_close(cmkd_student *student);
+
+/* The values of one epoch; NaN where not measured. Accuracies in percent, losses as means over images; correlations are
+ * the mean over images of the correlation between the logits of student and teacher. */
+typedef struct cmkd_score {
+  int64_t epoch;                                             /* from 1; 0: none yet */
+  double top1, top5, test_loss, test_pearson, test_spearman; /* on the test split */
+  double val_top1;                                           /* on the images that are held out */
+  double loss, train_top1, train_pearson, train_spearman;    /* of the training steps of the epoch */
+  double blocks; /* mean number of blocks of the soft rank of a row, as a share of the classes (docs/losses.md) */
+} cmkd_score;
+
+typedef struct cmkd_epoch_report {
+  cmkd_score score;
+  double lr;                    /* of the first step */
+  double seconds, images_per_s; /* of training and test together; of training alone */
+  uint32_t view;                /* of the teacher, which the epoch used; 0 without one */
+} cmkd_epoch_report;
+
+/* Begins the next epoch, or goes on with one that was cut: all steps that were saved are skipped. The first call of a
+ * student writes its folder. After the last epoch: CMKD_ERR_VALUE. */
+CMKD_API cmkd_status cmkd_student_begin(cmkd_student *student, cmkd_error *err);
+/* Trains up to `most` steps (0: as many as one block holds; at most 64 are run whatever `most` says) and waits for
+ * them. The rows of the next block are read ahead meanwhile. *more: 0 once the epoch has no step left, which is also
+ * true where it had none. `most` never changes the numbers. A bad row or weights that are no longer finite are
+ * CMKD_ERR_VALUE. After any failure of begin, step or end but CMKD_ERR_INTERRUPTED the student can only be closed; the
+ * folder holds its last good state. */
+CMKD_API cmkd_status cmkd_student_step(cmkd_student *student, int most, int *more, cmkd_error *err);
+/* Ends an epoch whose steps are all done: tests, writes last.safetensors, best.safetensors, log.jsonl and the state.
+ * `watch` and `report` may be NULL. CMKD_ERR_INTERRUPTED when watch->stop said so: the steps are saved, and the call
+ * may be repeated. */
+CMKD_API cmkd_status cmkd_student_end(cmkd_student *student, const cmkd_watch *watch, cmkd_epoch_report *report,
+                                      cmkd_error *err);
+/* Writes the state as it is after the last step, for a later resume. */
+CMKD_API cmkd_status cmkd_student_save(cmkd_student *student, cmkd_error *err);
+
+/* How far a student is. */
+typedef struct cmkd_student_progress {
+  int64_t epochs, epoch;                               /* of the run; done */
+  int64_t steps_per_epoch, step;                       /* ; done of the epoch under way */
+  int64_t images_per_epoch, total_images, total_steps; /* ; of the run so far */
+  double loss;    /* mean over the images of the epoch under way; NaN before its first step */
+  double seconds; /* that calls on this student took, in all processes of the run */
+  int resumed;    /* 1: a saved run was found */
+} cmkd_student_progress;
+CMKD_API void cmkd_student_get_progress(const cmkd_student *student, cmkd_student_progress *out);
+/* The last epoch, and the best one so far (by val_top1, without held-out images by top1; of equals the first). Owned by
+ * the student, updated by cmkd_student_end. */
+CMKD_API const cmkd_score *cmkd_student_last(const cmkd_student *student);
+CMKD_API const cmkd_score *cmkd_student_best(const cmkd_student *student);
+/* The folder of the run: last.safetensors, best.safetensors (cmkd/weights.h reads them), log.jsonl, config.json. Owned
+ * by the student. */
+CMKD_API const char *cmkd_student_folder(const cmkd_student *student);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
