@@ -1,8 +1,10 @@
 /* `cmkd-train eval`: accuracy of weights on a split, and their logits and features as a file. */
-#include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/clock.h"
+#include "base/json.h"
+#include "base/limits.h"
 #include "base/program/environment.h"
 #include "base/program/interrupt.h"
 #include "base/program/options.h"
@@ -13,12 +15,12 @@
 
 typedef struct eval_options {
   const char *weights, *data, *split, *dump, *arch, *device, *precision;
-  float mean[3], std[3];
-  int mean_seen, std_seen, json, quiet;
+  float mean[3], std[3]; /* NaN: not given */
+  int json, quiet;
   int64_t samples, batch, threads;
 } eval_options;
 
-typedef struct eval_session {
+typedef struct eval_run {
   cmkd_dataset *data;
   const cmkd_backend_table *table;
   cmkd_backend *backend;
@@ -27,11 +29,11 @@ typedef struct eval_session {
   uint32_t *rows;
   cmkd_accuracy accuracy;
   double seconds;
-} eval_session;
+} eval_run;
 
-enum { GROUP = 1024 };
+enum { GROUP = 1024 }; /* images between two looks at the clock and at signals */
 
-static cmkd_status open_all(eval_session *s, const eval_options *o, cmkd_error *err) {
+static cmkd_status open_all(eval_run *s, const eval_options *o, cmkd_error *err) {
   char from_file[64] = "";
   const char *spec = o->data;
   if (!spec) { /* weights of ours name their data set */
@@ -52,14 +54,14 @@ static cmkd_status open_all(eval_session *s, const eval_options *o, cmkd_error *
   CMKD_TRY(s->table->open(&backend, &s->backend, err));
   cmkd_teacher_options teacher = {.weights = o->weights,
                                   .arch = o->arch,
-                                  .mean = o->mean_seen ? o->mean : NULL,
-                                  .std = o->std_seen ? o->std : NULL,
+                                  .mean = isnan(o->mean[0]) ? NULL : o->mean,
+                                  .std = isnan(o->std[0]) ? NULL : o->std,
                                   .batch = (int)o->batch,
                                   .policy = CMKD_AUGMENT_NONE};
   return cmkd_teacher_open(&teacher, s->table, s->backend, s->data, &s->teacher, err);
 }
 
-static void close_all(eval_session *s) {
+static void close_all(eval_run *s) {
   if (s->teacher) cmkd_teacher_close(s->teacher);
   if (s->backend) s->table->close(s->backend);
   if (s->data) cmkd_dataset_close(s->data);
@@ -68,7 +70,7 @@ static void close_all(eval_session *s) {
   free(s->rows);
 }
 
-static cmkd_status evaluate(eval_session *s, const eval_options *o, uint32_t n, cmkd_error *err) {
+static cmkd_status evaluate(eval_run *s, const eval_options *o, uint32_t n, cmkd_error *err) {
   size_t classes = (size_t)s->data->classes, wide = o->dump ? (size_t)cmkd_teacher_feature_size(s->teacher) : 0,
          kept = o->dump ? n : GROUP;
   s->logits = calloc(kept * classes, sizeof *s->logits);
@@ -97,7 +99,7 @@ static cmkd_status evaluate(eval_session *s, const eval_options *o, uint32_t n, 
   return status;
 }
 
-static cmkd_status dump(const eval_session *s, const eval_options *o, uint32_t n, cmkd_error *err) {
+static cmkd_status dump(const eval_run *s, const eval_options *o, uint32_t n, cmkd_error *err) {
   int64_t classes = s->data->classes, wide = cmkd_teacher_feature_size(s->teacher);
   const cmkd_tensor tensors[] = {
       {.name = "logits", .dtype = CMKD_F32, .dims = 2, .shape = {n, classes}, .count = n * classes, .data = s->logits},
@@ -113,30 +115,35 @@ static cmkd_status dump(const eval_session *s, const eval_options *o, uint32_t n
   return cmkd_weights_write(o->dump, tensors, 3, keys, values, 6, err);
 }
 
-static void say(const eval_session *s, const eval_options *o) {
+static cmkd_status report(const eval_run *s, const eval_options *o, cmkd_error *err) {
   const cmkd_accuracy *a = &s->accuracy;
-  double rows = (double)a->rows, top1 = 100.0 * (double)a->top1 / rows, top5 = 100.0 * (double)a->top5 / rows,
-         loss = a->loss / rows;
   const char *arch = cmkd_teacher_spec(s->teacher)->arch;
+  const double rows = (double)a->rows, top1 = 100.0 * (double)a->top1 / rows, top5 = 100.0 * (double)a->top5 / rows;
+  const double loss = a->loss / rows, images_per_s = rows / s->seconds;
   if (o->json) {
-    json_t *object = json_pack("{s:f, s:f, s:f, s:I, s:s, s:s, s:s, s:s, s:f, s:f}", "top1", top1, "top5", top5, "loss",
-                               loss, "samples", (json_int_t)a->rows, "arch", arch, "dataset", s->data->name, "split",
-                               s->data->split, "weights_sha256", cmkd_teacher_sha256(s->teacher), "seconds", s->seconds,
-                               "images_per_s", rows / s->seconds);
-    json_dumpf(object, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10));
-    putchar('\n');
-    json_decref(object);
-    return;
+    cmkd_json object = cmkd_json_object();
+    cmkd_json_set(&object, "top1", cmkd_json_number(top1));
+    cmkd_json_set(&object, "top5", cmkd_json_number(top5));
+    cmkd_json_set(&object, "loss", cmkd_json_number(loss));
+    cmkd_json_set(&object, "samples", json_integer(a->rows));
+    cmkd_json_set(&object, "arch", json_string(arch));
+    cmkd_json_set(&object, "dataset", json_string(s->data->name));
+    cmkd_json_set(&object, "split", json_string(s->data->split));
+    cmkd_json_set(&object, "weights_sha256", json_string(cmkd_teacher_sha256(s->teacher)));
+    cmkd_json_set(&object, "seconds", cmkd_json_number(s->seconds));
+    cmkd_json_set(&object, "images_per_s", cmkd_json_number(images_per_s));
+    return cmkd_json_print(cmkd_json_end(&object), 10, err);
   }
   printf("%s on %s %s, %lld images: top-1 %.2f%%, top-5 %.2f%%, cross-entropy %.4f (%.0f images/s, %s)\n", arch,
-         s->data->name, s->data->split, (long long)a->rows, top1, top5, loss, rows / s->seconds,
+         s->data->name, s->data->split, (long long)a->rows, top1, top5, loss, images_per_s,
          s->table->describe(s->backend));
   if (o->dump) printf("%s: logits, features, labels\n", o->dump);
+  return CMKD_OK;
 }
 
-static cmkd_status run(eval_session *s, const eval_options *o, cmkd_error *err) {
+static cmkd_status run(eval_run *s, const eval_options *o, cmkd_error *err) {
   if (!o->weights) return cmkd_fail(err, CMKD_ERR_USAGE, "eval needs --weights FILE");
-  if (o->mean_seen != o->std_seen) return cmkd_fail(err, CMKD_ERR_USAGE, "--mean and --std go together");
+  if (isnan(o->mean[0]) != isnan(o->std[0])) return cmkd_fail(err, CMKD_ERR_USAGE, "--mean and --std go together");
   CMKD_TRY(open_all(s, o, err));
   if (o->samples > (int64_t)s->data->n)
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "--samples %lld: the %s split of %s has %u", (long long)o->samples,
@@ -144,13 +151,12 @@ static cmkd_status run(eval_session *s, const eval_options *o, cmkd_error *err) 
   uint32_t n = o->samples ? (uint32_t)o->samples : s->data->n;
   CMKD_TRY(evaluate(s, o, n, err));
   if (o->dump) CMKD_TRY(dump(s, o, n, err));
-  say(s, o);
-  return CMKD_OK;
+  return report(s, o, err);
 }
 
 int cmkd_command_eval(int argc, char **argv) {
-  eval_options o = {.split = "test", .device = "auto", .precision = "fp32"};
-  eval_session session = {0};
+  eval_options o = {.split = "test", .device = "auto", .precision = "fp32", .mean = {NAN}, .std = {NAN}};
+  eval_run eval = {0};
   cmkd_error err = {CMKD_OK, ""};
   int help;
   const cmkd_option table[] = {
@@ -158,17 +164,17 @@ int cmkd_command_eval(int argc, char **argv) {
       {"--data", "SPEC", CMKD_OPT_STRING, &o.data, "data set: NAME or NAME:DIR [what the weights were trained on]", 0,
        0, NULL},
       {"--split", "train|test", CMKD_OPT_STRING, &o.split, "[test]", 0, 0, NULL},
-      {"--samples", "N", CMKD_OPT_INT, &o.samples, "the first N of the split [all]", 1, 4294967295.0, NULL},
+      {"--samples", "N", CMKD_OPT_INT, &o.samples, "the first N of the split [all]", 1, CMKD_MAX_SAMPLES, NULL},
       {"--dump", "FILE", CMKD_OPT_STRING, &o.dump, "write logits, penultimate features and labels as safetensors", 0, 0,
        NULL},
       {"--arch", "NAME", CMKD_OPT_STRING, &o.arch, "for weights without metadata; see cmkd-train nets", 0, 0, NULL},
-      {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o.mean, "for weights without metadata", 0, 0, &o.mean_seen},
-      {"--std", "R,G,B", CMKD_OPT_FLOATS3, o.std, "for weights without metadata", 0, 0, &o.std_seen},
-      {"--batch", "N", CMKD_OPT_INT, &o.batch, "rows of one pass [128]", 1, 65536, NULL},
+      {"--mean", "R,G,B", CMKD_OPT_FLOATS3, o.mean, "for weights without metadata", 0, 0, NULL},
+      {"--std", "R,G,B", CMKD_OPT_FLOATS3, o.std, "for weights without metadata", 0, 0, NULL},
+      {"--batch", "N", CMKD_OPT_INT, &o.batch, "rows of one pass [128]", 1, CMKD_MAX_BATCH, NULL},
       {"--device", "NAME", CMKD_OPT_STRING, &o.device, "auto, cpu, cuda, cuda:N [auto]", 0, 0, NULL},
       {"--precision", "NAME", CMKD_OPT_STRING, &o.precision, "fp32; with cuda also tf32, bf16, fp16 [fp32]", 0, 0,
        NULL},
-      {"--threads", "N", CMKD_OPT_INT, &o.threads, "[all cores]", 1, 4096, NULL},
+      {"--threads", "N", CMKD_OPT_INT, &o.threads, "[all cores]", 1, CMKD_MAX_THREADS, NULL},
       {"--json", NULL, CMKD_OPT_FLAG, &o.json, "print one JSON object: top1 and top5 in percent, ...", 0, 0, NULL},
       {"--quiet", NULL, CMKD_OPT_FLAG, &o.quiet, "no progress", 0, 0, NULL},
       {NULL, NULL, CMKD_OPT_FLAG, NULL, NULL, 0, 0, NULL}};
@@ -184,8 +190,8 @@ int cmkd_command_eval(int argc, char **argv) {
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status == CMKD_OK && !help) {
     cmkd_interrupt_install();
-    status = run(&session, &o, &err);
-    close_all(&session);
+    status = run(&eval, &o, &err);
+    close_all(&eval);
   }
   return cmkd_exit_status("cmkd-train eval", &err, status);
 }

@@ -1,39 +1,48 @@
 /* `cmkd-train nets`: the architectures and their size. */
-#include <jansson.h>
 #include <stdio.h>
+#include "base/json.h"
 #include "base/program/options.h"
 #include "nets/net.h"
 #include "train/commands.h"
 
-static cmkd_status list_nets(const cmkd_net_shape *given, int size, int json, cmkd_error *err) {
-  (void)err;
-  json_t *list = json_array();
-  if (!json) printf("%-22s %10s %10s\n", "name", "parameters", "MMACs");
+/* `why` says what kept a network from being built. */
+static cmkd_status build(const char *name, const cmkd_net_shape *given, int size, cmkd_graph **out, cmkd_error *why) {
+  cmkd_net_shape shape = *given;
+  shape.height = shape.width = size ? size : cmkd_net_side(name);
+  if (!shape.classes) shape.classes = cmkd_net_side(name) >= 224 ? 1000 : 100; /* ImageNet, CIFAR-100 */
+  return cmkd_net_build(name, shape, out, why);
+}
+
+static double mmacs(const cmkd_graph *graph) { return 1e-6 * (double)cmkd_graph_macs(graph); }
+
+static void print_nets(const cmkd_net_shape *given, int size) {
+  printf("%-22s %10s %10s\n", "name", "parameters", "MMACs");
   for (const char *const *name = cmkd_net_names(); *name; name++) {
-    cmkd_net_shape shape = *given;
-    shape.height = shape.width = size ? size : cmkd_net_side(*name);
-    if (!shape.classes) shape.classes = cmkd_net_side(*name) >= 224 ? 1000 : 100; /* ImageNet, CIFAR-100 */
     cmkd_graph *graph;
     cmkd_error why = {CMKD_OK, ""};
-    cmkd_status status = cmkd_net_build(*name, shape, &graph, &why);
-    if (status != CMKD_OK) {
-      if (!json) printf("%-22s %s\n", *name, why.message); /* too deep for so small an image */
+    if (build(*name, given, size, &graph, &why) != CMKD_OK) {
+      printf("%-22s %s\n", *name, why.message); /* too deep for so small an image */
       continue;
     }
-    double macs = 1e-6 * (double)cmkd_graph_macs(graph);
-    if (json)
-      json_array_append_new(list, json_pack("{s:s, s:I, s:f}", "name", *name, "parameters",
-                                            (json_int_t)cmkd_graph_parameters(graph), "mmacs", macs));
-    else
-      printf("%-22s %10lld %10.2f\n", *name, (long long)cmkd_graph_parameters(graph), macs);
+    printf("%-22s %10lld %10.2f\n", *name, (long long)cmkd_graph_parameters(graph), mmacs(graph));
     cmkd_graph_free(graph);
   }
-  if (json) {
-    json_dumpf(list, stdout, JSON_COMPACT | JSON_REAL_PRECISION(10));
-    putchar('\n');
+}
+
+/* Networks that cannot be built for the shape are left out. */
+static json_t *nets_json(const cmkd_net_shape *given, int size) {
+  cmkd_json list = cmkd_json_array();
+  for (const char *const *name = cmkd_net_names(); *name; name++) {
+    cmkd_graph *graph;
+    if (build(*name, given, size, &graph, NULL) != CMKD_OK) continue;
+    cmkd_json net = cmkd_json_object();
+    cmkd_json_set(&net, "name", json_string(*name));
+    cmkd_json_set(&net, "parameters", json_integer(cmkd_graph_parameters(graph)));
+    cmkd_json_set(&net, "mmacs", cmkd_json_number(mmacs(graph)));
+    cmkd_json_append(&list, cmkd_json_end(&net));
+    cmkd_graph_free(graph);
   }
-  json_decref(list);
-  return CMKD_OK;
+  return cmkd_json_end(&list);
 }
 
 int cmkd_command_nets(int argc, char **argv) {
@@ -57,7 +66,10 @@ int cmkd_command_nets(int argc, char **argv) {
   cmkd_status status = cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, &err);
   if (status == CMKD_OK && !help) {
     cmkd_net_shape shape = {0, 0, (int)channels, (int)classes};
-    status = list_nets(&shape, (int)size, json, &err);
+    if (json)
+      status = cmkd_json_print(nets_json(&shape, (int)size), 10, &err);
+    else
+      print_nets(&shape, (int)size);
   }
   return cmkd_exit_status("cmkd-train nets", &err, status);
 }

@@ -11,7 +11,7 @@ typedef struct onnx_options {
   int keep_norms, features;
 } onnx_options;
 
-/* Data sets are smaller than what their networks are published for only here. */
+/* The images of MNIST and its like are smaller than what the networks are published for. */
 static int side_of(const cmkd_weights *weights, const char *arch, int64_t asked) {
   const char *data = cmkd_weights_meta(weights, "dataset");
   if (asked) return (int)asked;
@@ -22,20 +22,25 @@ static cmkd_status export_weights(const onnx_options *o, const cmkd_weights *wei
   static const float zero[3] = {0, 0, 0}, one[3] = {1, 1, 1};
   int has_norm = cmkd_weights_meta(weights, "mean") && cmkd_weights_meta(weights, "std");
   cmkd_model_spec spec;
-  CMKD_TRY(cmkd_model_spec_read(weights, o->arch, has_norm ? NULL : zero, has_norm ? NULL : one, &spec,
-                                err)); /* pixels come in normalised */
+  /* the network gets pixels that are normalised already: weights that say nothing about it are fine here */
+  CMKD_TRY(cmkd_model_spec_read(weights, o->arch, has_norm ? NULL : zero, has_norm ? NULL : one, &spec, err));
   int side = side_of(weights, spec.arch, o->size);
   cmkd_graph *graph;
   CMKD_TRY(cmkd_net_build(spec.arch, (cmkd_net_shape){side, side, spec.channels, spec.classes}, &graph, err));
   cmkd_params params;
   cmkd_status status = cmkd_params_create(graph, &params, err);
   if (status == CMKD_OK) status = cmkd_params_load(graph, weights, &params, err);
-  const char *keys[8] = {"arch", "weights_sha256"}, *values[8] = {graph->arch, weights->sha256};
   static const char *const kept[] = {"dataset", "classes", "mean", "std", "top1", "top5"};
+  enum { KEPT = sizeof kept / sizeof *kept };
+  const char *keys[2 + KEPT] = {"arch", "weights_sha256"}, *values[2 + KEPT] = {graph->arch, weights->sha256};
   int n = 2;
-  for (size_t i = 0; i < sizeof kept / sizeof *kept; i++)
-    if (cmkd_weights_meta(weights, kept[i])) keys[n] = kept[i], values[n++] = cmkd_weights_meta(weights, kept[i]);
-  cmkd_onnx_options options = {
+  for (int i = 0; i < KEPT; i++) {
+    const char *value = cmkd_weights_meta(weights, kept[i]);
+    if (!value) continue;
+    keys[n] = kept[i];
+    values[n++] = value;
+  }
+  const cmkd_onnx_options options = {
       .fold = !o->keep_norms, .features = o->features, .meta_keys = keys, .meta_values = values, .meta_count = n};
   if (status == CMKD_OK) status = cmkd_onnx_write(graph, &params, &options, o->out, err);
   if (status == CMKD_OK)

@@ -1,10 +1,12 @@
+/* Recipes: where their files are, what is in them, and their table. See recipe.h. */
 #include "train/recipe.h"
 #include <dirent.h>
-#include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "base/program/environment.h"
 #include "base/text.h"
 
@@ -183,61 +185,99 @@ cmkd_status cmkd_recipe_load(const char *name, cmkd_recipe *out, int *run, cmkd_
 
 /* ---- the table ---- */
 
-static double published(const cmkd_recipe *r, const char *what) {
+double cmkd_recipe_result(const cmkd_recipe *r, const char *what) {
   for (int i = 0; i < r->published; i++)
     if (!strcmp(r->result[i].what, what)) return r->result[i].top1;
-  return 0;
+  return NAN;
 }
 
 static const char *const columns[] = {"teacher", "student", "kd", "dkd", "dist", "nkd", "cmkd", "dkd+cmkd", "takd"};
 #define COLUMNS (int)(sizeof columns / sizeof *columns)
 
-static json_t *recipe_json(const cmkd_recipe *r) {
-  json_t *results = json_object(), *runs = json_array();
+static void print_row(FILE *out, const cmkd_recipe *r) {
+  fprintf(out, "%-28s %-9s %5.3g %6d", r->name, r->dataset, r->lr, r->epochs);
+  for (int c = 0; c < COLUMNS; c++) {
+    double top1 = cmkd_recipe_result(r, columns[c]);
+    if (isnan(top1))
+      fprintf(out, " %8s", "-");
+    else
+      fprintf(out, " %8.2f", top1);
+  }
+  fprintf(out, "   %s\n", r->title);
+}
+
+static json_t *runs_json(const cmkd_recipe *r) {
+  cmkd_json runs = cmkd_json_array();
+  for (int i = 0; i < r->runs; i++) {
+    cmkd_json run = cmkd_json_object();
+    cmkd_json_set(&run, "teacher", json_string(r->run[i].teacher));
+    cmkd_json_set(&run, "student", json_string(r->run[i].student));
+    cmkd_json_append(&runs, cmkd_json_end(&run));
+  }
+  return cmkd_json_end(&runs);
+}
+
+static json_t *results_json(const cmkd_recipe *r) {
+  cmkd_json results = cmkd_json_object();
   for (int i = 0; i < r->published; i++)
-    json_object_set_new(results, r->result[i].what, json_real(r->result[i].top1));
-  for (int i = 0; i < r->runs; i++)
-    json_array_append_new(runs, json_pack("{s:s,s:s}", "teacher", r->run[i].teacher, "student", r->run[i].student));
-  return json_pack("{s:s,s:s,s:i,s:i,s:f,s:f,s:f,s:o,s:o}", "name", r->name, "dataset", r->dataset, "batch", r->batch,
-                   "epochs", r->epochs, "lr", r->lr, "weight_decay", r->weight_decay, "dkd_beta", r->dkd_beta, "runs",
-                   runs, "published", results);
+    cmkd_json_set(&results, r->result[i].what, cmkd_json_number(r->result[i].top1));
+  return cmkd_json_end(&results);
+}
+
+static json_t *recipe_json(const cmkd_recipe *r) {
+  cmkd_json o = cmkd_json_object();
+  cmkd_json_set(&o, "name", json_string(r->name));
+  cmkd_json_set(&o, "dataset", json_string(r->dataset));
+  cmkd_json_set(&o, "batch", json_integer(r->batch));
+  cmkd_json_set(&o, "epochs", json_integer(r->epochs));
+  cmkd_json_set(&o, "lr", cmkd_json_number(r->lr));
+  cmkd_json_set(&o, "weight_decay", cmkd_json_number(r->weight_decay));
+  cmkd_json_set(&o, "dkd_beta", cmkd_json_number(r->dkd_beta));
+  cmkd_json_set(&o, "runs", runs_json(r));
+  cmkd_json_set(&o, "published", results_json(r));
+  return cmkd_json_end(&o);
+}
+
+static cmkd_status print_table(FILE *out, char **recipes, cmkd_error *err) {
+  fprintf(out, "%-28s %-9s %5s %6s", "recipe", "data", "lr", "epochs");
+  for (int c = 0; c < COLUMNS; c++)
+    fprintf(out, " %8s", columns[c]);
+  fputs("   (published top-1, %)\n", out);
+  for (int i = 0; recipes[i]; i++) {
+    cmkd_recipe r;
+    int run;
+    CMKD_TRY(cmkd_recipe_load(recipes[i], &r, &run, err));
+    print_row(out, &r);
+  }
+  return CMKD_OK;
+}
+
+static cmkd_status print_json(FILE *out, char **recipes, cmkd_error *err) {
+  cmkd_json all = cmkd_json_array();
+  cmkd_status status = CMKD_OK;
+  for (int i = 0; recipes[i] && status == CMKD_OK; i++) {
+    cmkd_recipe r;
+    int run;
+    status = cmkd_recipe_load(recipes[i], &r, &run, err);
+    if (status == CMKD_OK) cmkd_json_append(&all, recipe_json(&r));
+  }
+  json_t *list = cmkd_json_end(&all);
+  char *text = list && status == CMKD_OK ? json_dumps(list, JSON_INDENT(1)) : NULL;
+  json_decref(list);
+  if (text) fprintf(out, "%s\n", text);
+  if (!text && status == CMKD_OK) status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  free(text);
+  return status;
 }
 
 cmkd_status cmkd_recipe_print(FILE *out, int json, cmkd_error *err) {
-  char *dir = recipe_dir(), **names = list_names(dir);
-  cmkd_status status = names && names[0] ? CMKD_OK
-                                         : cmkd_fail(err, CMKD_ERR_IO,
-                                                     "no recipes are installed here; set CMKD_RECIPES to their folder");
-  json_t *all = json_array();
-  if (!json && status == CMKD_OK) {
-    fprintf(out, "%-28s %-9s %5s %6s", "recipe", "data", "lr", "epochs");
-    for (int c = 0; c < COLUMNS; c++)
-      fprintf(out, " %8s", columns[c]);
-    fputs("   (published top-1, %)\n", out);
-  }
-  for (int i = 0; status == CMKD_OK && names[i]; i++) {
-    cmkd_recipe r;
-    int run;
-    if ((status = cmkd_recipe_load(names[i], &r, &run, err)) != CMKD_OK) break;
-    if (json) {
-      json_array_append_new(all, recipe_json(&r));
-      continue;
-    }
-    fprintf(out, "%-28s %-9s %5.3g %6d", r.name, r.dataset, r.lr, r.epochs);
-    for (int c = 0; c < COLUMNS; c++)
-      if (published(&r, columns[c]) > 0)
-        fprintf(out, " %8.2f", published(&r, columns[c]));
-      else
-        fprintf(out, " %8s", "-");
-    fprintf(out, "   %s\n", r.title);
-  }
-  if (json && status == CMKD_OK) {
-    char *text = json_dumps(all, JSON_INDENT(1));
-    fprintf(out, "%s\n", text ? text : "[]");
-    free(text);
-  }
-  json_decref(all);
-  free_names(names);
+  char *dir = recipe_dir(), **recipes = list_names(dir);
+  cmkd_status status;
+  if (!recipes || !recipes[0])
+    status = cmkd_fail(err, CMKD_ERR_IO, "no recipes are installed here; set CMKD_RECIPES to their folder");
+  else
+    status = json ? print_json(out, recipes, err) : print_table(out, recipes, err);
+  free_names(recipes);
   free(dir);
   return status;
 }

@@ -1,19 +1,12 @@
 /* From a recipe to options. See recipe_apply.h. */
 #include "train/recipe_apply.h"
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include "train/options.h"
 
 double cmkd_recipe_published(const cmkd_recipe *recipe, const char *expression) {
-  const char *what = expression;
-  if (!strcmp(expression, "ce"))
-    what = "student";
-  else if (recipe->runs == 2 && strcmp(expression, "teacher"))
-    what = "takd";
-  for (int i = 0; i < recipe->published; i++)
-    if (!strcmp(recipe->result[i].what, what)) return recipe->result[i].top1;
-  return NAN;
+  if (!strcmp(expression, "ce")) return cmkd_recipe_result(recipe, "student");
+  return cmkd_recipe_result(recipe, recipe->runs == 2 ? "takd" : expression);
 }
 
 /* The recipe's as the option spells them; NULL where it has none. */

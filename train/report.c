@@ -145,8 +145,8 @@ static void table_row(FILE *out, const char *name, const cmkd_score *s, int val)
 static void say_published(const cmkd_report *report) {
   const cmkd_recipe *r = &report->recipe->recipe;
   const char *loss = report->options->student.loss;
-  double reached = cmkd_recipe_published(r, loss), teacher = cmkd_recipe_published(r, "teacher"),
-         student = cmkd_recipe_published(r, "ce");
+  double reached = cmkd_recipe_published(r, loss), teacher = cmkd_recipe_result(r, "teacher"),
+         student = cmkd_recipe_result(r, "student");
   char a[24], b[24], c[24];
   fprintf(report->out, "published for %s (best epoch): %s %s, student alone %s, teacher %s\n", r->name, loss,
           shown(reached, "%.2f", a), shown(student, "%.2f", b), shown(teacher, "%.2f", c));

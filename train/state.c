@@ -69,9 +69,11 @@ int cmkd_state_finite(const cmkd_graph *graph, const cmkd_state *state) {
   return 1;
 }
 
-/* ---- one order of the small numbers, for saving and loading alike: `save` copies from the state, else into it ---- */
+/* ---- counters and numbers. Saving and loading walk through them in one order: `save` copies from the state into the
+ * arrays, else from the arrays into the state ---- */
 
-static void move(double *field, double **slot, int save) {
+/* Copies one number between a field and the next slot. */
+static void transfer(double *field, double **slot, int save) {
   if (save)
     **slot = *field;
   else
@@ -85,7 +87,7 @@ static void transfer_score(cmkd_score *score, double **slot, int save) {
                                          &score->loss,           &score->train_top1,    &score->train_pearson,
                                          &score->train_spearman, &score->blocks};
   for (int i = 0; i < SCORE_NUMBERS; i++)
-    move(fields[i], slot, save);
+    transfer(fields[i], slot, save);
 }
 
 static void transfer_numbers(cmkd_state *s, int64_t counters[COUNTERS], double numbers[NUMBERS], int save) {
@@ -102,9 +104,9 @@ static void transfer_numbers(cmkd_state *s, int64_t counters[COUNTERS], double n
                           &s->sums.seconds};
   double *slot = numbers;
   for (int i = 0; i < 7; i++)
-    move(sums[i], &slot, save);
+    transfer(sums[i], &slot, save);
   for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++)
-    move(&s->sums.part[i], &slot, save);
+    transfer(&s->sums.part[i], &slot, save);
   transfer_score(&s->last, &slot, save);
   transfer_score(&s->best, &slot, save);
 }
