@@ -1,6 +1,7 @@
 #!/bin/sh
-# The demo: on Fashion-MNIST a small teacher is trained and paid for once (its cache), then the same small student learns three
-# times with the same short budget: from labels alone, with KD, with CMKD. Run it again and it goes on where it stopped.
+# The demo: on Fashion-MNIST a small teacher is trained and paid for once (its cache), then the same small student
+# learns three times with the same short budget: from labels alone, with KD, with CMKD. Run it again and it goes on
+# where it stopped.
 #   recipes/demo.sh [FOLDER]      programs from $CMKD_BUILD (build), files into FOLDER ($CMKD_BUILD/demo)
 set -eu
 export LC_ALL=C
@@ -38,7 +39,8 @@ run() { # NAME, options...: one training
 heading "1. A teacher: $teacher on all of $data, $teacher_epochs epoch"
 run teacher --data "$data" --arch $teacher --loss ce --epochs $teacher_epochs --schedule cosine --lr 0.1
 heading "2. Paid for once: its logits for $samples images, $views augmented views each"
-step "$demo/cache.json" "$cache" build --teacher "$demo/teacher/last.safetensors" --data "$data" --samples $samples --views $views --seed 1 --with-test --out "$demo/teacher.h5" --json
+step "$demo/cache.json" "$cache" build --teacher "$demo/teacher/last.safetensors" --data "$data" \
+  --samples $samples --views $views --seed 1 --with-test --out "$demo/teacher.h5" --json
 "$cache" info "$demo/teacher.h5"
 for loss in ce kd cmkd; do
   case $loss in
@@ -46,7 +48,8 @@ for loss in ce kd cmkd; do
     kd)   heading '4. The same student with KD, from the cache' ;;
     cmkd) heading '5. The same student with CMKD, from the cache' ;;
   esac
-  run student-$loss --cache "$demo/teacher.h5" --data "$data" --student $student --loss $loss --epochs $student_epochs --schedule cosine --lr 0.1
+  run student-$loss --cache "$demo/teacher.h5" --data "$data" --student $student --loss $loss \
+    --epochs $student_epochs --schedule cosine --lr 0.1
 done
 
 teacher_top1=$(part last "$demo/teacher.json" | number top1)
@@ -54,16 +57,20 @@ rate=$(number teacher_images_per_s < "$demo/cache.json")
 built=$(number seconds < "$demo/cache.json")
 size=$("$cache" info --json "$demo/teacher.h5" | number bytes)
 live=$(calc %.1f "$samples * $student_epochs / $rate")
-heading "$student on $data: $samples images, $student_epochs epochs, the same seed and budget; teacher $teacher at $(calc %.2f "$teacher_top1")%"
+heading "$student on $data: $samples images, $student_epochs epochs, the same seed and budget;" \
+  "teacher $teacher at $(calc %.2f "$teacher_top1")%"
 printf '%-14s  %10s  %10s  %8s  %s\n' '' 'last top-1' 'best top-1' seconds 'with the teacher live'
 for loss in ce kd cmkd; do
   case $loss in ce) label='labels alone' ;; kd) label=KD ;; cmkd) label=CMKD ;; esac
   seconds=$(number seconds < "$demo/student-$loss.json")
   [ $loss = ce ] && cost=- || cost=$(calc '%.1f s' "$seconds + $live")
-  printf '%-14s  %10.2f  %10.2f  %8.1f  %s\n' "$label" "$(part last "$demo/student-$loss.json" | number top1)" "$(part best "$demo/student-$loss.json" | number top1)" "$seconds" "$cost"
+  last=$(part last "$demo/student-$loss.json" | number top1)
+  best=$(part best "$demo/student-$loss.json" | number top1)
+  printf '%-14s  %10.2f  %10.2f  %8.1f  %s\n' "$label" "$last" "$best" "$seconds" "$cost"
 done
 echo
-echo "The teacher ran once, at $(calc %.0f "$rate") images/s: $(calc %.1f "$built") s for a cache of $(calc %.2f "$size / 1e6") MB. Live it would have run for $live s more in every"
+printf '%s' "The teacher ran once, at $(calc %.0f "$rate") images/s: $(calc %.1f "$built") s for a cache of "
+echo "$(calc %.2f "$size / 1e6") MB. Live it would have run for $live s more in every"
 echo "distilled run, at that measured speed. A full experiment is 240 epochs and many runs; the cache stays the same."
 echo 'One seed: differences of a few tenths of a point are noise.'
 echo "Files: $demo/teacher/last.safetensors, $demo/teacher.h5, $demo/student-{ce,kd,cmkd}/ (weights, log.jsonl)"

@@ -15,8 +15,11 @@ static void write_split(const char *dir, const char *name, uint32_t n, uint64_t 
   snprintf(path, sizeof path, "%s/%s-labels-idx1-ubyte", dir, name);
   FILE *labels = fopen(path, "wb");
   if (!images || !labels) abort();
-  put_be32(images, 0x803), put_be32(images, n), put_be32(images, 28), put_be32(images, 28);
-  put_be32(labels, 0x801), put_be32(labels, n);
+  const uint32_t image_head[] = {0x803, n, 28, 28}, label_head[] = {0x801, n};
+  for (int i = 0; i < 4; i++)
+    put_be32(images, image_head[i]);
+  for (int i = 0; i < 2; i++)
+    put_be32(labels, label_head[i]);
   for (uint32_t i = 0; i < n; i++) {
     cmkd_rng rng = cmkd_rng_start(seed, CMKD_STREAM_TEST, i);
     uint32_t label = cmkd_rng_below(&rng, 10);

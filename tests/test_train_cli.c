@@ -146,7 +146,8 @@ static void eval_agrees_with_the_run(void **state) {
   assert_true(fabs(top1 - 100.0 * correct / TINY_TEST) < 1e-6);
   json_decref(o);
   cmkd_dataset_close(data);
-  cmkd_weights_free(w), cmkd_weights_free(dump);
+  cmkd_weights_free(w);
+  cmkd_weights_free(dump);
 }
 
 /* A cache alone is enough; correlations with the teacher are logged under every loss, those of the test split from the

@@ -79,7 +79,8 @@ static void the_seed_chooses_who_is_held_out(void **state) {
   cmkd_source_close(&two);
   assert_ok(cmkd_source_open(&two, &s, &inputs, &err));
   assert_memory_equal(one.val_rows, two.val_rows, HELD * sizeof(uint32_t));
-  cmkd_source_close(&one), cmkd_source_close(&two);
+  cmkd_source_close(&one);
+  cmkd_source_close(&two);
 }
 
 static void ties_go_to_the_lower_class(void **state) {

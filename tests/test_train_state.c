@@ -99,8 +99,10 @@ static void saved_and_loaded(void **state) {
   assert_ok(cmkd_state_load(graph, file, &two, &err));
   assert_same(&one, &two);
   cmkd_weights_free(file);
-  json_decref(read), json_decref(set);
-  cmkd_state_free(&one), cmkd_state_free(&two);
+  json_decref(read);
+  json_decref(set);
+  cmkd_state_free(&one);
+  cmkd_state_free(&two);
 }
 
 static void sums_weigh_partial_batches(void **state) {

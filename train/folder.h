@@ -1,4 +1,4 @@
-/* A run's folder: one trainer at a time, one configuration for ever. Decides whether a run starts, goes on or is
+/* A run's folder: one student at a time, and the same settings for ever. Decides whether a run starts, goes on or is
  * refused, and names the files in it:
  *
  *   config.json        settings
@@ -12,10 +12,10 @@
 #include "train/state.h"
 
 typedef struct cmkd_folder {
-  char *path, *config, *state, *log, *steps, *last, *best; /* owned */
-  char *lock;
-  int lock_fd, created;
-  char device[128]; /* that the last session of the run worked on; empty where nobody wrote it down */
+  char *path, *config, *state, *log, *steps, *last, *best, *lock; /* owned */
+  int lock_fd;                                                    /* -1: not locked */
+  int created;                                                    /* the folder was not there before */
+  char device[128]; /* that the run was last trained on; empty where nobody wrote it down */
 } cmkd_folder;
 
 typedef struct cmkd_folder_options { /* all borrowed */
@@ -28,7 +28,8 @@ typedef struct cmkd_folder_options { /* all borrowed */
  * 1). Refuses other settings, a run that exists when it may not be resumed, and files of somebody else. */
 cmkd_status cmkd_folder_open(const cmkd_folder_options *options, cmkd_state *state, int *resumed, cmkd_folder *out,
                              cmkd_error *err);
-void cmkd_folder_close(cmkd_folder *folder); /* unlocks */
+/* Unlocks, and removes a folder that was created and is still empty. */
+void cmkd_folder_close(cmkd_folder *folder);
 /* config.json: {"settings": ..., "environment": ...}; environment is borrowed and may be NULL. */
 cmkd_status cmkd_folder_config(const cmkd_folder *folder, const json_t *settings, const json_t *environment,
                                cmkd_error *err);

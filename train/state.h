@@ -18,11 +18,14 @@ typedef struct cmkd_epoch_sums {
   double blocks, pearson, spearman, agreement_blocks;
   double seconds; /* of training steps */
 } cmkd_epoch_sums;
+/* `parts`: how many parts the loss has. */
 void cmkd_epoch_sums_add(cmkd_epoch_sums *sums, const cmkd_step_result *result, int parts);
 
 typedef struct cmkd_state {
-  int64_t epoch, step, total_steps; /* epochs done, steps done of the next one, steps of all */
-  double elapsed;                   /* seconds of all sessions of the run */
+  int64_t epoch;       /* epochs done */
+  int64_t step;        /* steps done of the next one */
+  int64_t total_steps; /* steps of all epochs */
+  double elapsed;      /* seconds that calls on the student took, in all processes of the run */
   cmkd_epoch_sums sums;
   cmkd_score last, best;
   char *log;    /* log.jsonl so far, zero-terminated */
@@ -30,15 +33,18 @@ typedef struct cmkd_state {
   cmkd_params value, momentum;
 } cmkd_state;
 
+/* Parameters are not set, everything else is 0. On failure `out` holds what cmkd_state_free frees. */
 cmkd_status cmkd_state_create(const cmkd_graph *graph, cmkd_state *out, cmkd_error *err);
 void cmkd_state_free(cmkd_state *state);
-cmkd_status cmkd_state_log(cmkd_state *state, const char *line, cmkd_error *err); /* appends line and newline */
+/* Appends `line` and a newline to the log. */
+cmkd_status cmkd_state_log(cmkd_state *state, const char *line, cmkd_error *err);
 /* 1 when every parameter and momentum is finite */
 int cmkd_state_finite(const cmkd_graph *graph, const cmkd_state *state);
 
+/* Atomic. The settings are kept beside the numbers, so that a resume can tell whose state it is. */
 cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, const json_t *settings, const char *path,
                             cmkd_error *err);
-/* The settings alone: what a run in that file was. Caller decrefs. */
+/* The settings alone, of the run in that file. Caller decrefs. */
 cmkd_status cmkd_state_settings(const cmkd_weights *file, json_t **out, cmkd_error *err);
 /* Into a created state of the same graph. */
 cmkd_status cmkd_state_load(const cmkd_graph *graph, const cmkd_weights *file, cmkd_state *state, cmkd_error *err);
