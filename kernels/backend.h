@@ -4,7 +4,6 @@
  * back afterwards, many steps at once. */
 #ifndef CMKD_KERNELS_BACKEND_H
 #define CMKD_KERNELS_BACKEND_H
-#include <math.h>
 #include <stdint.h>
 #include "cmkd/loss.h"
 #include "cmkd/status.h"
@@ -109,11 +108,6 @@ typedef struct cmkd_step {
    * global mean of exactly 0 says that every row's entropy is 0: both are then the same.) */
   double entropy_mean;
 } cmkd_step;
-
-/* As the losses take it: NaN stands for the mean over the rows at hand. */
-static inline double cmkd_step_entropy_mean(const cmkd_step *step) {
-  return step->entropy_mean > 0 ? step->entropy_mean : NAN;
-}
 
 /* What one training step produced. Sums over rows, so that partial batches weigh right. */
 typedef struct cmkd_step_result {

@@ -88,14 +88,16 @@ static void write_input(const cmkd_plan *plan, cmkd_plan_step *step, life *lives
   touch(lives, tensor, plan->phases - 1);
 }
 
-static void plan_backward(const cmkd_graph *graph, cmkd_plan *plan, life *lives) {
+static void plan_backward(const cmkd_graph *graph, const int *roots, int count, cmkd_plan *plan, life *lives) {
   for (int t = 0; t < graph->tensors; t++)
     lives[t] = (life){0, -1, -1, t};
   new_phase(plan);
   plan->backward = plan->phases - 1;
-  lives[cmkd_graph_logits(graph)].written = 1;
-  touch(lives, cmkd_graph_logits(graph), -1); /* by the loss */
-  lives[cmkd_graph_logits(graph)].first = plan->backward - 1;
+  for (int i = 0; i < count; i++) { /* between the last forward phase and the first backward one */
+    if (roots[i] <= 0) continue;
+    lives[roots[i]].written = 1;
+    touch(lives, roots[i], plan->backward - 1);
+  }
   for (int i = graph->ops - 1; i >= 0; i--) {
     const cmkd_op *op = &graph->op[i];
     if (!lives[op->out].written) continue; /* nothing that counts reads it */
@@ -200,7 +202,8 @@ static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t
   }
 }
 
-cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err) {
+cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, const int *roots, int count,
+                            cmkd_plan *plan, cmkd_error *err) {
   CMKD_TRY(plan_alloc(graph, layout, plan, err));
   int *written = calloc((size_t)graph->tensors, sizeof *written);
   life *lives = calloc((size_t)graph->tensors, sizeof *lives);
@@ -213,7 +216,7 @@ cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cm
       plan->arena += size_in_arena(graph, plan, t);
     }
     plan_forward(graph, plan, written);
-    plan_backward(graph, plan, lives);
+    plan_backward(graph, roots, count, plan, lives);
     status = place_gradients(graph, plan, lives, local, err);
   }
   if (status == CMKD_OK) choose_chunks(graph, plan, local);

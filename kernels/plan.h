@@ -69,7 +69,11 @@ typedef struct cmkd_plan {
 
 #define CMKD_CHUNK_MAX 16
 
-cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err);
+/* roots (count): tensors whose gradients are there before backward begins, written by the loss and other terms of the
+ * objective; gradients of operations that read such a tensor are added to what is there. The image among them is passed
+ * over. */
+cmkd_status cmkd_plan_train(const cmkd_graph *graph, cmkd_plan_layout layout, const int *roots, int count,
+                            cmkd_plan *plan, cmkd_error *err);
 /* folded[i]: the batch norm that convolution i takes in, -1 for none (fills it). */
 cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, int *folded, cmkd_plan *plan,
                             cmkd_error *err);

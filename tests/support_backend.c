@@ -109,27 +109,37 @@ cmkd_backend_options options_of(int threads, const char *precision) {
 
 cmkd_image_set set_of(const data *d) { return (cmkd_image_set){d->pixels, d->labels, IMAGES, d->h, d->w, d->c}; }
 
-side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph,
-               const data *d, const cmkd_loss *loss, int batch, int nesterov) {
+cmkd_model_config config_of(const cmkd_graph *graph, const cmkd_loss *loss, int batch, int nesterov) {
+  return (cmkd_model_config){.graph = graph,
+                             .batch = batch,
+                             .train = loss != NULL,
+                             .mean = {0.5f, 0.45f, 0.4f},
+                             .std = {0.25f, 0.3f, 0.2f},
+                             .policy = CMKD_AUGMENT_CROP_FLIP,
+                             .loss = loss,
+                             .momentum = 0.9f,
+                             .weight_decay = 5e-4f,
+                             .nesterov = nesterov,
+                             .kappa = 2};
+}
+
+side open_config(const cmkd_backend_table *table, int threads, const char *precision, const data *d,
+                 const cmkd_model_config *config) {
   side s = {.table = table};
-  cmkd_model_config config = {.graph = graph,
-                              .batch = batch,
-                              .train = loss != NULL,
-                              .mean = {0.5f, 0.45f, 0.4f},
-                              .std = {0.25f, 0.3f, 0.2f},
-                              .policy = CMKD_AUGMENT_CROP_FLIP,
-                              .loss = loss,
-                              .momentum = 0.9f,
-                              .weight_decay = 5e-4f,
-                              .nesterov = nesterov,
-                              .kappa = 2};
   const cmkd_backend_options options = options_of(threads, precision);
   const cmkd_image_set set = set_of(d);
   assert_ok(table->open(&options, &s.backend, &err));
   assert_ok(table->images_create(s.backend, &set, &s.images, &err));
-  assert_ok(table->model_create(s.backend, &config, &s.model, &err));
+  assert_ok(table->model_create(s.backend, config, &s.model, &err));
   return s;
 }
+
+side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph,
+               const data *d, const cmkd_loss *loss, int batch, int nesterov) {
+  const cmkd_model_config config = config_of(graph, loss, batch, nesterov);
+  return open_config(table, threads, precision, d, &config);
+}
+
 void close_side(side *s) {
   s->table->model_free(s->model);
   s->table->images_free(s->images);

@@ -34,6 +34,10 @@ cmkd_loss *loss_of(const char *text);
 /* What environment variables say, with these threads and this precision. */
 cmkd_backend_options options_of(int threads, const char *precision);
 cmkd_image_set set_of(const data *d);
+/* What the tests train with; loss NULL: inference. */
+cmkd_model_config config_of(const cmkd_graph *graph, const cmkd_loss *loss, int batch, int nesterov);
+side open_config(const cmkd_backend_table *table, int threads, const char *precision, const data *d,
+                 const cmkd_model_config *config);
 /* loss NULL: inference. precision NULL: the backend's own. */
 side open_side(const cmkd_backend_table *table, int threads, const char *precision, const cmkd_graph *graph,
                const data *d, const cmkd_loss *loss, int batch, int nesterov);

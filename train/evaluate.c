@@ -3,22 +3,21 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "kernels/step.h"
 #include "nets/teacher.h"
 
 enum { GROUP_STEPS = 8, GROUP_BYTES = 16 << 20 };
 
 void cmkd_accuracy_add(cmkd_accuracy *sums, const float *logits, int classes, int32_t label) {
   double top = logits[0], total = 0;
-  int before = 0; /* classes ranked above the label */
-  for (int c = 0; c < classes; c++) {
-    before += logits[c] > logits[label] || (logits[c] == logits[label] && c < label);
+  const int rank = cmkd_label_rank(logits, classes, label);
+  for (int c = 0; c < classes; c++)
     if (logits[c] > top) top = logits[c];
-  }
   for (int c = 0; c < classes; c++)
     total += exp(logits[c] - top);
   sums->rows++;
-  sums->top1 += before < 1;
-  sums->top5 += before < 5;
+  sums->top1 += rank < 1;
+  sums->top5 += rank < 5;
   sums->loss += log(total) + top - logits[label];
 }
 

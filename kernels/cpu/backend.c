@@ -52,30 +52,14 @@ static cmkd_status images_create(cmkd_backend *backend, const cmkd_image_set *se
 
 static void images_free(cmkd_be_images *images) { free(images); }
 
-static cmkd_status check_step(const cmkd_be_model *m, const cmkd_image_set *images, const cmkd_step *step,
-                              cmkd_error *err) {
-  cmkd_shape in = m->graph->tensor[0];
-  if (images->h != in.h || images->w != in.w || images->c != in.c)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w,
-                     images->c, m->graph->arch, in.h, in.w, in.c);
-  if (step->count < 1 || step->count > m->config.batch)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
-  for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= images->n)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
-  return CMKD_OK;
-}
-
 static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
                           float *const *outputs, cmkd_error *err) {
   const cmkd_graph *graph = m->graph;
   float *at[CMKD_MAX_OUTPUTS] = {NULL}; /* where the next step's rows go */
-  if (list == CMKD_LIST_TRAIN && !m->config.train)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
   for (int i = 0; outputs && i < graph->outputs; i++)
     at[i] = outputs[i];
   for (int i = 0; i < k; i++) {
-    CMKD_TRY(check_step(m, &images->set, &steps[i], err));
+    CMKD_TRY(cmkd_step_check(&m->config, list, &images->set, &steps[i], 0, err));
     if (list == CMKD_LIST_TRAIN) {
       CMKD_TRY(cmkd_cpu_train_step(m, images, &steps[i], err));
       continue;
@@ -89,11 +73,7 @@ static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
 
 static cmkd_status be_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
   (void)err;
-  int count = m->results < *k ? m->results : *k;
-  if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
-  if (count) memmove(m->result, m->result + count, (size_t)(m->results - count) * sizeof *results);
-  m->results -= count;
-  *k = count;
+  cmkd_results_take(&m->results, results, k);
   return CMKD_OK;
 }
 

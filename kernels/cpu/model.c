@@ -21,9 +21,10 @@ void cmkd_cpu_model_free(cmkd_be_model *m) {
   cmkd_plan_free(&m->train);
   cmkd_plan_free(&m->infer);
   void *const owned[] = {
-      m->op,     m->folded, m->lane,       m->value, m->momentum, m->grad,         m->storage,
-      m->packed, m->arena,  m->batch_mean, m->item,  m->labels,   m->loss_scratch, m->agreement_scratch,
-      m->result, m};
+      m->op,        m->folded, m->lane,       m->value, m->momentum, m->grad,         m->storage,
+      m->packed,    m->arena,  m->batch_mean, m->item,  m->labels,   m->loss_scratch, m->agreement_scratch,
+      m->row_error, m};
+  cmkd_results_free(&m->results);
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
     free(owned[i]);
 }
@@ -146,7 +147,10 @@ static int params_alloc(cmkd_be_model *m) {
       at += padded((size_t)graph->param[i].count);
     }
   }
-  return m->storage != NULL;
+  if (!m->storage) return 0;
+  m->gradients = m->config.train ? m->storage + 2 * total : NULL;
+  m->gradient_floats = total;
+  return 1;
 }
 
 /* The update's work: weights in slices of output channels, so that threads share even one large layer. */
@@ -181,41 +185,28 @@ static int buffers_alloc(cmkd_be_model *m) {
   m->arena = array(arena, sizeof(float));
   m->batch_mean = array(2 * m->channels + 2, sizeof(double));
   m->labels = array(batch, sizeof *m->labels);
+  m->row_error = array(batch, sizeof *m->row_error);
   m->loss_scratch = array(cmkd_loss_scratch(m->config.loss, "cpu", m->config.batch, m->graph->classes), 1);
   m->agreement_scratch = array(cmkd_agreement_scratch(m->config.batch, m->graph->classes), 1);
-  if (!m->arena || !m->batch_mean || !m->labels || !m->loss_scratch || !m->agreement_scratch) return 0;
+  if (!m->arena || !m->batch_mean || !m->labels || !m->row_error || !m->loss_scratch || !m->agreement_scratch) return 0;
   m->batch_var = m->batch_mean + m->channels;
   return items_alloc(m);
-}
-
-static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
-  if (c->batch < 1 || c->batch > 1 << 20)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 1048576)", c->batch);
-  if (c->train && !c->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "a model that trains needs a loss");
-  if (c->objectives || c->reduce.run)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: further objectives and a reduce hook are not offered yet",
-                     c->graph->arch);
-  int channels = c->graph->tensor[0].c;
-  if (channels > 4)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", c->graph->arch, channels);
-  for (int i = 0; i < channels; i++)
-    if (!(c->std[i] > 0) || !(c->std[i] <= 3e38f) || !(c->mean[i] >= -3e38f && c->mean[i] <= 3e38f))
-      return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i,
-                       c->mean[i], c->std[i]);
-  return CMKD_OK;
 }
 
 cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
                                   cmkd_error *err) {
   *out = NULL;
-  CMKD_TRY(cmkd_graph_check(config->graph, err));
-  CMKD_TRY(check_config(config, err));
+  CMKD_TRY(cmkd_model_check(config, err));
   cmkd_be_model *m = calloc(1, sizeof *m);
   if (!m) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   m->backend = backend;
   m->config = *config;
   m->graph = config->graph;
   m->stale = m->fold_stale = 1;
+  m->roots = cmkd_gradient_roots(config, m->root);
+  m->objectives = config->objectives;
+  for (int i = 0; i < m->objectives; i++)
+    m->objective[i] = cmkd_objective_of(config, i);
   const size_t ops = (size_t)m->graph->ops;
   m->op = calloc(ops, sizeof *m->op);
   m->folded = calloc(ops, sizeof *m->folded);
@@ -224,7 +215,7 @@ cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config
   cmkd_status status = m->op && m->folded && m->lane ? CMKD_OK : no_memory(m, err);
   if (status == CMKD_OK) status = cmkd_plan_infer(m->graph, (cmkd_plan_layout){1, 16, 1}, m->folded, &m->infer, err);
   if (status == CMKD_OK && config->train)
-    status = cmkd_plan_train(m->graph, (cmkd_plan_layout){1, 1, 1}, &m->train, err);
+    status = cmkd_plan_train(m->graph, (cmkd_plan_layout){1, 1, 1}, m->root, m->roots, &m->train, err);
   if (status == CMKD_OK) status = plan_ops(m, &scratch, err);
   if (status == CMKD_OK && !buffers_alloc(m)) status = no_memory(m, err);
   for (int t = 0; status == CMKD_OK && t < backend->threads; t++)

@@ -5,6 +5,7 @@
 #include "kernels/backend.h"
 #include "kernels/cpu/conv/conv.h"
 #include "kernels/plan.h"
+#include "kernels/step.h"
 
 #define CMKD_CPU_MAX_THREADS 1024
 
@@ -60,8 +61,13 @@ struct cmkd_be_model {
   int stale, fold_stale; /* packed weights are older than the values */
   int32_t *labels;
   void *loss_scratch, *agreement_scratch;
-  cmkd_step_result *result;
-  int results, result_capacity;
+  cmkd_results results;
+  int objectives, roots;
+  cmkd_objective_term objective[CMKD_MAX_OUTPUTS];
+  int root[CMKD_MAX_OUTPUTS + 1]; /* tensors whose gradients loss and objectives write */
+  double *row_error;              /* (batch) of one objective */
+  float *gradients;               /* what grad[] points into: one block, zeros between parameters and for buffers */
+  size_t gradient_floats;
 };
 
 /* run.c */
@@ -73,5 +79,7 @@ cmkd_status cmkd_cpu_infer_step(cmkd_be_model *model, const cmkd_be_images *imag
 /* update.c */
 void cmkd_cpu_pack(cmkd_be_model *model);
 void cmkd_cpu_fold(cmkd_be_model *model);
-void cmkd_cpu_update(cmkd_be_model *model, float lr, int count);
+/* Gradients of all lanes summed, reduced over ranks where the model has a hook for that, then the update. A hook that
+ * fails leaves the parameters as they were. */
+cmkd_status cmkd_cpu_update(cmkd_be_model *model, float lr, int count, cmkd_error *err);
 #endif

@@ -276,34 +276,25 @@ static void run_phases(cmkd_be_model *m, const cmkd_be_images *images, const cmk
   }
 }
 
-/* How many classes beat the label, ties broken by the lower index, as top-1 and top-5 hits. */
-static void count_hits(const float *logits, const int32_t *labels, int count, int classes, cmkd_step_result *r) {
-  for (int i = 0; i < count; i++, logits += classes) {
-    int better = 0;
-    for (int c = 0; c < classes; c++)
-      better += logits[c] > logits[labels[i]] || (c < labels[i] && logits[c] == logits[labels[i]]);
-    r->top1 += better < 1;
-    r->top5 += better < 5;
-  }
+/* Of the whole batch; tensors of a training plan that cross phases lie in the arena. */
+static float *whole(const cmkd_be_model *m, const cmkd_plan_buffer *buffer) {
+  return m->arena + buffer->offset * (size_t)m->config.batch;
 }
 
-static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_result *r, cmkd_error *err) {
-  const size_t batch = (size_t)m->config.batch;
-  const int classes = m->graph->classes;
-  const float *logits = m->arena + m->train.value[cmkd_graph_logits(m->graph)].offset * batch;
-  const float *teacher = step->target[CMKD_TARGET_TEACHER].values;
+/* The loss, top-1 and top-5, and the agreement with the teacher. Overwrites the gradient of the logits. */
+static cmkd_status evaluate_loss(cmkd_be_model *m, const cmkd_step *step, cmkd_step_result *r, cmkd_error *err) {
+  const int classes = m->graph->classes, tensor = cmkd_graph_logits(m->graph);
+  const float *logits = whole(m, &m->train.value[tensor]), *teacher = step->target[CMKD_TARGET_TEACHER].values;
   const cmkd_loss_batch b = {.batch = step->count,
                              .classes = classes,
                              .student = logits,
                              .teacher = teacher,
                              .teacher_dtype = CMKD_F32,
                              .labels = m->labels,
-                             .grad = m->arena + m->train.grad[cmkd_graph_logits(m->graph)].offset * batch,
+                             .grad = whole(m, &m->train.grad[tensor]),
                              .epoch = step->epoch,
                              .label_smoothing = m->config.label_smoothing,
                              .entropy_mean = cmkd_step_entropy_mean(step)};
-  r->count = step->count;
-  r->loss.bad_row = -1;
   const int threads = omp_get_max_threads();
   omp_set_num_threads(m->backend->threads); /* the loss takes what its caller allows */
   cmkd_status status = cmkd_loss_eval(m->config.loss, "cpu", &b, m->loss_scratch, &r->loss, err);
@@ -312,35 +303,75 @@ static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_r
                                 &r->agreement, err);
   omp_set_num_threads(threads);
   CMKD_TRY(status);
-  count_hits(logits, m->labels, step->count, classes, r);
+  for (int i = 0; i < step->count; i++)
+    cmkd_result_count_rank(r, cmkd_label_rank(logits + (size_t)i * (size_t)classes, classes, m->labels[i]));
   return CMKD_OK;
 }
 
-static cmkd_status next_result(cmkd_be_model *m, cmkd_step_result **out, cmkd_error *err) {
-  if (m->results == m->result_capacity) {
-    int capacity = m->result_capacity ? 2 * m->result_capacity : 64;
-    cmkd_step_result *bigger = realloc(m->result, (size_t)capacity * sizeof *bigger);
-    if (!bigger) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory keeping step results");
-    m->result = bigger;
-    m->result_capacity = capacity;
+/* One further term: its value, and its gradient added to that of its output. Rows are summed in order, whatever the
+ * number of threads. */
+static cmkd_status add_objective(cmkd_be_model *m, const cmkd_step *step, int index, cmkd_step_result *r,
+                                 cmkd_error *err) {
+  const cmkd_objective_term *term = &m->objective[index];
+  const size_t width = (size_t)term->width;
+  const double scale = 2 * term->weight / ((double)step->count * (double)width);
+  const float *output = whole(m, &m->train.value[term->tensor]), *target = step->target[term->target].values;
+  float *slope = term->tensor > 0 ? whole(m, &m->train.grad[term->tensor]) : NULL;
+#pragma omp parallel for num_threads(m->backend->threads)
+  for (int i = 0; i < step->count; i++) {
+    double sum = 0;
+    for (size_t j = (size_t)i * width; j < ((size_t)i + 1) * width; j++) {
+      const double difference = (double)output[j] - (double)target[j];
+      sum += difference * difference;
+      if (slope) slope[j] += (float)(scale * difference);
+    }
+    m->row_error[i] = sum / (double)width;
   }
-  *out = &m->result[m->results++];
-  memset(*out, 0, sizeof **out);
+  double total = 0;
+  for (int i = 0; i < step->count; i++) {
+    if (!isfinite(m->row_error[i])) {
+      r->loss.bad_row = i;
+      return cmkd_fail(err, CMKD_ERR_VALUE, "image %u: output `%s` or target `%s` is not finite", step->rows[i],
+                       m->config.objective[index].output, m->config.objective[index].target);
+    }
+    total += m->row_error[i];
+  }
+  r->objective[index] = total / step->count;
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
-                                cmkd_error *err) {
-  cmkd_step_result *result = NULL;
-  CMKD_TRY(next_result(m, &result, err));
+/* Everything between forward and backward. */
+static cmkd_status evaluate(cmkd_be_model *m, const cmkd_step *step, cmkd_step_result *r, cmkd_error *err) {
+  r->count = step->count;
+  CMKD_TRY(evaluate_loss(m, step, r, err));
+  for (int i = 0; i < m->roots; i++) {
+    const int tensor = m->root[i];
+    if (tensor <= 0 || tensor == cmkd_graph_logits(m->graph)) continue; /* the loss has written that of the logits */
+    memset(whole(m, &m->train.grad[tensor]), 0, (size_t)step->count * m->train.grad[tensor].size * sizeof(float));
+  }
+  for (int i = 0; i < m->objectives; i++)
+    CMKD_TRY(add_objective(m, step, i, r, err));
+  return CMKD_OK;
+}
+
+static cmkd_status train_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
+                              cmkd_step_result *result, cmkd_error *err) {
   for (int i = 0; i < step->count; i++)
     m->labels[i] = images->set.labels[step->rows[i]];
   if (m->stale) cmkd_cpu_pack(m);
   run_phases(m, images, step, 0, m->train.backward);
   CMKD_TRY(evaluate(m, step, result, err));
   run_phases(m, images, step, m->train.backward, m->train.phases);
-  cmkd_cpu_update(m, (float)step->lr, step->count);
-  return CMKD_OK;
+  return cmkd_cpu_update(m, (float)step->lr, step->count, err);
+}
+
+cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step,
+                                cmkd_error *err) {
+  cmkd_step_result *result;
+  CMKD_TRY(cmkd_results_add(&m->results, &result, err));
+  cmkd_status status = train_step(m, images, step, result, err);
+  if (status != CMKD_OK && result->loss.bad_row < 0) m->results.count--; /* it has nothing to say */
+  return status;
 }
 
 /* ---- an INFER step ---- */

@@ -65,24 +65,33 @@ static void update_running(cmkd_be_model *m, int count) {
   }
 }
 
-static void update_item(cmkd_be_model *m, const cpu_item *item, float lr) {
+/* The gradients of all lanes, summed in lane order, into the model's. (Those of batch norms are there already.) */
+static void collect_item(cmkd_be_model *m, const cpu_item *item) {
+  const cmkd_op *op = &m->graph->op[item->op];
+  const cpu_op *o = &m->op[item->op];
+  const int threads = m->backend->threads, p = item->param;
+  if (!o->conv) return;
+  if (p == op->param[0]) {
+    const float *lane[CMKD_CPU_MAX_THREADS];
+    for (int t = 0; t < threads; t++)
+      lane[t] = m->lane[t].grad + o->grad;
+    cmkd_conv_unpack_grad(o->conv, lane, threads, item->first, item->count, m->grad[p]);
+    return;
+  }
+  for (int k = item->first; k < item->first + item->count; k++) {
+    double sum = 0;
+    for (int t = 0; t < threads; t++)
+      sum += m->lane[t].bias_sum[o->channel + (size_t)k];
+    m->grad[p][k] = (float)sum;
+  }
+}
+
+static void apply_item(cmkd_be_model *m, const cpu_item *item, float lr) {
   const cmkd_op *op = &m->graph->op[item->op];
   const cpu_op *o = &m->op[item->op];
   const cmkd_model_config *c = &m->config;
-  const int channels = m->graph->tensor[op->out].c, p = item->param;
-  const int64_t each = m->graph->param[p].count / channels, first = each * item->first;
-  if (o->conv && p == op->param[0]) {
-    const float *lane[CMKD_CPU_MAX_THREADS];
-    for (int t = 0; t < m->backend->threads; t++)
-      lane[t] = m->lane[t].grad + o->grad;
-    cmkd_conv_unpack_grad(o->conv, lane, m->backend->threads, item->first, item->count, m->grad[p]);
-  } else if (o->conv)
-    for (int k = 0; k < channels; k++) {
-      double sum = 0;
-      for (int t = 0; t < m->backend->threads; t++)
-        sum += m->lane[t].bias_sum[o->channel + (size_t)k];
-      m->grad[p][k] = (float)sum;
-    }
+  const int p = item->param;
+  const int64_t each = m->graph->param[p].count / m->graph->tensor[op->out].c, first = each * item->first;
   m->backend->kernels->sgd(m->value[p] + first, m->momentum[p] + first, m->grad[p] + first, each * item->count, lr,
                            c->momentum, c->weight_decay, c->nesterov);
   if (o->conv && p == op->param[0])
@@ -90,11 +99,31 @@ static void update_item(cmkd_be_model *m, const cpu_item *item, float lr) {
                    m->packed + o->backward); /* while it is in cache */
 }
 
-void cmkd_cpu_update(cmkd_be_model *m, float lr, int count) {
+/* Collected, reduced, applied: every gradient is complete before the hook sees the first. */
+static cmkd_status update_reduced(cmkd_be_model *m, float lr, cmkd_error *err) {
+  const cmkd_reduce *reduce = &m->config.reduce;
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
   for (int i = m->items - 1; i >= 0; i--)
-    update_item(m, &m->item[i], lr);
+    collect_item(m, &m->item[i]);
+  CMKD_TRY(reduce->run(reduce->self, m->gradients, m->gradient_floats, NULL, err));
+#pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
+  for (int i = m->items - 1; i >= 0; i--)
+    apply_item(m, &m->item[i], lr);
+  return CMKD_OK;
+}
+
+cmkd_status cmkd_cpu_update(cmkd_be_model *m, float lr, int count, cmkd_error *err) {
+  if (m->config.reduce.run)
+    CMKD_TRY(update_reduced(m, lr, err));
+  else {
+#pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
+    for (int i = m->items - 1; i >= 0; i--) {
+      collect_item(m, &m->item[i]);
+      apply_item(m, &m->item[i], lr);
+    }
+  }
   update_running(m, count);
   m->stale = 0;
   m->fold_stale = 1;
+  return CMKD_OK;
 }

@@ -189,7 +189,8 @@ static cmkd_status create(cmkd_be_model *m, cmkd_error *err) {
   m->folded = calloc(ops, sizeof *m->folded);
   if (!m->op || !m->folded) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   CMKD_TRY(cmkd_plan_infer(m->graph, layout, m->folded, &m->infer, err));
-  if (m->config.train) CMKD_TRY(cmkd_plan_train(m->graph, layout, &m->train, err));
+  if (m->config.train)
+    CMKD_TRY(cmkd_plan_train(m->graph, layout, &(int){cmkd_graph_logits(m->graph)}, 1, &m->train, err));
   place_params(m);
   const size_t bytes = lay_out(m, NULL), arena = (m->train.arena > m->infer.local ? m->train.arena : m->infer.local);
   if (arena > SIZE_MAX / (wide * batch))

@@ -8,6 +8,7 @@
 #include "kernels/augment.h"
 #include "kernels/loss.h"
 #include "kernels/ref/ops.h"
+#include "kernels/step.h"
 
 const cmkd_ref_rule cmkd_ref_rules[CMKD_OP_SHUFFLE + 1] = {
     [CMKD_OP_CONV] = {cmkd_ref_conv, cmkd_ref_conv_backward},
@@ -36,11 +37,11 @@ struct cmkd_be_model {
   double **value, **slope; /* (tensors): activations and, when training, their gradients, room for a whole batch */
   double **saved;          /* (ops): statistics of NORMs: mean and variance of the batch */
   uint8_t *bytes;          /* one moved image */
-  float *student;          /* (batch, classes), for the agreement figures */
   double *teacher;         /* (batch, classes) */
   int32_t *labels;         /* (batch) */
-  cmkd_step_result *results;
-  int results_count, results_capacity;
+  float *reduced;          /* (all parameters) what a reduce hook sees */
+  cmkd_results results;
+  cmkd_objective_term objective[CMKD_MAX_OUTPUTS];
   void *pool[8]; /* what model_free frees: arrays of arrays above share few allocations */
 };
 
@@ -91,8 +92,17 @@ static void ref_model_free(cmkd_be_model *model) {
     free(model->pool[i]);
   free(model->param), free(model->grad), free(model->momentum), free(model->value), free(model->slope),
       free(model->saved);
-  free(model->bytes), free(model->student), free(model->teacher), free(model->labels), free(model->results);
+  free(model->bytes), free(model->teacher), free(model->labels), free(model->reduced);
+  cmkd_results_free(&model->results);
   free(model);
+}
+
+/* Of all parameters, as they follow each other in param, grad and momentum. */
+static size_t numbers_of(const cmkd_graph *g) {
+  size_t numbers = 0;
+  for (int i = 0; i < g->params; i++)
+    numbers += (size_t)g->param[i].count;
+  return numbers;
 }
 
 static int allocate(cmkd_be_model *m) {
@@ -114,10 +124,10 @@ static int allocate(cmkd_be_model *m) {
   free(sizes);
   cmkd_shape image = g->tensor[0];
   m->bytes = malloc((size_t)image.h * image.w * image.c);
-  m->student = malloc(batch * g->classes * sizeof *m->student);
   m->teacher = malloc(batch * g->classes * sizeof *m->teacher);
   m->labels = malloc(batch * sizeof *m->labels);
-  return m->param && m->value && m->saved && m->bytes && m->student && m->teacher && m->labels &&
+  m->reduced = malloc((numbers_of(g) + 1) * sizeof *m->reduced);
+  return m->param && m->value && m->saved && m->bytes && m->teacher && m->labels && m->reduced &&
          (!train || (m->grad && m->momentum && m->slope));
 }
 
@@ -125,16 +135,11 @@ static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_conf
                                     cmkd_error *err) {
   (void)backend;
   *out = NULL;
-  CMKD_TRY(cmkd_graph_check(config->graph, err));
-  if (config->batch < 1 || config->batch > 1 << 20)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: batch %d is out of range", config->batch);
-  if (config->train && !config->loss)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: training `%s` needs a loss", config->graph->arch);
-  if (config->objectives || config->reduce.run)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "ref: `%s`: further objectives and a reduce hook are not offered yet",
-                     config->graph->arch);
+  CMKD_TRY(cmkd_model_check(config, err));
   cmkd_be_model *model = calloc(1, sizeof *model);
   if (model) model->config = *config;
+  for (int i = 0; model && i < config->objectives; i++)
+    model->objective[i] = cmkd_objective_of(config, i);
   if (!model || !allocate(model)) {
     ref_model_free(model);
     return cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory for `%s` at batch %d; use a smaller batch",
@@ -190,26 +195,6 @@ static cmkd_status ref_download(cmkd_be_model *model, cmkd_param_slot slot, floa
 static cmkd_status ref_gradients(cmkd_be_model *model, float *const *params, cmkd_error *err) {
   if (!model->grad) return cmkd_fail(err, CMKD_ERR_USAGE, "ref: an inference model has no gradients");
   give(model->config.graph, model->grad, params);
-  return CMKD_OK;
-}
-
-static cmkd_status check_step(const cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images,
-                              const cmkd_step *step, cmkd_error *err) {
-  cmkd_shape image = model->config.graph->tensor[0];
-  const cmkd_image_set *set = &images->set;
-  if (set->h != image.h || set->w != image.w || set->c != image.c)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "ref: images of %dx%dx%d for a network of %dx%dx%d", set->h, set->w,
-                     set->c, image.h, image.w, image.c);
-  if (step->count < 1 || step->count > model->config.batch)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: a step of %d rows; the batch is %d", step->count, model->config.batch);
-  for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= set->n)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "ref: row %u of %u images", step->rows[i], set->n);
-  if (list == CMKD_LIST_INFER) return CMKD_OK;
-  if (!model->config.train) return cmkd_fail(err, CMKD_ERR_USAGE, "ref: an inference model can't train");
-  if (!step->target[CMKD_TARGET_TEACHER].values && cmkd_loss_needs_teacher(model->config.loss))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "ref: the loss `%s` needs teacher logits",
-                     cmkd_loss_text(model->config.loss));
   return CMKD_OK;
 }
 
@@ -278,14 +263,6 @@ static void update(cmkd_be_model *model, int count, double lr) {
   }
 }
 
-/* How many classes a row's label loses to. */
-static int rank_of(const double *logits, int classes, int label) {
-  int rank = 0;
-  for (int c = 0; c < classes; c++)
-    rank += logits[c] > logits[label] || (logits[c] == logits[label] && c < label);
-  return rank;
-}
-
 /* First row with a non-finite logit (or, training, a bad label); -1: none. */
 static int bad_row(const cmkd_be_model *model, const cmkd_step *step, int labels) {
   const cmkd_graph *g = model->config.graph;
@@ -308,22 +285,9 @@ static cmkd_status fail_row(const cmkd_be_model *model, const cmkd_step *step, i
                    model->config.graph->arch);
 }
 
-static cmkd_step_result *new_result(cmkd_be_model *model, cmkd_error *err) {
-  if (model->results_count == model->results_capacity) {
-    int capacity = model->results_capacity ? 2 * model->results_capacity : 64;
-    cmkd_step_result *bigger = realloc(model->results, (size_t)capacity * sizeof *bigger);
-    if (!bigger) {
-      cmkd_fail(err, CMKD_ERR_MEMORY, "ref: out of memory");
-      return NULL;
-    }
-    model->results = bigger, model->results_capacity = capacity;
-  }
-  cmkd_step_result *result = &model->results[model->results_count++];
-  *result = (cmkd_step_result){.loss.bad_row = -1, .loss.blocks = NAN};
-  return result;
-}
-
-static cmkd_status judge(cmkd_be_model *model, const cmkd_step *step, cmkd_step_result *result, cmkd_error *err) {
+/* The loss, top-1 and top-5, and the agreement with the teacher. Overwrites the gradient of the logits. */
+static cmkd_status evaluate_loss(cmkd_be_model *model, const cmkd_step *step, cmkd_step_result *result,
+                                 cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
   const cmkd_model_config *config = &model->config;
   const double *logits = model->value[cmkd_graph_logits(g)];
@@ -336,8 +300,8 @@ static cmkd_status judge(cmkd_be_model *model, const cmkd_step *step, cmkd_step_
                                 model->slope[cmkd_graph_logits(g)], &result->loss, NULL, err));
   result->loss.bad_row = -1;
   for (int i = 0; i < step->count; i++) {
-    int rank = rank_of(logits + (size_t)i * g->classes, g->classes, model->labels[i]);
-    result->top1 += rank < 1, result->top5 += rank < 5;
+    cmkd_result_count_rank(result,
+                           cmkd_label_rank_double(logits + (size_t)i * g->classes, g->classes, model->labels[i]));
     if (!teacher) continue;
     double pearson = 0, spearman = 0, blocks = 0;
     CMKD_TRY(cmkd_agreement_ref(g->classes, logits + (size_t)i * g->classes, model->teacher + (size_t)i * g->classes,
@@ -348,11 +312,44 @@ static cmkd_status judge(cmkd_be_model *model, const cmkd_step *step, cmkd_step_
   return CMKD_OK;
 }
 
+/* One further term: its value, and its gradient added to that of its output. */
+static cmkd_status add_objective(cmkd_be_model *model, const cmkd_step *step, int index, cmkd_step_result *result,
+                                 cmkd_error *err) {
+  const cmkd_objective_term *term = &model->objective[index];
+  const double numbers = (double)step->count * term->width, *output = model->value[term->tensor];
+  const float *target = step->target[term->target].values;
+  for (int i = 0; i < step->count; i++)
+    for (int j = 0; j < term->width; j++) {
+      const size_t at = (size_t)i * (size_t)term->width + (size_t)j;
+      const double difference = output[at] - (double)target[at];
+      if (!isfinite(difference)) {
+        result->loss.bad_row = i;
+        return cmkd_fail(err, CMKD_ERR_VALUE, "image %u: output `%s` or target `%s` is not finite", step->rows[i],
+                         model->config.objective[index].output, model->config.objective[index].target);
+      }
+      result->objective[index] += difference * difference / numbers;
+      model->slope[term->tensor][at] += 2 * term->weight * difference / numbers;
+    }
+  return CMKD_OK;
+}
+
+/* The hook sees floats; a number that it leaves alone keeps its double. */
+static cmkd_status reduce(cmkd_be_model *model, cmkd_error *err) {
+  const cmkd_reduce *hook = &model->config.reduce;
+  const size_t numbers = numbers_of(model->config.graph);
+  double *grad = model->pool[1];
+  if (!hook->run) return CMKD_OK;
+  for (size_t i = 0; i < numbers; i++)
+    model->reduced[i] = (float)grad[i];
+  CMKD_TRY(hook->run(hook->self, model->reduced, numbers, NULL, err));
+  for (size_t i = 0; i < numbers; i++)
+    if (model->reduced[i] != (float)grad[i]) grad[i] = (double)model->reduced[i];
+  return CMKD_OK;
+}
+
 static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images, const cmkd_step *step,
-                              cmkd_error *err) {
+                              cmkd_step_result *result, cmkd_error *err) {
   const cmkd_graph *g = model->config.graph;
-  cmkd_step_result *result = new_result(model, err);
-  if (!result) return CMKD_ERR_MEMORY;
   result->count = step->count;
   for (int i = 0; i < step->count; i++)
     model->labels[i] = images->set.labels[step->rows[i]];
@@ -367,8 +364,11 @@ static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images
     memset(model->slope[i], 0, (size_t)step->count * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c * sizeof(double));
   for (int i = 0; i < g->params; i++)
     memset(model->grad[i], 0, (size_t)g->param[i].count * sizeof(double));
-  CMKD_TRY(judge(model, step, result, err));
+  CMKD_TRY(evaluate_loss(model, step, result, err));
+  for (int i = 0; i < model->config.objectives; i++)
+    CMKD_TRY(add_objective(model, step, i, result, err));
   backward(model, step->count);
+  CMKD_TRY(reduce(model, err));
   update(model, step->count, step->lr);
   return CMKD_OK;
 }
@@ -396,21 +396,24 @@ static cmkd_status ref_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_i
   for (int i = 0; outputs && i < model->config.graph->outputs; i++)
     at[i] = outputs[i];
   for (int i = 0; i < k; i++) {
-    CMKD_TRY(check_step(model, list, images, &steps[i], err));
-    CMKD_TRY(list == CMKD_LIST_TRAIN ? train_step(model, images, &steps[i], err)
-                                     : infer_step(model, images, &steps[i], at, err));
+    CMKD_TRY(cmkd_step_check(&model->config, list, &images->set, &steps[i], 0, err));
+    if (list == CMKD_LIST_INFER) {
+      CMKD_TRY(infer_step(model, images, &steps[i], at, err));
+      continue;
+    }
+    cmkd_step_result *result;
+    CMKD_TRY(cmkd_results_add(&model->results, &result, err));
+    const cmkd_status status = train_step(model, images, &steps[i], result, err);
+    if (status == CMKD_OK) continue;
+    if (result->loss.bad_row < 0) model->results.count--; /* it has nothing to say */
+    return status;
   }
   return CMKD_OK;
 }
 
 static cmkd_status ref_read(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err) {
   (void)err;
-  int count = *k < model->results_count ? *k : model->results_count;
-  *k = count;
-  if (!count) return CMKD_OK;
-  memcpy(results, model->results, (size_t)count * sizeof *results);
-  model->results_count -= count;
-  memmove(model->results, model->results + count, (size_t)model->results_count * sizeof *results);
+  cmkd_results_take(&model->results, results, k);
   return CMKD_OK;
 }
 
