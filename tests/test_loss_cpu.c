@@ -9,7 +9,7 @@
 #include "base/half.h"
 #include "base/rng.h"
 #include "kernels/cpu/loss/loss.h"
-#include "kernels/cpu/loss/simd.h"
+#include "kernels/cpu/loss/exp.h"
 #include "kernels/loss.h"
 
 static const char *const everything = "ce:.5+kd:.3+dkd:.2+nkd:.1+dist:.4+cmkd:.7";

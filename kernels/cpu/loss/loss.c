@@ -1,4 +1,4 @@
-/* The losses on the CPU: scratch, threads over groups of rows, and sums in row order. The arithmetic is in rows.h,
+/* The losses on the CPU: scratch, threads over groups of rows, and sums in row order. The arithmetic is in rows_impl.h,
  * compiled once per instruction set. A row's numbers do not depend on the number of threads, nor do the sums. */
 #include "kernels/cpu/loss/loss.h"
 #include <math.h>
@@ -8,20 +8,22 @@
 #include "base/cpu.h"
 
 const cmkd_loss_rows *cmkd_loss_rows_best(void) {
-  cmkd_isa isa = cmkd_cpu_isa();
-  return isa == CMKD_ISA_AVX512 ? &cmkd_loss_rows_avx512
-         : isa == CMKD_ISA_AVX2 ? &cmkd_loss_rows_avx2
-                                : &cmkd_loss_rows_base;
+  switch (cmkd_cpu_isa()) {
+  case CMKD_ISA_AVX512: return &cmkd_loss_rows_avx512;
+  case CMKD_ISA_AVX2: return &cmkd_loss_rows_avx2;
+  default: return &cmkd_loss_rows_base;
+  }
 }
 
 /* Configured processors: a constant of the machine, remembered because asking reads files. */
 static int processors(void) {
   static _Atomic int known;
   int n = known;
-  if (!n) {
-    long conf = sysconf(_SC_NPROCESSORS_CONF);
-    known = n = conf < 1 ? 1 : conf > 4096 ? 4096 : (int)conf;
-  }
+  if (n) return n;
+  long configured = sysconf(_SC_NPROCESSORS_CONF);
+  if (configured < 1) configured = 1;
+  if (configured > 4096) configured = 4096;
+  known = n = (int)configured;
   return n;
 }
 
@@ -41,40 +43,34 @@ static int threads_for(const cmkd_loss_rows *rows, int64_t batch, int64_t classe
   return now < most ? now : most;
 }
 
-static size_t rounded(size_t bytes) { return (bytes + 63) / 64 * 64; }
-
-/* scratch: teacher_stats, entropy, row_value, bad, then DIST's p, q, column, column_value, then one piece for every
- * thread */
-static size_t carve_job(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t batch, int64_t classes, char *at,
+/* Lays out the job in memory (aligned to 64; NULL to learn the size alone): arrays of all rows, then, at *threads, a
+ * piece for every thread. Returns the bytes of it all. */
+static size_t carve_job(const cmkd_loss *loss, const cmkd_loss_rows *rows, int64_t batch, int64_t classes, void *memory,
                         cmkd_loss_job *job, char **threads) {
-  char *start = at;
-  size_t B = (size_t)batch;
+  cmkd_carver c = {(uintptr_t)memory};
+  size_t B = (size_t)batch, ld = (size_t)rows->row_floats(classes);
   job->loss = loss;
   job->cmkd = cmkd_loss_find(loss, CMKD_TERM_CMKD);
   job->dist = cmkd_loss_find(loss, CMKD_TERM_DIST);
-  job->ld = rows->row_floats(classes);
-  size_t ld = (size_t)job->ld;
-#define TAKE(field, bytes) (job->field = (void *)at, at += rounded(bytes))
-  TAKE(teacher_stats, B * sizeof(cmkd_row_stats));
-  TAKE(entropy, B * sizeof(double));
-  TAKE(row_value, B * CMKD_ROW_VALUES * sizeof(double));
-  TAKE(bad, B);
+  job->ld = (int64_t)ld;
+  job->teacher_stats = cmkd_carve(&c, B * sizeof(cmkd_row_stats));
+  job->entropy = cmkd_carve(&c, B * sizeof(double));
+  job->row_value = cmkd_carve(&c, B * CMKD_ROW_VALUES * sizeof(double));
+  job->bad = cmkd_carve(&c, B);
   if (job->dist) {
-    TAKE(p, B * ld * sizeof(double));
-    TAKE(q, B * ld * sizeof(double));
-    TAKE(column, 5 * ld * sizeof(double));
-    TAKE(column_value, ld * sizeof(double));
+    job->p = cmkd_carve(&c, B * ld * sizeof(double));
+    job->q = cmkd_carve(&c, B * ld * sizeof(double));
+    job->column = cmkd_carve(&c, 5 * ld * sizeof(double));
+    job->column_value = cmkd_carve(&c, ld * sizeof(double));
   }
-#undef TAKE
-  *threads = at;
-  return (size_t)(at - start) + (size_t)most_threads(rows, batch, classes) * rows->thread_scratch(classes);
+  *threads = cmkd_carve(&c, (size_t)most_threads(rows, batch, classes) * rows->thread_scratch(classes));
+  return c.at - (uintptr_t)memory;
 }
 
 static size_t scratch_size(const cmkd_loss *loss, int64_t batch, int64_t classes) {
-  static char origin[64];
   cmkd_loss_job job;
   char *threads;
-  return carve_job(loss, cmkd_loss_rows_best(), batch, classes, origin, &job, &threads);
+  return carve_job(loss, cmkd_loss_rows_best(), batch, classes, NULL, &job, &threads);
 }
 
 static void sum_rows(const cmkd_loss_job *job, int64_t batch, int64_t classes, cmkd_loss_result *result) {
@@ -165,18 +161,32 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
 
 const cmkd_loss_implementation cmkd_loss_cpu = {"cpu", scratch_size, eval};
 
-/* ---- agreement: scratch is row_value (B, 3), bad (B), then one piece for every thread ---- */
+/* ---- agreement ---- */
+
+/* As carve_job. */
+static size_t carve_agreement(const cmkd_loss_rows *rows, int64_t batch, int64_t classes, void *memory,
+                              cmkd_agreement_job *job, char **threads) {
+  cmkd_carver c = {(uintptr_t)memory};
+  job->row_value = cmkd_carve(&c, (size_t)batch * 3 * sizeof(double));
+  job->bad = cmkd_carve(&c, (size_t)batch);
+  *threads = cmkd_carve(&c, (size_t)most_threads(rows, batch, classes) * rows->thread_scratch(classes));
+  return c.at - (uintptr_t)memory;
+}
+
+static int agreement_fits(int64_t batch, int64_t classes) {
+  return batch >= 1 && batch <= INT32_MAX && classes >= CMKD_LOSS_MIN_CLASSES && classes <= CMKD_LOSS_MAX_CLASSES;
+}
+
 size_t cmkd_agreement_scratch(int64_t batch, int64_t classes) {
-  if (batch < 1 || batch > INT32_MAX || classes < CMKD_LOSS_MIN_CLASSES || classes > CMKD_LOSS_MAX_CLASSES) return 0;
-  const cmkd_loss_rows *rows = cmkd_loss_rows_best();
-  return rounded((size_t)batch * 3 * sizeof(double)) + rounded((size_t)batch) +
-         (size_t)most_threads(rows, batch, classes) * rows->thread_scratch(classes);
+  cmkd_agreement_job job;
+  char *threads;
+  if (!agreement_fits(batch, classes)) return 0;
+  return carve_agreement(cmkd_loss_rows_best(), batch, classes, NULL, &job, &threads);
 }
 
 cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype, int64_t batch,
                                int64_t classes, double kappa, void *scratch, cmkd_agreement *sums, cmkd_error *err) {
-  if (batch < 1 || batch > INT32_MAX || classes < CMKD_LOSS_MIN_CLASSES || classes > CMKD_LOSS_MAX_CLASSES ||
-      !student || !teacher || !scratch || !(kappa > 0) || isinf(kappa))
+  if (!agreement_fits(batch, classes) || !student || !teacher || !scratch || !(kappa > 0) || isinf(kappa))
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "agreement: needs logits of both sides, at least one row, %d to %d classes and kappa > 0",
                      CMKD_LOSS_MIN_CLASSES, CMKD_LOSS_MAX_CLASSES);
@@ -189,10 +199,9 @@ cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_d
                             .teacher_dtype = teacher_dtype,
                             .batch = batch,
                             .classes = classes,
-                            .kappa = kappa,
-                            .row_value = scratch};
-  job.bad = (uint8_t *)scratch + rounded((size_t)batch * 3 * sizeof(double));
-  char *memory = (char *)job.bad + rounded((size_t)batch);
+                            .kappa = kappa};
+  char *memory;
+  carve_agreement(rows, batch, classes, scratch, &job, &memory);
   memset(job.bad, 0, (size_t)batch);
   size_t piece = rows->thread_scratch(classes);
   int64_t group = rows->group(classes), groups = (batch + group - 1) / group;

@@ -9,7 +9,8 @@
  * |a|) / |a|. */
 #ifndef CMKD_KERNELS_CPU_LOSS_SOFT_RANK_H
 #define CMKD_KERNELS_CPU_LOSS_SOFT_RANK_H
-#include "kernels/cpu/loss/simd.h"
+#include <math.h>
+#include "kernels/cpu/vector.h"
 
 /* One row's arrays. Rows of doubles have VD of room behind them. */
 typedef struct sorted_row {
@@ -26,8 +27,7 @@ typedef struct sorted_row {
  * and in `first` the start of every run in which theta_i + i does not decrease: neighbours in a run are violators, so a
  * run lies within one block. About half of all positions start one, which no predictor guesses: hence no branches.
  * Returns the number of runs, 0 when index is not in order. */
-static inline __attribute__((always_inline)) int64_t lay_out(const sorted_row *r, const float *x, int64_t n,
-                                                             double scale, const float *rank) {
+INLINE int64_t lay_out(const sorted_row *r, const float *x, int64_t n, double scale, const float *rank) {
   const int32_t *restrict index = r->index;
   double *restrict theta = r->theta, *restrict prefix = r->prefix, *restrict prefix_b = r->prefix_b;
   int32_t *restrict first = r->first;
@@ -113,17 +113,12 @@ static spearman_out spearman(const sorted_row *r, int64_t n, int64_t runs, doubl
     vd mean = splat_d(sum * each - middle), mean_b = splat_d(b_sum * each);
     int64_t pooled = -(int64_t)(end - f > 1); /* a block of one has gradient 0, to the bit, and without a branch */
     for (int64_t i = f; i < end; i += VD) {
-      vd t, b, b_end;
-      memcpy(&t, r->theta + i, sizeof t);
-      memcpy(&b, r->prefix_b + i, sizeof b);
-      memcpy(&b_end, r->prefix_b + i + 1, sizeof b);
-      t = keep_d(t - mean, (end - i) & pooled);
-      b = keep_d(b_end - b - mean_b, (end - i) & pooled);
+      const vd t = keep_d(load_d(r->theta + i) - mean, (end - i) & pooled);
+      const vd b = keep_d(load_d(r->prefix_b + i + 1) - load_d(r->prefix_b + i) - mean_b, (end - i) & pooled);
       var += t * t;
       cov += t * b;
-      vh ht = __builtin_convertvector(t, vh), hb = __builtin_convertvector(b, vh);
-      memcpy(r->off_theta + i, &ht, sizeof ht); /* what runs over is written again by the next block */
-      memcpy(r->off_b + i, &hb, sizeof hb);
+      store_h(r->off_theta + i, narrow(t)); /* what runs over is written again by the next block */
+      store_h(r->off_b + i, narrow(b));
     }
   }
   double var_all = sum_d(var), cov_all = sum_d(cov);

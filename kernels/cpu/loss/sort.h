@@ -1,58 +1,99 @@
-/* Which class stands where: rows of logits sorted descending, as an array of classes.
- *   up to SORT_NETWORK classes: VF rows at once, one a lane, by a bitonic network on 32-bit keys (a logit scaled to the
- * row's range, in the high bits; the class in the low ones). All comparators point the same way, so rows need no
- * padding to a power of two. Logits that share a key come out in any order: settle() puts them right, and leaves rows
- * that need too much of that to the radix sort; above: one row at a time, radix sort on the exact bits. Memory: keys
- * (n8, VF) int32, n8 = n rounded up to 8; the radix sort needs two arrays of n 64-bit integers (either lies in the
- * other's). */
+/* The order of rows of logits: classes sorted descending. Part of rows_impl.h, compiled once per instruction set.
+ * Up to SORT_NETWORK classes: VF rows at once, one a lane, by a bitonic network on 32-bit keys (a logit scaled to the
+ * row's range in the high bits, the class in the low ones). All comparators point the same way, so rows need no padding
+ * to a power of two. Logits that share a key come out in any order: settle() puts them right, and leaves rows that need
+ * too much of that to the radix sort.
+ * Above that: one row at a time, by a radix sort on the exact bits.
+ * Memory: keys (n8, VF) int32, n8 = n rounded up to 8; the radix sort needs two arrays of n 64-bit integers. */
 #ifndef CMKD_KERNELS_CPU_LOSS_SORT_H
 #define CMKD_KERNELS_CPU_LOSS_SORT_H
-#include "kernels/cpu/loss/simd.h"
+#include "kernels/cpu/vector.h"
 
 #define SORT_NETWORK 32768 /* measured with AVX2: 8 cycles a class and row there, the radix sort 24 */
 #define SORT_FEW 2048      /* up to here even a single row goes through the network */
 
-static inline __attribute__((always_inline)) void order2(vi *a, vi *b) {
-  vi hi = max_i(*a, *b), lo = min_i(*a, *b);
+/* A comparator: the larger keys to a, the smaller to b, lane by lane. */
+INLINE void order2(vi *a, vi *b) {
+  const vi hi = max_i(*a, *b), lo = min_i(*a, *b);
   *a = hi;
   *b = lo;
 }
 
-/* the last three stages of a merge, on 8 named variables: an array would live in memory */
-#define MERGE8(a, b, c, d, e, f, g, h) \
-  order2(&a, &e), order2(&b, &f), order2(&c, &g), order2(&d, &h), order2(&a, &c), order2(&b, &d), order2(&e, &g), \
-      order2(&f, &h), order2(&a, &b), order2(&c, &d), order2(&e, &f), order2(&g, &h)
+/* Eight rows of keys. All indices are constants after inlining, so that they stay in registers. */
+INLINE void load8(const vi *k, vi v[8]) {
+  UNROLL
+  for (int i = 0; i < 8; i++)
+    v[i] = k[i];
+}
+INLINE void store8(vi *k, const vi v[8]) {
+  UNROLL
+  for (int i = 0; i < 8; i++)
+    k[i] = v[i];
+}
 
-/* n = 8 or 16: 8 by 19 comparators, then one merge. */
+/* The last three stages of a merge: half-cleaners of strides 4, 2, 1. */
+INLINE void merge8(vi v[8]) {
+  UNROLL
+  for (int i = 0; i < 4; i++)
+    order2(&v[i], &v[i + 4]);
+  order2(&v[0], &v[2]);
+  order2(&v[1], &v[3]);
+  order2(&v[4], &v[6]);
+  order2(&v[5], &v[7]);
+  UNROLL
+  for (int i = 0; i < 8; i += 2)
+    order2(&v[i], &v[i + 1]);
+}
+
+/* Eight rows of keys sorted, by 19 comparators. */
+INLINE void sort8(vi v[8]) {
+  order2(&v[0], &v[2]);
+  order2(&v[1], &v[3]);
+  order2(&v[4], &v[6]);
+  order2(&v[5], &v[7]);
+  UNROLL
+  for (int i = 0; i < 4; i++)
+    order2(&v[i], &v[i + 4]);
+  UNROLL
+  for (int i = 0; i < 8; i += 2)
+    order2(&v[i], &v[i + 1]);
+  order2(&v[2], &v[4]);
+  order2(&v[3], &v[5]);
+  order2(&v[1], &v[4]);
+  order2(&v[3], &v[6]);
+  order2(&v[1], &v[2]);
+  order2(&v[3], &v[4]);
+  order2(&v[5], &v[6]);
+}
+
+/* n = 8 or 16 rows of keys sorted: each eight, then one merge. */
 static inline void sort_leaf(vi *p, int64_t n) {
+  vi v[8], u[8];
   for (vi *k = p; k < p + n; k += 8) {
-    vi a = k[0], b = k[1], c = k[2], d = k[3], e = k[4], f = k[5], g = k[6], h = k[7];
-    order2(&a, &c), order2(&b, &d), order2(&e, &g), order2(&f, &h);
-    order2(&a, &e), order2(&b, &f), order2(&c, &g), order2(&d, &h);
-    order2(&a, &b), order2(&c, &d), order2(&e, &f), order2(&g, &h);
-    order2(&c, &e), order2(&d, &f);
-    order2(&b, &e), order2(&d, &g);
-    order2(&b, &c), order2(&d, &e), order2(&f, &g);
-    k[0] = a, k[1] = b, k[2] = c, k[3] = d, k[4] = e, k[5] = f, k[6] = g, k[7] = h;
+    load8(k, v);
+    sort8(v);
+    store8(k, v);
   }
   if (n < 16) return;
-  vi a = p[0], b = p[1], c = p[2], d = p[3], e = p[4], f = p[5], g = p[6], h = p[7];
-  vi A = p[15], B = p[14], C = p[13], D = p[12], E = p[11], F = p[10], G = p[9], H = p[8];
-  order2(&a, &A), order2(&b, &B), order2(&c, &C), order2(&d, &D), order2(&e, &E), order2(&f, &F), order2(&g, &G),
-      order2(&h, &H);
-  MERGE8(a, b, c, d, e, f, g, h);
-  p[0] = a, p[1] = b, p[2] = c, p[3] = d, p[4] = e, p[5] = f, p[6] = g, p[7] = h;
-  MERGE8(H, G, F, E, D, C, B, A);
-  p[8] = H, p[9] = G, p[10] = F, p[11] = E, p[12] = D, p[13] = C, p[14] = B, p[15] = A;
+  load8(p, v);
+  load8(p + 8, u);
+  UNROLL
+  for (int i = 0; i < 8; i++)
+    order2(&v[i], &u[7 - i]);
+  merge8(v);
+  store8(p, v);
+  merge8(u);
+  store8(p + 8, u);
 }
 
 /* The half-cleaners of strides h, h/2, ..., 1 on k (n <= 2h, n a multiple of 8), two stages at a time, depth first so
  * that what was touched last is touched next. What lies past n is the smallest key and never moves. */
 static void clean(vi *k, int64_t h, int64_t n) {
   if (h == 4) {
-    vi a = k[0], b = k[1], c = k[2], d = k[3], e = k[4], f = k[5], g = k[6], i = k[7];
-    MERGE8(a, b, c, d, e, f, g, i);
-    k[0] = a, k[1] = b, k[2] = c, k[3] = d, k[4] = e, k[5] = f, k[6] = g, k[7] = i;
+    vi v[8];
+    load8(k, v);
+    merge8(v);
+    store8(k, v);
     return;
   }
   if (h == 8 || n < 2 * h) { /* one stage */
@@ -65,9 +106,14 @@ static void clean(vi *k, int64_t h, int64_t n) {
   int64_t q = h / 2;
   for (int64_t i = 0; i < q; i++) {
     vi a = k[i], b = k[i + q], c = k[i + h], d = k[i + h + q];
-    order2(&a, &c), order2(&b, &d);
-    order2(&a, &b), order2(&c, &d);
-    k[i] = a, k[i + q] = b, k[i + h] = c, k[i + h + q] = d;
+    order2(&a, &c);
+    order2(&b, &d);
+    order2(&a, &b);
+    order2(&c, &d);
+    k[i] = a;
+    k[i + q] = b;
+    k[i + h] = c;
+    k[i + h + q] = d;
   }
   for (int64_t i = 0; i < 4 * q; i += q)
     clean(k + i, q / 2, q);
@@ -88,9 +134,14 @@ static void sort_network(vi *k, int64_t n) {
   if (n == 2 * m) { /* flip and first half-cleaner together */
     for (int64_t i = 0; i < q; i++) {
       vi a = k[i], b = k[i + q], c = k[3 * q - 1 - i], d = k[4 * q - 1 - i];
-      order2(&a, &d), order2(&b, &c);
-      order2(&a, &b), order2(&c, &d);
-      k[i] = a, k[i + q] = b, k[3 * q - 1 - i] = c, k[4 * q - 1 - i] = d;
+      order2(&a, &d);
+      order2(&b, &c);
+      order2(&a, &b);
+      order2(&c, &d);
+      k[i] = a;
+      k[i + q] = b;
+      k[3 * q - 1 - i] = c;
+      k[4 * q - 1 - i] = d;
     }
     for (int64_t i = 0; i < n; i += q)
       clean(k + i, q / 2, q);
@@ -110,45 +161,46 @@ static inline int class_bits(int64_t n) {
   return bits;
 }
 
+/* One row that is to be sorted. */
 typedef struct key_row {
-  const float *x;
+  const float *x; /* (n) */
   float least, largest;
-} key_row; /* x (n), padded */
+} key_row;
 
+/* Logit i of every row. Spelled out, since GCC 12 makes several times as many instructions of a loop over lanes. */
+INLINE vf logits_of(const key_row r[VF], int64_t i) {
 #if VF == 16
-#define EACH_LANE(f) \
-  { f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7), f(8), f(9), f(10), f(11), f(12), f(13), f(14), f(15) }
+  return (vf){r[0].x[i], r[1].x[i], r[2].x[i],  r[3].x[i],  r[4].x[i],  r[5].x[i],  r[6].x[i],  r[7].x[i],
+              r[8].x[i], r[9].x[i], r[10].x[i], r[11].x[i], r[12].x[i], r[13].x[i], r[14].x[i], r[15].x[i]};
 #elif VF == 8
-#define EACH_LANE(f) \
-  { f(0), f(1), f(2), f(3), f(4), f(5), f(6), f(7) }
+  return (vf){r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i], r[4].x[i], r[5].x[i], r[6].x[i], r[7].x[i]};
 #else
-#define EACH_LANE(f) \
-  { f(0), f(1), f(2), f(3) }
+  return (vf){r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i]};
 #endif
+}
 
-/* One row a lane. Monotone: a larger logit never gets a smaller key. */
+/* keys (n rounded up to 8, VF), one row a lane. Monotone: a larger logit never gets a smaller key. */
 static void make_keys(const key_row rows[VF], int64_t n, vi *keys) {
-  int bits = class_bits(n), value_bits = 32 - bits < 24 ? 32 - bits : 24,
-      shift = 32 - value_bits; /* 24: whole floats are exact */
-  float scales[VF];
+  const int bits = class_bits(n), value_bits = 32 - bits < 24 ? 32 - bits : 24, /* of 24 bits whole floats are exact */
+      shift = 32 - value_bits;
+  const float most = (float)((1 << value_bits) - 1);
+  float scales[VF], leasts[VF];
   for (int lane = 0; lane < VF; lane++) {
-    float range = rows[lane].largest - rows[lane].least, scale = range > 0 ? (float)((1 << value_bits) - 1) / range : 0;
+    const float range = rows[lane].largest - rows[lane].least, scale = range > 0 ? most / range : 0;
     scales[lane] = scale <= 3e38f ? scale : 3e38f;
+    leasts[lane] = rows[lane].least;
   }
-#define LEAST(lane) rows[lane].least
-#define LOGIT(lane) rows[lane].x[i]
-  vf scale = load(scales), least = EACH_LANE(LEAST), limit = splat((float)((1 << value_bits) - 1));
+  const vf scale = load(scales), least = load(leasts), limit = splat(most);
   for (int64_t i = 0; i < n; i++) {
-    vf x = EACH_LANE(LOGIT);
-    vi q = __builtin_convertvector(max_f(min_f((x - least) * scale, limit), splat(0)), vi);
-    keys[i] = ((q << shift) ^ (int32_t)0x80000000) | (int32_t)i; /* unsigned order in signed integers */
+    const vf x = logits_of(rows, i);
+    const vi q = __builtin_convertvector(max_f(min_f((x - least) * scale, limit), splat(0)), vi);
+    keys[i] = ((q << shift) ^ INT32_MIN) | (int32_t)i; /* unsigned order in signed integers */
   }
-#undef LEAST
-#undef LOGIT
   for (int64_t i = n; i % 8; i++)
     keys[i] = splat_i(INT32_MIN);
 }
 
+/* index (n): the classes of one lane of sorted keys. */
 static void take_lane(const int32_t *keys, int lane, int64_t n, int32_t *index) {
   int32_t mask = (int32_t)((1u << class_bits(n)) - 1);
   for (int64_t i = 0; i < n; i++)

@@ -2,48 +2,17 @@
  * alone, so probabilities that nearly agree with each other (over a flat row, or over the batch in one of DIST's
  * columns) must be known far better than they differ. DIST's columns also hold probabilities too small for any float,
  * which count as much as the others: there, logarithms are kept and each column is scaled by its own largest entry. */
-#ifndef CMKD_KERNELS_CPU_LOSS_EXACT_RANK_H
-#define CMKD_KERNELS_CPU_LOSS_EXACT_RANK_H
-#include "kernels/cpu/loss/passes.h"
-
-static inline vd load_d(const double *p) {
-  vd v;
-  memcpy(&v, p, sizeof v);
-  return v;
-}
-static inline void store_d(double *p, vd v) { memcpy(p, &v, sizeof v); }
-static inline vd floats_d(const float *p) {
-  vh v;
-  memcpy(&v, p, sizeof v);
-  return __builtin_convertvector(v, vd);
-}
-
-/* exp(x) for x <= 0, to about 2 ulp; 0 below -700 */
-static inline vd exp_d(vd x) {
-  typedef int64_t vl __attribute__((vector_size(VF * 4)));
-  vl dead = x < -700.;
-  x = (vd)((vl)x & ~dead);
-  vd n = x * 1.4426950408889634 + 6755399441055744.; /* the integer sits in the low bits */
-  vl k = (vl)n;
-  n -= 6755399441055744.;
-  vd r = x - n * 0x1.62e42fee00000p-1;
-  r -= n * 0x1.a39ef35793c76p-33;
-  static const double c[] = {
-      1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
-      1. / 720,        1. / 120,       1. / 24,       1. / 6,       .5,          1,          1};
-  vd p = splat_d(c[0]);
-#pragma GCC unroll 13
-  for (int i = 1; i < 14; i++)
-    p = p * r + c[i];
-  vd e = p * (vd)((k << 52) + 0x3FF0000000000000);
-  return (vd)((vl)e & ~dead);
-}
+#ifndef CMKD_KERNELS_CPU_LOSS_DOUBLE_PASS_H
+#define CMKD_KERNELS_CPU_LOSS_DOUBLE_PASS_H
+#include "kernels/cpu/loss/exp.h"
+#include "kernels/cpu/loss/float_pass.h"
+#include "kernels/cpu/loss/loss.h"
 
 /* p = softmax(x * k) (n); p has VD of room, filled with 0 */
 static void softmax_d(const float *x, int64_t n, float largest, double k, double *p) {
   vd shift = splat_d(largest), sum = splat_d(0);
   for (int64_t i = 0; i < n; i += VD) {
-    vd e = keep_d(exp_d((floats_d(x + i) - shift) * k), n - i);
+    vd e = keep_d(exp_d((widen(load_h(x + i)) - shift) * k), n - i);
     store_d(p + i, e);
     sum += e;
   }
@@ -58,7 +27,7 @@ static correlation correlate_d(const double *p, const double *q, const float *s,
   vd aa = splat_d(0), bb = aa, ab = aa, pa = aa, pb = aa, each = splat_d(1 / (double)n);
   for (int64_t i = 0; i < n; i += VD) {
     vd v = load_d(p + i), a = keep_d(v - each, n - i), b = keep_d(load_d(q + i) - each, n - i),
-       px = v * ((floats_d(s + i) - mean) * inverse);
+       px = v * ((widen(load_h(s + i)) - mean) * inverse);
     aa += a * a;
     bb += b * b;
     ab += a * b;
@@ -89,7 +58,7 @@ static void log_softmax_d(const float *x, int64_t n, int64_t ld, double T, doubl
     hi = x[i] > hi ? x[i] : hi;
   vd shift = splat_d(hi), sum = splat_d(0);
   for (int64_t i = 0; i < n; i += VD) {
-    vd d = (floats_d(x + i) - shift) * k;
+    vd d = (widen(load_h(x + i)) - shift) * k;
     sum += keep_d(exp_d(d), n - i);
     store_d(out + i, d);
   }

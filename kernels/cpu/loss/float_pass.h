@@ -1,38 +1,37 @@
 /* Passes over one padded row of floats: load, statistics, exponentials, correlation of probabilities. A padded row has
  * VF floats of room behind its last whole vector; the pad repeats class 0, which no maximum, minimum or shifted sum
  * notices. */
-#ifndef CMKD_KERNELS_CPU_LOSS_PASSES_H
-#define CMKD_KERNELS_CPU_LOSS_PASSES_H
+#ifndef CMKD_KERNELS_CPU_LOSS_FLOAT_PASS_H
+#define CMKD_KERNELS_CPU_LOSS_FLOAT_PASS_H
+#include <math.h>
 #include "base/half.h"
+#include "kernels/cpu/loss/exp.h"
 #include "kernels/cpu/loss/loss.h"
-#include "kernels/cpu/loss/simd.h"
+#include "kernels/cpu/vector.h"
+
+#define FLUSH 2048 /* floats summed in float lanes before the sum moves on to double */
 
 static int64_t row_floats(int64_t n) { return (n + 15) / 16 * 16 + 16; }
 
+/* Row `row` of a teacher's logits (rows, n) as floats. */
 static void load_teacher(const void *base, cmkd_dtype dtype, int64_t row, int64_t n, float *out) {
-  int64_t i = 0;
   if (dtype == CMKD_F32) {
     memcpy(out, (const float *)base + row * n, (size_t)n * sizeof *out);
   } else {
-    const uint16_t *h = (const uint16_t *)base + row * n;
+    const uint16_t *half = (const uint16_t *)base + row * n;
+    int64_t i = 0;
     if (dtype == CMKD_BF16) {
-      for (; i + VF <= n; i += VF) {
-        vs x;
-        memcpy(&x, h + i, sizeof x);
-        store(out + i, (vf)(__builtin_convertvector(x, vi) << 16));
-      }
+      for (; i + VF <= n; i += VF)
+        store(out + i, bf16_to_float(half + i));
       for (; i < n; i++)
-        out[i] = cmkd_bf16_to_float(h[i]);
+        out[i] = cmkd_bf16_to_float(half[i]);
     } else {
-#if VF == 16 && defined(__AVX512F__)
+#ifdef VECTOR_F16
       for (; i + VF <= n; i += VF)
-        store(out + i, (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(h + i))));
-#elif VF == 8 && defined(__AVX2__)
-      for (; i + VF <= n; i += VF)
-        store(out + i, (vf)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(h + i))));
+        store(out + i, f16_to_float(half + i));
 #endif
       for (; i < n; i++)
-        out[i] = cmkd_half_to_float(h[i]);
+        out[i] = cmkd_half_to_float(half[i]);
     }
   }
   store(out + n, splat(out[0]));
@@ -66,7 +65,7 @@ static cmkd_row_stats row_stats(const float *x, int64_t n) {
 }
 
 /* (x - shift) * k, kept finite for logits near the largest float */
-static inline vf scaled(vf x, vf shift, vf k) { return max_f((x - shift) * k, splat(-1e30f)); }
+INLINE vf scaled(vf x, vf shift, vf k) { return max_f((x - shift) * k, splat(-1e30f)); }
 
 /* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be
  * NULL. Sums of e are taken in double: with shift the largest x, sum - 1 is what the other classes hold, and a

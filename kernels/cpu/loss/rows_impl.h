@@ -1,20 +1,21 @@
-/* The row functions of one instruction set: included by rows_base.c, _avx2.c and _avx512.c, which differ in flags and
- * name alone. Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are the
- * caller's. */
+/* The row functions of the losses for one instruction set: included by rows_base.c (plain x86-64), rows_avx2.c (-mavx2
+ * -mfma) and rows_avx512.c (-mavx512*), which define LOSS_ROWS_TABLE and LOSS_ROWS_NAME. float_pass.h, double_pass.h,
+ * soft_rank.h and sort.h are parts of it.
+ * Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are loss.c's. */
 #include <stddef.h>
-#include "kernels/cpu/loss/passes.h"
-#include "kernels/cpu/loss/exact_rank.h"
+#include "kernels/cpu/loss/double_pass.h"
+#include "kernels/cpu/loss/float_pass.h"
 #include "kernels/cpu/loss/soft_rank.h"
 #include "kernels/cpu/loss/sort.h"
 
-/* One thread's memory, ld floats a row: s, t, rank (group, ld); e1, es, et, g, gs (ld); keys (n8, VF) int32; a
- * sorted row. The radix sort's two arrays lie in the sorted row's. */
+/* One thread's memory for a group of rows. */
 typedef struct work {
-  int64_t n, ld;
-  float *s, *t, *rank, *e1, *es, *et, *g, *gs;
-  vi *keys;
-  int sorted; /* keys hold the group's rows in order; otherwise rows are sorted one by one */
-  sorted_row row;
+  int64_t n, ld;                /* classes; floats of a padded row */
+  float *s, *t, *rank;          /* (group, ld) student, teacher, the teacher's centred ranks */
+  float *e1, *es, *et, *g, *gs; /* (ld) exponentials at temperature 1 and T, gradient, Spearman's gradient */
+  vi *keys;                     /* (n8, VF), n8 = n rounded up to 8 */
+  int sorted;                   /* keys hold the group's rows in order; otherwise rows are sorted one by one */
+  sorted_row row;               /* one row in order; the radix sort's two arrays lie in it */
 } work;
 
 /* Rows that are sorted together: one a lane; long ones alone, so that few of them still make work for many threads. */
@@ -24,36 +25,35 @@ static int by_network(const work *w, int count) {
   return w->n <= SORT_FEW || (w->n <= SORT_NETWORK && count >= VF / 2);
 }
 
-static size_t carve(char *at, int64_t n, work *w) {
-  int64_t ld = row_floats(n), n8 = (n + 7) / 8 * 8, group = group_of(n), capacity = (n + 2 + 2 * VD) * 8;
-  char *start = at;
-#define TAKE(field, bytes) (w->field = (void *)at, at += ((bytes) + 63) / 64 * 64)
+/* Lays out w in memory (aligned to 64; NULL to learn the size alone). Returns the bytes. */
+static size_t carve(void *memory, int64_t n, work *w) {
+  const size_t ld = (size_t)row_floats(n), row = ld * sizeof(float), group = (size_t)group_of(n),
+               numbers = (size_t)n + 2 + 2 * VD;
+  cmkd_carver c = {(uintptr_t)memory};
   w->n = n;
-  w->ld = ld;
-  TAKE(s, group * ld * 4);
-  TAKE(t, group * ld * 4);
-  TAKE(rank, group * ld * 4);
-  TAKE(e1, ld * 4);
-  TAKE(es, ld * 4);
-  TAKE(et, ld * 4);
-  TAKE(g, ld * 4);
-  TAKE(gs, ld * 4);
-  TAKE(keys, group > 1 ? n8 * (int64_t)sizeof(vi) : 0);
-  TAKE(row.theta, capacity);
-  TAKE(row.prefix, capacity);
-  TAKE(row.prefix_b, capacity);
-  TAKE(row.off_theta, capacity / 2);
-  TAKE(row.off_b, capacity / 2);
-  TAKE(row.index, capacity / 2);
-  TAKE(row.first, capacity / 2);
-#undef TAKE
-  return (size_t)(at - start);
+  w->ld = (int64_t)ld;
+  w->s = cmkd_carve(&c, group * row);
+  w->t = cmkd_carve(&c, group * row);
+  w->rank = cmkd_carve(&c, group * row);
+  w->e1 = cmkd_carve(&c, row);
+  w->es = cmkd_carve(&c, row);
+  w->et = cmkd_carve(&c, row);
+  w->g = cmkd_carve(&c, row);
+  w->gs = cmkd_carve(&c, row);
+  w->keys = cmkd_carve(&c, group > 1 ? ((size_t)n + 7) / 8 * 8 * sizeof(vi) : 0);
+  w->row.theta = cmkd_carve(&c, numbers * sizeof(double));
+  w->row.prefix = cmkd_carve(&c, numbers * sizeof(double));
+  w->row.prefix_b = cmkd_carve(&c, numbers * sizeof(double));
+  w->row.off_theta = cmkd_carve(&c, numbers * sizeof(float));
+  w->row.off_b = cmkd_carve(&c, numbers * sizeof(float));
+  w->row.index = cmkd_carve(&c, numbers * sizeof(int32_t));
+  w->row.first = cmkd_carve(&c, numbers * sizeof(int32_t));
+  return c.at - (uintptr_t)memory;
 }
 
 static size_t thread_scratch(int64_t classes) {
-  static char origin[64];
   work w;
-  return carve(origin, classes, &w);
+  return carve(NULL, classes, &w);
 }
 
 /* Sorts `count` rows of a group, ld apart, by the network where that pays; others wait for order_row. Idle lanes repeat
@@ -303,18 +303,26 @@ static void teacher_pass(const cmkd_loss_job *job, int64_t first, int count, voi
   }
 }
 
-/* Loads and checks the rows of a group. Bad ones become zeros, so that NaN stays out of sorts and sums; the caller
- * stops. */
-static void load_group(work *w, const float *student, const void *teacher, cmkd_dtype dtype, int64_t first, int count,
-                       uint8_t *bad, cmkd_row_stats *ss, cmkd_row_stats *st) {
+/* The logits of a batch. */
+typedef struct logits {
+  const float *student; /* (B, n) */
+  const void *teacher;  /* (B, n), or NULL */
+  cmkd_dtype dtype;     /* the teacher's */
+  uint8_t *bad;         /* (B) rows with NaN or Inf get a 1 */
+} logits;
+
+/* Loads and checks rows [first, first + count) into w->s, w->t; their statistics into ss and, where not NULL, st. Bad
+ * rows become zeros, so that NaN stays out of sorts and sums; the caller stops. */
+static void load_group(work *w, const logits *from, int64_t first, int count, cmkd_row_stats *ss, cmkd_row_stats *st) {
+  uint8_t *bad = from->bad + first;
   for (int lane = 0; lane < count; lane++) {
     float *s = w->s + lane * w->ld, *t = w->t + lane * w->ld;
-    load_student(student, first + lane, w->n, s);
+    load_student(from->student, first + lane, w->n, s);
     ss[lane] = row_stats(s, w->n);
-    if (teacher) load_teacher(teacher, dtype, first + lane, w->n, t);
-    if (teacher && st) st[lane] = row_stats(t, w->n);
-    if (!ss[lane].finite || (teacher && st && !st[lane].finite)) bad[first + lane] = 1;
-    if (!bad[first + lane]) continue;
+    if (from->teacher) load_teacher(from->teacher, from->dtype, first + lane, w->n, t);
+    if (from->teacher && st) st[lane] = row_stats(t, w->n);
+    if (!ss[lane].finite || (from->teacher && st && !st[lane].finite)) bad[lane] = 1;
+    if (!bad[lane]) continue;
     memset(s, 0, (size_t)w->ld * sizeof *s);
     memset(t, 0, (size_t)w->ld * sizeof *t);
     ss[lane].min = ss[lane].max = 0;
@@ -330,8 +338,8 @@ static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *
   carve(scratch, b->classes, &w);
   for (int lane = 0; lane < count; lane++)
     job->bad[first + lane] |= (uint8_t)bad_label(b, first + lane);
-  load_group(&w, b->student, job->loss->needs_teacher ? b->teacher : NULL, b->teacher_dtype, first, count, job->bad, ss,
-             NULL);
+  const logits from = {b->student, job->loss->needs_teacher ? b->teacher : NULL, b->teacher_dtype, job->bad};
+  load_group(&w, &from, first, count, ss, NULL);
   if (job->cmkd) {
     for (int lane = 0; lane < count; lane++)
       if (job->bad[first + lane]) st[lane] = ss[lane];
@@ -379,7 +387,8 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   work w;
   carve(scratch, job->classes, &w);
   double N = (double)w.n;
-  load_group(&w, job->student, job->teacher, job->teacher_dtype, first, count, job->bad, ss, st);
+  const logits from = {job->student, job->teacher, job->teacher_dtype, job->bad};
+  load_group(&w, &from, first, count, ss, st);
   sort_group(&w, w.t, st, count);
   for (int lane = 0; lane < count; lane++)
     squares[lane] = ranks_of_row(&w, w.t + lane * w.ld, lane, w.rank + lane * w.ld);
@@ -400,5 +409,11 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   }
 }
 
-const cmkd_loss_rows CMKD_LOSS_ROWS_TABLE = {CMKD_LOSS_ROWS_NAME, group_of,     row_floats, thread_scratch,
-                                             teacher_pass,        dist_columns, rows_pass,  agreement_pass};
+const cmkd_loss_rows LOSS_ROWS_TABLE = {.name = LOSS_ROWS_NAME,
+                                        .group = group_of,
+                                        .row_floats = row_floats,
+                                        .thread_scratch = thread_scratch,
+                                        .teacher = teacher_pass,
+                                        .columns = dist_columns,
+                                        .rows = rows_pass,
+                                        .agreement = agreement_pass};
