@@ -239,9 +239,10 @@ static void run_peak(void) {
     {
       static const float source[K + 64], weights[K * 32 + 64];
       float out[N * 32];
-      const cmkd_seg seg = {0, K, 0};
-      const cmkd_conv_class cls = {1, N, 0, 0, 1, K, 0, 0, &seg};
-      const cmkd_direct_pass pass = {.groups = 1, .outs = k->block, .dst_col = k->block, .classes = 1, .cls = &cls};
+      const cmkd_tap_run run = {.length = K};
+      const cmkd_conv_region region = {.ny = 1, .nx = N, .k = K, .runs = 1, .run = &run};
+      const cmkd_direct_pass pass = {
+          .groups = 1, .outs = k->block, .dst_col = k->block, .regions = 1, .region = &region};
       for (int i = 0; i < 500; i++)
         k->conv_run(&pass, 1, source, weights, &(cmkd_epilogue){0}, out);
     }

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/cpu.h"
+#include "kernels/cpu/conv/dnnl.h"
 #include "kernels/cpu/model.h"
 
 static int wants_dnnl(const char *conv) {

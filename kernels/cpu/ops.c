@@ -1,55 +1,71 @@
+/* Pools, additions, activations and rearranged channels, on the kernels of one instruction set. */
 #include "kernels/cpu/ops.h"
 #include <string.h>
 
-static int64_t numbers(cmkd_shape s) { return (int64_t)s.h * s.w * s.c; }
-static int low(int at) { return at < 0 ? 0 : at; }
-static int high(int at, int side) { return at > side ? side : at; }
+/* In all functions: is, os are the shapes of input and output. */
 
-/* Where the window of output pixel (y, x) lies in the image: its first pixel, in floats, and what of it is inside. */
-typedef struct window {
-  int64_t at;
-  int h, w;
-} window;
-static window window_of(const cmkd_op *op, cmkd_shape is, int y, int x) {
+static int64_t numbers(cmkd_shape s) { return (int64_t)s.h * s.w * s.c; }
+static int at_least_0(int at) { return at < 0 ? 0 : at; }
+static int at_most(int at, int side) { return at > side ? side : at; }
+
+/* ---- pools ---- */
+
+/* The part of output pixel (y, x)'s window that lies inside the image. *at: the floats before it. */
+static cmkd_pool_window window_of(const cmkd_op *op, cmkd_shape is, int y, int x, const float *in, int64_t *at) {
   const int y0 = y * op->stride - op->pad, x0 = x * op->stride - op->pad;
-  return (window){((int64_t)low(y0) * is.w + low(x0)) * is.c, high(y0 + op->kernel_h, is.h) - low(y0),
-                  high(x0 + op->kernel_w, is.w) - low(x0)};
+  *at = ((int64_t)at_least_0(y0) * is.w + at_least_0(x0)) * is.c;
+  return (cmkd_pool_window){.in = in ? in + *at : NULL,
+                            .h = at_most(y0 + op->kernel_h, is.h) - at_least_0(y0),
+                            .w = at_most(x0 + op->kernel_w, is.w) - at_least_0(x0),
+                            .row = (int64_t)is.w * is.c,
+                            .col = is.c};
 }
 
 static void maxpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in,
                     float *out) {
+  int64_t at;
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++, out += os.c) {
-      const window w = window_of(op, is, y, x);
-      k->max_window(in + w.at, w.h, w.w, (int64_t)is.w * is.c, is.c, out, is.c);
+      const cmkd_pool_window w = window_of(op, is, y, x, in, &at);
+      k->max_window(&w, is.c, out);
     }
 }
 
 static void maxpool_backward(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os,
                              const float *in, const float *out, const float *dout, float *din) {
+  int64_t at;
   for (int y = 0; y < os.h; y++)
     for (int x = 0; x < os.w; x++, out += os.c, dout += os.c) {
-      const window w = window_of(op, is, y, x);
-      k->max_window_backward(in + w.at, w.h, w.w, (int64_t)is.w * is.c, is.c, out, dout, din + w.at, is.c);
+      const cmkd_pool_window w = window_of(op, is, y, x, in, &at);
+      k->max_window_backward(&w, is.c, out, dout, din + at);
     }
 }
 
+/* y = weight * x summed over windows. Padding counts as zeros (count_include_pad, PyTorch's default). */
 static void avgpool(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in,
-                    float *out, const float *dout, float *din) {
+                    float *out) {
   const float weight = 1.0f / (float)(op->kernel_h * op->kernel_w);
+  int64_t at;
   for (int y = 0; y < os.h; y++)
-    for (int x = 0; x < os.w; x++) {
-      const int64_t o = ((int64_t)y * os.w + x) * os.c;
-      const window w = window_of(op, is, y, x);
-      if (out) memset(out + o, 0, sizeof *out * (size_t)os.c);
+    for (int x = 0; x < os.w; x++, out += os.c) {
+      const cmkd_pool_window w = window_of(op, is, y, x, in, &at);
+      memset(out, 0, sizeof *out * (size_t)os.c);
       for (int v = 0; v < w.h; v++)
-        for (int u = 0; u < w.w; u++) {
-          const int64_t i = w.at + ((int64_t)v * is.w + u) * is.c;
-          if (out)
-            k->add_scaled(out + o, in + i, weight, is.c);
-          else
-            k->add_scaled(din + i, dout + o, weight, is.c);
-        }
+        for (int u = 0; u < w.w; u++)
+          k->add_scaled(out, w.in + v * w.row + u * w.col, weight, is.c);
+    }
+}
+
+static void avgpool_backward(const cmkd_cpu_kernels *k, const cmkd_op *op, cmkd_shape is, cmkd_shape os,
+                             const float *dout, float *din) {
+  const float weight = 1.0f / (float)(op->kernel_h * op->kernel_w);
+  int64_t at;
+  for (int y = 0; y < os.h; y++)
+    for (int x = 0; x < os.w; x++, dout += os.c) {
+      const cmkd_pool_window w = window_of(op, is, y, x, NULL, &at);
+      for (int v = 0; v < w.h; v++)
+        for (int u = 0; u < w.w; u++)
+          k->add_scaled(din + at + v * w.row + u * w.col, dout, weight, is.c);
     }
 }
 
@@ -71,18 +87,23 @@ static void globalpool_backward(cmkd_shape is, const float *dout, int accumulate
       din[c] = dout[c] * weight + (accumulate ? din[c] : 0.0f);
 }
 
-static void padshortcut(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out, const float *dout,
-                        float *din) {
+/* ---- rearranged channels ---- */
+
+static void padshortcut(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *in, float *out) {
   for (int y = 0; y < os.h; y++)
-    for (int x = 0; x < os.w; x++) {
-      const int64_t i = ((int64_t)y * op->stride * is.w + (int64_t)x * op->stride) * is.c,
-                    o = ((int64_t)y * os.w + x) * os.c;
-      if (out) {
-        memset(out + o, 0, sizeof *out * (size_t)os.c);
-        memcpy(out + o + op->first, in + i, sizeof *out * (size_t)is.c);
-      } else
-        for (int c = 0; c < is.c; c++)
-          din[i + c] += dout[o + op->first + c];
+    for (int x = 0; x < os.w; x++, out += os.c) {
+      const float *from = in + ((int64_t)y * op->stride * is.w + (int64_t)x * op->stride) * is.c;
+      memset(out, 0, sizeof *out * (size_t)os.c);
+      memcpy(out + op->first, from, sizeof *out * (size_t)is.c);
+    }
+}
+
+static void padshortcut_backward(const cmkd_op *op, cmkd_shape is, cmkd_shape os, const float *dout, float *din) {
+  for (int y = 0; y < os.h; y++)
+    for (int x = 0; x < os.w; x++, dout += os.c) {
+      float *to = din + ((int64_t)y * op->stride * is.w + (int64_t)x * op->stride) * is.c;
+      for (int c = 0; c < is.c; c++)
+        to[c] += dout[op->first + c];
     }
 }
 
@@ -96,8 +117,8 @@ static void rearrange_channels(int64_t px, int c, const float *from, int from_c,
         to[k] += from[k];
 }
 
-/* Channel (g, j) of `groups` x per goes to (j, g). The way back is the same move with as many groups as there were
- * channels in one. */
+/* Channel (g, j) of `groups` x per goes to (j, g). The way back is the same with as many groups as there were channels
+ * in one. */
 static inline void shuffle_groups(int64_t px, int channels, const int groups, const float *from, float *to,
                                   int accumulate) {
   const int per = channels / groups;
@@ -115,8 +136,14 @@ static void shuffle(int64_t px, int channels, int groups, const float *from, flo
     shuffle_groups(px, channels, groups, from, to, accumulate);
 }
 
-void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n,
-                         const float *const in[2], float *out) {
+/* ---- one operation ---- */
+
+void cmkd_cpu_op_forward(const cmkd_cpu_op_call *call, float *out) {
+  const cmkd_cpu_kernels *k = call->kernels;
+  const cmkd_graph *graph = call->graph;
+  const cmkd_op *op = call->op;
+  const float *const *in = call->in;
+  const int n = call->n;
   const cmkd_shape is = graph->tensor[op->in[0]], os = graph->tensor[op->out];
   const int64_t in_size = numbers(is), out_size = numbers(os), px = (int64_t)n * os.h * os.w;
   switch (op->kind) {
@@ -135,17 +162,21 @@ void cmkd_cpu_op_forward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, con
     float *to = out + i * out_size;
     switch (op->kind) {
     case CMKD_OP_MAXPOOL: maxpool(k, op, is, os, from, to); break;
-    case CMKD_OP_AVGPOOL: avgpool(k, op, is, os, from, to, NULL, NULL); break;
+    case CMKD_OP_AVGPOOL: avgpool(k, op, is, os, from, to); break;
     case CMKD_OP_GLOBALPOOL: globalpool_forward(is, from, to); break;
-    case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, from, to, NULL, NULL); break;
+    case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, from, to); break;
     default: break;
     }
   }
 }
 
-void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, const cmkd_op *op, int n,
-                          const float *const in[2], const float *out, const float *dout, float *const din[2],
+void cmkd_cpu_op_backward(const cmkd_cpu_op_call *call, const float *out, const float *dout, float *const din[2],
                           const int accumulate[2]) {
+  const cmkd_cpu_kernels *k = call->kernels;
+  const cmkd_graph *graph = call->graph;
+  const cmkd_op *op = call->op;
+  const float *const *in = call->in;
+  const int n = call->n;
   const cmkd_shape is = graph->tensor[op->in[0]], os = graph->tensor[op->out];
   const int64_t in_size = numbers(is), out_size = numbers(os), px = (int64_t)n * os.h * os.w;
   const int scatters = op->kind == CMKD_OP_MAXPOOL || op->kind == CMKD_OP_AVGPOOL || op->kind == CMKD_OP_PADSHORTCUT ||
@@ -175,9 +206,9 @@ void cmkd_cpu_op_backward(const cmkd_cpu_kernels *k, const cmkd_graph *graph, co
     float *to = din[0] + i * in_size;
     switch (op->kind) {
     case CMKD_OP_MAXPOOL: maxpool_backward(k, op, is, os, in[0] + i * in_size, out + i * out_size, d, to); break;
-    case CMKD_OP_AVGPOOL: avgpool(k, op, is, os, NULL, NULL, d, to); break;
+    case CMKD_OP_AVGPOOL: avgpool_backward(k, op, is, os, d, to); break;
     case CMKD_OP_GLOBALPOOL: globalpool_backward(is, d, accumulate[0], to); break;
-    case CMKD_OP_PADSHORTCUT: padshortcut(op, is, os, NULL, NULL, d, to); break;
+    case CMKD_OP_PADSHORTCUT: padshortcut_backward(op, is, os, d, to); break;
     default: break;
     }
   }

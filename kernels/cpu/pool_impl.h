@@ -1,42 +1,36 @@
-/* Pooling windows of one output pixel over all channels, in GCC vector extensions: included after conv/direct.h. A
- * window is h x w pixels, `row` and `col` floats apart; what lies outside the image is not part of it. */
+/* Max pooling, one window over all channels. Compiled three times, by kernels_base.c (plain x86-64), kernels_avx2.c
+ * (-mavx2 -mfma) and kernels_avx512.c (-mavx512*), which put these static functions into the tables of kernels.h. */
+#ifndef CMKD_KERNELS_CPU_POOL_IMPL_H
+#define CMKD_KERNELS_CPU_POOL_IMPL_H
+#include "kernels/cpu/kernels.h"
+#include "kernels/cpu/vector.h"
 
-/* out = the largest; NaN wins. */
-static void max_window(const float *in, int h, int w, int64_t row, int64_t col, float *out, int c) {
-  for (int at = 0; at < c; at += V) {
-    const int part = c - at < V ? c - at : 0;
-    vf best = LOAD_LANES(in + at, part);
-    for (int y = 0; y < h; y++)
-      for (int x = 0; x < w; x++) {
-        vf v = LOAD_LANES(in + y * row + x * col + at, part);
-        vi keep = (best >= v) | (best != best);
-        best = (vf)(((vi)best & keep) | ((vi)v & ~keep));
+static void max_window(const cmkd_pool_window *window, int c, float *out) {
+  for (int at = 0; at < c; at += VF) {
+    const int part = c - at < VF ? c - at : 0;
+    vf best = load_part(window->in + at, part);
+    for (int y = 0; y < window->h; y++)
+      for (int x = 0; x < window->w; x++) {
+        const vf v = load_part(window->in + y * window->row + x * window->col + at, part);
+        best = blend((best >= v) | (best != best), best, v); /* NaN stays */
       }
-    STORE_LANES(out + at, best, part);
+    store_part(out + at, best, part);
   }
 }
 
-/* din += dout at the first of the largest pixels, as in PyTorch. */
-static void max_window_backward(const float *in, int h, int w, int64_t row, int64_t col, const float *out,
-                                const float *dout, float *din, int c) {
-  for (int at = 0; at < c; at += V) {
-    const int part = c - at < V ? c - at : 0;
-    vf best = LOAD_LANES(out + at, part), left = LOAD_LANES(dout + at, part);
-    for (int y = 0; y < h; y++)
-      for (int x = 0; x < w; x++) {
-        const int64_t o = y * row + x * col + at;
-        vi hit = LOAD_LANES(in + o, part) == best;
-        STORE_LANES(din + o, LOAD_LANES(din + o, part) + select_vf(hit, left), part);
-        left = select_vf(~hit, left);
+static void max_window_backward(const cmkd_pool_window *window, int c, const float *out, const float *dout,
+                                float *din) {
+  for (int at = 0; at < c; at += VF) {
+    const int part = c - at < VF ? c - at : 0;
+    const vf best = load_part(out + at, part);
+    vf left = load_part(dout + at, part); /* 0 in lanes whose largest pixel was found */
+    for (int y = 0; y < window->h; y++)
+      for (int x = 0; x < window->w; x++) {
+        const int64_t o = y * window->row + x * window->col + at;
+        const vi hit = load_part(window->in + o, part) == best;
+        store_part(din + o, load_part(din + o, part) + select_f(hit, left), part);
+        left = select_f(~hit, left);
       }
   }
 }
-
-/* y += a * x */
-static void add_scaled(float *y, const float *x, float a, int64_t n) {
-  int64_t i = 0;
-  for (; i + V <= n; i += V)
-    STORE(y + i, LOAD(y + i) + LOAD(x + i) * SPLAT(a));
-  for (; i < n; i++)
-    y[i] += x[i] * a;
-}
+#endif

@@ -83,10 +83,16 @@ static void reduce_norm(cpu_chunk *c, int index) {
   const size_t at = c->m->op[index].channel;
   float *dy = grad(c, op->out);
   const int passed_on = op->in[1] >= 0 && op->act != CMKD_ACT_NONE; /* the shortcut receives the masked gradient */
-  c->m->backend->kernels->norm_reduce(dy, value(c, op->in[0]), passed_on ? value(c, op->out) : NULL, lane->scale + at,
-                                      lane->shift + at, lane->mean_f + at, op->act, passed_on ? dy : NULL,
-                                      lane->sum1 + at, lane->sum2 + at, pixels_of(c, op->out),
-                                      c->m->graph->tensor[op->out].c);
+  const cmkd_norm_gradient g = {.dy = dy,
+                                .x = value(c, op->in[0]),
+                                .y = passed_on ? value(c, op->out) : NULL,
+                                .scale = lane->scale + at,
+                                .shift = lane->shift + at,
+                                .mean = lane->mean_f + at,
+                                .act = op->act,
+                                .px = pixels_of(c, op->out),
+                                .c = c->m->graph->tensor[op->out].c};
+  c->m->backend->kernels->norm_reduce(&g, passed_on ? dy : NULL, lane->sum1 + at, lane->sum2 + at);
 }
 
 /* All lanes' backward sums: dx = scale * (dz - mean(dz) - (x - mean) * rstd^2 * mean(dz * (x - mean))). */
@@ -120,9 +126,15 @@ static void apply_norm(cpu_chunk *c, const cmkd_plan_step *step) {
   const int64_t px = pixels_of(c, op->out);
   const int channels = graph->tensor[op->out].c;
   const cmkd_act act = op->in[1] >= 0 ? CMKD_ACT_NONE : op->act; /* reduce_norm has masked it */
-  if (!step->skip[0])
-    k->norm_apply(dy, value(c, op->in[0]), NULL, lane->scale + at, lane->shift + at, lane->mean_f + at,
-                  lane->slope + at, lane->offset + at, act, step->accumulate[0], grad(c, op->in[0]), px, channels);
+  const cmkd_norm_gradient g = {.dy = dy,
+                                .x = value(c, op->in[0]),
+                                .scale = lane->scale + at,
+                                .shift = lane->shift + at,
+                                .mean = lane->mean_f + at,
+                                .act = act,
+                                .px = px,
+                                .c = channels};
+  if (!step->skip[0]) k->norm_apply(&g, lane->slope + at, lane->offset + at, step->accumulate[0], grad(c, op->in[0]));
   if (op->in[1] < 0 || step->skip[1]) return;
   if (step->accumulate[1])
     k->add(grad(c, op->in[1]), dy, px * channels);
@@ -154,6 +166,14 @@ static void norm_infer(cpu_chunk *c, const cmkd_op *op) {
                               pixels_of(c, op->out), channels);
 }
 
+static cmkd_cpu_op_call call_of(const cpu_chunk *c, const cmkd_op *op) {
+  return (cmkd_cpu_op_call){.kernels = c->m->backend->kernels,
+                            .graph = c->m->graph,
+                            .op = op,
+                            .n = c->n,
+                            .in = {value(c, op->in[0]), value(c, op->in[1])}};
+}
+
 static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
   const cmkd_be_model *m = c->m;
   const cmkd_op *op = &m->graph->op[step->op];
@@ -166,10 +186,10 @@ static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
   } else if (o->conv) {
     cmkd_epilogue e = {op->param[1] >= 0 ? m->value[op->param[1]] : NULL, NULL, CMKD_ACT_NONE};
     cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->forward, &e, value(c, op->out));
-  } else if (op->kind != CMKD_OP_NORM)
-    cmkd_cpu_op_forward(m->backend->kernels, m->graph, op, c->n,
-                        (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out));
-  else if (c->plan == &m->infer)
+  } else if (op->kind != CMKD_OP_NORM) {
+    const cmkd_cpu_op_call call = call_of(c, op);
+    cmkd_cpu_op_forward(&call, value(c, op->out));
+  } else if (c->plan == &m->infer)
     norm_infer(c, op);
   else
     m->backend->kernels->affine(value(c, op->in[0]), c->lane->scale + at, c->lane->shift + at, value(c, op->in[1]),
@@ -183,9 +203,8 @@ static void backward(cpu_chunk *c, const cmkd_plan_step *step) {
   const float *dout = grad(c, op->out);
   if (!o->conv) {
     float *const din[2] = {step->skip[0] ? NULL : grad(c, op->in[0]), step->skip[1] ? NULL : grad(c, op->in[1])};
-    cmkd_cpu_op_backward(m->backend->kernels, m->graph, op, c->n,
-                         (const float *const[]){value(c, op->in[0]), value(c, op->in[1])}, value(c, op->out), dout, din,
-                         step->accumulate);
+    const cmkd_cpu_op_call call = call_of(c, op);
+    cmkd_cpu_op_backward(&call, value(c, op->out), dout, din, step->accumulate);
     return;
   }
   cmkd_conv_backward_weights(o->conv, c->thread, c->n, value(c, op->in[0]), dout, c->lane->grad + o->grad);

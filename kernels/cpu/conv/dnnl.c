@@ -1,31 +1,41 @@
-/* oneDNN as the computer of a planned convolution. Primitives are made once, for one image (weight gradients also for a
- * few), with one thread, and run from inside our own threads: each has its own memory objects, scratchpad and stream.
- * The weight layout is the library's choice and may differ between passes; biases, additions and activations are ours.
- * Will not do: layers that only oneDNN's reference code covers, or vectors (linear layers): there the direct kernels
- * stay. */
+/* Convolutions by oneDNN. Primitives are made once, for one image (weight gradients also for a few), with one thread,
+ * and run from inside our own threads: each has its own memory objects, scratchpad and stream. The weight layout is the
+ * library's choice and may differ between passes; additions and activations are ours. Will not do: layers that only
+ * oneDNN's reference code covers, or vectors (linear layers): those stay with the direct kernels. */
 #include "kernels/cpu/conv/dnnl.h"
-#include "kernels/cpu/conv/conv.h"
 
 #ifndef HAVE_ONEDNN
+/* Nothing is ever created, so the functions that take one are never called. */
 int cmkd_conv_dnnl_available(void) { return 0; }
 const char *cmkd_conv_dnnl_version(char buffer[32]) {
   buffer[0] = 0;
   return buffer;
 }
-cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl **out,
-                                  cmkd_error *err) {
+cmkd_status cmkd_conv_dnnl_create(const cmkd_conv_geometry *geometry, const cmkd_conv_options *options,
+                                  cmkd_conv_dnnl **out, cmkd_conv_packed_sizes *sizes, cmkd_error *err) {
+  (void)geometry, (void)options, (void)sizes, (void)err;
   *out = NULL;
   return CMKD_OK;
 }
-void cmkd_conv_dnnl_free(cmkd_conv_dnnl *dnnl) {}
-void cmkd_conv_dnnl_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward) {}
-void cmkd_conv_dnnl_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, float *plain) {}
-void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights,
-                            const cmkd_epilogue *epilogue, float *dst) {}
-void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights,
-                                  int accumulate, float *dsrc) {}
-void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst,
-                                     float *grad) {}
+void cmkd_conv_dnnl_free(cmkd_conv_dnnl *dnnl) { (void)dnnl; }
+void cmkd_conv_dnnl_pack(const cmkd_conv_dnnl *dnnl, const float *plain, float *forward, float *backward) {
+  (void)dnnl, (void)plain, (void)forward, (void)backward;
+}
+void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *dnnl, const float *const *packed, int lanes, float *plain) {
+  (void)dnnl, (void)packed, (void)lanes, (void)plain;
+}
+void cmkd_conv_dnnl_forward(const cmkd_conv_dnnl *dnnl, int thread, int n, const float *src, const float *weights,
+                            const cmkd_epilogue *epilogue, float *dst) {
+  (void)dnnl, (void)thread, (void)n, (void)src, (void)weights, (void)epilogue, (void)dst;
+}
+void cmkd_conv_dnnl_backward_data(const cmkd_conv_dnnl *dnnl, int thread, int n, const float *ddst,
+                                  const float *weights, int accumulate, float *dsrc) {
+  (void)dnnl, (void)thread, (void)n, (void)ddst, (void)weights, (void)accumulate, (void)dsrc;
+}
+void cmkd_conv_dnnl_backward_weights(const cmkd_conv_dnnl *dnnl, int thread, int n, const float *src, const float *ddst,
+                                     float *grad) {
+  (void)dnnl, (void)thread, (void)n, (void)src, (void)ddst, (void)grad;
+}
 #else
 #include <math.h>
 #include <omp.h>
@@ -34,35 +44,36 @@ void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, c
 #include <string.h>
 #include "kernels/cpu/conv/dnnl_shim.h"
 
-enum {
-  FORWARD,
-  DATA,
-  WEIGHTS,
-  WEIGHTS_MANY,
-  PASSES,
-  MANY = 4
-}; /* WEIGHTS_MANY: weight gradients of MANY images at once */
+/* WEIGHTS_MANY: weight gradients of MANY images at once. */
+enum { FORWARD, DATA, WEIGHTS, WEIGHTS_MANY, PASSES };
+enum { MANY = 4 };
 enum { SRC, WEI, DST, BIAS, PAD, MEMORIES };
 
 typedef struct dnnl_pass {
   dnnl_primitive_desc_t pd;
   dnnl_primitive_t primitive;
-  size_t weights, pad;
+  size_t weights, pad; /* bytes of weights (or their gradient), of scratchpad */
 } dnnl_pass;
+
+/* What one thread needs to run the passes. */
 typedef struct dnnl_lane {
   dnnl_stream_t stream;
   dnnl_memory_t memory[PASSES][MEMORIES];
-  float *buffer;
-} dnnl_lane; /* buffer: scratchpad | result to be added */
+  float *buffer; /* scratchpad (pad_floats), then a result that is to be added */
+} dnnl_lane;
 
 struct cmkd_conv_dnnl {
+  cmkd_conv_geometry g;
+  const cmkd_cpu_kernels *kernels;
+  size_t in_floats, out_floats; /* of an image */
+  size_t grad_floats;           /* of the packed weight gradient */
   dnnl_engine_t engine;
   dnnl_primitive_attr_t attr;
   dnnl_pass pass[PASSES];
-  dnnl_lane *lane;
+  dnnl_lane *lane; /* (lanes), one a thread */
   int lanes;
   size_t pad_floats;
-  float *zeros;                /* (oc) */
+  float *zeros;                /* (oc), the bias where none is given */
   dnnl_primitive_t reorder[3]; /* plain -> forward, plain -> backward, gradient -> plain */
   dnnl_memory_t plain[3], packed[3];
 };
@@ -123,8 +134,10 @@ static void describe_free(shim_conv *c) {
 
 static int make_pass(cmkd_conv_dnnl *d, int which, const shim_conv *c) {
   dnnl_pass *p = &d->pass[which];
-  shim_pass kind = which == FORWARD ? SHIM_FORWARD : which == DATA ? SHIM_BACKWARD_DATA : SHIM_BACKWARD_WEIGHTS;
-  if (!shim_conv_create(&p->pd, kind, c, d->engine, d->attr, which == FORWARD ? NULL : d->pass[FORWARD].pd)) return 0;
+  static const shim_pass kinds[PASSES] = {SHIM_FORWARD, SHIM_BACKWARD_DATA, SHIM_BACKWARD_WEIGHTS,
+                                          SHIM_BACKWARD_WEIGHTS};
+  if (!shim_conv_create(&p->pd, kinds[which], c, d->engine, d->attr, which == FORWARD ? NULL : d->pass[FORWARD].pd))
+    return 0;
   if (strstr(shim_implementation(p->pd), "ref")) return 0;
   p->weights = shim_bytes(shim_query(p->pd, which >= WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md));
   p->pad = shim_bytes(shim_query(p->pd, dnnl_query_scratchpad_md));
@@ -140,14 +153,18 @@ static int make_lane(cmkd_conv_dnnl *d, dnnl_lane *lane, const shim_conv *one, c
   for (int p = 0; p < passes; p++) {
     const shim_conv *c = p == WEIGHTS_MANY ? many : one;
     const shim_md_in md[MEMORIES] = {
-        SHIM_IN(c->src), shim_query(d->pass[p].pd, p >= WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md),
-        SHIM_IN(c->dst), SHIM_IN(c->bias), shim_query(d->pass[p].pd, dnnl_query_scratchpad_md)};
+        [SRC] = SHIM_IN(c->src),
+        [WEI] = shim_query(d->pass[p].pd, p >= WEIGHTS ? dnnl_query_diff_weights_md : dnnl_query_weights_md),
+        [DST] = SHIM_IN(c->dst),
+        [BIAS] = SHIM_IN(c->bias),
+        [PAD] = shim_query(d->pass[p].pd, dnnl_query_scratchpad_md)};
+    void *const at[MEMORIES] = {[SRC] = DNNL_MEMORY_NONE,
+                                [WEI] = DNNL_MEMORY_NONE,
+                                [DST] = DNNL_MEMORY_NONE,
+                                [BIAS] = d->zeros,
+                                [PAD] = lane->buffer};
     for (int m = 0; m < MEMORIES; m++)
-      if (dnnl_memory_create(&lane->memory[p][m], md[m], d->engine,
-                             m == PAD    ? (void *)lane->buffer
-                             : m == BIAS ? (void *)d->zeros
-                                         : DNNL_MEMORY_NONE) != dnnl_success)
-        return 0;
+      if (dnnl_memory_create(&lane->memory[p][m], md[m], d->engine, at[m]) != dnnl_success) return 0;
   }
   return 1;
 }
@@ -174,8 +191,8 @@ static int make_reorder(cmkd_conv_dnnl *d, const cmkd_conv_geometry *g, int whic
   return good;
 }
 
-static int create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl *d) {
-  const cmkd_conv_geometry *g = &conv->g;
+static int create(const cmkd_conv_options *options, cmkd_conv_dnnl *d) {
+  const cmkd_conv_geometry *g = &d->g;
   shim_conv one, many;
   const int passes = options->train ? PASSES : 1;
   int good = describe(g, 1, &one) & describe(g, MANY, &many);
@@ -192,9 +209,11 @@ static int create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_d
     size_t pad = d->pass[p].pad / sizeof(float) + 16;
     d->pad_floats = pad > d->pad_floats ? pad / 16 * 16 + 16 : d->pad_floats;
   }
-  size_t image = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, grad = d->pass[WEIGHTS].weights / sizeof(float);
+  d->grad_floats = options->train ? d->pass[WEIGHTS].weights / sizeof(float) : 0;
+  size_t result = 0; /* an image's gradient or the weights', to be added to what is there */
+  if (options->train) result = d->in_floats > d->grad_floats ? d->in_floats : d->grad_floats;
   for (int t = 0; t < d->lanes && good; t++)
-    good = make_lane(d, &d->lane[t], &one, &many, options->train ? (image > grad ? image : grad) : 0, passes);
+    good = make_lane(d, &d->lane[t], &one, &many, result, passes);
   for (int i = 0; i < (options->train ? 3 : 1) && good; i++)
     good = make_reorder(d, g, i);
   describe_free(&one);
@@ -202,23 +221,27 @@ static int create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_d
   return good;
 }
 
-cmkd_status cmkd_conv_dnnl_create(cmkd_conv *conv, const cmkd_conv_options *options, cmkd_conv_dnnl **out,
-                                  cmkd_error *err) {
+cmkd_status cmkd_conv_dnnl_create(const cmkd_conv_geometry *geometry, const cmkd_conv_options *options,
+                                  cmkd_conv_dnnl **out, cmkd_conv_packed_sizes *sizes, cmkd_error *err) {
   *out = NULL;
-  if (conv->g.ih * conv->g.iw == 1 || conv->g.plane > 1) return CMKD_OK;
+  if (geometry->ih * geometry->iw == 1 || geometry->plane > 1) return CMKD_OK;
   cmkd_conv_dnnl *d = calloc(1, sizeof *d);
   if (!d) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning a convolution");
+  d->g = *geometry;
+  d->kernels = options->kernels;
+  d->in_floats = cmkd_conv_in_floats(geometry);
+  d->out_floats = cmkd_conv_out_floats(geometry);
   const int threads = omp_get_max_threads();
   omp_set_num_threads(1); /* primitives remember how many threads they were made for */
-  const int good = create(conv, options, d);
+  const int good = create(options, d);
   omp_set_num_threads(threads);
   if (!good) {
     cmkd_conv_dnnl_free(d);
     return CMKD_OK;
   }
-  conv->forward_floats = d->pass[FORWARD].weights / sizeof(float);
-  conv->backward_floats = options->train ? d->pass[DATA].weights / sizeof(float) : 0;
-  conv->grad_floats = options->train ? d->pass[WEIGHTS].weights / sizeof(float) : 0;
+  sizes->forward = d->pass[FORWARD].weights / sizeof(float);
+  sizes->backward = options->train ? d->pass[DATA].weights / sizeof(float) : 0;
+  sizes->grad = d->grad_floats;
   *out = d;
   return CMKD_OK;
 }
@@ -231,16 +254,22 @@ static void point(dnnl_memory_t memory, const void *at) {
     dnnl_memory_set_data_handle(memory, (void *)at);
 }
 
-/* One primitive on one thread. A failure, which oneDNN does not document for valid arguments, poisons the result, so
- * that the step is refused. */
-static void execute(const cmkd_conv_dnnl *d, int which, int thread, const float *src, const float *weights,
-                    const float *bias, const float *dst, float *result, size_t floats) {
+/* Operands of one primitive. src, dst: activations or their gradients; one of src, weights, dst is the result. */
+typedef struct dnnl_operands {
+  const float *src, *weights, *dst;
+  const float *bias; /* FORWARD only */
+  float *result;
+  size_t floats; /* of the result */
+} dnnl_operands;
+
+/* One primitive on one thread. A failure poisons the result, so that the step is refused. */
+static void execute(const cmkd_conv_dnnl *d, int which, int thread, const dnnl_operands *o) {
   const dnnl_lane *lane = &d->lane[thread];
   const dnnl_memory_t *m = lane->memory[which];
-  point(m[SRC], src);
-  point(m[WEI], weights);
-  point(m[DST], dst);
-  if (which == FORWARD) point(m[BIAS], bias);
+  point(m[SRC], o->src);
+  point(m[WEI], o->weights);
+  point(m[DST], o->dst);
+  if (which == FORWARD) point(m[BIAS], o->bias);
   const dnnl_exec_arg_t args[] = {{which == DATA ? DNNL_ARG_DIFF_SRC : DNNL_ARG_SRC, m[SRC]},
                                   {which >= WEIGHTS ? DNNL_ARG_DIFF_WEIGHTS : DNNL_ARG_WEIGHTS, m[WEI]},
                                   {which == FORWARD ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, m[DST]},
@@ -249,44 +278,50 @@ static void execute(const cmkd_conv_dnnl *d, int which, int thread, const float 
   if (dnnl_primitive_execute(d->pass[which].primitive, lane->stream, which == FORWARD ? 5 : 4, args) == dnnl_success &&
       dnnl_stream_wait(lane->stream) == dnnl_success)
     return;
-  for (size_t i = 0; i < floats; i++)
-    result[i] = NAN;
+  for (size_t i = 0; i < o->floats; i++)
+    o->result[i] = NAN;
 }
 
-void cmkd_conv_dnnl_forward(const cmkd_conv *conv, int thread, int n, const float *src, const float *weights,
+void cmkd_conv_dnnl_forward(const cmkd_conv_dnnl *d, int thread, int n, const float *src, const float *weights,
                             const cmkd_epilogue *epilogue, float *dst) {
-  const cmkd_conv_geometry *g = &conv->g;
-  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
-  const float *bias = epilogue->bias ? epilogue->bias : conv->dnnl->zeros, *add = epilogue->add;
-  for (int i = 0; i < n; i++, src += in, dst += out) {
-    execute(conv->dnnl, FORWARD, thread, src, weights, bias, dst, dst, out);
-    if (add || epilogue->act != CMKD_ACT_NONE) conv->kernels->add_act(dst, add, epilogue->act, dst, (int64_t)out);
-    if (add) add += out;
+  const float *add = epilogue->add;
+  for (int i = 0; i < n; i++, src += d->in_floats, dst += d->out_floats) {
+    execute(d, FORWARD, thread,
+            &(dnnl_operands){.src = src,
+                             .weights = weights,
+                             .bias = epilogue->bias ? epilogue->bias : d->zeros,
+                             .dst = dst,
+                             .result = dst,
+                             .floats = d->out_floats});
+    if (add || epilogue->act != CMKD_ACT_NONE)
+      d->kernels->add_act(dst, add, epilogue->act, dst, (int64_t)d->out_floats);
+    if (add) add += d->out_floats;
   }
 }
 
-void cmkd_conv_dnnl_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights,
+void cmkd_conv_dnnl_backward_data(const cmkd_conv_dnnl *d, int thread, int n, const float *ddst, const float *weights,
                                   int accumulate, float *dsrc) {
-  const cmkd_conv_geometry *g = &conv->g;
-  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
-  float *fresh = conv->dnnl->lane[thread].buffer + conv->dnnl->pad_floats;
-  for (int i = 0; i < n; i++, ddst += out, dsrc += in) {
-    float *to = accumulate ? fresh : dsrc;
-    execute(conv->dnnl, DATA, thread, to, weights, NULL, ddst, to, in);
-    if (accumulate) conv->kernels->add(dsrc, fresh, (int64_t)in);
+  float *buffer = d->lane[thread].buffer + d->pad_floats;
+  for (int i = 0; i < n; i++, ddst += d->out_floats, dsrc += d->in_floats) {
+    float *to = accumulate ? buffer : dsrc;
+    execute(d, DATA, thread,
+            &(dnnl_operands){.src = to, .weights = weights, .dst = ddst, .result = to, .floats = d->in_floats});
+    if (accumulate) d->kernels->add(dsrc, buffer, (int64_t)d->in_floats);
   }
 }
 
-void cmkd_conv_dnnl_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst,
+void cmkd_conv_dnnl_backward_weights(const cmkd_conv_dnnl *d, int thread, int n, const float *src, const float *ddst,
                                      float *grad) {
-  const cmkd_conv_geometry *g = &conv->g;
-  const size_t in = (size_t)g->ih * (size_t)g->iw * (size_t)g->ic, out = (size_t)g->oh * (size_t)g->ow * (size_t)g->oc;
-  float *fresh = conv->dnnl->lane[thread].buffer + conv->dnnl->pad_floats;
-  for (int i = 0, step; i < n; i += step) {
-    step = n - i >= MANY ? MANY : 1;
-    execute(conv->dnnl, step == MANY ? WEIGHTS_MANY : WEIGHTS, thread, src + (size_t)i * in, fresh, NULL,
-            ddst + (size_t)i * out, fresh, conv->grad_floats);
-    conv->kernels->add(grad, fresh, (int64_t)conv->grad_floats);
+  float *buffer = d->lane[thread].buffer + d->pad_floats;
+  for (int i = 0, images; i < n; i += images) {
+    images = n - i >= MANY ? MANY : 1;
+    execute(d, images == MANY ? WEIGHTS_MANY : WEIGHTS, thread,
+            &(dnnl_operands){.src = src + (size_t)i * d->in_floats,
+                             .weights = buffer,
+                             .dst = ddst + (size_t)i * d->out_floats,
+                             .result = buffer,
+                             .floats = d->grad_floats});
+    d->kernels->add(grad, buffer, (int64_t)d->grad_floats);
   }
 }
 
@@ -305,17 +340,16 @@ static int reorder(const cmkd_conv_dnnl *d, int which, const float *plain, const
   return good;
 }
 
-/* One thread a layer: the reorder's memory objects belong to the layer. */
-void cmkd_conv_dnnl_pack(const cmkd_conv *conv, const float *plain, float *forward, float *backward) {
-  if (forward && !reorder(conv->dnnl, FORWARD, plain, forward)) forward[0] = NAN;
-  if (backward && !reorder(conv->dnnl, DATA, plain, backward)) backward[0] = NAN;
+void cmkd_conv_dnnl_pack(const cmkd_conv_dnnl *d, const float *plain, float *forward, float *backward) {
+  if (forward && !reorder(d, FORWARD, plain, forward)) forward[0] = NAN;
+  if (backward && !reorder(d, DATA, plain, backward)) backward[0] = NAN;
 }
 
-void cmkd_conv_dnnl_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, float *plain) {
-  float *sum = conv->dnnl->lane[0].buffer + conv->dnnl->pad_floats; /* between steps nobody else uses it */
-  memcpy(sum, packed[0], conv->grad_floats * sizeof *sum);
+void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *d, const float *const *packed, int lanes, float *plain) {
+  float *sum = d->lane[0].buffer + d->pad_floats; /* between steps no pass uses it */
+  memcpy(sum, packed[0], d->grad_floats * sizeof *sum);
   for (int t = 1; t < lanes; t++)
-    conv->kernels->add(sum, packed[t], (int64_t)conv->grad_floats);
-  if (!reorder(conv->dnnl, WEIGHTS, plain, sum)) plain[0] = NAN;
+    d->kernels->add(sum, packed[t], (int64_t)d->grad_floats);
+  if (!reorder(d, WEIGHTS, plain, sum)) plain[0] = NAN;
 }
 #endif

@@ -51,15 +51,16 @@ static inline int shim_conv_create(dnnl_primitive_desc_t *pd, shim_pass pass, co
                                                                  c->padding_end, hint, attr) == dnnl_success;
 #else
   dnnl_convolution_desc_t d;
-  dnnl_status_t status =
-      pass == SHIM_FORWARD
-          ? dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, dnnl_convolution_direct, &c->src, &c->weights,
-                                               &c->bias, &c->dst, c->strides, c->padding, c->padding_end)
-      : pass == SHIM_BACKWARD_DATA
-          ? dnnl_convolution_backward_data_desc_init(&d, dnnl_convolution_direct, &c->src, &c->weights, &c->dst,
-                                                     c->strides, c->padding, c->padding_end)
-          : dnnl_convolution_backward_weights_desc_init(&d, dnnl_convolution_direct, &c->src, &c->weights, NULL,
-                                                        &c->dst, c->strides, c->padding, c->padding_end);
+  dnnl_status_t status;
+  if (pass == SHIM_FORWARD)
+    status = dnnl_convolution_forward_desc_init(&d, dnnl_forward_training, dnnl_convolution_direct, &c->src,
+                                                &c->weights, &c->bias, &c->dst, c->strides, c->padding, c->padding_end);
+  else if (pass == SHIM_BACKWARD_DATA)
+    status = dnnl_convolution_backward_data_desc_init(&d, dnnl_convolution_direct, &c->src, &c->weights, &c->dst,
+                                                      c->strides, c->padding, c->padding_end);
+  else
+    status = dnnl_convolution_backward_weights_desc_init(&d, dnnl_convolution_direct, &c->src, &c->weights, NULL,
+                                                         &c->dst, c->strides, c->padding, c->padding_end);
   return status == dnnl_success && dnnl_primitive_desc_create(pd, &d, attr, engine, hint) == dnnl_success;
 #endif
 }
