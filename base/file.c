@@ -225,11 +225,11 @@ cmkd_status cmkd_file_read_gz(const char *path, uint64_t limit, uint8_t **data, 
 /* ---- writing ---- */
 
 static cmkd_status write_failed(const char *path, const char *what, int code, cmkd_error *err) {
-  const char *remedy = code == ENOSPC || code == EDQUOT                   ? "; make room or choose another folder"
-                       : code == EFBIG                                    ? "; raise the file size limit (ulimit -f)"
-                       : code == EACCES || code == EPERM || code == EROFS ? "; choose a folder that can be written to"
-                       : code == ENOENT || code == ENOTDIR                ? "; is its folder there?"
-                                                                          : "";
+  const char *remedy = "";
+  if (code == ENOSPC || code == EDQUOT) remedy = "; make room or choose another folder";
+  if (code == EFBIG) remedy = "; raise the file size limit (ulimit -f)";
+  if (code == EACCES || code == EPERM || code == EROFS) remedy = "; choose a folder that can be written to";
+  if (code == ENOENT || code == ENOTDIR) remedy = "; is its folder there?";
   return cmkd_fail(err, CMKD_ERR_IO, "%s: %s: %s%s", path, what, strerror(code), remedy);
 }
 
@@ -274,33 +274,86 @@ static int sync_folder(const char *path) {
   return code;
 }
 
-cmkd_status cmkd_file_write(const char *path, const cmkd_piece *pieces, int count, cmkd_error *err) {
+struct cmkd_file_writer {
+  char *path, *temporary;
+  int fd; /* of the temporary; -1: there is none */
+};
+
+void cmkd_file_abort(cmkd_file_writer *w) {
+  if (!w) return;
+  if (w->fd >= 0) {
+    close(w->fd);
+    unlink(w->temporary);
+  }
+  free(w->path);
+  free(w->temporary);
+  free(w);
+}
+
+static cmkd_status open_temporary(cmkd_file_writer *w, cmkd_error *err) {
+  const int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
   struct stat info;
   /* renaming over a device or a FIFO would destroy it */
-  if (stat(path, &info) == 0 && !S_ISREG(info.st_mode))
-    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", path,
+  if (stat(w->path, &info) == 0 && !S_ISREG(info.st_mode))
+    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", w->path,
                      S_ISDIR(info.st_mode) ? "is a folder" : "is not a regular file");
-  char *temporary = cmkd_format("%s.tmp", path);
-  if (!temporary) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
-  cmkd_status status = CMKD_OK;
-  int code = 0, flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, fd = open(temporary, flags, 0666);
-  if (fd < 0 && errno == EEXIST && unlink(temporary) == 0) fd = open(temporary, flags, 0666); /* a dead writer's */
-  if (fd < 0) {
-    status = write_failed(temporary, "cannot be written", errno, err);
-    goto done;
+  w->fd = open(w->temporary, flags, 0666);
+  if (w->fd < 0 && errno == EEXIST && unlink(w->temporary) == 0)
+    w->fd = open(w->temporary, flags, 0666); /* a dead writer's */
+  return w->fd < 0 ? write_failed(w->temporary, "cannot be written", errno, err) : CMKD_OK;
+}
+
+cmkd_status cmkd_file_begin(const char *path, cmkd_file_writer **out, cmkd_error *err) {
+  cmkd_file_writer *w = calloc(1, sizeof *w);
+  *out = NULL;
+  if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
+  *w = (cmkd_file_writer){strdup(path), cmkd_format("%s.tmp", path), -1};
+  cmkd_status status =
+      w->path && w->temporary ? open_temporary(w, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
+  if (status != CMKD_OK) {
+    cmkd_file_abort(w);
+    return status;
   }
-  code = write_guarded(fd, pieces, count);
-  if (!code && fsync(fd) != 0 && errno != EINVAL && errno != ENOTSUP) code = errno;
-  if (close(fd) != 0 && !code && errno != EINTR) code = errno;
-  if (code)
-    status = write_failed(path, "writing failed", code, err);
-  else if (rename(temporary, path) != 0)
-    status = write_failed(path, "cannot be put in place", errno, err);
-  if (status != CMKD_OK)
-    unlink(temporary);
-  else if ((code = sync_folder(path)))
-    status = write_failed(path, "its folder could not be flushed", code, err);
-done:
-  free(temporary);
+  *out = w;
+  return CMKD_OK;
+}
+
+cmkd_status cmkd_file_append(cmkd_file_writer *w, const cmkd_piece *pieces, int count, cmkd_error *err) {
+  int code = write_guarded(w->fd, pieces, count);
+  return code ? write_failed(w->path, "writing failed", code, err) : CMKD_OK;
+}
+
+/* The temporary, closed, gets the file's name; gone after a failure. */
+static cmkd_status put_in_place(const cmkd_file_writer *w, cmkd_error *err) {
+  if (rename(w->temporary, w->path) != 0) {
+    cmkd_status status = write_failed(w->path, "cannot be put in place", errno, err);
+    unlink(w->temporary);
+    return status;
+  }
+  int code = sync_folder(w->path);
+  return code ? write_failed(w->path, "its folder could not be flushed", code, err) : CMKD_OK;
+}
+
+cmkd_status cmkd_file_end(cmkd_file_writer *w, cmkd_error *err) {
+  int code = 0;
+  if (fsync(w->fd) != 0 && errno != EINVAL && errno != ENOTSUP) code = errno;
+  if (close(w->fd) != 0 && !code && errno != EINTR) code = errno;
+  w->fd = -1;
+  cmkd_status status = CMKD_OK;
+  if (code) {
+    status = write_failed(w->path, "writing failed", code, err);
+    unlink(w->temporary);
+  } else
+    status = put_in_place(w, err);
+  cmkd_file_abort(w);
+  return status;
+}
+
+cmkd_status cmkd_file_write(const char *path, const cmkd_piece *pieces, int count, cmkd_error *err) {
+  cmkd_file_writer *w;
+  CMKD_TRY(cmkd_file_begin(path, &w, err));
+  cmkd_status status = cmkd_file_append(w, pieces, count, err);
+  if (status == CMKD_OK) return cmkd_file_end(w, err);
+  cmkd_file_abort(w);
   return status;
 }

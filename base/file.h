@@ -20,6 +20,15 @@ typedef struct cmkd_piece {
 } cmkd_piece;
 cmkd_status cmkd_file_write(const char *path, const cmkd_piece *pieces, int count, cmkd_error *err);
 
+/* The same for a file that comes bit by bit. begin makes PATH.tmp; append adds pieces, any number of times; end flushes
+ * and renames. After a failed append only abort may follow, which removes PATH.tmp (NULL: does nothing). end and abort
+ * free the writer; after a failure of end nothing is left to abort. */
+typedef struct cmkd_file_writer cmkd_file_writer;
+cmkd_status cmkd_file_begin(const char *path, cmkd_file_writer **out, cmkd_error *err);
+cmkd_status cmkd_file_append(cmkd_file_writer *writer, const cmkd_piece *pieces, int count, cmkd_error *err);
+cmkd_status cmkd_file_end(cmkd_file_writer *writer, cmkd_error *err);
+void cmkd_file_abort(cmkd_file_writer *writer);
+
 cmkd_status cmkd_make_dirs(const char *path, cmkd_error *err); /* mkdir -p */
 int cmkd_file_exists(const char *path);
 /* "dir/name" with a single slash into fresh memory; a NULL or empty dir gives a copy of name. NULL when out of memory.

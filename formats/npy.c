@@ -1,16 +1,9 @@
 #include "formats/npy.h"
 #include "base/file.h"
 #include "formats/weights/tensors.h"
-#include <errno.h>
-#include <fcntl.h>
-#include <pthread.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
 
 #define MAX_HEADER (1u << 20)
 
@@ -186,65 +179,17 @@ void cmkd_npy_free(cmkd_npy *array) {
 /* ---- writing ---- */
 
 struct cmkd_npy_writer {
-  char *path, *temporary;
-  int fd;
-  size_t item;
+  char *path;
+  cmkd_file_writer *file;
+  size_t item;   /* bytes */
   uint64_t left; /* items still to come */
 };
 
-static cmkd_status failed(const char *path, int code, cmkd_error *err) {
-  const char *remedy = "";
-  if (code == ENOSPC || code == EDQUOT) remedy = "; make room or choose another folder";
-  if (code == EFBIG) remedy = "; raise the file size limit (ulimit -f)";
-  if (code == ENOENT || code == ENOTDIR) remedy = "; is its folder there?";
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: writing failed: %s%s", path, strerror(code), remedy);
-}
-
-/* SIGXFSZ is held back meanwhile: a file size limit is an error, not the process's death. Gives errno. */
-static int write_all(int fd, const uint8_t *at, uint64_t left) {
-  sigset_t set, old, pending;
-  int code = 0;
-  sigemptyset(&set);
-  sigaddset(&set, SIGXFSZ);
-  pthread_sigmask(SIG_BLOCK, &set, &old);
-  while (left && !code) {
-    ssize_t done = write(fd, at, left < 1u << 30 ? left : 1u << 30);
-    if (done < 0 && errno != EINTR)
-      code = errno;
-    else if (done == 0)
-      code = EIO;
-    else if (done > 0) {
-      at += done;
-      left -= (uint64_t)done;
-    }
-  }
-  if (code == EFBIG && !sigismember(&old, SIGXFSZ) && sigpending(&pending) == 0 && sigismember(&pending, SIGXFSZ))
-    sigtimedwait(&set, NULL, &(struct timespec){0});
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
-  return code;
-}
-
 void cmkd_npy_abort(cmkd_npy_writer *w) {
   if (!w) return;
-  if (w->fd >= 0) {
-    close(w->fd);
-    unlink(w->temporary);
-  }
+  cmkd_file_abort(w->file);
   free(w->path);
-  free(w->temporary);
   free(w);
-}
-
-static cmkd_status open_temporary(cmkd_npy_writer *w, cmkd_error *err) {
-  struct stat st;
-  int flags = O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC;
-  if (stat(w->path, &st) == 0 && !S_ISREG(st.st_mode))
-    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another name", w->path,
-                     S_ISDIR(st.st_mode) ? "is a folder" : "is not a regular file");
-  w->fd = open(w->temporary, flags, 0666);
-  if (w->fd < 0 && errno == EEXIST && unlink(w->temporary) == 0)
-    w->fd = open(w->temporary, flags, 0666); /* a dead writer's */
-  return w->fd < 0 ? failed(w->path, errno, err) : CMKD_OK;
 }
 
 /* "{'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }", blanks and a newline up to a multiple of 64 with the
@@ -278,13 +223,14 @@ cmkd_status cmkd_npy_begin(const char *path, cmkd_dtype dtype, int dims, const i
   CMKD_TRY(cmkd_tensor_measure(&measure, path, err));
   cmkd_npy_writer *w = calloc(1, sizeof *w);
   if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
-  *w =
-      (cmkd_npy_writer){strdup(path), cmkd_format("%s.tmp", path), -1, cmkd_dtype_size(dtype), (uint64_t)measure.count};
+  w->path = strdup(path);
+  w->item = cmkd_dtype_size(dtype);
+  w->left = (uint64_t)measure.count;
   cmkd_status status =
-      w->path && w->temporary ? open_temporary(w, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
+      w->path ? cmkd_file_begin(path, &w->file, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
   if (status == CMKD_OK) {
-    int code = write_all(w->fd, header, build_header(dtype, dims, shape, header));
-    if (code) status = failed(path, code, err);
+    const cmkd_piece piece = {header, build_header(dtype, dims, shape, header)};
+    status = cmkd_file_append(w->file, &piece, 1, err);
   }
   if (status != CMKD_OK) {
     cmkd_npy_abort(w);
@@ -296,35 +242,20 @@ cmkd_status cmkd_npy_begin(const char *path, cmkd_dtype dtype, int dims, const i
 
 cmkd_status cmkd_npy_append(cmkd_npy_writer *w, const void *items, uint64_t count, cmkd_error *err) {
   if (count > w->left) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: more numbers than its shape holds", w->path);
-  int code = write_all(w->fd, items, count * w->item);
-  if (code) return failed(w->path, code, err);
+  const cmkd_piece piece = {items, (size_t)(count * w->item)};
+  CMKD_TRY(cmkd_file_append(w->file, &piece, 1, err));
   w->left -= count;
   return CMKD_OK;
 }
 
 cmkd_status cmkd_npy_end(cmkd_npy_writer *w, cmkd_error *err) {
-  cmkd_status status = w->left ? cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu numbers fewer than its shape holds", w->path,
-                                           (unsigned long long)w->left)
-                               : CMKD_OK;
-  if (status == CMKD_OK && fsync(w->fd) != 0 && errno != EINVAL && errno != ENOTSUP)
-    status = failed(w->path, errno, err);
-  if (status == CMKD_OK && close(w->fd) != 0 && errno != EINTR) {
-    status = failed(w->path, errno, err);
-    unlink(w->temporary);
-    w->fd = -1;
-  } else if (status == CMKD_OK) {
-    w->fd = -1;
-    if (rename(w->temporary, w->path) != 0) {
-      status = failed(w->path, errno, err);
-      unlink(w->temporary);
-    }
-    char *dir = cmkd_path_dir(w->path);
-    int fd = status == CMKD_OK && dir ? open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC) : -1;
-    if (fd >= 0) {
-      fsync(fd);
-      close(fd);
-    }
-    free(dir);
+  cmkd_status status = CMKD_OK;
+  if (w->left)
+    status = cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu numbers fewer than its shape holds", w->path,
+                       (unsigned long long)w->left);
+  else {
+    status = cmkd_file_end(w->file, err);
+    w->file = NULL;
   }
   cmkd_npy_abort(w);
   return status;
