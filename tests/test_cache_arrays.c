@@ -1,6 +1,6 @@
 /* Named arrays beside the logits: what is put comes back by name in any order; libhdf5 sees them; an interrupted or
- * shared build ends in the same bytes; what a reader does not know it passes over, and what lies it refuses.
- * CMKD_TEST_SEED gives the seed of orders, damage and delays. */
+ * shared build ends in the same bytes; what a reader does not know it passes over, and what lies it refuses. Orders,
+ * damage and delays are drawn from the test's seed. */
 #include "tests/support.h"
 #include <fcntl.h>
 #include <hdf5.h>
@@ -18,7 +18,6 @@
 #include "tests/support_cache.h"
 
 static cmkd_error err;
-static uint64_t test_seed = 20261127;
 
 static const synthetic small = {.samples = 230,
                                 .views = 2,
@@ -122,7 +121,7 @@ static void what_is_put_comes_back(void **state) {
       order[i] = i;
     check_content(&s, cache, order, s.samples);
     for (uint32_t block = 0; block <= 20; block += 20) {
-      cmkd_epoch_order(test_seed, 0, s.samples, block, order);
+      cmkd_epoch_order(test_seed(), 0, s.samples, block, order);
       check_content(&s, cache, order, s.samples);
     }
     for (uint32_t i = 0; i < 1000; i++)
@@ -189,7 +188,7 @@ static void long_rows(void **state) {
   for (uint32_t block = 0; block <= 16; block += 16) {
     const cmkd_stream_options options = {.array = "wide"};
     cmkd_stream *stream;
-    cmkd_epoch_order(test_seed, 1, N, block, order);
+    cmkd_epoch_order(test_seed(), 1, N, block, order);
     assert_ok(cmkd_stream_open(cache, 1, order, N, &options, &stream, &err));
     assert_ok(cmkd_stream_next(stream, N, rows, NULL, &err));
     for (uint32_t i = 0; i < N; i++)
@@ -275,7 +274,7 @@ static void a_killed_build_is_continued(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *whole = scratch_dir(), *output;
   char *path = in(dir, "t.h5"), *reference = in(whole, "t.h5"), expected[CMKD_SHA256_HEX], found[CMKD_SHA256_HEX];
-  cmkd_rng rng = cmkd_rng_start(test_seed, CMKD_STREAM_TEST, 3);
+  cmkd_rng rng = cmkd_rng_start(test_seed(), CMKD_STREAM_TEST, 3);
   struct timespec from, to;
   int killed = 0;
   clock_gettime(CLOCK_MONOTONIC, &from);
@@ -533,7 +532,7 @@ static void the_unknown_is_passed_over(void **state) {
       {{"\"named_chunks\":{", "\"named_chunks\":{\"later\":[1,2],"}, {"\"folder\"", "\"later\":1,\"folder\""}, 3, 0},
   };
   uint32_t order[230];
-  cmkd_epoch_order(test_seed, 2, 230, 0, order);
+  cmkd_epoch_order(test_seed(), 2, 230, 0, order);
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     const char *dir = scratch_dir();
     char *path = in(dir, "t.h5");
@@ -705,7 +704,7 @@ static void damage_is_noticed(void **state) {
   size_t size;
   cmkd_user_block block;
   cmkd_extent extent;
-  cmkd_rng rng = cmkd_rng_start(test_seed, CMKD_STREAM_TEST, 4);
+  cmkd_rng rng = cmkd_rng_start(test_seed(), CMKD_STREAM_TEST, 4);
   float rows[17 * 5], right[17 * 5];
   int refused = 0;
   assert_ok(synthetic_build(&small, path, NULL, &err));
@@ -800,10 +799,6 @@ static void reshaping_carries_them(void **state) {
 
 int main(int argc, char **argv) {
   if (argc == 3 && !strcmp(argv[1], "--hdf5")) return print_hdf5(argv[2]);
-  const char *asked = getenv("CMKD_TEST_SEED");
-  if (asked) test_seed = strtoull(asked, NULL, 10);
-  printf("CMKD_TEST_SEED=%llu\n", (unsigned long long)test_seed);
-  fflush(stdout);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(what_is_put_comes_back),  cmocka_unit_test(long_rows),
       cmocka_unit_test(libhdf5_reads_them),      cmocka_unit_test(a_killed_build_is_continued),
