@@ -13,7 +13,7 @@
 #include "base/rng.h"
 #include "formats/cache/chunk.h"
 #include "formats/cache/hash.h"
-#include "formats/cache/meta.h"
+#include "formats/cache/parse.h"
 #include "formats/cache/reader/verify.h"
 #include "tests/support_cache.h"
 

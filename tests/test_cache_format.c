@@ -3,6 +3,7 @@
 #include "tests/support.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "formats/cache/parse.h"
 #include "formats/cache/paths.h"
 #include "formats/cache/reader/verify.h"
 #include "tests/support_cache.h"
@@ -88,6 +89,54 @@ static void block_is_laid_out_as_documented(void **state) {
   free(data);
 }
 
+static char *configuration_of(const char *path, cmkd_cache_head *head) {
+  uint8_t *data;
+  size_t size;
+  cmkd_user_block block;
+  cmkd_shard_meta meta;
+  assert_ok(cmkd_file_read(path, 1 << 20, &data, &size, &err));
+  assert_ok(cmkd_user_block_parse(data, size, size, path, &block, &err));
+  assert_ok(cmkd_shard_json_parse(block.json, block.json_size, size - block.block_size, path, head, &meta, &err));
+  const char *end = strstr(block.json, ",\"shard\":"); /* between the configuration and what is the shard's own */
+  assert_non_null(end);
+  char *text = strndup(block.json, (size_t)(end - block.json));
+  cmkd_shard_meta_free(&meta);
+  free(data);
+  return text;
+}
+
+/* The same spec gives the same text, which decides whether a build of today continues a cache of then. (Compressed
+ * bytes may differ between versions of zstd.) */
+static void new_caches_are_written_the_same(void **state) {
+  (void)state;
+  static const char *const codecs[] = {"f16", "u8sqrt"};
+  for (size_t i = 0; i < 2; i++) {
+    const char *dir = scratch_dir();
+    char *old = cmkd_format("tests/data/cache-%s.shards/shard-00001-of-00002.h5", codecs[i]),
+         *path = cmkd_format("%s/t.h5", dir), *shard = cmkd_format("%s/t.shards/shard-00001-of-00002.h5", dir);
+    cmkd_cache_head head, again;
+    char *before = configuration_of(old, &head);
+    const synthetic s = {.samples = 12,
+                         .views = 2,
+                         .classes = 10,
+                         .shard_rows = head.shard_rows,
+                         .chunk_rows = head.layouts[0].array.chunk_rows,
+                         .codec = codecs[i],
+                         .seed = 2026,
+                         .names = 1};
+    assert_ok(synthetic_build(&s, path, NULL, &err));
+    char *now = configuration_of(shard, &again);
+    assert_string_equal(before, now);
+    cmkd_cache_head_free(&head);
+    cmkd_cache_head_free(&again);
+    free(before);
+    free(now);
+    free(old);
+    free(path);
+    free(shard);
+  }
+}
+
 static void names_follow_from_the_masters(void **state) {
   (void)state;
   static const char *const names[][3] = {
@@ -107,8 +156,8 @@ static void names_follow_from_the_masters(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(old_caches_read_the_same),
-                                     cmocka_unit_test(names_follow_from_the_masters),
-                                     cmocka_unit_test(block_is_laid_out_as_documented)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(old_caches_read_the_same), cmocka_unit_test(new_caches_are_written_the_same),
+      cmocka_unit_test(names_follow_from_the_masters), cmocka_unit_test(block_is_laid_out_as_documented)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,5 @@
-/* What the JSON of a user block says, as structs, and back. Writing (meta.c) is canonical: fixed key order, compact, so
- * the same meaning is the same text. Reading (parse.c) checks every number against the size of the file it came from.
- */
+/* What the JSON of a user block says, as structs, and how these become JSON: canonical, with fixed key order and
+ * compact, so that the same meaning is the same text. parse.h reads it. */
 #ifndef CMKD_FORMATS_CACHE_META_H
 #define CMKD_FORMATS_CACHE_META_H
 #include "base/hash.h"
@@ -96,20 +95,14 @@ static inline uint32_t cmkd_layout_rows(const cmkd_layout *layout, uint32_t n) {
 }
 void cmkd_shard_name(const cmkd_cache_head *head, uint32_t k, char name[40]); /* shard-00000-of-00064.h5 */
 
-/* Fresh text, caller frees; NULL when out of memory or a string is not UTF-8. */
-/* The configuration: two builds with equal text make equal caches. */
+/* Fresh text, caller frees; NULL when out of memory or a string is not UTF-8. head_text is the configuration: two
+ * builds with equal text make equal caches. */
 char *cmkd_cache_head_text(const cmkd_cache_head *head);
-/* Is it the configuration of `head`, all of it known to this version? */
-int cmkd_cache_head_is(const cmkd_cache_head *head, const char *text);
 char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta);
 char *cmkd_master_json(const cmkd_master_meta *meta);
+/* Is `text` the configuration of `head`, all of it known to this version? */
+int cmkd_cache_head_is(const cmkd_cache_head *head, const char *text);
 /* SHA-256 over the configuration (without named arrays, which the shards' blocks tell) and the shards' blocks: equal
  * for equal content, whatever the file names. Fills meta->fingerprint. */
 cmkd_status cmkd_master_fingerprint(cmkd_master_meta *meta, cmkd_error *err);
-
-/* `payload` bytes follow the block. */
-cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
-                                  cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err);
-cmkd_status cmkd_master_json_parse(const char *json, size_t size, const char *path, cmkd_master_meta *meta,
-                                   cmkd_error *err);
 #endif

@@ -1,12 +1,9 @@
-/* JSON of user blocks to structs. The text is hostile: nothing is allocated that the file could not hold, every number
- * has a range, and a missing or wrong piece fails with the name of the file. What has an unknown key is ignored, and so
- * is a named array of an unknown type. */
+#include "formats/cache/parse.h"
 #include <jansson.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
-#include "formats/cache/meta.h"
 
 typedef struct parser {
   const char *path;

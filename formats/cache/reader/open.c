@@ -9,6 +9,7 @@
 #include <unistd.h>
 #include "base/file.h"
 #include "formats/cache/hash.h"
+#include "formats/cache/parse.h"
 #include "formats/cache/paths.h"
 #include "formats/cache/reader/reader.h"
 

@@ -8,6 +8,7 @@
 #include <unistd.h>
 #include "base/cpu.h"
 #include "base/file.h"
+#include "formats/cache/parse.h"
 #include "formats/cache/paths.h"
 #include "formats/cache/writer/writer.h"
 

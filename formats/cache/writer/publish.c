@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include "base/file.h"
 #include "base/clock.h"
+#include "formats/cache/parse.h"
 #include "formats/cache/writer/hdf5.h"
 #include "formats/cache/writer/writer.h"
 
