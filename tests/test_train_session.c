@@ -367,6 +367,105 @@ static void interrupted_and_resumed(void **state) {
   cmkd_session_close(session);
 }
 
+/* ---- a teacher behind a callback ---- */
+
+typedef struct linear {
+  int calls, fails;
+} linear;
+
+/* Logits that are linear in the pixels. */
+static cmkd_status run_linear(void *self, const uint8_t *pixels, int count, float *logits, cmkd_error *err) {
+  linear *l = self;
+  l->calls++;
+  if (l->fails) return cmkd_fail(err, CMKD_ERR_IO, "the line is dead");
+  for (int i = 0; i < count; i++)
+    for (int c = 0; c < 10; c++) {
+      int sum = 0;
+      for (int k = 0; k < 28 * 28; k++)
+        sum += pixels[i * 28 * 28 + k] * ((k * 7 + c * 13) % 17 - 8);
+      logits[i * 10 + c] = (float)sum * 1e-4f;
+    }
+  return CMKD_OK;
+}
+
+static cmkd_student *open_by(const cmkd_session_options *options, const char *name, cmkd_session **session) {
+  cmkd_student_options o;
+  cmkd_student *student;
+  cmkd_error err;
+  char out[1400];
+  assert_ok(cmkd_session_open(options, session, &err));
+  assert_ok(cmkd_session_test_teacher(*session, NULL, NULL, &err));
+  cmkd_student_options_default(&o);
+  set_one(&o);
+  snprintf(out, sizeof out, "%s/%s", dir, name);
+  o.out = out;
+  assert_ok(cmkd_student_open(*session, &o, &student, &err));
+  return student;
+}
+
+static void a_callback_and_its_cache_are_one_teacher(void **state) {
+  (void)state;
+  need_programs(); /* for `dir` */
+  linear l = {0, 0};
+  cmkd_teacher_callback callback = {.self = &l, .run = run_linear, .batch = 16, .name = "linear"};
+  char identity[65], path[1400];
+  memset(identity, '7', 64);
+  identity[64] = 0;
+  callback.sha256 = identity;
+  snprintf(path, sizeof path, "%s/linear.h5", dir);
+  const cmkd_build_options build = {.out = path, .views = 3, .cache_seed = 4, .codec = "f32"};
+  cmkd_dataset *data;
+  cmkd_teacher *built;
+  cmkd_session *session;
+  cmkd_error err;
+  assert_ok(cmkd_dataset_open(tiny_data(), "train", NULL, &data, &err));
+  assert_ok(cmkd_teacher_from_callback(&callback, data, CMKD_AUGMENT_CROP_FLIP, &built, &err));
+  assert_ok(cmkd_build_cache(&build, built, NULL, NULL, &err));
+  cmkd_teacher_close(built);
+  cmkd_dataset_close(data);
+  cmkd_session_options o;
+  cmkd_session_options_default(&o);
+  o.data = tiny_data();
+  o.device = "cpu";
+  o.threads = 2;
+  o.cache = path;
+  cmkd_student *student = open_by(&o, "linear-cache", &session);
+  finish(student, 2);
+  assert_true(isnan(cmkd_student_last(student)->test_pearson)); /* the cache has no companion */
+  cmkd_student_close(student);
+  cmkd_session_close(session);
+  o.cache = NULL;
+  o.callback = &callback;
+  o.augment = "crop+flip";
+  o.views = "3";
+  o.cache_seed = 4;
+  l.calls = 0;
+  student = open_by(&o, "linear-live", &session);
+  memset(identity, 'x', 64); /* copied, like the callback itself */
+  memset(&callback, 0, sizeof callback);
+  assert_int_equal(l.calls, (TINY_TEST + 15) / 16);
+  finish(student, 2);
+  assert_int_equal(l.calls, (TINY_TEST + 15) / 16 + 2 * ((TINY_TRAIN + 15) / 16));
+  assert_false(isnan(cmkd_student_last(student)->test_pearson));
+  cmkd_student_close(student);
+  assert_string_equal(sha256_of("%s/linear-cache/last.safetensors", dir),
+                      sha256_of("%s/linear-live/last.safetensors", dir));
+  /* what the callback says of a failure is what the student fails with */
+  cmkd_student_options again;
+  int more;
+  cmkd_student_options_default(&again);
+  set_one(&again);
+  snprintf(path, sizeof path, "%s/linear-dead", dir);
+  again.out = path;
+  assert_ok(cmkd_student_open(session, &again, &student, &err));
+  l.fails = 1;
+  assert_ok(cmkd_student_begin(student, &err));
+  assert_int_equal(cmkd_student_step(student, 1, &more, &err), CMKD_ERR_IO);
+  assert_non_null(strstr(err.message, "linear: the line is dead"));
+  cmkd_student_close(student);
+  cmkd_session_close(session);
+}
+
 static void sessions_refuse(void **state) {
   (void)state;
   cmkd_session_options o;
@@ -378,6 +477,14 @@ static void sessions_refuse(void **state) {
   assert_int_not_equal(cmkd_session_open(&o, &session, &err), CMKD_OK);
   assert_null(session);
   o.data = tiny_data();
+  o.cache = "a";
+  o.callback = &(cmkd_teacher_callback){.run = run_linear};
+  assert_int_equal(cmkd_session_open(&o, &session, &err), CMKD_ERR_USAGE);
+  assert_non_null(strstr(err.message, "exclude each other"));
+  o.cache = NULL; /* a callback without an identity */
+  assert_int_equal(cmkd_session_open(&o, &session, &err), CMKD_ERR_USAGE);
+  assert_non_null(strstr(err.message, "sha256"));
+  o.callback = NULL;
   o.threads = -3;
   assert_int_equal(cmkd_session_open(&o, &session, NULL), CMKD_ERR_USAGE);
   assert_null(session);
@@ -396,6 +503,7 @@ int main(void) {
                                      cmocka_unit_test(nothing_stays_of_who_was_before),
                                      cmocka_unit_test(one_fails_the_others_go_on),
                                      cmocka_unit_test(interrupted_and_resumed),
+                                     cmocka_unit_test(a_callback_and_its_cache_are_one_teacher),
                                      cmocka_unit_test(sessions_refuse)};
   return cmocka_run_group_tests(tests, make_all, NULL);
 }

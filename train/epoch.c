@@ -135,8 +135,8 @@ static cmkd_status step(cmkd_student *s, int most, cmkd_error *err) {
   if (!count) return CMKD_OK;
   double begin = cmkd_seconds();
   cmkd_error fill_error = {CMKD_OK, ""};
-  cmkd_status filled = CMKD_OK, ran = session->table->run(s->model, CMKD_LIST_TRAIN, session->train_images, steps,
-                                                          count, NULL, err);
+  cmkd_status filled = CMKD_OK;
+  cmkd_status ran = session->table->run(s->model, CMKD_LIST_TRAIN, session->train_images, steps, count, NULL, err);
   s->now->done += count;
   if (ran == CMKD_OK && count == left) { /* the device may still be at it: read ahead meanwhile */
     int64_t first = state->step + count;

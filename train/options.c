@@ -222,10 +222,15 @@ cmkd_status cmkd_session_options_check(const cmkd_session_options *o, cmkd_error
     return cmkd_fail(err, CMKD_ERR_USAGE,
                      "--cache %s and --teacher %s exclude each other: the cache already holds its teacher's logits",
                      o->cache, o->teacher);
+  if (o->callback && (o->cache || o->teacher))
+    return cmkd_fail(err, CMKD_ERR_USAGE, "a callback and %s %s exclude each other: a session has one teacher",
+                     o->cache ? "--cache" : "--teacher", o->cache ? o->cache : o->teacher);
+  if (o->callback && o->teacher_batch)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "--teacher-batch is for --teacher FILE; a callback has a batch of its own");
   if (!cmkd_session_has_teacher(o) && of_teachers)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s needs a teacher: give --cache FILE or --teacher FILE", of_teachers);
   if (o->stream_memory && !o->cache) return cmkd_fail(err, CMKD_ERR_USAGE, "--stream-memory needs --cache FILE");
-  if (o->test_cache && o->teacher)
+  if (o->test_cache && cmkd_session_is_live(o))
     return cmkd_fail(err, CMKD_ERR_USAGE, "--test-cache is for --cache; a live teacher sees the test split itself");
   if (of_live && !o->teacher) return cmkd_fail(err, CMKD_ERR_USAGE, "%s is for --teacher FILE", of_live);
   if (isnan(o->teacher_mean[0]) != isnan(o->teacher_std[0]))

@@ -43,5 +43,8 @@ cmkd_status cmkd_student_options_copy(const cmkd_student_options *from, cmkd_stu
 void cmkd_session_options_free(cmkd_session_options *options);
 void cmkd_student_options_free(cmkd_student_options *options);
 
-static inline int cmkd_session_has_teacher(const cmkd_session_options *o) { return o->cache || o->teacher; }
+static inline int cmkd_session_is_live(const cmkd_session_options *o) { return o->teacher || o->callback; }
+static inline int cmkd_session_has_teacher(const cmkd_session_options *o) {
+  return o->cache || cmkd_session_is_live(o);
+}
 #endif

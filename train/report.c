@@ -48,7 +48,7 @@ static void say_teacher(FILE *out, const cmkd_session *session) {
             info->identity.teacher_arch, info->identity.teacher_sha256, views, (unsigned long long)info->samples,
             info->identity.codec);
   } else if (session->teacher)
-    fprintf(out, "teacher   %s, live: %s (%.12s), %s, cache seed %llu\n", session->options.teacher,
+    fprintf(out, "teacher   %s, live: %s (%.12s), %s, cache seed %llu\n", cmkd_teacher_name(session->teacher),
             cmkd_session_teacher_arch(session), cmkd_session_teacher_sha256(session), views,
             (unsigned long long)s->cache_seed);
 }

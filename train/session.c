@@ -85,7 +85,12 @@ cmkd_status cmkd_session_open_device(cmkd_session *s, const cmkd_backend_options
   CMKD_TRY(s->table->open(&options, &s->backend, err));
   CMKD_TRY(open_images(s, s->train, &s->train_images, err));
   CMKD_TRY(open_images(s, s->test, &s->test_images, err));
-  if (s->options.teacher) CMKD_TRY(cmkd_session_open_teacher(s, s->train, s->settings.policy, &s->teacher, err));
+  if (s->settings.source == CMKD_SOURCE_TEACHER)
+    CMKD_TRY(cmkd_session_open_teacher(s, s->train, s->settings.policy, &s->teacher, err));
+  if (s->options.callback) {
+    CMKD_TRY(cmkd_session_open_teacher(s, s->test, CMKD_AUGMENT_NONE, &s->on_test, err));
+    s->options.callback = NULL; /* borrowed until here */
+  }
   return s->cache ? cmkd_resident_open(s->table, s->backend, s->cache, &s->resident, err) : CMKD_OK;
 }
 
@@ -104,7 +109,8 @@ cmkd_status cmkd_session_open(const cmkd_session_options *options, cmkd_session 
 void cmkd_session_close(cmkd_session *s) {
   if (!s) return;
   cmkd_resident_close(s->resident);
-  if (s->teacher) cmkd_teacher_close(s->teacher);
+  cmkd_teacher_close(s->teacher);
+  cmkd_teacher_close(s->on_test);
   if (s->train_images) s->table->images_free(s->train_images);
   if (s->test_images) s->table->images_free(s->test_images);
   if (s->backend) s->table->close(s->backend);

@@ -11,6 +11,7 @@ enum { GROUP = 1024 }; /* images between two questions whether to stop */
 cmkd_status cmkd_session_open_teacher(const cmkd_session *s, const cmkd_dataset *data, cmkd_policy policy,
                                       cmkd_teacher **out, cmkd_error *err) {
   const cmkd_session_options *o = &s->options;
+  if (o->callback) return cmkd_teacher_from_callback(o->callback, data, policy, out, err);
   const cmkd_teacher_options options = {.weights = o->teacher,
                                         .arch = o->teacher_arch,
                                         .mean = isnan(o->teacher_mean[0]) ? NULL : o->teacher_mean,
@@ -37,10 +38,11 @@ static cmkd_status run_groups(cmkd_session *s, cmkd_teacher *teacher, const cmkd
 }
 
 static cmkd_status live_test_logits(cmkd_session *s, const cmkd_watch *watch, cmkd_error *err) {
-  cmkd_teacher *teacher = NULL;
-  cmkd_status status = cmkd_session_open_teacher(s, s->test, CMKD_AUGMENT_NONE, &teacher, err);
-  if (status == CMKD_OK) status = run_groups(s, teacher, watch, err);
-  if (teacher) cmkd_teacher_close(teacher);
+  cmkd_teacher *network = NULL;
+  if (s->on_test) return run_groups(s, s->on_test, watch, err);
+  cmkd_status status = cmkd_session_open_teacher(s, s->test, CMKD_AUGMENT_NONE, &network, err);
+  if (status == CMKD_OK) status = run_groups(s, network, watch, err);
+  cmkd_teacher_close(network);
   return status;
 }
 

@@ -63,9 +63,10 @@ static cmkd_status resolve_live_views(const cmkd_session_options *o, const cmkd_
                                       cmkd_error *err) {
   CMKD_TRY(cmkd_dataset_policy(data->name, &s->policy, err));
   if (o->augment) CMKD_TRY(cmkd_policy_parse(o->augment, &s->policy, err));
-  if (!o->teacher) return CMKD_OK;
+  if (!cmkd_session_is_live(o)) return CMKD_OK;
   s->cache_seed = o->cache_seed;
-  s->teacher_batch = o->teacher_batch ? (int)o->teacher_batch : CMKD_TEACHER_BATCH;
+  s->teacher_batch = o->callback ? o->callback->batch : (int)o->teacher_batch;
+  if (!s->teacher_batch) s->teacher_batch = CMKD_TEACHER_BATCH;
   s->clean_view = o->clean_view;
   CMKD_TRY(cmkd_views_parse(o->views ? o->views : "all", &s->views, err));
   s->all_variants = !s->views;
@@ -81,7 +82,7 @@ cmkd_status cmkd_session_settings_resolve(const cmkd_session_options *o, const c
   if (cache)
     s->source = CMKD_SOURCE_CACHE;
   else
-    s->source = o->teacher ? CMKD_SOURCE_TEACHER : CMKD_SOURCE_LABELS;
+    s->source = cmkd_session_is_live(o) ? CMKD_SOURCE_TEACHER : CMKD_SOURCE_LABELS;
   if (strlen(precision) >= sizeof s->precision)
     return cmkd_fail(err, CMKD_ERR_USAGE, "--precision %.40s is not known", precision);
   strcpy(s->precision, precision);

@@ -69,7 +69,7 @@ static cmkd_status describe(cmkd_student *s, cmkd_error *err) {
   cmkd_json_set(&environment, "data", cmkd_json_string(session->train->path));
   if (s->recipe) cmkd_json_set(&environment, "recipe", cmkd_json_string(s->recipe));
   if (o->cache) cmkd_json_set(&environment, "cache", cmkd_json_string(o->cache));
-  if (o->teacher) cmkd_json_set(&environment, "teacher", cmkd_json_string(o->teacher));
+  if (session->teacher) cmkd_json_set(&environment, "teacher", cmkd_json_string(cmkd_teacher_name(session->teacher)));
   s->environment = cmkd_json_end(&environment);
   s->settings_json = cmkd_settings_json(&s->settings, session->train, info ? info->sha256 : NULL,
                                         cmkd_session_teacher_sha256(session));

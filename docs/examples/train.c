@@ -8,9 +8,9 @@
  *
  *   cc -o train train.c $(pkg-config --cflags --libs cmkd)
  */
-#include <cmkd/train.h>
 #include <stdio.h>
 #include <string.h>
+#include "cmkd/train.h"
 
 enum { STUDENTS = 2 };
 

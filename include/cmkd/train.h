@@ -19,7 +19,7 @@
 #define CMKD_TRAIN_H
 #include <stdint.h>
 #include "cmkd/api.h"
-#include "cmkd/dataset.h"
+#include "cmkd/build.h"
 #include "cmkd/status.h"
 #ifdef __cplusplus
 extern "C" {
@@ -29,12 +29,16 @@ typedef struct cmkd_session cmkd_session;
 typedef struct cmkd_student cmkd_student;
 
 /* Fill with cmkd_session_options_default, then change what differs. NULL, 0 and NaN mean the default that is named.
- * Strings and arrays are copied by cmkd_session_open. */
+ * Strings are copied by cmkd_session_open. */
 typedef struct cmkd_session_options {
   const char *data;           /* data set: NAME or NAME:DIR; NULL: the cache's, else fashion-mnist */
   cmkd_dataset_options where; /* data sets are looked for; its strings are borrowed during the call */
   const char *cache;          /* file of a teacher cache; NULL: none */
-  const char *teacher; /* or a weight file of a teacher that runs live; with neither, students learn from labels */
+  /* Or a teacher that runs live: a weight file, or a function of pixels. With no teacher students learn from labels.
+   * The callback is copied but for its `self`, which must outlive the session; it runs on the thread that opens or
+   * trains. Its batch and identity are its own: teacher_batch to teacher_std are for weight files. */
+  const char *teacher;
+  const cmkd_teacher_callback *callback;
   const char *augment; /* none, flip, crop, crop+flip; NULL: the cache's, else what is usual for the data set */
   /* With a cache these may repeat what it says; anything else is CMKD_ERR_MISMATCH. Without a teacher they are refused.
    */
