@@ -15,6 +15,7 @@ skip() { echo "SKIP: $1"; echo '[  SKIPPED ] 1 test(s), listed below:'; echo '[ 
 [ -e "$CMKD_BUILD/libcmkd-cuda.so" ] || skip 'the kit needs the CUDA toolkit'
 ldd "$CMKD_BUILD/cmkd-train" 2> /dev/null | grep -q libasan && skip 'a sanitized build makes no kit'
 python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2> /dev/null || skip 'bench/gpu/pack needs Python 3.9'
+for tool in objdump objcopy ldd; do command -v $tool > /dev/null || skip "no $tool"; done
 glibc=$(getconf GNU_LIBC_VERSION | sed 's/.* //')
 newest() { sort -V | tail -n 1; }
 [ "$(printf '%s\n' "$glibc" 2.36 | newest)" = 2.36 ] || skip "a kit is made where glibc is at most 2.36; it is $glibc"
