@@ -15,7 +15,7 @@ static const cmkd_backend_table *const backends[] = {&cmkd_backend_ref, &cmkd_ba
 
 /* ---- networks ---- */
 
-static int named(net_builder *b, const char *name, int tensor) {
+static int named(cmkd_net_builder *b, const char *name, int tensor) {
   assert_int_not_equal(cmkd_graph_output_set(b->graph, name, tensor), -1);
   return tensor;
 }
@@ -23,15 +23,15 @@ static int named(net_builder *b, const char *name, int tensor) {
 /* No batch norm, so that a row's gradient depends on that row alone. "middle" is read by two operations, "features" by
  * the rest of the classifier. */
 static cmkd_graph *net_plain(void) {
-  net_builder b;
+  cmkd_net_builder b;
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_start(&b, "plain", (cmkd_net_shape){9, 8, 3, CLASSES}, &err));
-  int x = net_act(&b, cmkd_net_conv_full(&b, "c0", 0, 12, 3, 1, 1, 1, 1), CMKD_ACT_RELU);
-  x = named(&b, "middle", net_maxpool(&b, x, 3, 2, 1));
-  int y = net_act(&b, cmkd_net_conv_full(&b, "c1", x, 12, 3, 1, 1, 1, 1), CMKD_ACT_RELU);
-  x = net_add(&b, y, x, CMKD_ACT_NONE);
-  x = named(&b, "features", net_linear(&b, "hidden", net_globalpool(&b, x), HIDDEN));
-  x = net_linear(&b, "fc", net_act(&b, x, CMKD_ACT_RELU6), CLASSES);
+  int x = cmkd_net_act(&b, cmkd_net_conv_bias(&b, "c0", 0, 12, 3, 1, 1), CMKD_ACT_RELU);
+  x = named(&b, "middle", cmkd_net_maxpool(&b, x, 3, 2, 1));
+  int y = cmkd_net_act(&b, cmkd_net_conv_bias(&b, "c1", x, 12, 3, 1, 1), CMKD_ACT_RELU);
+  x = cmkd_net_add(&b, y, x, CMKD_ACT_NONE);
+  x = named(&b, "features", cmkd_net_linear(&b, "hidden", cmkd_net_globalpool(&b, x), HIDDEN));
+  x = cmkd_net_linear(&b, "fc", cmkd_net_act(&b, x, CMKD_ACT_RELU6), CLASSES);
   named(&b, "logits", x);
   assert_ok(cmkd_net_finish(&b, &graph));
   return graph;
@@ -40,16 +40,16 @@ static cmkd_graph *net_plain(void) {
 /* Outputs beside and after batch norms: "middle" is the result of one whose shortcut's gradient is its own masked one,
  * and is read by another's shortcut; "sum" is read by a batch norm and by an addition. */
 static cmkd_graph *net_normed(void) {
-  net_builder b;
+  cmkd_net_builder b;
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_start(&b, "normed", (cmkd_net_shape){9, 8, 3, CLASSES}, &err));
-  int x = net_norm(&b, "n0", net_conv(&b, "c0", 0, 12, 3, 2, 1), -1, CMKD_ACT_RELU);
-  x = named(&b, "middle", net_norm(&b, "n1", net_conv(&b, "c1", x, 12, 3, 1, 1), x, CMKD_ACT_RELU));
-  x = net_norm(&b, "n2", net_conv(&b, "c2", x, 12, 3, 1, 1), x, CMKD_ACT_RELU);
-  x = named(&b, "sum", net_add(&b, net_conv(&b, "c3", x, 12, 1, 1, 0), x, CMKD_ACT_NONE));
-  int y = net_norm(&b, "n3", x, -1, CMKD_ACT_RELU);
-  x = net_add(&b, net_conv(&b, "c4", y, 12, 3, 1, 1), x, CMKD_ACT_NONE);
-  net_classifier(&b, "fc", net_globalpool(&b, x));
+  int x = cmkd_net_norm(&b, "n0", cmkd_net_conv(&b, "c0", 0, 12, 3, 2, 1), -1, CMKD_ACT_RELU);
+  x = named(&b, "middle", cmkd_net_norm(&b, "n1", cmkd_net_conv(&b, "c1", x, 12, 3, 1, 1), x, CMKD_ACT_RELU));
+  x = cmkd_net_norm(&b, "n2", cmkd_net_conv(&b, "c2", x, 12, 3, 1, 1), x, CMKD_ACT_RELU);
+  x = named(&b, "sum", cmkd_net_add(&b, cmkd_net_conv(&b, "c3", x, 12, 1, 1, 0), x, CMKD_ACT_NONE));
+  int y = cmkd_net_norm(&b, "n3", x, -1, CMKD_ACT_RELU);
+  x = cmkd_net_add(&b, cmkd_net_conv(&b, "c4", y, 12, 3, 1, 1), x, CMKD_ACT_NONE);
+  cmkd_net_classifier(&b, "fc", cmkd_net_globalpool(&b, x));
   assert_ok(cmkd_net_finish(&b, &graph));
   return graph;
 }
