@@ -1,6 +1,7 @@
 /* The format as it was when tests/data was written: a cache of version 1 must read the same for ever. Run from the
  * repository's root. */
 #include "tests/support.h"
+#include <math.h>
 #include "base/file.h"
 #include "base/hash.h"
 #include "formats/cache/parse.h"
@@ -137,6 +138,43 @@ static void new_caches_are_written_the_same(void **state) {
   }
 }
 
+/* Whatever the writer takes, the reader takes: each field in turn is one that parse.c refuses. */
+static void specs_that_make_no_cache_are_refused(void **state) {
+  (void)state;
+  const synthetic s = {.samples = 12, .views = 2, .classes = 10, .codec = "f16", .seed = 1, .names = 1};
+  char *path = cmkd_format("%s/t.h5", scratch_dir());
+  static const char *const not_utf8[] = {"a", "b", "c", "d", "e", "f", "g", "h", "i", "\xff"};
+  enum { CASES = 17 };
+  for (int i = 0; i < CASES; i++) {
+    cmkd_cache_spec spec;
+    cmkd_cache_writer *w;
+    synthetic_spec(&s, &spec);
+    cmkd_cache_identity *id = &spec.identity;
+    switch (i) {
+    case 0: id->teacher_sha256[63] = 'A'; break;
+    case 1: id->teacher_sha256[63] = 0; break;
+    case 2: memset(id->teacher_sha256, 'a', sizeof id->teacher_sha256); break;
+    case 3: memset(id->tool_version, 'x', sizeof id->tool_version); break;
+    case 4: strcpy(id->fingerprint, "abc"); break;
+    case 5: id->channels = 4; break;
+    case 6: id->channels = -1; break;
+    case 7: id->std[1] = (float)INFINITY; break;
+    case 8: id->teacher_batch = -1; break;
+    case 9: id->precision_error = (double)NAN; break;
+    case 10: id->policy = (cmkd_policy)4; break;
+    case 11: strcpy(id->codec, "f17"); break;
+    case 12: spec.samples = 0; break;
+    case 13: spec.views = CMKD_CACHE_MAX_VIEWS + 1; break;
+    case 14: spec.classes = CMKD_CACHE_MAX_CLASSES + 1; break;
+    case 15: spec.class_names = not_utf8; break;
+    default: strcpy(id->dataset, "\xc3"); break;
+    }
+    if (cmkd_cache_writer_open(path, &spec, &w, &err) != CMKD_ERR_USAGE || w) fail_msg("case %d: %s", i, err.message);
+    assert_false(cmkd_file_exists(path));
+  }
+  free(path);
+}
+
 static void names_follow_from_the_masters(void **state) {
   (void)state;
   static const char *const names[][3] = {
@@ -158,6 +196,7 @@ static void names_follow_from_the_masters(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(old_caches_read_the_same), cmocka_unit_test(new_caches_are_written_the_same),
-      cmocka_unit_test(names_follow_from_the_masters), cmocka_unit_test(block_is_laid_out_as_documented)};
+      cmocka_unit_test(specs_that_make_no_cache_are_refused), cmocka_unit_test(names_follow_from_the_masters),
+      cmocka_unit_test(block_is_laid_out_as_documented)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

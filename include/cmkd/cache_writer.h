@@ -24,7 +24,7 @@ extern "C" {
 
 /* What the cache will hold and who made it. Everything is copied by cmkd_cache_writer_open. */
 typedef struct cmkd_cache_spec {
-  cmkd_cache_identity identity;   /* of these fields teacher_sha256 (64 hex digits) and codec must be set */
+  cmkd_cache_identity identity;   /* teacher_sha256 and codec must be set, the rest may be zeros */
   uint64_t samples;               /* 1 to 2^32 - 1 */
   uint32_t views;                 /* with the clean one; 1 to 65536 */
   uint32_t classes;               /* 1 to 131072 */

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -84,8 +85,39 @@ static cmkd_status take_class_names(const cmkd_cache_spec *spec, cmkd_cache_head
   return head->class_names ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for class names");
 }
 
+static int is_sha256(const char *text) { return strspn(text, "0123456789abcdef") == 64 && !text[64]; }
+
+/* The first field that no reader would accept, or NULL. */
+static const char *bad_identity(const cmkd_cache_identity *id) {
+  const struct {
+    const char *name, *text;
+    size_t size;
+  } texts[] = {{"teacher_sha256", id->teacher_sha256, sizeof id->teacher_sha256},
+               {"teacher_arch", id->teacher_arch, sizeof id->teacher_arch},
+               {"teacher_name", id->teacher_name, sizeof id->teacher_name},
+               {"precision", id->precision, sizeof id->precision},
+               {"dataset", id->dataset, sizeof id->dataset},
+               {"split", id->split, sizeof id->split},
+               {"fingerprint", id->fingerprint, sizeof id->fingerprint},
+               {"rng_version", id->rng_version, sizeof id->rng_version},
+               {"codec", id->codec, sizeof id->codec},
+               {"tool_version", id->tool_version, sizeof id->tool_version}};
+  for (size_t i = 0; i < sizeof texts / sizeof *texts; i++)
+    if (!memchr(texts[i].text, 0, texts[i].size)) return texts[i].name;
+  if (id->fingerprint[0] && !is_sha256(id->fingerprint)) return "fingerprint";
+  if (id->channels < 0 || id->channels > 3) return "channels";
+  for (int c = 0; c < id->channels; c++)
+    if (!(fabsf(id->mean[c]) < 1e30f && fabsf(id->std[c]) < 1e30f)) return "mean or std";
+  if (id->teacher_batch < 0 || id->teacher_batch > 1 << 24) return "teacher_batch";
+  if (!(id->precision_error >= 0 && id->precision_error < 1e30)) return "precision_error";
+  if ((int)id->policy < CMKD_AUGMENT_NONE || (int)id->policy > CMKD_AUGMENT_CROP_FLIP) return "policy";
+  return NULL;
+}
+
 static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmkd_cache_head *head, cmkd_error *err) {
   const cmkd_codec *codec;
+  const char *bad = bad_identity(&spec->identity);
+  if (bad) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the identity's %s is none that a cache can hold", path, bad);
   CMKD_TRY(cmkd_codec_find(spec->identity.codec, &codec, err));
   if (!spec->samples || spec->samples > UINT32_MAX)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %llu samples; a cache has 1 to %u", path,
@@ -95,7 +127,7 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmk
   if (!spec->classes || spec->classes > CMKD_CACHE_MAX_CLASSES)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u classes; a cache has 1 to %d", path, spec->classes,
                      CMKD_CACHE_MAX_CLASSES);
-  if (strlen(spec->identity.teacher_sha256) != 64)
+  if (!is_sha256(spec->identity.teacher_sha256))
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the teacher's SHA-256 is missing", path);
   if (codec->thin && cmkd_codec_keep(spec->identity.codec) >= spec->classes)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s keeps all of %u logits; use f16", path, spec->identity.codec,
