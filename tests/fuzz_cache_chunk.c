@@ -1,4 +1,4 @@
-/* One stored chunk: decompressed and decoded by every codec. The first two bytes choose classes and rows. */
+/* One stored chunk: decompressed and decoded by every codec. The first three bytes choose codec, rows and classes. */
 #include <stdlib.h>
 #include <string.h>
 #include "formats/cache/chunk.h"
@@ -6,9 +6,10 @@
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk};
+  static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk,
+                                             &cmkd_codec_u8};
   if (size < 3) return 0;
-  const cmkd_codec *codec = codecs[data[0] % 4];
+  const cmkd_codec *codec = codecs[data[0] % 5];
   size_t rows = (size_t)data[1] % 64 + 1, classes = (size_t)data[2] % 64 + 1,
          raw = rows * classes * (size_t)codec->item;
   cmkd_chunk_coder *coder = cmkd_chunk_coder_create();

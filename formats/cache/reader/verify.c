@@ -1,12 +1,9 @@
 /* Verifies shard by shard, several at a time. */
 #include "formats/cache/reader/verify.h"
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 #include "base/cpu.h"
-#include "base/file.h"
 #include "formats/cache/hash.h"
 #include "formats/cache/reader/reader.h"
 

@@ -1,6 +1,5 @@
 /* From a shard in memory to a file under its name, and from files to the master. */
 #include <fcntl.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
