@@ -2,13 +2,13 @@
 #include "formats/cache/codec.h"
 #include <math.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include "base/cpu.h"
 #include "base/text.h"
 
 static const cmkd_codec *const codecs[] = {&cmkd_codec_f16, &cmkd_codec_f32, &cmkd_codec_u8sqrt, &cmkd_codec_topk};
-static const char *const names[] = {"f16", "f32", "u8sqrt", "topk", NULL};
-#define KNOWN "f16, f32, u8sqrt, topk:K"
+enum { CODECS = sizeof codecs / sizeof *codecs };
 
 uint32_t cmkd_codec_keep(const char *name) {
   const char *digits = strchr(name, ':'), *end = digits ? digits + 1 : "";
@@ -19,9 +19,23 @@ uint32_t cmkd_codec_keep(const char *name) {
   return *end ? 0 : keep;
 }
 
+static cmkd_status unknown_codec(const char *name, cmkd_error *err) {
+  const char *names[CODECS + 1] = {NULL};
+  char known[128] = "";
+  for (size_t i = 0; i < CODECS; i++) {
+    const size_t used = strlen(known);
+    names[i] = codecs[i]->name;
+    snprintf(known + used, sizeof known - used, "%s%s%s", i ? ", " : "", names[i], codecs[i]->thin ? ":K" : "");
+  }
+  const char *near = cmkd_nearest(name, names);
+  if (near)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; did you mean \"%s\"? (%s)", name, near, known);
+  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; this build has %s", name, known);
+}
+
 cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err) {
   const char *colon = strchr(name, ':');
-  for (size_t i = 0; i < sizeof codecs / sizeof *codecs; i++) {
+  for (size_t i = 0; i < CODECS; i++) {
     const cmkd_codec *codec = codecs[i];
     size_t length = strlen(codec->name);
     if (strncmp(codec->name, name, length) != 0 || (name[length] && name + length != colon)) continue;
@@ -32,10 +46,7 @@ cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error
     *out = codec;
     return CMKD_OK;
   }
-  const char *near = cmkd_nearest(name, names);
-  if (near)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; did you mean \"%s\"? (" KNOWN ")", name, near);
-  return cmkd_fail(err, CMKD_ERR_USAGE, "unknown codec \"%.40s\"; this build has " KNOWN, name);
+  return unknown_codec(name, err);
 }
 
 static const struct {
