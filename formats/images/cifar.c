@@ -1,6 +1,6 @@
 /* CIFAR-10 and CIFAR-100 in their official binary form, exact sizes only: a file cut at a record boundary would
  * otherwise pass for a smaller data set. Will not do: the Python (pickle) form. */
-#include "formats/images/readers.h"
+#include "formats/images/cifar.h"
 #include "base/file.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -24,19 +24,21 @@ static const char *const test10[] = {"test_batch.bin", NULL}, *const train100[] 
                          *const test100[] = {"test.bin", NULL};
 static const layout cifar10 = {train10, test10, 10000, 10000, 0}, cifar100 = {train100, test100, 50000, 10000, 20};
 
-cmkd_status cmkd_cifar_decode(const uint8_t *records, uint32_t count, uint64_t first, const char *name,
-                              int coarse_classes, int classes, uint8_t *pixels, int32_t *labels, cmkd_error *err) {
-  size_t head = coarse_classes ? 2 : 1, record = head + CMKD_CIFAR_PIXELS;
-  for (uint32_t i = 0; i < count; i++) {
-    const uint8_t *in = records + i * record, *planes = in + head;
-    if (coarse_classes && in[0] >= coarse_classes)
+/* Label bytes before an image; the last one is the label that counts. */
+static size_t label_bytes(int coarse_classes) { return coarse_classes ? 2 : 1; }
+
+cmkd_status cmkd_cifar_decode(const cmkd_cifar_records *r, uint8_t *pixels, int32_t *labels, cmkd_error *err) {
+  size_t head = label_bytes(r->coarse_classes), record = head + CMKD_CIFAR_PIXELS;
+  for (uint32_t i = 0; i < r->count; i++) {
+    const uint8_t *in = r->bytes + i * record, *planes = in + head;
+    if (r->coarse_classes && in[0] >= r->coarse_classes)
       return cmkd_fail(err, CMKD_ERR_VALUE,
-                       "%s: coarse label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name,
-                       in[0], (unsigned long long)(first + i), coarse_classes - 1);
-    if (in[head - 1] >= classes)
+                       "%s: coarse label %u of record %llu is not in 0..%d; the file is damaged, fetch it again",
+                       r->name, in[0], (unsigned long long)(r->first + i), r->coarse_classes - 1);
+    if (in[head - 1] >= r->classes)
       return cmkd_fail(err, CMKD_ERR_VALUE,
-                       "%s: label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", name,
-                       in[head - 1], (unsigned long long)(first + i), classes - 1);
+                       "%s: label %u of record %llu is not in 0..%d; the file is damaged, fetch it again", r->name,
+                       in[head - 1], (unsigned long long)(r->first + i), r->classes - 1);
     labels[i] = in[head - 1];
     uint8_t *out = pixels + (size_t)i * CMKD_CIFAR_PIXELS;
     for (int p = 0; p < PLANE; p++) {
@@ -59,10 +61,10 @@ static cmkd_status check_size(int fd, const char *path, uint64_t want, cmkd_erro
   return CMKD_OK;
 }
 
-/* Reads `count` records of one file into place, a block at a time: the planar form never exists as a whole. */
+/* Decodes one file of `count` records, a block at a time: memory never holds all of it twice. */
 static cmkd_status read_records(const char *path, const layout *l, uint32_t count, int classes, uint8_t *pixels,
                                 int32_t *labels, cmkd_error *err) {
-  size_t record = (l->coarse_classes ? 2 : 1) + CMKD_CIFAR_PIXELS;
+  size_t record = label_bytes(l->coarse_classes) + CMKD_CIFAR_PIXELS;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
   uint8_t *block = NULL;
@@ -73,7 +75,7 @@ static cmkd_status read_records(const char *path, const layout *l, uint32_t coun
     uint32_t some = count - at < BLOCK ? count - at : BLOCK;
     status = cmkd_pread_full(fd, block, some * record, (uint64_t)at * record, path, err);
     if (status == CMKD_OK)
-      status = cmkd_cifar_decode(block, some, at, path, l->coarse_classes, classes,
+      status = cmkd_cifar_decode(&(cmkd_cifar_records){block, some, at, path, l->coarse_classes, classes},
                                  pixels + (size_t)at * CMKD_CIFAR_PIXELS, labels + at, err);
   }
   free(block);

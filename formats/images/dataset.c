@@ -1,106 +1,83 @@
-/* The registry of data sets: names, shapes, where they lie, and the fingerprint that ties a cache to its pixels.
- * A new data set is one line in `registry`, and a reader (formats/images/readers.h) if its files are of a new kind.
- * Will not do: download. Remedies name the package or archive instead. */
+/* The registry of data sets: names, shapes, readers, and the fingerprint that ties a cache to its pixels.
+ * A new data set is one entry in `registry` and its name in cmkd_dataset_names, and a reader (reader.h) if its files
+ * are of a new kind. Will not do: download. Remedies name the package or archive instead. */
 #include "cmkd/dataset.h"
-#include "base/file.h"
+#include "base/bytes.h"
 #include "base/hash.h"
 #include "base/text.h"
-#include "formats/images/readers.h"
+#include "formats/images/cifar.h"
+#include "formats/images/class_names.h"
+#include "formats/images/idx.h"
+#include "formats/images/locate.h"
 #include <ctype.h>
-#include <pwd.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
-
-static const char *const digits[] = {"0", "1", "2", "3", "4", "5", "6", "7", "8", "9"};
-static const char *const fashion[] = {"T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-                                      "Sandal",      "Shirt",   "Sneaker",  "Bag",   "Ankle boot"};
-static const char *const cifar10[] = {"airplane", "automobile", "bird",  "cat",  "deer",
-                                      "dog",      "frog",       "horse", "ship", "truck"};
-static const char *const cifar100[] = {
-    "apple",      "aquarium_fish", "baby",         "bear",       "beaver",      "bed",         "bee",
-    "beetle",     "bicycle",       "bottle",       "bowl",       "boy",         "bridge",      "bus",
-    "butterfly",  "camel",         "can",          "castle",     "caterpillar", "cattle",      "chair",
-    "chimpanzee", "clock",         "cloud",        "cockroach",  "couch",       "crab",        "crocodile",
-    "cup",        "dinosaur",      "dolphin",      "elephant",   "flatfish",    "forest",      "fox",
-    "girl",       "hamster",       "house",        "kangaroo",   "keyboard",    "lamp",        "lawn_mower",
-    "leopard",    "lion",          "lizard",       "lobster",    "man",         "maple_tree",  "motorcycle",
-    "mountain",   "mouse",         "mushroom",     "oak_tree",   "orange",      "orchid",      "otter",
-    "palm_tree",  "pear",          "pickup_truck", "pine_tree",  "plain",       "plate",       "poppy",
-    "porcupine",  "possum",        "rabbit",       "raccoon",    "ray",         "road",        "rocket",
-    "rose",       "sea",           "seal",         "shark",      "shrew",       "skunk",       "skyscraper",
-    "snail",      "snake",         "spider",       "squirrel",   "streetcar",   "sunflower",   "sweet_pepper",
-    "table",      "tank",          "telephone",    "television", "tiger",       "tractor",     "train",
-    "trout",      "tulip",         "turtle",       "wardrobe",   "whale",       "willow_tree", "wolf",
-    "woman",      "worm"};
 
 typedef struct entry {
   const char *name;
   const cmkd_reader *reader;
   int height, width, channels, classes;
-  float mean[3], std[3];
-  cmkd_policy policy;
+  float mean[3], std[3]; /* of pixels / 255 in the training split, as the literature rounds them */
+  cmkd_policy policy;    /* the usual augmentation */
   const char *const *class_names;
-  const char *folders[4];    /* names it goes by below the folder to search, ./data and /usr/share/datasets */
-  const char *subfolders[4]; /* where unpackers put the files below a folder the user names */
+  const char *folders[4], *subfolders[4]; /* as in cmkd_places, at most 3 */
   const char *remedy;
 } entry;
 
 static const entry registry[] = {
-    {"fashion-mnist",
-     &cmkd_reader_idx,
-     28,
-     28,
-     1,
-     10,
-     {.2860f},
-     {.3530f},
-     CMKD_AUGMENT_CROP_FLIP,
-     fashion,
-     {"fashion-mnist", "FashionMNIST"},
-     {"", "raw", "FashionMNIST/raw"},
-     "or apt install dataset-fashion-mnist"},
-    {"mnist",
-     &cmkd_reader_idx,
-     28,
-     28,
-     1,
-     10,
-     {.1307f},
-     {.3081f},
-     CMKD_AUGMENT_CROP,
-     digits,
-     {"mnist", "MNIST"},
-     {"", "raw", "MNIST/raw"},
-     "with its four IDX files"},
-    {"cifar10",
-     &cmkd_reader_cifar10,
-     32,
-     32,
-     3,
-     10,
-     {.4914f, .4822f, .4465f},
-     {.2023f, .1994f, .2010f},
-     CMKD_AUGMENT_CROP_FLIP,
-     cifar10,
-     {"cifar10", "cifar-10", "cifar-10-batches-bin"},
-     {"", "cifar-10-batches-bin"},
-     "with the unpacked cifar-10-binary.tar.gz"},
-    {"cifar100",
-     &cmkd_reader_cifar100,
-     32,
-     32,
-     3,
-     100,
-     {.5071f, .4867f, .4408f},
-     {.2675f, .2565f, .2761f},
-     CMKD_AUGMENT_CROP_FLIP,
-     cifar100,
-     {"cifar100", "cifar-100", "cifar-100-binary"},
-     {"", "cifar-100-binary"},
-     "with the unpacked cifar-100-binary.tar.gz"},
+    {.name = "fashion-mnist",
+     .reader = &cmkd_reader_idx,
+     .height = 28,
+     .width = 28,
+     .channels = 1,
+     .classes = 10,
+     .mean = {.2860f},
+     .std = {.3530f},
+     .policy = CMKD_AUGMENT_CROP_FLIP,
+     .class_names = cmkd_names_fashion,
+     .folders = {"fashion-mnist", "FashionMNIST"},
+     .subfolders = {"", "raw", "FashionMNIST/raw"},
+     .remedy = "or apt install dataset-fashion-mnist"},
+    {.name = "mnist",
+     .reader = &cmkd_reader_idx,
+     .height = 28,
+     .width = 28,
+     .channels = 1,
+     .classes = 10,
+     .mean = {.1307f},
+     .std = {.3081f},
+     .policy = CMKD_AUGMENT_CROP,
+     .class_names = cmkd_names_digits,
+     .folders = {"mnist", "MNIST"},
+     .subfolders = {"", "raw", "MNIST/raw"},
+     .remedy = "with its four IDX files"},
+    {.name = "cifar10",
+     .reader = &cmkd_reader_cifar10,
+     .height = 32,
+     .width = 32,
+     .channels = 3,
+     .classes = 10,
+     .mean = {.4914f, .4822f, .4465f},
+     .std = {.2023f, .1994f, .2010f},
+     .policy = CMKD_AUGMENT_CROP_FLIP,
+     .class_names = cmkd_names_cifar10,
+     .folders = {"cifar10", "cifar-10", "cifar-10-batches-bin"},
+     .subfolders = {"", "cifar-10-batches-bin"},
+     .remedy = "with the unpacked cifar-10-binary.tar.gz"},
+    {.name = "cifar100",
+     .reader = &cmkd_reader_cifar100,
+     .height = 32,
+     .width = 32,
+     .channels = 3,
+     .classes = 100,
+     .mean = {.5071f, .4867f, .4408f},
+     .std = {.2675f, .2565f, .2761f},
+     .policy = CMKD_AUGMENT_CROP_FLIP,
+     .class_names = cmkd_names_cifar100,
+     .folders = {"cifar100", "cifar-100", "cifar-100-binary"},
+     .subfolders = {"", "cifar-100-binary"},
+     .remedy = "with the unpacked cifar-100-binary.tar.gz"},
 };
 #define ENTRIES (sizeof registry / sizeof *registry)
 
@@ -146,85 +123,11 @@ cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err) 
   return CMKD_OK;
 }
 
-/* The folder of a spec: '~' and '~/' mean the home folder (a shell leaves them alone behind "NAME:"), slashes at the
- * end are dropped. */
-static char *expand(const char *dir, const char *home) {
-  char *out;
-  if (dir[0] == '~' && (dir[1] == '/' || !dir[1])) {
-    char buffer[4096];
-    struct passwd pw, *found = NULL;
-    if (!home && getpwuid_r(getuid(), &pw, buffer, sizeof buffer, &found) == 0 && found) home = found->pw_dir;
-    out = cmkd_format("%s%s", home ? home : "", dir + 1);
-  } else
-    out = cmkd_format("%s", dir);
-  for (size_t n = out ? strlen(out) : 0; n > 1 && out[n - 1] == '/'; n--)
-    out[n - 1] = 0;
-  return out;
-}
-
-/* base, or a subfolder of it, where the split's files are; NULL when there are none. */
 cmkd_status cmkd_dataset_policy(const char *spec, cmkd_policy *out, cmkd_error *err) {
   const entry *e;
   CMKD_TRY(find_entry(spec, &e, err));
   *out = e->policy;
   return CMKD_OK;
-}
-
-static char *look_in(const entry *e, const char *base, int test) {
-  for (int i = 0; i < 4 && e->subfolders[i]; i++) {
-    char *dir = e->subfolders[i][0] ? cmkd_path_join(base, e->subfolders[i]) : cmkd_format("%s", base);
-    if (dir && e->reader->holds(dir, test)) return dir;
-    free(dir);
-  }
-  return NULL;
-}
-
-static cmkd_status locate_given(const entry *e, const char *given, const char *home, int test, char **out,
-                                cmkd_error *err) {
-  struct stat st;
-  char *base = expand(given, home);
-  cmkd_status status = CMKD_OK;
-  if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  if (!base[0])
-    status = cmkd_fail(err, CMKD_ERR_USAGE,
-                       "--data %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places",
-                       e->name, e->name, e->name);
-  else if (stat(base, &st) != 0)
-    status =
-        cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder; %s needs one that holds %s", base, e->name, e->reader->files);
-  else if (!S_ISDIR(st.st_mode))
-    status = cmkd_fail(err, CMKD_ERR_IO, "%s: not a folder; unpack it and give the folder that holds %s", base,
-                       e->reader->files);
-  else if (!(*out = look_in(e, base, test)))
-    status = cmkd_fail(err, CMKD_ERR_IO, "%s: found no %s split of %s there; the folder should hold %s", base,
-                       test ? "test" : "train", e->name, e->reader->files);
-  free(base);
-  return status;
-}
-
-static cmkd_status locate_usual(const entry *e, const cmkd_dataset_options *options, int test, char **out,
-                                cmkd_error *err) {
-  const char *roots[] = {options->search, "data", "/usr/share/datasets"};
-  char looked[640] = "";
-  size_t at = 0;
-  for (int r = 0; r < 3; r++)
-    for (int f = 0; f < 4 && e->folders[f]; f++) {
-      if (!roots[r] || !roots[r][0]) continue;
-      char *root = expand(roots[r], options->home), *base = root ? cmkd_path_join(root, e->folders[f]) : NULL;
-      free(root);
-      if (!base) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-      *out = look_in(e, base, test);
-      if (at < sizeof looked) at += (size_t)snprintf(looked + at, sizeof looked - at, "%s%s", at ? ", " : "", base);
-      free(base);
-      if (*out) return CMKD_OK;
-    }
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give --data %s:DIR %s", e->name, looked, e->name,
-                   e->remedy);
-}
-
-static void little_endian(uint32_t value, uint8_t out[4]) {
-  for (int i = 0; i < 4; i++)
-    out[i] = (uint8_t)(value >> 8 * i);
 }
 
 static cmkd_status fingerprint(cmkd_dataset *data, cmkd_error *err) {
@@ -234,13 +137,13 @@ static cmkd_status fingerprint(cmkd_dataset *data, cmkd_error *err) {
   if (hasher && labels) {
     cmkd_hasher_update(hasher, "cmkd-dataset-1", 14);
     for (int i = 0; i < 4; i++) {
-      little_endian(sizes[i], word);
+      cmkd_store_little(word, 4, sizes[i]);
       cmkd_hasher_update(hasher, word, 4);
     }
     cmkd_hasher_update(hasher, data->pixels,
                        (size_t)data->n * (size_t)data->height * (size_t)data->width * (size_t)data->channels);
     for (uint32_t i = 0; i < data->n; i++)
-      little_endian((uint32_t)data->labels[i], labels + 4 * (size_t)i);
+      cmkd_store_little(labels + 4 * (size_t)i, 4, (uint32_t)data->labels[i]);
     cmkd_hasher_update(hasher, labels, (size_t)data->n * 4);
   }
   int ok = hasher && labels;
@@ -271,8 +174,8 @@ cmkd_status cmkd_dataset_open(const char *spec, const char *split, const cmkd_da
   memcpy(data->mean, e->mean, sizeof data->mean);
   memcpy(data->std, e->std, sizeof data->std);
   data->class_names = e->class_names;
-  cmkd_status status = colon ? locate_given(e, colon + 1, options->home, test, &data->path, err)
-                             : locate_usual(e, options, test, &data->path, err);
+  const cmkd_places places = {e->name, e->reader, e->folders, e->subfolders, e->remedy};
+  cmkd_status status = cmkd_dataset_locate(&places, options, colon ? colon + 1 : NULL, test, &data->path, err);
   if (status == CMKD_OK) status = e->reader->read(data->path, test, data, err);
   if (status == CMKD_OK) status = fingerprint(data, err);
   if (status != CMKD_OK) {

@@ -1,15 +1,12 @@
 /* IDX files (MNIST and its look-alikes), plain or gzipped. Will not do: item types other than unsigned bytes, which no
  * such set uses. */
-#include "formats/images/readers.h"
+#include "formats/images/idx.h"
+#include "base/bytes.h"
 #include "base/file.h"
 #include <stdlib.h>
 #include <string.h>
 
 #define MAX_FILE (256ull << 20) /* of inflated content: four times the largest MNIST */
-
-static uint32_t big_endian(const uint8_t *p) {
-  return (uint32_t)p[0] << 24 | (uint32_t)p[1] << 16 | (uint32_t)p[2] << 8 | p[3];
-}
 
 cmkd_status cmkd_idx_parse(const uint8_t *bytes, size_t size, const char *name, int dims, cmkd_idx *out,
                            cmkd_error *err) {
@@ -28,7 +25,7 @@ cmkd_status cmkd_idx_parse(const uint8_t *bytes, size_t size, const char *name, 
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header (%zu bytes); fetch it again", name, size);
   uint64_t items = 1;
   for (int d = 0; d < dims; d++) {
-    out->shape[d] = big_endian(bytes + 4 + 4 * d);
+    out->shape[d] = (uint32_t)cmkd_load_big(bytes + 4 + 4 * d, 4);
     if (out->shape[d] == 0) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: empty (dimension %d is 0)", name, d);
     if (__builtin_mul_overflow(items, out->shape[d], &items))
       return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: absurd dimensions in the IDX header", name);
