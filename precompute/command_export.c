@@ -1,5 +1,5 @@
 /* cmkd-cache export: all logits as one array, (samples, views, classes) float32 in sample order. A .npy streams: memory
- * holds one stretch of samples. A .safetensors carries labels, sample ids and seeds as well and is put together in
+ * holds one block of samples. A .safetensors carries labels, sample ids and seeds as well and is put together in
  * memory. */
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,19 +12,20 @@
 #include "cmkd/weights.h"
 #include "formats/npy.h"
 #include "precompute/commands.h"
+#include "precompute/shared_options.h"
 
-#define STRETCH_BYTES (64u << 20)
+#define BLOCK_BYTES (64u << 20)
 
 static cmkd_status copy_rows(cmkd_cache *cache, cmkd_npy_writer *writer, const char *path, cmkd_progress *progress,
                              cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   size_t C = info->classes, V = info->views, sample = V * C * sizeof(float);
-  uint64_t stretch = STRETCH_BYTES / sample < 1 ? 1 : STRETCH_BYTES / sample;
-  if (stretch > info->samples) stretch = info->samples;
-  float *view = malloc((size_t)stretch * C * sizeof *view), *rows = malloc((size_t)stretch * sample);
+  uint64_t block = BLOCK_BYTES / sample < 1 ? 1 : BLOCK_BYTES / sample;
+  if (block > info->samples) block = info->samples;
+  float *view = malloc((size_t)block * C * sizeof *view), *rows = malloc((size_t)block * sample);
   cmkd_status status = view && rows ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to export it", path);
-  for (uint64_t at = 0; at < info->samples && status == CMKD_OK; at += stretch) {
-    uint64_t count = info->samples - at < stretch ? info->samples - at : stretch;
+  for (uint64_t at = 0; at < info->samples && status == CMKD_OK; at += block) {
+    uint64_t count = info->samples - at < block ? info->samples - at : block;
     for (uint32_t v = 0; v < V && status == CMKD_OK; v++) {
       status = cmkd_cache_read(cache, v, at, count, view, err);
       for (uint64_t i = 0; i < count && status == CMKD_OK; i++)
@@ -113,7 +114,7 @@ cmkd_status cmkd_command_export(int argc, char **argv, cmkd_error *err) {
        .kind = CMKD_OPT_STRING,
        .target = &out,
        .help = ".npy: (samples, views, classes) float32; .safetensors: seeds, ids, labels too"},
-      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
+      cmkd_option_quiet(&quiet),
       {0},
   };
   const cmkd_command command = {

@@ -5,18 +5,19 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/program/environment.h"
 #include "base/file.h"
 #include "base/hash.h"
+#include "base/program/environment.h"
 #include "base/program/options.h"
 #include "cmkd/dataset.h"
 #include "cmkd/weights.h"
 #include "formats/npy.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
+#include "precompute/shared_options.h"
 
 #define MAX_FILE (1ull << 40) /* allocation fails long before on most machines, with a line of its own */
-#define STRETCH 1024          /* samples handed to the writer at a time */
+#define BLOCK 1024            /* samples handed to the writer at a time */
 
 /* One array out of a .npy file or a safetensors file. */
 typedef struct source {
@@ -27,11 +28,12 @@ typedef struct source {
 typedef struct import {
   const char *logits_path, *labels_path, *seeds_path, *data, *split, *augment, *teacher_name, *teacher, *codec, *out;
   int64_t shard_rows;
-  cmkd_weights *weights; /* of logits_path when it is safetensors */
-  source logits, labels, seeds;
+  int json, allow_top_k;
+  cmkd_weights *weights;        /* of logits_path when it is safetensors */
+  source logits, labels, seeds; /* of labels and seeds the data are NULL where there are none */
   cmkd_dataset *set;
-  uint64_t n;
-  uint32_t V, C;
+  uint64_t n;    /* samples */
+  uint32_t V, C; /* views, classes */
   cmkd_policy policy;
 } import;
 
@@ -47,6 +49,7 @@ static cmkd_status open_npy(const char *path, source *s, cmkd_error *err) {
   return CMKD_OK;
 }
 
+/* A tensor of the safetensors file, unless a file of its own was given. */
 static void take(const import *im, const char *name, source *s) {
   const cmkd_tensor *t = im->weights ? cmkd_weights_find(im->weights, name) : NULL;
   if (t && !s->tensor.data) s->tensor = *t;
@@ -72,11 +75,11 @@ static int is_integer(cmkd_dtype t) {
          t == CMKD_U32 || t == CMKD_U64;
 }
 
-static cmkd_status check_shapes(import *im, cmkd_error *err) {
-  const cmkd_tensor *t = &im->logits.tensor, *l = &im->labels.tensor, *s = &im->seeds.tensor;
-  int ok = (t->dims == 2 || t->dims == 3) &&
-           (t->dtype == CMKD_F32 || t->dtype == CMKD_F64 || t->dtype == CMKD_F16 || t->dtype == CMKD_BF16);
-  if (!ok)
+static int is_float(cmkd_dtype t) { return t == CMKD_F32 || t == CMKD_F64 || t == CMKD_F16 || t == CMKD_BF16; }
+
+static cmkd_status check_logits(import *im, cmkd_error *err) {
+  const cmkd_tensor *t = &im->logits.tensor;
+  if ((t->dims != 2 && t->dims != 3) || !is_float(t->dtype))
     return cmkd_fail(err, CMKD_ERR_FORMAT,
                      "%s: logits are to be float, (samples, classes) or (samples, views, classes)", im->logits_path);
   int64_t V = t->dims == 3 ? t->shape[1] : 1, C = t->shape[t->dims - 1];
@@ -86,73 +89,63 @@ static cmkd_status check_shapes(import *im, cmkd_error *err) {
   if (C != im->set->classes)
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld classes, %s has %d", im->logits_path, (long long)C,
                      im->set->name, im->set->classes);
-  if (V < 1 || V > UINT16_MAX)
+  if (V < 1 || V >= CMKD_CACHE_MAX_VIEWS)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: has %lld views", im->logits_path, (long long)V);
   im->n = (uint64_t)t->shape[0];
   im->V = (uint32_t)V;
   im->C = (uint32_t)C;
-  if (l->data && (!is_integer(l->dtype) || l->count != t->shape[0]))
-    return cmkd_fail(err, CMKD_ERR_FORMAT, "the labels are to be %" PRIu64 " integers, one a sample", im->n);
-  if (!s->data) {
-    if (im->augment && im->policy != CMKD_AUGMENT_NONE)
-      return cmkd_fail(err, CMKD_ERR_USAGE, "--augment %s needs --seeds: without them nobody can replay the pixels",
-                       im->augment);
-    if (V != 1)
-      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds %lld views; give their --seeds and --augment, or one clean view",
-                       im->logits_path, (long long)V);
-    return CMKD_OK;
-  }
+  return CMKD_OK;
+}
+
+/* Without seeds a dump is one clean view, or nothing that could be replayed. */
+static cmkd_status check_no_seeds(const import *im, cmkd_error *err) {
+  if (im->augment && im->policy != CMKD_AUGMENT_NONE)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "--augment %s needs --seeds: without them nobody can replay the pixels",
+                     im->augment);
+  if (im->V != 1)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds %u views; give their --seeds and --augment, or one clean view",
+                     im->logits_path, im->V);
+  return CMKD_OK;
+}
+
+static cmkd_status check_seeds(const import *im, cmkd_error *err) {
+  const cmkd_tensor *s = &im->seeds.tensor;
+  if (!s->data) return check_no_seeds(im, err);
   if (!im->augment)
     return cmkd_fail(err, CMKD_ERR_USAGE,
                      "seeds say nothing without their policy; give --augment none|flip|crop|crop+flip");
-  if ((s->dtype != CMKD_U64 && s->dtype != CMKD_I64) || s->count != t->shape[0] * V)
+  if ((s->dtype != CMKD_U64 && s->dtype != CMKD_I64) || s->count != (int64_t)(im->n * im->V))
     return cmkd_fail(err, CMKD_ERR_FORMAT,
                      "the seeds are to be 64-bit integers (%" PRIu64 ", %u), one for each row of logits", im->n, im->V);
   return CMKD_OK;
 }
 
+/* The i-th number of a tensor for which is_integer holds. */
 static int64_t integer_at(const cmkd_tensor *t, uint64_t i) {
-  const void *p = (const char *)t->data + i * cmkd_dtype_size(t->dtype);
   switch (t->dtype) {
-  case CMKD_I64:
-  case CMKD_U64: {
-    int64_t v;
-    memcpy(&v, p, 8);
-    return v;
-  }
-  case CMKD_I32: {
-    int32_t v;
-    memcpy(&v, p, 4);
-    return v;
-  }
-  case CMKD_U32: {
-    uint32_t v;
-    memcpy(&v, p, 4);
-    return v;
-  }
-  case CMKD_I16: {
-    int16_t v;
-    memcpy(&v, p, 2);
-    return v;
-  }
-  case CMKD_U16: {
-    uint16_t v;
-    memcpy(&v, p, 2);
-    return v;
-  }
-  case CMKD_I8: return *(const int8_t *)p;
-  default: return *(const uint8_t *)p;
+  case CMKD_I64: return ((const int64_t *)t->data)[i];
+  case CMKD_U64: return (int64_t)((const uint64_t *)t->data)[i];
+  case CMKD_I32: return ((const int32_t *)t->data)[i];
+  case CMKD_U32: return ((const uint32_t *)t->data)[i];
+  case CMKD_I16: return ((const int16_t *)t->data)[i];
+  case CMKD_U16: return ((const uint16_t *)t->data)[i];
+  case CMKD_I8: return ((const int8_t *)t->data)[i];
+  default: return ((const uint8_t *)t->data)[i];
   }
 }
 
 static cmkd_status check_labels(const import *im, cmkd_error *err) {
-  for (uint64_t i = 0; im->labels.tensor.data && i < im->n; i++)
-    if (integer_at(&im->labels.tensor, i) != im->set->labels[i])
+  const cmkd_tensor *t = &im->labels.tensor;
+  if (!t->data) return CMKD_OK;
+  if (!is_integer(t->dtype) || t->count != (int64_t)im->n)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "the labels are to be %" PRIu64 " integers, one a sample", im->n);
+  for (uint64_t i = 0; i < im->n; i++)
+    if (integer_at(t, i) != im->set->labels[i])
       return cmkd_fail(
           err, CMKD_ERR_MISMATCH,
           "sample %" PRIu64
           " has label %lld in the dump and %d in %s %s; dump the logits unshuffled, in the data set's order",
-          i, (long long)integer_at(&im->labels.tensor, i), im->set->labels[i], im->set->name, im->set->split);
+          i, (long long)integer_at(t, i), im->set->labels[i], im->set->name, im->set->split);
   return CMKD_OK;
 }
 
@@ -161,9 +154,8 @@ static cmkd_status fill_spec(const import *im, cmkd_cache_spec *spec, cmkd_error
   memset(spec, 0, sizeof *spec);
   if (im->teacher)
     CMKD_TRY(cmkd_sha256_file(im->teacher, id->teacher_sha256, err));
-  else
-    cmkd_sha256(im->teacher_name, strlen(im->teacher_name),
-                id->teacher_sha256); /* all that is known of it is its name */
+  else /* all that is known of it is its name */
+    cmkd_sha256(im->teacher_name, strlen(im->teacher_name), id->teacher_sha256);
   snprintf(id->teacher_name, sizeof id->teacher_name, "%s", im->teacher_name);
   snprintf(id->teacher_arch, sizeof id->teacher_arch, "imported");
   snprintf(id->precision, sizeof id->precision, "%s", cmkd_dtype_name(im->logits.tensor.dtype));
@@ -183,24 +175,26 @@ static cmkd_status fill_spec(const import *im, cmkd_cache_spec *spec, cmkd_error
   return CMKD_OK;
 }
 
+static uint64_t seed_of_row(const import *im, uint64_t row) {
+  if (!im->seeds.tensor.data) return cmkd_clean_seed(CMKD_AUGMENT_NONE);
+  return (uint64_t)integer_at(&im->seeds.tensor, row);
+}
+
 static cmkd_status write_rows(const import *im, cmkd_cache_writer *writer, cmkd_error *err) {
   size_t row = (size_t)im->V * im->C, item = cmkd_dtype_size(im->logits.tensor.dtype);
-  float *logits = malloc(STRETCH * row * sizeof *logits);
-  uint64_t *ids = malloc(STRETCH * sizeof *ids), *seeds = malloc((size_t)STRETCH * im->V * sizeof *seeds);
+  float *logits = malloc(BLOCK * row * sizeof *logits);
+  uint64_t *ids = malloc(BLOCK * sizeof *ids), *seeds = malloc((size_t)BLOCK * im->V * sizeof *seeds);
   cmkd_status status = logits && ids && seeds ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", im->out);
-  for (uint64_t at = 0; at < im->n && status == CMKD_OK; at += STRETCH) {
-    uint32_t count = im->n - at < STRETCH ? (uint32_t)(im->n - at) : STRETCH;
+  for (uint64_t at = 0; at < im->n && status == CMKD_OK; at += BLOCK) {
+    uint32_t count = im->n - at < BLOCK ? (uint32_t)(im->n - at) : BLOCK;
     cmkd_tensor part = im->logits.tensor;
     part.data = (const char *)part.data + at * row * item;
     part.count = (int64_t)(count * row);
     cmkd_tensor_to_float(&part, logits);
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = 0; i < count; i++)
       ids[i] = at + i;
-      for (uint32_t v = 0; v < im->V; v++)
-        seeds[(size_t)i * im->V + v] = im->seeds.tensor.data
-                                           ? (uint64_t)integer_at(&im->seeds.tensor, (at + i) * im->V + v)
-                                           : cmkd_clean_seed(CMKD_AUGMENT_NONE);
-    }
+    for (uint64_t k = 0; k < (uint64_t)count * im->V; k++)
+      seeds[k] = seed_of_row(im, at * im->V + k);
     status = cmkd_cache_writer_add(writer, count, ids, im->set->labels + at, seeds, logits, err);
   }
   free(logits);
@@ -215,7 +209,8 @@ static cmkd_status run(import *im, cmkd_error *err) {
   if (im->augment) CMKD_TRY(cmkd_policy_parse(im->augment, &im->policy, err));
   CMKD_TRY(read_files(im, err));
   CMKD_TRY(cmkd_environment_dataset(im->data, im->split, &im->set, err));
-  CMKD_TRY(check_shapes(im, err));
+  CMKD_TRY(check_logits(im, err));
+  CMKD_TRY(check_seeds(im, err));
   CMKD_TRY(check_labels(im, err));
   CMKD_TRY(fill_spec(im, &spec, err));
   CMKD_TRY(cmkd_reshape_target(im->out, err));
@@ -227,64 +222,45 @@ static cmkd_status run(import *im, cmkd_error *err) {
   return status;
 }
 
-cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err) {
-import im = {.split = "train", .codec = "f16" };
-  int help = 0, json = 0, allow_top_k = 0;
+static cmkd_status parse(int argc, char **argv, import *im, int *help, cmkd_error *err) {
   const cmkd_option table[] = {
       {.name = "--logits",
        .argument = "FILE",
        .kind = CMKD_OPT_STRING,
-       .target = &im.logits_path,
+       .target = &im->logits_path,
        .help = ".npy or safetensors (\"logits\"): (n, C) or (n, V, C), float"},
       {.name = "--data",
        .argument = "SPEC",
        .kind = CMKD_OPT_STRING,
-       .target = &im.data,
+       .target = &im->data,
        .help = "the images they were made from, in that order"},
-      {.name = "--split", .argument = "train|test", .kind = CMKD_OPT_STRING, .target = &im.split, .help = "[train]"},
+      cmkd_option_split(&im->split),
       {.name = "--labels",
        .argument = "FILE.npy",
        .kind = CMKD_OPT_STRING,
-       .target = &im.labels_path,
+       .target = &im->labels_path,
        .help = "(n) integers; compared with the data set's"},
       {.name = "--seeds",
        .argument = "FILE.npy",
        .kind = CMKD_OPT_STRING,
-       .target = &im.seeds_path,
+       .target = &im->seeds_path,
        .help = "(n, V) 64-bit seeds of the views; without: one clean view"},
-      {.name = "--augment",
-       .argument = "POLICY",
-       .kind = CMKD_OPT_STRING,
-       .target = &im.augment,
-       .help = "what the seeds mean: none, flip, crop, crop+flip"},
+      cmkd_option_augment(&im->augment, "what the seeds mean: none, flip, crop, crop+flip"),
       {.name = "--teacher-name",
        .argument = "NAME",
        .kind = CMKD_OPT_STRING,
-       .target = &im.teacher_name,
+       .target = &im->teacher_name,
        .help = "as it is to be recorded"},
       {.name = "--teacher",
        .argument = "FILE",
        .kind = CMKD_OPT_STRING,
-       .target = &im.teacher,
+       .target = &im->teacher,
        .help = "its weights, any format: recorded by hash [hash of the name]"},
-      {.name = "--codec",
-       .argument = "NAME",
-       .kind = CMKD_OPT_STRING,
-       .target = &im.codec,
-       .help = "f32, f16, u8sqrt or topk:K [f16]"},
-      {.name = "--allow-top-k",
-       .kind = CMKD_OPT_FLAG,
-       .target = &allow_top_k,
-       .help = "topk:K is meant: all but K logits of a row become one tie, no rank-based losses"},
-      {.name = "--shard-rows",
-       .argument = "N",
-       .kind = CMKD_OPT_INT,
-       .target = &im.shard_rows,
-       .help = "samples a shard [chosen]",
-       .min = 1,
-       .max = INT32_MAX},
-      {.name = "--out", .argument = "FILE.h5", .kind = CMKD_OPT_STRING, .target = &im.out, .help = "the cache"},
-      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
+      cmkd_option_codec(&im->codec, "f32, f16, u8sqrt or topk:K [f16]"),
+      cmkd_option_allow_top_k(&im->allow_top_k),
+      cmkd_option_shard_rows(&im->shard_rows),
+      {.name = "--out", .argument = "FILE.h5", .kind = CMKD_OPT_STRING, .target = &im->out, .help = "the cache"},
+      cmkd_option_json(&im->json),
       {0},
   };
   const cmkd_command command = {
@@ -295,20 +271,29 @@ import im = {.split = "train", .codec = "f16" };
       .examples = "  cmkd-cache import --logits vit.npy --data cifar100:DIR --teacher-name vit-b16 --out vit.h5\n"
                   "  cmkd-cache import --logits vit.npy --seeds seeds.npy --augment crop+flip --data cifar100:DIR "
                   "--teacher-name vit-b16 --out vit.h5\n"};
-  CMKD_TRY(cmkd_options_parse(&command, argc, argv, NULL, NULL, &help, err));
+  CMKD_TRY(cmkd_options_parse(&command, argc, argv, NULL, NULL, help, err));
+  if (*help) return CMKD_OK;
+  const struct {
+    const char *value, *option;
+  } needed[] = {{im->logits_path, "--logits FILE"},
+                {im->data, "--data SPEC"},
+                {im->teacher_name, "--teacher-name NAME"},
+                {im->out, "--out FILE.h5"}};
+  for (size_t i = 0; i < sizeof needed / sizeof *needed; i++)
+    if (!needed[i].value) return cmkd_fail(err, CMKD_ERR_USAGE, "import needs %s", needed[i].option);
+  return cmkd_codec_allowed(im->codec, im->allow_top_k, err);
+}
+
+cmkd_status cmkd_command_import(int argc, char **argv, cmkd_error *err) {
+import im = {.split = "train", .codec = "f16" };
+  int help = 0;
+  CMKD_TRY(parse(argc, argv, &im, &help, err));
   if (help) return CMKD_OK;
-  const char *missing = !im.logits_path    ? "--logits FILE"
-                        : !im.data         ? "--data SPEC"
-                        : !im.teacher_name ? "--teacher-name NAME"
-                        : !im.out          ? "--out FILE.h5"
-                                           : NULL;
-  if (missing) return cmkd_fail(err, CMKD_ERR_USAGE, "import needs %s", missing);
-  CMKD_TRY(cmkd_codec_allowed(im.codec, allow_top_k, err));
   cmkd_status status = run(&im, err);
   cmkd_dataset_close(im.set);
   cmkd_weights_free(im.weights);
   cmkd_npy_free(im.logits.npy);
   cmkd_npy_free(im.labels.npy);
   cmkd_npy_free(im.seeds.npy);
-  return status == CMKD_OK ? cmkd_reshape_report(im.out, json, err) : status;
+  return status == CMKD_OK ? cmkd_reshape_report(im.out, im.json, err) : status;
 }

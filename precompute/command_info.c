@@ -1,54 +1,74 @@
 /* cmkd-cache info: what a cache holds, for people and for programs. Reads headers only. */
 #include <inttypes.h>
-#include <jansson.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include "base/program/options.h"
+#include "base/json.h"
 #include "base/text.h"
 #include "cmkd/cache.h"
 #include "precompute/commands.h"
+#include "precompute/shared_options.h"
 
 static json_t *floats(const float *x, int n) {
-  json_t *array = json_array();
+  cmkd_json array = cmkd_json_array();
   for (int i = 0; i < n; i++)
-    json_array_append_new(array, json_real(x[i]));
-  return array;
+    cmkd_json_append(&array, json_real(x[i]));
+  return cmkd_json_end(&array);
 }
 
-static void print_json(const char *path, const cmkd_cache_info *info, int names) {
+static json_t *class_names(const cmkd_cache_info *info) {
+  cmkd_json array = cmkd_json_array();
+  for (uint32_t c = 0; c < info->classes; c++)
+    cmkd_json_append(&array, json_string(info->class_names[c]));
+  return cmkd_json_end(&array);
+}
+
+static json_t *teacher_json(const cmkd_cache_identity *id) {
+  cmkd_json o = cmkd_json_object();
+  cmkd_json_set(&o, "name", json_string(id->teacher_name));
+  cmkd_json_set(&o, "sha256", json_string(id->teacher_sha256));
+  cmkd_json_set(&o, "arch", json_string(id->teacher_arch));
+  cmkd_json_set(&o, "mean", floats(id->mean, id->channels));
+  cmkd_json_set(&o, "std", floats(id->std, id->channels));
+  cmkd_json_set(&o, "precision", json_string(id->precision));
+  cmkd_json_set(&o, "batch", json_integer(id->teacher_batch));
+  if (id->precision_error > 0) cmkd_json_set(&o, "precision_error", json_real(id->precision_error));
+  return cmkd_json_end(&o);
+}
+
+static cmkd_status print_json(const char *path, const cmkd_cache_info *info, int names, cmkd_error *err) {
   const cmkd_cache_identity *id = &info->identity;
-  char seed[24];
+  const double rows = (double)(info->samples * info->views);
+  char seed[24]; /* as a string: JSON numbers end at 2^53 in many readers */
   snprintf(seed, sizeof seed, "%" PRIu64, id->cache_seed);
-  uint64_t rows = info->samples * info->views;
-  json_t *o = json_pack("{s:s,s:s,s:I,s:i,s:i,s:s,s:I,s:I,s:f,s:i}", "cache", path, "sha256", info->sha256, "samples",
-                        (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes, "codec",
-                        id->codec, "bytes", (json_int_t)info->bytes, "logit_bytes", (json_int_t)info->logit_bytes,
-                        "bytes_per_row", (double)info->bytes / (double)rows, "shards", (int)info->shards);
-  json_t *teacher = json_pack("{s:s,s:s,s:s,s:o,s:o,s:s,s:i}", "name", id->teacher_name, "sha256", id->teacher_sha256,
-                              "arch", id->teacher_arch, "mean", floats(id->mean, id->channels), "std",
-                              floats(id->std, id->channels), "precision", id->precision, "batch", id->teacher_batch);
-  json_t *data = json_pack("{s:s,s:s,s:s,s:I}", "name", id->dataset, "split", id->split, "fingerprint", id->fingerprint,
-                           "n", (json_int_t)id->dataset_n);
-  if (id->precision_error > 0) json_object_set_new(teacher, "precision_error", json_real(id->precision_error));
-  json_object_set_new(o, "kept_logits", json_integer(info->kept));
-  json_object_set_new(o, "teacher", teacher);
-  json_object_set_new(o, "data", data);
-  json_object_set_new(o, "augment", json_string(cmkd_policy_name(id->policy)));
-  json_object_set_new(o, "all_variants", json_boolean(id->all_variants));
-  json_object_set_new(o, "clean_view", json_boolean(id->clean_view));
-  json_object_set_new(o, "cache_seed", json_string(seed)); /* a string: JSON numbers end at 2^53 in many readers */
-  json_object_set_new(o, "rng", json_string(id->rng_version));
-  json_object_set_new(o, "tool_version", json_string(id->tool_version));
-  if (names && info->class_names) {
-    json_t *array = json_array();
-    for (uint32_t c = 0; c < info->classes; c++)
-      json_array_append_new(array, json_string(info->class_names[c]));
-    json_object_set_new(o, "class_names", array);
-  }
-  char *text = json_dumps(o, JSON_COMPACT | JSON_REAL_PRECISION(9));
-  puts(text ? text : "{}");
-  free(text);
-  json_decref(o);
+  cmkd_json o = cmkd_json_object();
+  cmkd_json_set(&o, "cache", cmkd_json_string(path));
+  cmkd_json_set(&o, "sha256", json_string(info->sha256));
+  cmkd_json_set(&o, "samples", json_integer((json_int_t)info->samples));
+  cmkd_json_set(&o, "views", json_integer(info->views));
+  cmkd_json_set(&o, "classes", json_integer(info->classes));
+  cmkd_json_set(&o, "codec", json_string(id->codec));
+  cmkd_json_set(&o, "bytes", json_integer((json_int_t)info->bytes));
+  cmkd_json_set(&o, "logit_bytes", json_integer((json_int_t)info->logit_bytes));
+  cmkd_json_set(&o, "bytes_per_row", json_real((double)info->bytes / rows));
+  cmkd_json_set(&o, "shards", json_integer(info->shards));
+  cmkd_json_set(&o, "kept_logits", json_integer(info->kept));
+  cmkd_json_set(&o, "teacher", teacher_json(id));
+  cmkd_json_set(&o, "data",
+                json_pack("{s:s,s:s,s:s,s:I}", "name", id->dataset, "split", id->split, "fingerprint", id->fingerprint,
+                          "n", (json_int_t)id->dataset_n));
+  cmkd_json_set(&o, "augment", json_string(cmkd_policy_name(id->policy)));
+  cmkd_json_set(&o, "all_variants", json_boolean(id->all_variants));
+  cmkd_json_set(&o, "clean_view", json_boolean(id->clean_view));
+  cmkd_json_set(&o, "cache_seed", json_string(seed));
+  cmkd_json_set(&o, "rng", json_string(id->rng_version));
+  cmkd_json_set(&o, "tool_version", json_string(id->tool_version));
+  if (names && info->class_names) cmkd_json_set(&o, "class_names", class_names(info));
+  return cmkd_json_print(cmkd_json_end(&o), 9, err);
+}
+
+static void print_floats(const char *before, const float *x, int n) {
+  printf("%s", before);
+  for (int i = 0; i < n; i++)
+    printf("%s%.4f", i ? "," : "", (double)x[i]);
 }
 
 static void print_human(const char *path, const cmkd_cache_info *info, int names) {
@@ -72,14 +92,11 @@ static void print_human(const char *path, const cmkd_cache_info *info, int names
          id->precision, id->teacher_batch);
   if (id->precision_error > 0)
     printf("            its arithmetic is off fp32 by %.2g, root mean square over the logits\n", id->precision_error);
-  if (id->channels) printf("  mean/std  ");
-  for (int c = 0; c < 2 * id->channels; c++)
-    printf("%s%.4f",
-           c == id->channels ? " / "
-           : c               ? ","
-                             : "",
-           (double)(c < id->channels ? id->mean[c] : id->std[c - id->channels]));
-  if (id->channels) printf("\n");
+  if (id->channels) { /* 0: the mean of teachers of several normalisations, or imported */
+    print_floats("  mean/std  ", id->mean, id->channels);
+    print_floats(" / ", id->std, id->channels);
+    printf("\n");
+  }
   printf("  cache     sha256 %s, written by %s\n", info->sha256, id->tool_version);
   for (uint32_t c = 0; names && info->class_names && c < info->classes; c++)
     printf("  class %-4u%s\n", c, info->class_names[c]);
@@ -89,7 +106,7 @@ cmkd_status cmkd_command_info(int argc, char **argv, cmkd_error *err) {
   const char *path[1] = {0};
   int help = 0, positionals = 0, json = 0, names = 0;
   const cmkd_option table[] = {
-      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
+      cmkd_option_json(&json),
       {.name = "--classes", .kind = CMKD_OPT_FLAG, .target = &names, .help = "the class names too"},
       {0},
   };
@@ -104,10 +121,11 @@ cmkd_status cmkd_command_info(int argc, char **argv, cmkd_error *err) {
   if (help) return CMKD_OK;
   cmkd_cache *cache;
   CMKD_TRY(cmkd_cache_open(path[0], &cache, err));
+  cmkd_status status = CMKD_OK;
   if (json)
-    print_json(path[0], cmkd_cache_get_info(cache), names);
+    status = print_json(path[0], cmkd_cache_get_info(cache), names, err);
   else
     print_human(path[0], cmkd_cache_get_info(cache), names);
   cmkd_cache_close(cache);
-  return CMKD_OK;
+  return status;
 }

@@ -7,17 +7,19 @@
 #include <string.h>
 #include <sys/stat.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "base/program/options.h"
 #include "base/text.h"
+#include "cmkd/cache.h"
 #include "precompute/commands.h"
-#include "precompute/reshape.h"
 
 #define MAX_DEPTH 16
 
 typedef struct listing {
-  json_t *json;
+  int json; /* 0: print a table as caches are found */
+  cmkd_json array;
   int found, bad;
-} listing; /* json NULL: print a table */
+} listing;
 
 static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
 
@@ -30,27 +32,47 @@ static int looks_like_master(const char *path) {
   return got == sizeof start && !memcmp(start, "CMKD\r\n\x1a\n", 8);
 }
 
+static void show_unreadable(listing *l, const char *path, const char *why) {
+  l->bad++;
+  if (!l->json) {
+    printf("%-32s unreadable: %s\n", path, why);
+    return;
+  }
+  cmkd_json o = cmkd_json_object();
+  cmkd_json_set(&o, "cache", cmkd_json_string(path));
+  cmkd_json_set(&o, "error", cmkd_json_string(why));
+  cmkd_json_append(&l->array, cmkd_json_end(&o));
+}
+
+static json_t *describe(const char *path, const cmkd_cache_info *info) {
+  const cmkd_cache_identity *id = &info->identity;
+  cmkd_json o = cmkd_json_object();
+  cmkd_json_set(&o, "cache", cmkd_json_string(path));
+  cmkd_json_set(&o, "teacher", json_string(id->teacher_name));
+  cmkd_json_set(&o, "teacher_sha256", json_string(id->teacher_sha256));
+  cmkd_json_set(&o, "dataset", json_string(id->dataset));
+  cmkd_json_set(&o, "split", json_string(id->split));
+  cmkd_json_set(&o, "samples", json_integer((json_int_t)info->samples));
+  cmkd_json_set(&o, "views", json_integer(info->views));
+  cmkd_json_set(&o, "classes", json_integer(info->classes));
+  cmkd_json_set(&o, "codec", json_string(id->codec));
+  cmkd_json_set(&o, "bytes", json_integer((json_int_t)info->bytes));
+  return cmkd_json_end(&o);
+}
+
 static void show(listing *l, const char *path) {
   cmkd_cache *cache;
   cmkd_error err;
   char size[24];
   if (cmkd_cache_open(path, &cache, &err) != CMKD_OK) {
-    l->bad++;
-    if (l->json)
-      json_array_append_new(l->json, json_pack("{s:s,s:s}", "cache", path, "error", err.message));
-    else
-      printf("%-32s unreadable: %s\n", path, err.message);
+    show_unreadable(l, path, err.message);
     return;
   }
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   const cmkd_cache_identity *id = &info->identity;
   l->found++;
   if (l->json)
-    json_array_append_new(l->json, json_pack("{s:s,s:s,s:s,s:s,s:s,s:I,s:i,s:i,s:s,s:I}", "cache", path, "teacher",
-                                             id->teacher_name, "teacher_sha256", id->teacher_sha256, "dataset",
-                                             id->dataset, "split", id->split, "samples", (json_int_t)info->samples,
-                                             "views", (int)info->views, "classes", (int)info->classes, "codec",
-                                             id->codec, "bytes", (json_int_t)info->bytes));
+    cmkd_json_append(&l->array, describe(path, info));
   else
     printf("%-32s %-28.28s %s/%-6s %9" PRIu64 " x %-4u %5u %-7s %s\n", path, id->teacher_name, id->dataset, id->split,
            info->samples, info->views, info->classes, id->codec, cmkd_bytes(info->bytes, size));
@@ -94,10 +116,14 @@ cmkd_status cmkd_command_list(int argc, char **argv, cmkd_error *err) {
                                 .examples = "  cmkd-cache list /data/caches\n"};
   CMKD_TRY(cmkd_options_parse(&command, argc, argv, dir, &positionals, &help, err));
   if (help) return CMKD_OK;
-  listing l = {.json = json ? json_array() : NULL};
+  listing l = {.json = json};
+  if (json) l.array = cmkd_json_array();
   cmkd_status status = walk(&l, dir[0], 0, err);
-  if (json && status == CMKD_OK) cmkd_print_json(json_incref(l.json));
-  json_decref(l.json);
+  json_t *list = json ? cmkd_json_end(&l.array) : NULL;
+  if (json && status == CMKD_OK)
+    status = cmkd_json_print(list, 9, err);
+  else
+    json_decref(list);
   if (!json && status == CMKD_OK && !l.found && !l.bad) printf("no caches under %s\n", dir[0]);
   return status;
 }

@@ -8,6 +8,7 @@
 #include "base/program/options.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
+#include "precompute/shared_options.h"
 
 #define MAX_INPUTS 64
 
@@ -211,15 +212,16 @@ static cmkd_status by_teachers(merge *m, cmkd_error *err) {
 }
 
 static cmkd_status plan(merge *m, const char *codec, int average, cmkd_error *err) {
-  int views = 1;
+  int same_everywhere = 1;
   CMKD_TRY(check_identity(m, average, err));
   cmkd_reshape_spec(info_of(m, 0), codec, &m->shape.spec);
   for (int i = 1; i < m->count && !average; i++) {
     int same;
     CMKD_TRY(same_samples(m, i, &same, err));
-    views &= same;
+    same_everywhere &= same;
   }
-  return average ? by_teachers(m, err) : views ? by_views(m, err) : by_samples(m, err);
+  if (average) return by_teachers(m, err);
+  return same_everywhere ? by_views(m, err) : by_samples(m, err);
 }
 
 cmkd_status cmkd_command_merge(int argc, char **argv, cmkd_error *err) {
@@ -231,20 +233,10 @@ cmkd_status cmkd_command_merge(int argc, char **argv, cmkd_error *err) {
        .kind = CMKD_OPT_FLAG,
        .target = &average,
        .help = "the mean of several teachers' logits on the same pixels"},
-      {.name = "--codec",
-       .argument = "f32|f16|u8sqrt",
-       .kind = CMKD_OPT_STRING,
-       .target = &codec,
-       .help = "[that of the first input]"},
-      {.name = "--shard-rows",
-       .argument = "N",
-       .kind = CMKD_OPT_INT,
-       .target = &shard_rows,
-       .help = "samples a shard [chosen]",
-       .min = 1,
-       .max = INT32_MAX},
-      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
-      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
+      cmkd_option_full_codec(&codec, "[that of the first input]"),
+      cmkd_option_shard_rows(&shard_rows),
+      cmkd_option_json(&json),
+      cmkd_option_quiet(&quiet),
       {0},
   };
   const cmkd_command command = {

@@ -7,8 +7,10 @@
 #include "base/program/options.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
+#include "precompute/shared_options.h"
 
-/* "3,7,10-20" over 0..limit-1 as flags; NULL text: all. `what` and the option are for the message. */
+/* "3,7,10-20" as (limit) flags that the caller frees, after a failure too; NULL text: all. `what`: the option's name
+ * without its dashes, for messages. */
 static cmkd_status parse_ranges(const char *text, uint32_t limit, const char *what, uint8_t **flags, cmkd_error *err) {
   uint8_t *out = calloc((size_t)limit + 1, 1);
   *flags = out;
@@ -33,11 +35,12 @@ static cmkd_status parse_ranges(const char *text, uint32_t limit, const char *wh
   }
 }
 
-typedef struct algorithm {
+/* What to keep, as the user wrote it; NULL: all. */
+typedef struct selection {
   const char *samples, *views, *classes;
-} algorithm;
+} selection;
 
-static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_t **position, uint64_t *count,
+static cmkd_status choose_samples(cmkd_cache *cache, const selection *s, uint32_t **position, uint64_t *count,
                                   cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   const uint64_t *ids;
@@ -47,8 +50,8 @@ static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_
   CMKD_TRY(cmkd_cache_labels(cache, &labels, err));
   *count = 0;
   uint32_t n = info->identity.dataset_n;
-  cmkd_status status = parse_ranges(c->samples, n, "samples", &samples, err);
-  if (status == CMKD_OK) status = parse_ranges(c->classes, info->classes, "classes", &classes, err);
+  cmkd_status status = parse_ranges(s->samples, n, "samples", &samples, err);
+  if (status == CMKD_OK) status = parse_ranges(s->classes, info->classes, "classes", &classes, err);
   if (status == CMKD_OK && !(*position = malloc((size_t)info->samples * sizeof **position)))
     status = cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   for (uint64_t i = 0; i < info->samples && status == CMKD_OK; i++)
@@ -61,10 +64,10 @@ static cmkd_status choose_samples(cmkd_cache *cache, const algorithm *c, uint32_
   return status;
 }
 
-static cmkd_status choose_views(const cmkd_cache_info *info, const algorithm *c, cmkd_reshape *shape,
+static cmkd_status choose_views(const cmkd_cache_info *info, const selection *s, cmkd_reshape *shape,
                                 cmkd_reshape_view *views, cmkd_error *err) {
   uint8_t *flags;
-  cmkd_status status = parse_ranges(c->views, info->views, "views", &flags, err);
+  cmkd_status status = parse_ranges(s->views, info->views, "views", &flags, err);
   uint32_t count = 0;
   for (uint32_t v = 0; v < info->views && status == CMKD_OK; v++)
     if (flags[v]) views[count++] = (cmkd_reshape_view){0, v};
@@ -80,35 +83,25 @@ static cmkd_status choose_views(const cmkd_cache_info *info, const algorithm *c,
 
 cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   const char *paths[2] = {0}, *codec = NULL;
-  algorithm c = {0};
+  selection s = {0};
   int help = 0, positionals = 0, quiet = 0, json = 0;
   int64_t shard_rows = 0;
   const cmkd_option table[] = {
       {.name = "--samples",
        .argument = "LIST",
        .kind = CMKD_OPT_STRING,
-       .target = &c.samples,
+       .target = &s.samples,
        .help = "sample ids of the data set, as in 0-9999 [all]"},
-      {.name = "--views", .argument = "LIST", .kind = CMKD_OPT_STRING, .target = &c.views, .help = "as in 0-3,7 [all]"},
+      {.name = "--views", .argument = "LIST", .kind = CMKD_OPT_STRING, .target = &s.views, .help = "as in 0-3,7 [all]"},
       {.name = "--classes",
        .argument = "LIST",
        .kind = CMKD_OPT_STRING,
-       .target = &c.classes,
+       .target = &s.classes,
        .help = "samples with these labels; rows keep all classes [all]"},
-      {.name = "--codec",
-       .argument = "f32|f16|u8sqrt",
-       .kind = CMKD_OPT_STRING,
-       .target = &codec,
-       .help = "[that of the input]"},
-      {.name = "--shard-rows",
-       .argument = "N",
-       .kind = CMKD_OPT_INT,
-       .target = &shard_rows,
-       .help = "samples a shard [chosen]",
-       .min = 1,
-       .max = INT32_MAX},
-      {.name = "--json", .kind = CMKD_OPT_FLAG, .target = &json, .help = "one JSON object"},
-      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "no progress"},
+      cmkd_option_full_codec(&codec, "[that of the input]"),
+      cmkd_option_shard_rows(&shard_rows),
+      cmkd_option_json(&json),
+      cmkd_option_quiet(&quiet),
       {0},
   };
   const cmkd_command command = {.name = "cmkd-cache subset",
@@ -129,9 +122,9 @@ cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   cmkd_reshape shape = {.out = paths[1], .label = "subset", .inputs = &in, .count = 1, .quiet = quiet};
   cmkd_reshape_spec(info, codec, &shape.spec);
   shape.spec.shard_rows = (uint32_t)shard_rows;
-  cmkd_status status = views ? choose_samples(in, &c, &position, &shape.spec.samples, err)
+  cmkd_status status = views ? choose_samples(in, &s, &position, &shape.spec.samples, err)
                              : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  if (status == CMKD_OK) status = choose_views(info, &c, &shape, views, err);
+  if (status == CMKD_OK) status = choose_views(info, &s, &shape, views, err);
   shape.position = position;
   if (status == CMKD_OK) status = cmkd_reshape_run(&shape, NULL, err);
   cmkd_cache_close(in);

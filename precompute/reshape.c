@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/file.h"
+#include "base/json.h"
 #include "base/program/interrupt.h"
 #include "base/program/progress.h"
 #include "formats/cache/codec.h"
@@ -270,27 +271,25 @@ void cmkd_reshape_spec(const cmkd_cache_info *info, const char *codec, cmkd_cach
   spec->array_count = info->array_count;
 }
 
-void cmkd_print_json(json_t *object) {
-  char *text = object ? json_dumps(object, JSON_COMPACT | JSON_REAL_PRECISION(9)) : NULL;
-  puts(text ? text : "{}");
-  free(text);
-  json_decref(object);
+static json_t *describe(const char *out, const cmkd_cache_info *info, double per_row) {
+  return json_pack("{s:o,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", cmkd_json_string(out), "samples",
+                   (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes, "bytes",
+                   (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->sha256);
 }
 
 cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err) {
   cmkd_cache *cache;
+  cmkd_status status = CMKD_OK;
   CMKD_TRY(cmkd_cache_open(out, &cache, err));
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   double per_row = (double)info->bytes / ((double)info->samples * info->views);
   if (json)
-    cmkd_print_json(json_pack("{s:s,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", out, "samples", (json_int_t)info->samples,
-                              "views", (int)info->views, "classes", (int)info->classes, "bytes",
-                              (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->sha256));
+    status = cmkd_json_print(describe(out, info, per_row), 9, err);
   else
     printf("%s: %" PRIu64 " samples x %u views x %u classes, %" PRIu64 " bytes, %.1f a row, sha256 %.16s\n", out,
            info->samples, info->views, info->classes, info->bytes, per_row, info->sha256);
   cmkd_cache_close(cache);
-  return CMKD_OK;
+  return status;
 }
 
 cmkd_status cmkd_open_all(const char *const *paths, int count, cmkd_cache **caches, cmkd_error *err) {

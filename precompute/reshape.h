@@ -4,7 +4,6 @@
  * must be equal. An average has no named arrays, and arrays of unknown types stay behind: a line on stderr says so. */
 #ifndef CMKD_PRECOMPUTE_RESHAPE_H
 #define CMKD_PRECOMPUTE_RESHAPE_H
-#include <jansson.h>
 #include "cmkd/cache.h"
 #include "cmkd/cache_writer.h"
 
@@ -40,8 +39,6 @@ cmkd_status cmkd_codec_allowed(const char *codec, int allowed, cmkd_error *err);
 void cmkd_reshape_spec(const cmkd_cache_info *info, const char *codec, cmkd_cache_spec *spec);
 /* "OUT: 123 rows, 45.6 bytes a row" or a JSON object, to stdout. */
 cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err);
-/* One line to stdout; takes the reference. */
-void cmkd_print_json(json_t *object);
 /* Opens all, in order; on failure closes those already open. */
 cmkd_status cmkd_open_all(const char *const *paths, int count, cmkd_cache **caches, cmkd_error *err);
 void cmkd_close_all(cmkd_cache **caches, int count);
