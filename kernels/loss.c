@@ -9,7 +9,9 @@
 #include <string.h>
 #include "base/text.h"
 
-/* ---- the registry: a new term is one line here and one in each table of an implementation ---- */
+/* ---- the terms ----
+ * A new one is a value of cmkd_term_kind, a row of `terms`, and its arithmetic in each implementation:
+ * kernels/ref/loss_ref.c, kernels/cpu/loss/, kernels/cuda/loss/. docs/losses.md says its formula. */
 enum {
   KEY_WEIGHT = 1,
   KEY_T = 2,
@@ -76,7 +78,7 @@ static const struct {
     {"zscore", KEY_ZSCORE, 0, 0, 0},
     {"warmup", KEY_WARMUP, offsetof(cmkd_loss_term, warmup), 0, MAX_FACTOR},
 };
-enum { KEYS = sizeof keys / sizeof keys[0] };
+enum { KEYS = sizeof keys / sizeof keys[0] }; /* keys[0] is the weight */
 static const char *const gate_names[] = {"easy-spearman", "hard-spearman", "off", NULL};
 static const char *const switch_names[] = {"off", "on", NULL};
 
@@ -85,7 +87,7 @@ typedef struct parser {
   const char *text, *at; /* the whole expression; what is left */
   char word[40];         /* the last word or number read */
   cmkd_error *err;
-  int given[CMKD_TERM_KINDS]; /* bits of the keys that were written, KEY_WEIGHT among them; -1: named bare */
+  int given[CMKD_TERM_KINDS]; /* bits of the keys that were written, KEY_WEIGHT among them */
   double cmkd_alpha;          /* CMKD's alpha is the weight of cross-entropy */
   const cmkd_loss_defaults *defaults;
   cmkd_loss *loss;
@@ -106,28 +108,37 @@ static void read_word(parser *p) {
   skip_blanks(p);
 }
 
+/* p->word is none of `names`, which are what may stand there. */
 static cmkd_status unknown(parser *p, const char *what, const char *const *names) {
   const char *near = cmkd_nearest(p->word, names);
   char known[200] = "";
   for (size_t used = 0; *names && used < sizeof known - 1; names++)
     used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", *names);
-  return near ? cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': unknown %s '%s'; did you mean '%s'? known: %s",
-                          p->text, what, p->word, near, known)
-              : cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': unknown %s '%s'; known: %s", p->text, what, p->word,
-                          known);
+  if (near)
+    return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': unknown %s '%s'; did you mean '%s'? known: %s", p->text,
+                     what, p->word, near, known);
+  return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': unknown %s '%s'; known: %s", p->text, what, p->word, known);
 }
 
-/* A plain decimal number (no hex, no inf, no nan) within [min, max]. The '+' of an exponent belongs to it. */
-static cmkd_status read_number(parser *p, const char *key, double min, double max, double *out) {
-  skip_blanks(p);
-  const char *start = p->at, *s = start;
+/* Where a plain decimal number (no hex, no inf, no nan) that begins at `s` may end. The '+' of an exponent belongs to
+ * it, any other joins terms. */
+static const char *number_end(const char *s) {
   if (*s == '-' || *s == '+') s++;
   while (isdigit((unsigned char)*s) || *s == '.')
     s++;
-  if ((*s == 'e' || *s == 'E') &&
-      (isdigit((unsigned char)s[1]) || ((s[1] == '-' || s[1] == '+') && isdigit((unsigned char)s[2]))))
-    for (s += 2; isdigit((unsigned char)*s); s++) {
-    }
+  if (*s != 'e' && *s != 'E') return s;
+  const char *digits = s + 1;
+  if (*digits == '-' || *digits == '+') digits++;
+  if (!isdigit((unsigned char)*digits)) return s;
+  while (isdigit((unsigned char)*digits))
+    digits++;
+  return digits;
+}
+
+/* A number within [min, max]. */
+static cmkd_status read_number(parser *p, const char *key, double min, double max, double *out) {
+  skip_blanks(p);
+  const char *start = p->at, *s = number_end(start);
   char digits[64], *end = digits;
   size_t length = (size_t)(s - start);
   if (length < sizeof digits) {
@@ -136,8 +147,7 @@ static cmkd_status read_number(parser *p, const char *key, double min, double ma
     *out = strtod(digits, &end);
   }
   if (length == 0 || length >= sizeof digits || *end || end == digits || isalnum((unsigned char)*s) || *s == '_') {
-    for (length = 0; start[length] && !strchr(",+ \t", start[length]); length++) {
-    }
+    length = strcspn(start, ",+ \t");
     return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': %s wants a number, not '%.*s'", p->text, key,
                      (int)(length < 40 ? length : 40), start);
   }
@@ -156,40 +166,47 @@ static cmkd_status read_keyword(parser *p, const char *key, const char *const *n
       *out = i;
       return CMKD_OK;
     }
+  return unknown(p, key, names);
+}
+
+/* The word of a key that this term has; *k is its index in `keys`. */
+static cmkd_status read_key(parser *p, const term_info *info, int *k) {
+  const char *names[KEYS + 1];
   char what[40];
-  snprintf(what, sizeof what, "%s", key);
+  int n = 0;
+  read_word(p);
+  for (int i = 0; i < KEYS; i++) {
+    if (!(info->keys & keys[i].key)) continue;
+    names[n++] = keys[i].name;
+    if (strcmp(keys[i].name, p->word)) continue;
+    *k = i;
+    return CMKD_OK;
+  }
+  names[n] = NULL;
+  snprintf(what, sizeof what, "key of %s", info->name);
   return unknown(p, what, names);
+}
+
+static cmkd_status read_value(parser *p, int kind, int k, cmkd_loss_term *term) {
+  if (keys[k].key == KEY_GATE) return read_keyword(p, "gate", gate_names, &term->gate);
+  if (keys[k].key == KEY_ZSCORE) return read_keyword(p, "zscore", switch_names, &term->zscore);
+  double *number = (double *)((char *)term + keys[k].at);
+  if (keys[k].key == KEY_ALPHA && kind == CMKD_TERM_CMKD) number = &p->cmkd_alpha;
+  return read_number(p, keys[k].name, keys[k].min, keys[k].max, number);
 }
 
 /* key=value, or a bare number: the weight */
 static cmkd_status read_argument(parser *p, int kind, cmkd_loss_term *term) {
   const term_info *info = &terms[kind];
   skip_blanks(p);
-  int k = 0;
+  int k = 0; /* the weight */
   if (!isalpha((unsigned char)*p->at) && *p->at != '_') {
     CMKD_TRY(read_number(p, info->name, keys[0].min, keys[0].max, &term->weight));
   } else {
-    const char *names[KEYS + 1];
-    int n = 0;
-    for (int i = 0; i < KEYS; i++)
-      if (info->keys & keys[i].key) names[n++] = keys[i].name;
-    names[n] = NULL;
-    read_word(p);
-    while (k < KEYS && (strcmp(keys[k].name, p->word) || !(info->keys & keys[k].key)))
-      k++;
-    char what[40];
-    snprintf(what, sizeof what, "key of %s", info->name);
-    if (k == KEYS) return unknown(p, what, names);
+    CMKD_TRY(read_key(p, info, &k));
     if (*p->at != '=') return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': write %s=VALUE", p->text, keys[k].name);
     p->at++;
-    if (keys[k].key == KEY_GATE)
-      CMKD_TRY(read_keyword(p, "gate", gate_names, &term->gate));
-    else if (keys[k].key == KEY_ZSCORE)
-      CMKD_TRY(read_keyword(p, "zscore", switch_names, &term->zscore));
-    else if (keys[k].key == KEY_ALPHA && kind == CMKD_TERM_CMKD)
-      CMKD_TRY(read_number(p, "alpha", keys[k].min, keys[k].max, &p->cmkd_alpha));
-    else
-      CMKD_TRY(read_number(p, keys[k].name, keys[k].min, keys[k].max, (double *)((char *)term + keys[k].at)));
+    CMKD_TRY(read_value(p, kind, k, term));
   }
   if (p->given[kind] & keys[k].key)
     return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': %s of %s is given twice", p->text, keys[k].name,
@@ -237,41 +254,55 @@ static cmkd_status read_term(parser *p, int seen[CMKD_TERM_KINDS], cmkd_loss_ter
   return CMKD_OK;
 }
 
+/* Cross-entropy counts once: as written, else CMKD's alpha, else KD's share where KD stands alone, else 1. */
+static cmkd_status settle_ce(parser *p, int seen[CMKD_TERM_KINDS], cmkd_loss_term found[CMKD_TERM_KINDS]) {
+  int others = 0, alpha = p->given[CMKD_TERM_CMKD] & KEY_ALPHA;
+  double *weight = &found[CMKD_TERM_CE].weight;
+  for (int i = CMKD_TERM_DKD; i < CMKD_TERM_KINDS; i++)
+    others += seen[i];
+  if (seen[CMKD_TERM_CE]) {
+    if (alpha && p->cmkd_alpha != *weight)
+      return cmkd_fail(p->err, CMKD_ERR_USAGE,
+                       "loss '%.200s': alpha of cmkd is the weight of ce, which is given as %g; leave one of them out",
+                       p->text, *weight);
+    return CMKD_OK;
+  }
+  seen[CMKD_TERM_CE] = 1;
+  if (alpha)
+    *weight = p->cmkd_alpha;
+  else if (seen[CMKD_TERM_KD] && !others)
+    *weight = kd_ce[p->loss->family];
+  else
+    *weight = 1;
+  return CMKD_OK;
+}
+
+static void add_term(cmkd_loss *loss, int kind, const cmkd_loss_term *found) {
+  cmkd_loss_term *term = &loss->term[loss->terms++];
+  *term = *found;
+  term->kind = kind;
+  term->part = loss->parts;
+  for (int i = 0; i < 2 && terms[kind].part[i]; i++)
+    loss->part_name[loss->parts++] = terms[kind].part[i];
+  loss->needs_teacher |= kind != CMKD_TERM_CE;
+  loss->needs_full_row |= terms[kind].full_row;
+}
+
 static cmkd_status read_expression(parser *p) {
-  cmkd_loss *loss = p->loss;
   int seen[CMKD_TERM_KINDS] = {0};
   cmkd_loss_term found[CMKD_TERM_KINDS] = {{0}};
+  double sum = 0;
   for (;; p->at++) {
     CMKD_TRY(read_term(p, seen, found));
     if (*p->at != '+') break;
   }
   if (*p->at)
     return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': expected '+', ',' or the end at '%.20s'", p->text, p->at);
-
-  /* cross-entropy counts once: as written, else CMKD's alpha, else KD's share where KD stands alone, else 1 */
-  int others = 0, alpha = p->given[CMKD_TERM_CMKD] & KEY_ALPHA;
-  for (int i = CMKD_TERM_DKD; i < CMKD_TERM_KINDS; i++)
-    others += seen[i];
-  if (!seen[CMKD_TERM_CE])
-    found[CMKD_TERM_CE].weight = alpha ? p->cmkd_alpha : seen[CMKD_TERM_KD] && !others ? kd_ce[loss->family] : 1;
-  else if (alpha && p->cmkd_alpha != found[CMKD_TERM_CE].weight)
-    return cmkd_fail(p->err, CMKD_ERR_USAGE,
-                     "loss '%.200s': alpha of cmkd is the weight of ce, which is given as %g; leave one of them out",
-                     p->text, found[CMKD_TERM_CE].weight);
-  seen[CMKD_TERM_CE] = 1;
-
-  double sum = 0;
+  CMKD_TRY(settle_ce(p, seen, found));
   for (int kind = 0; kind < CMKD_TERM_KINDS; kind++) {
     if (!seen[kind]) continue;
-    cmkd_loss_term *term = &loss->term[loss->terms++];
-    *term = found[kind];
-    term->kind = kind;
-    term->part = loss->parts;
-    for (int i = 0; i < 2 && terms[kind].part[i]; i++)
-      loss->part_name[loss->parts++] = terms[kind].part[i];
-    loss->needs_teacher |= kind != CMKD_TERM_CE;
-    loss->needs_full_row |= terms[kind].full_row;
-    sum += term->weight;
+    add_term(p->loss, kind, &found[kind]);
+    sum += found[kind].weight;
   }
   if (!(sum > 0))
     return cmkd_fail(p->err, CMKD_ERR_USAGE, "loss '%.200s': every weight is 0, there is nothing to learn from",

@@ -25,20 +25,25 @@ typedef enum cmkd_gate { CMKD_GATE_EASY_SPEARMAN = 0, CMKD_GATE_HARD_SPEARMAN, C
 
 #define CMKD_LOSS_MIN_CLASSES 2
 #define CMKD_LOSS_MAX_CLASSES 131072
-#define CMKD_DEGENERATE \
-  1e-6 /* a row is degenerate when sigma <= this * max(1, max|s_i|); for DIST: when sigma <= this * largest entry */
-#define CMKD_DIST_TINY \
-  1e-150 /* a column of DIST whose largest probability is below this counts 0: its squares are no longer doubles */
-#define CMKD_GATE_MARGIN 1e-5 /* easy: H <= mean + this * max(1, mean) */
+/* A row of scores s is degenerate, and counts 0, when sigma <= this * max(1, max|s_i|); a row or column of DIST when
+ * sigma <= this * its largest entry. */
+#define CMKD_DEGENERATE 1e-6
+/* A column of DIST whose largest probability is below this counts 0: its squares are no longer doubles. */
+#define CMKD_DIST_TINY 1e-150
+/* A row of entropy H is easy when H <= mean + this * max(1, mean). */
+#define CMKD_GATE_MARGIN 1e-5
 
-/* One term. Fields that a kind does not use are 0. Each kind appears at most once in a loss. Parts it fills in
- * result->part: CE    part[p] = ce                                     total += weight * ce KD    part[p] = kd (T^2 KL)
- * total += weight * kd DKD   part[p] = dkd_target, [p+1] = dkd_nontarget      total += ramp * weight * (alpha * target
- * + beta * nontarget) NKD   part[p] = nkd_target, [p+1] = nkd_nontarget      total += weight * (target + gamma *
- * nontarget) DIST  part[p] = dist_inter, [p+1] = dist_intra         total += weight * (beta * inter + gamma * intra)
- * (both carry T^2) CMKD  part[p] = pearson, [p+1] = spearman              total += weight * mean(w_P * pearson_i + w_S
- * * spearman_i) where of (beta, gamma) the gate gives w_P and w_S row by row. Rows that are degenerate count 0 in a
- * part's mean. */
+/* One term. Fields that a kind does not use are 0; each kind appears at most once in a loss. Its parts are numbered
+ * from `part` on in result->part, unweighted means over the rows, where degenerate rows count 0; to the loss it adds
+ *
+ *   CE     weight * ce
+ *   KD     weight * kd, which carries T^2
+ *   DKD    ramp * weight * (alpha * dkd_target + beta * dkd_nontarget)
+ *   NKD    weight * (nkd_target + gamma * nkd_nontarget)
+ *   DIST   weight * (beta * dist_inter + gamma * dist_intra), both carry T^2
+ *   CMKD   weight * mean over rows i of (w_P * pearson_i + w_S * spearman_i)
+ *
+ * where row by row the gate gives (beta, gamma) to w_P and w_S, or the other way round. */
 typedef struct cmkd_loss_term {
   int kind;   /* cmkd_term_kind */
   int part;   /* index of its first part */
@@ -56,12 +61,12 @@ typedef struct cmkd_loss_term {
 struct cmkd_loss {
   int family; /* cmkd_loss_family */
   int terms;
-  cmkd_loss_term
-      term[CMKD_TERM_KINDS]; /* (terms), in the order of cmkd_term_kind; CE is always term[0], its weight may be 0 */
+  /* (terms), in the order of cmkd_term_kind; CE is always term[0], its weight may be 0 */
+  cmkd_loss_term term[CMKD_TERM_KINDS];
   int parts;
   const char *part_name[CMKD_LOSS_MAX_PARTS];
   int needs_teacher, needs_full_row;
-  char text[1024];
+  char text[1024]; /* of cmkd_loss_text */
 };
 
 /* Defaults that stand in for the family's where an expression leaves a key out: a published recipe may set them. They
@@ -91,14 +96,15 @@ static inline int cmkd_gate_easy(double h, double mean) { return h <= mean + CMK
 
 /* The weights of Pearson and Spearman for an easy or hard row. */
 static inline void cmkd_gate_weights(const cmkd_loss_term *term, int easy, double *pearson, double *spearman) {
-  int spearman_first = term->gate == CMKD_GATE_EASY_SPEARMAN ? easy : term->gate == CMKD_GATE_HARD_SPEARMAN ? !easy : 0;
+  int spearman_first =
+      (term->gate == CMKD_GATE_EASY_SPEARMAN && easy) || (term->gate == CMKD_GATE_HARD_SPEARMAN && !easy);
   *pearson = spearman_first ? term->gamma : term->beta;
   *spearman = spearman_first ? term->beta : term->gamma;
 }
 
-/* One implementation. `eval` is called with checked arguments (shape, pointers, dtype, NULL teacher only when none is
- * needed), but with unchecked numbers: it finds NaN, Inf and bad labels itself and returns CMKD_ERR_VALUE with
- * result->bad_row set. */
+/* One implementation for host buffers. `eval` is called with checked arguments (shape, pointers, dtype, NULL teacher
+ * only when none is needed), but with unchecked numbers: it finds NaN, Inf and bad labels itself and returns
+ * CMKD_ERR_VALUE with result->bad_row set. */
 typedef struct cmkd_loss_implementation {
   const char *name;
   size_t (*scratch)(const cmkd_loss *loss, int64_t batch, int64_t classes);
