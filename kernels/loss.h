@@ -127,11 +127,16 @@ typedef struct cmkd_loss_ref_rows {         /* what happened row by row; any poi
   int32_t *order;    /* (B, C) class at each sorted position (descending); undefined where degenerate */
   int32_t *block_of; /* (B, C) block number of each sorted position; undefined where degenerate */
 } cmkd_loss_ref_rows;
-/* student, teacher (B, C), labels (B), grad (B, C) or NULL. Inputs must be finite, labels in range. Allocates what it
- * needs. */
-cmkd_status cmkd_loss_ref_double(const cmkd_loss *loss, int64_t batch, int64_t classes, const double *student,
-                                 const double *teacher, const int32_t *labels, double epoch, double label_smoothing,
-                                 double entropy_mean, double *grad, cmkd_loss_result *result,
+typedef struct cmkd_loss_ref_batch { /* fields as in cmkd_loss_batch, which says more of them */
+  int64_t batch, classes;
+  const double *student; /* (B, C), finite */
+  const double *teacher; /* (B, C), finite; NULL if no term needs it */
+  const int32_t *labels; /* (B), in range */
+  double *grad;          /* (B, C), overwritten; NULL: loss only */
+  double epoch, label_smoothing, entropy_mean;
+} cmkd_loss_ref_batch;
+/* Allocates what it needs. `rows` may be NULL. */
+cmkd_status cmkd_loss_ref_double(const cmkd_loss *loss, const cmkd_loss_ref_batch *batch, cmkd_loss_result *result,
                                  const cmkd_loss_ref_rows *rows, cmkd_error *err);
 /* Agreement of one row in double. blocks: soft-rank blocks / C at kappa. All three 0 for a degenerate row. */
 cmkd_status cmkd_agreement_ref(int64_t classes, const double *student, const double *teacher, double kappa,

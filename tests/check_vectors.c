@@ -245,8 +245,16 @@ static cmkd_status run(test_case *c, int which, cmkd_loss_result *result, double
                                .loss_spearman = m + 2 * c->B,
                                .weight_pearson = m + 3 * c->B,
                                .weight_spearman = m + 4 * c->B};
-    cmkd_status status = cmkd_loss_ref_double(c->loss, c->B, c->C, c->student_d, c->teacher_d, c->labels,
-                                              CMKD_LOSS_NO_WARMUP, c->smoothing, NAN, c->got, result, &rows, err);
+    const cmkd_loss_ref_batch b = {.batch = c->B,
+                                   .classes = c->C,
+                                   .student = c->student_d,
+                                   .teacher = c->teacher_d,
+                                   .labels = c->labels,
+                                   .grad = c->got,
+                                   .epoch = CMKD_LOSS_NO_WARMUP,
+                                   .label_smoothing = c->smoothing,
+                                   .entropy_mean = NAN};
+    cmkd_status status = cmkd_loss_ref_double(c->loss, &b, result, &rows, err);
     if (status == CMKD_OK && cmkd_loss_find(c->loss, CMKD_TERM_CMKD)) *rows_error = row_error(c, &rows);
     free(m);
     return status;

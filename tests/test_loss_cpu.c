@@ -137,7 +137,16 @@ static void compare(const char *expression, int64_t B, int64_t C, fill kind, cmk
   sample x = make_sample(B, C, kind, dtype, 7 * (uint64_t)B + (uint64_t)kind);
   cmkd_loss_result got, want;
   assert_ok(eval(loss, &x, smoothing, NAN, &got, &err));
-  assert_ok(cmkd_loss_ref_double(loss, B, C, x.sd, x.td, x.y, 7, smoothing, NAN, x.gd, &want, NULL, &err));
+  const cmkd_loss_ref_batch doubles = {.batch = B,
+                                       .classes = C,
+                                       .student = x.sd,
+                                       .teacher = x.td,
+                                       .labels = x.y,
+                                       .grad = x.gd,
+                                       .epoch = 7,
+                                       .label_smoothing = smoothing,
+                                       .entropy_mean = NAN};
+  assert_ok(cmkd_loss_ref_double(loss, &doubles, &want, NULL, &err));
   double largest = 0, off = 0;
   for (int64_t i = 0; i < B * C; i++) {
     largest = fmax(largest, fabs(x.gd[i]));

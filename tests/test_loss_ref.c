@@ -50,11 +50,23 @@ static void free_sample(sample *x) {
   free(x->blocks);
 }
 
+static cmkd_loss_ref_batch batch_of(const sample *x, double epoch, double smoothing, double entropy_mean) {
+  return (cmkd_loss_ref_batch){.batch = x->B,
+                               .classes = x->C,
+                               .student = x->s,
+                               .teacher = x->t,
+                               .labels = x->y,
+                               .grad = x->g,
+                               .epoch = epoch,
+                               .label_smoothing = smoothing,
+                               .entropy_mean = entropy_mean};
+}
+
 static double eval(const cmkd_loss *loss, sample *x, double epoch, double smoothing) {
   cmkd_error err;
   cmkd_loss_ref_rows rows = {.order = x->order, .block_of = x->block_of, .blocks = x->blocks};
-  assert_ok(
-      cmkd_loss_ref_double(loss, x->B, x->C, x->s, x->t, x->y, epoch, smoothing, NAN, x->g, &x->result, &rows, &err));
+  const cmkd_loss_ref_batch batch = batch_of(x, epoch, smoothing, NAN);
+  assert_ok(cmkd_loss_ref_double(loss, &batch, &x->result, &rows, &err));
   return x->result.loss;
 }
 
@@ -265,6 +277,7 @@ static void gates(void **state) {
   sample x = make_sample(4, 6, 11);
   double wp[4], ws[4], entropy[4];
   cmkd_loss_ref_rows rows = {.weight_pearson = wp, .weight_spearman = ws, .entropy = entropy};
+  cmkd_loss_ref_batch batch = batch_of(&x, 1, 0, NAN);
   for (int i = 0; i < 6; i++) {
     x.t[i] = i == 2 ? 20 : 0;
     x.t[6 + i] = .01 * i;
@@ -279,7 +292,7 @@ static void gates(void **state) {
     char text[60];
     snprintf(text, sizeof text, "cmkd:gate=%s", cases[k].gate);
     cmkd_loss *loss = parse(text);
-    assert_ok(cmkd_loss_ref_double(loss, 4, 6, x.s, x.t, x.y, 1, 0, NAN, x.g, &x.result, &rows, &err));
+    assert_ok(cmkd_loss_ref_double(loss, &batch, &x.result, &rows, &err));
     for (int r = 0; r < 4; r++)
       assert_true(wp[r] == cases[k].wp[r] && ws[r] == 6 - cases[k].wp[r]);
     cmkd_loss_free(loss);
@@ -289,10 +302,11 @@ static void gates(void **state) {
   for (int r = 1; r < 4; r++)
     for (int i = 0; i < 6; i++)
       x.t[r * 6 + i] = x.t[(i + r) % 6];
-  assert_ok(cmkd_loss_ref_double(loss, 4, 6, x.s, x.t, x.y, 1, 0, NAN, x.g, &x.result, &rows, &err));
+  assert_ok(cmkd_loss_ref_double(loss, &batch, &x.result, &rows, &err));
   for (int r = 0; r < 4; r++)
     assert_true(ws[r] == 4);
-  assert_ok(cmkd_loss_ref_double(loss, 4, 6, x.s, x.t, x.y, 1, 0, entropy[0] - 1e-3, x.g, &x.result, &rows, &err));
+  batch.entropy_mean = entropy[0] - 1e-3;
+  assert_ok(cmkd_loss_ref_double(loss, &batch, &x.result, &rows, &err));
   for (int r = 0; r < 4; r++)
     assert_true(ws[r] == 2);
   cmkd_loss_free(loss);

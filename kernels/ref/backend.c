@@ -295,9 +295,16 @@ static cmkd_status evaluate_loss(cmkd_be_model *model, const cmkd_step *step, cm
   int64_t numbers = (int64_t)step->count * g->classes;
   for (int64_t i = 0; i < numbers && teacher; i++)
     model->teacher[i] = (double)teacher[i];
-  CMKD_TRY(cmkd_loss_ref_double(config->loss, step->count, g->classes, logits, teacher ? model->teacher : NULL,
-                                model->labels, step->epoch, config->label_smoothing, cmkd_step_entropy_mean(step),
-                                model->slope[cmkd_graph_logits(g)], &result->loss, NULL, err));
+  const cmkd_loss_ref_batch batch = {.batch = step->count,
+                                     .classes = g->classes,
+                                     .student = logits,
+                                     .teacher = teacher ? model->teacher : NULL,
+                                     .labels = model->labels,
+                                     .grad = model->slope[cmkd_graph_logits(g)],
+                                     .epoch = step->epoch,
+                                     .label_smoothing = config->label_smoothing,
+                                     .entropy_mean = cmkd_step_entropy_mean(step)};
+  CMKD_TRY(cmkd_loss_ref_double(config->loss, &batch, &result->loss, NULL, err));
   result->loss.bad_row = -1;
   for (int i = 0; i < step->count; i++) {
     cmkd_result_count_rank(result,

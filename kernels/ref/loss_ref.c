@@ -304,36 +304,34 @@ static cmkd_status all_terms(const cmkd_loss *loss, const work *w, cmkd_loss_res
   return CMKD_OK;
 }
 
-cmkd_status cmkd_loss_ref_double(const cmkd_loss *loss, int64_t batch, int64_t classes, const double *student,
-                                 const double *teacher, const int32_t *labels, double epoch, double label_smoothing,
-                                 double entropy_mean, double *grad, cmkd_loss_result *result,
+cmkd_status cmkd_loss_ref_double(const cmkd_loss *loss, const cmkd_loss_ref_batch *b, cmkd_loss_result *result,
                                  const cmkd_loss_ref_rows *rows, cmkd_error *err) {
-  work w = {.B = batch,
-            .C = classes,
-            .s = student,
-            .t = teacher,
-            .y = labels,
-            .grad = grad,
-            .epoch = epoch,
-            .smoothing = label_smoothing,
-            .entropy_mean = entropy_mean,
+  work w = {.B = b->batch,
+            .C = b->classes,
+            .s = b->student,
+            .t = b->teacher,
+            .y = b->labels,
+            .grad = b->grad,
+            .epoch = b->epoch,
+            .smoothing = b->label_smoothing,
+            .entropy_mean = b->entropy_mean,
             .rows = rows};
   *result = (cmkd_loss_result){.loss = NAN, .blocks = NAN, .bad_row = -1};
-  double *memory = calloc((size_t)(8 * classes + (grad ? 0 : batch * classes)), sizeof *memory);
-  int32_t *indices = calloc((size_t)(2 * classes), sizeof *indices);
+  double *memory = calloc((size_t)(8 * b->classes + (b->grad ? 0 : b->batch * b->classes)), sizeof *memory);
+  int32_t *indices = calloc((size_t)(2 * b->classes), sizeof *indices);
   cmkd_status status = CMKD_OK;
   if (!memory || !indices)
-    status = cmkd_fail(err, CMKD_ERR_MEMORY, "loss: out of memory for %lld x %lld logits", (long long)batch,
-                       (long long)classes);
+    status = cmkd_fail(err, CMKD_ERR_MEMORY, "loss: out of memory for %lld x %lld logits", (long long)b->batch,
+                       (long long)b->classes);
   if (status == CMKD_OK) {
     for (int i = 0; i < 8; i++)
-      w.v[i] = memory + i * classes;
+      w.v[i] = memory + i * b->classes;
     w.order = indices;
-    w.block_of = indices + classes;
-    if (!grad)
-      w.grad = memory + 8 * classes;
+    w.block_of = indices + b->classes;
+    if (!b->grad)
+      w.grad = memory + 8 * b->classes;
     else
-      memset(grad, 0, (size_t)(batch * classes) * sizeof *grad);
+      memset(b->grad, 0, (size_t)(b->batch * b->classes) * sizeof *b->grad);
     status = all_terms(loss, &w, result, err);
   }
   free(memory);
@@ -365,12 +363,20 @@ static cmkd_status eval(const cmkd_loss *loss, const cmkd_loss_batch *b, void *s
       if (!isfinite(s[i]) || !isfinite(t[i])) bad = r;
     }
   }
+  const cmkd_loss_ref_batch doubles = {.batch = b->batch,
+                                       .classes = b->classes,
+                                       .student = s,
+                                       .teacher = t,
+                                       .labels = b->labels,
+                                       .grad = b->grad ? g : NULL,
+                                       .epoch = b->epoch,
+                                       .label_smoothing = b->label_smoothing,
+                                       .entropy_mean = b->entropy_mean};
   cmkd_status status;
   if (bad >= 0)
     status = cmkd_loss_bad_row(b, bad, err);
   else
-    status = cmkd_loss_ref_double(loss, b->batch, b->classes, s, t, b->labels, b->epoch, b->label_smoothing,
-                                  b->entropy_mean, b->grad ? g : NULL, result, NULL, err);
+    status = cmkd_loss_ref_double(loss, &doubles, result, NULL, err);
   result->bad_row = bad;
   for (int64_t i = 0; status == CMKD_OK && b->grad && i < n; i++)
     b->grad[i] = (float)g[i];

@@ -136,8 +136,16 @@ static void compare(const char *name, const cmkd_loss *loss, const problem *p, d
   double *want = malloc((size_t)n * 8), top = 0;
   float *grad = malloc((size_t)n * 4), *first = malloc((size_t)n * 4);
   cmkd_loss_result ref, result, result_first;
-  assert_ok(cmkd_loss_ref_double(loss, p->B, p->C, p->s, p->t, p->labels, epoch, smoothing, entropy_mean, want, &ref,
-                                 NULL, &err));
+  const cmkd_loss_ref_batch doubles = {.batch = p->B,
+                                       .classes = p->C,
+                                       .student = p->s,
+                                       .teacher = p->t,
+                                       .labels = p->labels,
+                                       .grad = want,
+                                       .epoch = epoch,
+                                       .label_smoothing = smoothing,
+                                       .entropy_mean = entropy_mean};
+  assert_ok(cmkd_loss_ref_double(loss, &doubles, &ref, NULL, &err));
   for (int64_t i = 0; i < n; i++)
     top = fmax(top, fabs(want[i]));
   const int start =
