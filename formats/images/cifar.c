@@ -119,6 +119,7 @@ static cmkd_status read100(const char *dir, int test, cmkd_dataset *data, cmkd_e
 }
 static int holds10(const char *dir, int test) { return holds(&cifar10, dir, test); }
 static int holds100(const char *dir, int test) { return holds(&cifar100, dir, test); }
-const cmkd_reader cmkd_reader_cifar10 = {
+const cmkd_image_reader cmkd_image_reader_cifar10 = {
     read10, holds10, "data_batch_1.bin to data_batch_5.bin and test_batch.bin (of cifar-10-binary.tar.gz)"};
-const cmkd_reader cmkd_reader_cifar100 = {read100, holds100, "train.bin and test.bin (of cifar-100-binary.tar.gz)"};
+const cmkd_image_reader cmkd_image_reader_cifar100 = {read100, holds100,
+                                                      "train.bin and test.bin (of cifar-100-binary.tar.gz)"};

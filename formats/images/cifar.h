@@ -4,7 +4,7 @@
 #include <stdint.h>
 #include "formats/images/reader.h"
 
-extern const cmkd_reader cmkd_reader_cifar10, cmkd_reader_cifar100;
+extern const cmkd_image_reader cmkd_image_reader_cifar10, cmkd_image_reader_cifar100;
 
 #define CMKD_CIFAR_PIXELS 3072 /* bytes of an image */
 typedef struct cmkd_cifar_records {

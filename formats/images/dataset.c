@@ -16,7 +16,7 @@
 
 typedef struct entry {
   const char *name;
-  const cmkd_reader *reader;
+  const cmkd_image_reader *reader;
   int height, width, channels, classes;
   float mean[3], std[3]; /* of pixels / 255 in the training split, as the literature rounds them */
   cmkd_policy policy;    /* the usual augmentation */
@@ -27,7 +27,7 @@ typedef struct entry {
 
 static const entry registry[] = {
     {.name = "fashion-mnist",
-     .reader = &cmkd_reader_idx,
+     .reader = &cmkd_image_reader_idx,
      .height = 28,
      .width = 28,
      .channels = 1,
@@ -40,7 +40,7 @@ static const entry registry[] = {
      .subfolders = {"", "raw", "FashionMNIST/raw"},
      .remedy = "or apt install dataset-fashion-mnist"},
     {.name = "mnist",
-     .reader = &cmkd_reader_idx,
+     .reader = &cmkd_image_reader_idx,
      .height = 28,
      .width = 28,
      .channels = 1,
@@ -53,7 +53,7 @@ static const entry registry[] = {
      .subfolders = {"", "raw", "MNIST/raw"},
      .remedy = "with its four IDX files"},
     {.name = "cifar10",
-     .reader = &cmkd_reader_cifar10,
+     .reader = &cmkd_image_reader_cifar10,
      .height = 32,
      .width = 32,
      .channels = 3,
@@ -66,7 +66,7 @@ static const entry registry[] = {
      .subfolders = {"", "cifar-10-batches-bin"},
      .remedy = "with the unpacked cifar-10-binary.tar.gz"},
     {.name = "cifar100",
-     .reader = &cmkd_reader_cifar100,
+     .reader = &cmkd_image_reader_cifar100,
      .height = 32,
      .width = 32,
      .channels = 3,

@@ -111,6 +111,6 @@ static cmkd_status read_split(const char *dir, int test, cmkd_dataset *data, cmk
   return status;
 }
 
-const cmkd_reader cmkd_reader_idx = {
+const cmkd_image_reader cmkd_image_reader_idx = {
     read_split, holds,
     "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte, plain or .gz"};

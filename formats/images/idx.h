@@ -5,7 +5,7 @@
 #include <stdint.h>
 #include "formats/images/reader.h"
 
-extern const cmkd_reader cmkd_reader_idx; /* MNIST and its look-alikes, plain or gzipped */
+extern const cmkd_image_reader cmkd_image_reader_idx; /* MNIST and its look-alikes, plain or gzipped */
 
 #define CMKD_IDX_MAX_DIMS 3
 typedef struct cmkd_idx {

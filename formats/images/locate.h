@@ -5,7 +5,7 @@
 
 typedef struct cmkd_places {
   const char *name; /* of the data set, for messages */
-  const cmkd_reader *reader;
+  const cmkd_image_reader *reader;
   const char *const *folders;    /* NULL-terminated: names it goes by below the usual places */
   const char *const *subfolders; /* NULL-terminated: where unpackers put the files below such a folder; "": in it */
   const char *remedy;            /* for messages: behind "give --data NAME:DIR" */
