@@ -2,7 +2,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "base/file.h"
 #include "base/json.h"
 #include "base/limits.h"
 #include "base/program/environment.h"
@@ -19,6 +18,7 @@
 #include "precompute/commands.h"
 #include "precompute/precision.h"
 #include "precompute/reshape.h"
+#include "precompute/shared_options.h"
 
 typedef struct options {
   const char *teacher, *data, *split, *views, *augment, *codec, *device, *precision, *arch, *out, *part;
@@ -33,27 +33,23 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
       {"--teacher", "FILE", CMKD_OPT_STRING, &o->teacher, "weights of the teacher (safetensors)", 0, 0, NULL},
       {"--data", "SPEC", CMKD_OPT_STRING, &o->data, "data set, NAME or NAME:DIR [the one in the teacher's metadata]", 0,
        0, NULL},
-      {"--split", "train|test", CMKD_OPT_STRING, &o->split, "which images [train]", 0, 0, NULL},
+      cmkd_option_split(&o->split),
       {"--samples", "N", CMKD_OPT_INT, &o->samples, "only the first N of the split [all]", 1, CMKD_MAX_SAMPLES, NULL},
       {"--views", "V|all", CMKD_OPT_STRING, &o->views,
        "augmented views of each image; all: every variant of the policy [4; 1 without augmentation]", 0, 0, NULL},
       {"--clean-view", NULL, CMKD_OPT_FLAG, &o->clean_view, "one more view: the image as it is", 0, 0, NULL},
-      {"--augment", "POLICY", CMKD_OPT_STRING, &o->augment,
-       "none, flip, crop or crop+flip [crop+flip; MNIST: crop; test split: none]", 0, 0, NULL},
+      cmkd_option_augment(&o->augment, "none, flip, crop or crop+flip [crop+flip; MNIST: crop; test split: none]"),
       {"--seed", "S", CMKD_OPT_UINT64, &o->seed, "of the views; the training seed is independent of it [0]", 0, 0,
        &o->seed_seen},
       {"--cache-seed", "S", CMKD_OPT_UINT64, &o->other_seed, "the same, by the trainer's name for it", 0, 0,
        &o->other_seed_seen},
-      {"--codec", "NAME", CMKD_OPT_STRING, &o->codec, "f16, f32 (exact), u8sqrt (half the size) or topk:K [f16]", 0, 0,
-       NULL},
-      {"--allow-top-k", NULL, CMKD_OPT_FLAG, &o->allow_top_k,
-       "topk:K is meant: all but K logits of a row become one tie, no rank-based losses", 0, 0, NULL},
-      {"--shard-rows", "N", CMKD_OPT_INT, &o->shard_rows, "samples a shard [about 4 MB of raw logits]", 1,
-       CMKD_MAX_SHARD_ROWS, NULL},
+      cmkd_option_codec(&o->codec, "f16, f32 (exact), u8sqrt (half the size) or topk:K [f16]"),
+      cmkd_option_allow_top_k(&o->allow_top_k),
+      cmkd_option_shard_rows(&o->shard_rows),
       {"--teacher-batch", "N", CMKD_OPT_INT, &o->teacher_batch, "images a teacher batch; recorded in the cache [128]",
        1, CMKD_MAX_BATCH, NULL},
-      {"--threads", "N", CMKD_OPT_INT, &o->threads, "[all cores]", 1, CMKD_MAX_THREADS, NULL},
-      {"--device", "NAME", CMKD_OPT_STRING, &o->device, "auto, cpu, cuda or cuda:N [auto]", 0, 0, NULL},
+      cmkd_option_threads(&o->threads),
+      cmkd_option_device(&o->device),
       {"--precision", "NAME", CMKD_OPT_STRING, &o->precision,
        "cuda: fp32, tf32, bf16, fp16 [the fastest whose error the codec hides]", 0, 0, NULL},
       {"--arch", "NAME", CMKD_OPT_STRING, &o->arch, "architecture, for weights whose metadata does not say", 0, 0,
@@ -66,8 +62,8 @@ static cmkd_status parse(int argc, char **argv, options *o, int *help, cmkd_erro
        0, 0, NULL},
       {"--with-test", NULL, CMKD_OPT_FLAG, &o->with_test, "do so even with --samples", 0, 0, NULL},
       {"--out", "FILE.h5", CMKD_OPT_STRING, &o->out, "the cache; its shards go to FILE.shards", 0, 0, NULL},
-      {"--quiet", NULL, CMKD_OPT_FLAG, &o->quiet, "no progress", 0, 0, NULL},
-      {"--json", NULL, CMKD_OPT_FLAG, &o->json, "the summary as one JSON object", 0, 0, NULL},
+      cmkd_option_quiet(&o->quiet),
+      cmkd_option_json(&o->json),
       {0},
   };
   const cmkd_command command = {
@@ -334,45 +330,4 @@ cmkd_status cmkd_command_build(int argc, char **argv, cmkd_error *err) {
   if (part.count > 1 && !o.quiet)
     fprintf(stderr, "cmkd-cache: building part %u of %u (%s)\n", part.index, part.count, part.from);
   return build_all(&o, data, &j, err);
-}
-
-cmkd_status cmkd_command_finish(int argc, char **argv, cmkd_error *err) {
-  const char *out = NULL, *positional[1] = {0};
-  int help = 0, positionals = 0, quiet = 0;
-  const cmkd_option table[] = {
-      {.name = "--out",
-       .argument = "FILE.h5",
-       .kind = CMKD_OPT_STRING,
-       .target = &out,
-       .help = "the cache, as given to the parts"},
-      {.name = "--quiet", .kind = CMKD_OPT_FLAG, .target = &quiet, .help = "say nothing"},
-      {0},
-  };
-  const cmkd_command command = {
-      .name = "cmkd-cache finish",
-      .summary =
-          "Joins the shards that --part builds left: checks every hash, writes the master (and that of OUT.test.h5).",
-      .usage = "--out FILE.h5",
-      .options = table,
-      .max_positional = 1,
-      .examples = "  cmkd-cache finish --out teacher.h5\n"};
-  CMKD_TRY(cmkd_options_parse(&command, argc, argv, positional, &positionals, &help, err));
-  if (help) return CMKD_OK;
-  if (!out) out = positional[0];
-  if (!out) return cmkd_fail(err, CMKD_ERR_USAGE, "which cache? give --out FILE.h5");
-  char *test = cmkd_cache_companion(out), *folder = test ? cmkd_cache_folder(test) : NULL;
-  cmkd_status status = folder ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
-  for (int i = 0; i < 2 && status == CMKD_OK; i++) {
-    const char *path = i ? test : out;
-    cmkd_cache_writer *writer;
-    if (i && !cmkd_file_exists(folder)) break;
-    status = cmkd_cache_writer_join(path, &writer, err);
-    if (status != CMKD_OK) break;
-    status = cmkd_cache_writer_finish(writer, err);
-    if (status == CMKD_OK && !quiet) printf("%s: %u shards joined\n", path, cmkd_cache_writer_shards(writer));
-    cmkd_cache_writer_close(writer);
-  }
-  free(test);
-  free(folder);
-  return status;
 }
