@@ -18,7 +18,8 @@ void cmkd_accuracy_add(cmkd_accuracy *sums, const float *logits, int classes, in
 typedef struct cmkd_evaluator {
   const cmkd_backend_table *table;
   cmkd_be_model *model;
-  int batch, classes, steps; /* rows of a step, steps of a run */
+  int batch, classes; /* rows of a step, logits of a row */
+  int steps;          /* most steps of a run */
   double kappa;
   float *logits;  /* (steps * batch, classes) */
   uint32_t *rows; /* (steps * batch) */

@@ -5,12 +5,14 @@
  *             on it. Read-only while students train.
  *   student   network, weights, optimizer, loss, schedule, random seed, order of samples, and the folder of its run.
  *
- * An epoch is cmkd_student_begin, cmkd_student_step until nothing is left, cmkd_student_end. No call blocks longer than
- * the steps it was asked for (cmkd_student_end: than a test), none starts a thread that outlives it, and any number of
- * students of one session may take turns between any two calls: each computes the bits that it computes alone, and that
- * `cmkd-train` computes with the same settings. A student that fails leaves the others as they are.
+ * An epoch is cmkd_student_begin, cmkd_student_step until nothing is left, cmkd_student_end. No call lasts longer than
+ * the steps it was asked for (cmkd_student_end: than a test), and any number of students of one session may take turns
+ * between any two calls: each computes the bits that it computes alone, and that `cmkd-train` computes with the same
+ * settings and number of threads. (On cuda: with the same convolution algorithms, which a session chooses by timing;
+ * docs/cuda.md.) A student that fails leaves the others as they are.
  *
- * Threads: calls on one session and on its students must not overlap in time. Sessions are independent of each other.
+ * Threads: calls on one session and on its students must not overlap in time; sessions are independent of each other.
+ * The library's own threads compute, and read ahead in a cache while an epoch is under way; they call nobody.
  *
  * Errors: every function that can fail returns a status and fills `err` (may be NULL) with one line. Messages call an
  * option by its name on the command line of cmkd-train: "--teacher-batch" is the field teacher_batch. A value outside
@@ -61,7 +63,7 @@ CMKD_API void cmkd_session_options_default(cmkd_session_options *options);
 /* Called while something takes long; NULL for the whole struct or for any function: nobody asks. */
 typedef struct cmkd_watch {
   void *self;              /* handed to each function */
-  int (*stop)(void *self); /* asked every few hundred images; non-zero ends the call with CMKD_ERR_INTERRUPTED */
+  int (*stop)(void *self); /* asked about every thousand images; non-zero ends the call with CMKD_ERR_INTERRUPTED */
   void (*progress)(void *self, uint64_t done, uint64_t total); /* images */
 } cmkd_watch;
 
