@@ -6,13 +6,14 @@
 #include <stddef.h>
 #include "cmkd/train.h"
 
-typedef enum cmkd_field_kind { /* C types: int, const char *, int64_t, uint64_t, double, float[3] */
-                               CMKD_FIELD_FLAG,
-                               CMKD_FIELD_STRING,
-                               CMKD_FIELD_INT,
-                               CMKD_FIELD_UINT64,
-                               CMKD_FIELD_DOUBLE,
-                               CMKD_FIELD_FLOATS3
+/* C types: int, const char *, int64_t, uint64_t, double, float[3]. */
+typedef enum cmkd_field_kind {
+  CMKD_FIELD_FLAG,
+  CMKD_FIELD_STRING,
+  CMKD_FIELD_INT,
+  CMKD_FIELD_UINT64,
+  CMKD_FIELD_DOUBLE,
+  CMKD_FIELD_FLOATS3
 } cmkd_field_kind;
 typedef enum cmkd_field_owner { CMKD_FIELD_OF_SESSION, CMKD_FIELD_OF_STUDENT } cmkd_field_owner;
 

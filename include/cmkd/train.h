@@ -60,7 +60,8 @@ typedef struct cmkd_session_options {
 } cmkd_session_options;
 CMKD_API void cmkd_session_options_default(cmkd_session_options *options);
 
-/* Called while something takes long; NULL for the whole struct or for any function: nobody asks. */
+/* Called on the thread that called the library, while something takes long; NULL for the whole struct or for any
+ * function: nobody asks. */
 typedef struct cmkd_watch {
   void *self;              /* handed to each function */
   int (*stop)(void *self); /* asked about every thousand images; non-zero ends the call with CMKD_ERR_INTERRUPTED */
@@ -94,15 +95,14 @@ typedef struct cmkd_student_options {
   const char *schedule;   /* step, cosine, constant; NULL: step */
   const char *milestones; /* step: the rate falls to a tenth after these epochs, "150,180,210"; NULL: 5/8, 3/4, 7/8 */
   double warmup;          /* epochs of linear warm-up, from 0; NaN: 0 */
-  double momentum;        /* [0, 1); NaN: 0.9 */
+  double momentum;        /* 0 to 0.999999; NaN: 0.9 */
   int nesterov;           /* 1: Nesterov's momentum */
-  double weight_decay;    /* [0, 1]; NaN: 0.0005 */
-  double label_smoothing; /* of the cross-entropy, [0, 1); NaN: 0 */
+  double weight_decay;    /* 0 to 1; NaN: 0.0005 */
+  double label_smoothing; /* of the cross-entropy, 0 to 0.999999; NaN: 0 */
   float mean[3], std[3];  /* the student's normalisation of pixels / 255, both or neither; NaN: the data set's */
-  int64_t
-      shuffle_block;  /* images that are shuffled as one, for caches larger than memory; 0: all are shuffled freely */
-  uint64_t seed;      /* of weights, order of samples and of views; default 1 */
-  const char *out;    /* folder of the run, created; NULL: runs/ARCH-LOSS-SEED */
+  int64_t shuffle_block;  /* images shuffled as one, for caches larger than memory; 0: all are shuffled freely */
+  uint64_t seed;          /* of weights, order of samples and of views; default 1 */
+  const char *out;        /* folder of the run, created; NULL: runs/ARCH-LOSS-SEED */
   int resume;         /* 1: goes on where the run in `out` stopped, bit-exactly; 0: a folder with a run is refused */
   int64_t eval_every; /* epochs from one test to the next; 0: 1. The last epoch is always tested */
   int64_t save_every; /* steps after which the state is saved, beside the end of each epoch; 0: never */
@@ -137,11 +137,12 @@ typedef struct cmkd_epoch_report {
 /* Begins the next epoch, or goes on with one that was cut: all steps that were saved are skipped. The first call of a
  * student writes its folder. After the last epoch: CMKD_ERR_VALUE. */
 CMKD_API cmkd_status cmkd_student_begin(cmkd_student *student, cmkd_error *err);
-/* Trains up to `most` steps (0: as many as one block holds; at most 64 are run whatever `most` says) and waits for
- * them. The rows of the next block are read ahead meanwhile. *more: 0 once the epoch has no step left, which is also
- * true where it had none. `most` never changes the numbers. A bad row or weights that are no longer finite are
- * CMKD_ERR_VALUE. After any failure of begin, step or end but CMKD_ERR_INTERRUPTED the student can only be closed; the
- * folder holds its last good state. */
+/* Trains up to `most` steps and waits for them. Never more than 64 at once, nor more than 16 MB of teacher logits (but
+ * one step always); 0 asks for as many as that. The rows of the steps after them are read ahead meanwhile. *more: 0
+ * once the epoch has no step left, which is also true where it had none. `most` never changes the numbers. A bad row or
+ * weights that are no longer finite are CMKD_ERR_VALUE. After any failure of begin, step or end but
+ * CMKD_ERR_INTERRUPTED the student can only be closed; the folder holds its last good state. (Calls in the wrong order
+ * are CMKD_ERR_VALUE and change nothing.) */
 CMKD_API cmkd_status cmkd_student_step(cmkd_student *student, int most, int *more, cmkd_error *err);
 /* Ends an epoch whose steps are all done: tests, writes last.safetensors, best.safetensors, log.jsonl and the state.
  * `watch` and `report` may be NULL. CMKD_ERR_INTERRUPTED when watch->stop said so: the steps are saved, and the call
