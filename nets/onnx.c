@@ -392,6 +392,16 @@ static void (*const writers[])(exporter *e, const cmkd_op *op) = {
     [CMKD_OP_SHUFFLE] = write_shuffle,
 };
 
+static cmkd_status check_ops(const cmkd_graph *graph, const char *path, cmkd_error *err) {
+  for (int i = 0; i < graph->ops; i++) {
+    cmkd_op_kind kind = graph->op[i].kind;
+    if ((size_t)kind >= sizeof writers / sizeof *writers || !writers[kind])
+      return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: the operation %s of `%s` cannot be written as ONNX", path,
+                       cmkd_op_name(kind), graph->arch);
+  }
+  return CMKD_OK;
+}
+
 /* ---- the model ---- */
 /* An input or output: float32 (batch, shape...), the batch free. */
 static void describe(exporter *e, int field, const char *text, int dims, const int64_t *shape) {
@@ -467,6 +477,7 @@ cmkd_status cmkd_onnx_write(const cmkd_graph *graph, const cmkd_params *params, 
   cmkd_protobuf head = {0};
   if ((uint64_t)cmkd_graph_parameters(graph) > CMKD_PROTOBUF_MAX / sizeof(float))
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: `%s` is larger than the 2 GB of an ONNX file", path, graph->arch);
+  CMKD_TRY(check_ops(graph, path, err));
   int good = trace(&e);
   if (good) {
     write_graph(&e);

@@ -223,8 +223,24 @@ static void command(void **state) {
   close_world(&w);
 }
 
+static void an_unknown_operation(void **state) {
+  (void)state;
+  cmkd_graph *graph;
+  cmkd_params params;
+  char path[256];
+  snprintf(path, sizeof path, "%s/unknown.onnx", scratch_dir());
+  assert_ok(cmkd_net_build("resnet8", (cmkd_net_shape){32, 32, 3, 10}, &graph, &err));
+  assert_ok(cmkd_params_create(graph, &params, &err));
+  graph->op[1].kind = (cmkd_op_kind)99;
+  assert_int_equal(cmkd_onnx_write(graph, &params, &(cmkd_onnx_options){0}, path, &err), CMKD_ERR_UNSUPPORTED);
+  assert_non_null(strstr(err.message, "resnet8"));
+  assert_false(cmkd_file_exists(path));
+  cmkd_params_free(&params);
+  cmkd_graph_free(graph);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(structure), cmocka_unit_test(command),
-                                     cmocka_unit_test(other_runtime)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(structure), cmocka_unit_test(an_unknown_operation),
+                                     cmocka_unit_test(command), cmocka_unit_test(other_runtime)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
