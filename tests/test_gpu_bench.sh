@@ -151,7 +151,7 @@ done
 exit ${broken:-0}
 EOF
 sed 's/for t in .*/for t in fine; do/' "$fake/tests/test_device_ops" > "$fake/tests/test_device_kernels"
-for name in norm conv loss backend; do cp "$fake/tests/test_device_kernels" "$fake/tests/test_device_$name"; done
+for name in norm conv loss backend runs failures seam; do cp "$fake/tests/test_device_kernels" "$fake/tests/test_device_$name"; done
 mkdir "$fake/bin"
 cat > "$fake/bin/compute-sanitizer" << 'EOF'
 #!/bin/bash

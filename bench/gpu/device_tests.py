@@ -7,12 +7,13 @@ from results import Failed, OutOfTime, machines, table
 TITLE = 'Device tests'
 UNCHECKED = {'CMKD_CUDA_SELFCHECK': '0'}  # these tests are the check
 CHECKED = {'CMKD_CUDA_CHECK': '1'}  # waits after every operation and names the one that fails; no captures
+BACKEND = ('backend', 'runs', 'failures', 'seam')
 # case, engine, programs, environment. The third adds captures to the second, the fourth adds cuDNN.
 CASES = (
     ('own kernels', 'own', ('kernels', 'ops', 'norm', 'conv', 'loss'), {}),
-    ('backend, own convolutions, checked', 'own', ('backend',), CHECKED),
-    ('backend, own convolutions', 'own', ('backend',), {}),
-    ('backend, cuDNN', 'cudnn', ('backend',), {}),
+    ('backend, own convolutions, checked', 'own', BACKEND, CHECKED),
+    ('backend, own convolutions', 'own', BACKEND, {}),
+    ('backend, cuDNN', 'cudnn', BACKEND, {}),
 )
 ENDED = re.compile(r'^\[ +(OK|FAILED|SKIPPED) +\] (\w+)$', re.M)
 GOOD = ('ok', 'skipped')

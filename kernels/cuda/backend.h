@@ -1,17 +1,23 @@
 /* What the C files of the CUDA backend share: a device with its stream, images, a model with its memory. Internal to
  * kernels/cuda.
  *
- *   plugin.c   the table; looking for a device
- *   selfcheck.c is the device to be trusted?
- *   resident.c images and teacher rows in device memory
- *   model.c    a model's memory, parameters in and out
- *   params.c   layouts: PyTorch's <-> the device's; batch norm folded for inference
- *   list.c     a list queued op by op
- *   state.c    what a resumed run finds again
- *   profile.c  where a step's time goes, on request
- *   run.c      steps: input through pinned memory, captured graphs, results
+ *   plugin.c      the table; looking for a device
+ *   selfcheck.c   whether the device computes what the CPU does
+ *   resident.c    images and rows of targets in device memory
+ *   model.c       a model's memory, parameters in and out
+ *   params.c      layouts: PyTorch's <-> the device's; batch norm folded for inference
+ *   algorithms.c  which algorithm computes each convolution; their workspace
+ *   list.c        one step queued op by op
+ *   queue.c       input of many steps through pinned memory to the device
+ *   graphs.c      steps captured, and launched again
+ *   run.c         training steps and their results
+ *   infer.c       inference steps and their outputs
+ *   state.c       what a resumed run finds again
+ *   profile.c     where a step's time goes, on request
  *
- * One stream does everything in order; a side stream takes what nobody waits for until the step's end. */
+ * Kernels are in the .cu files: step.cu, images.cu, rows.cu, norm.cu, pool.cu, pointwise.cu, conv/ and loss/.
+ *
+ * One stream does everything in order; a side stream takes what is not needed before the step's end. */
 #ifndef CMKD_KERNELS_CUDA_BACKEND_H
 #define CMKD_KERNELS_CUDA_BACKEND_H
 #include "kernels/backend.h"
@@ -26,16 +32,16 @@ struct cmkd_backend {
   cmkd_dtype dtype; /* of activations and of the weights that convolutions read */
   char precision[8], name[256], text[400];
   cudaStream_t stream, side;
-  cudaEvent_t fork, join;
-  cmkd_cudnn *cudnn; /* NULL: our own kernels do everything */
+  cudaEvent_t fork, join; /* of the side stream from the other one and back */
+  cmkd_cudnn *cudnn;      /* NULL: our own kernels compute all convolutions */
   cmkd_conv_selector *selector;
-  void *workspace;
-  size_t workspace_bytes;   /* shared by all models: they take turns on one stream */
-  int workspace_generation; /* graphs captured before the last move are stale */
+  void *workspace; /* of convolutions and norms, shared by all models: they take turns on one stream */
+  size_t workspace_bytes;
+  int workspace_generation; /* counts how often it was replaced: graphs captured before that are stale */
   char *profile;            /* file that models write where their time went to; NULL: none */
   int check;                /* no graphs, wait after every operation and name the one that failed */
   int streamed;             /* images stay on the host */
-  uint64_t serial;          /* of the last images or rows: captured graphs know them by it, addresses come again */
+  uint64_t serial; /* of the last images or rows. Captured graphs know them by it, for an address may be used again */
 };
 
 struct cmkd_be_images {
@@ -52,9 +58,9 @@ struct cmkd_be_rows {
   cmkd_backend *backend;
   cmkd_dtype dtype; /* CMKD_F32, CMKD_F16; CMKD_U8: u8sqrt */
   uint64_t n;
-  int classes;
-  char *data;
-  uint16_t *row_max, *row_range; /* (n, classes), (n) */
+  int width;
+  char *data;                    /* (n, width) of dtype, device memory */
+  uint16_t *row_max, *row_range; /* (n) halves, device memory; u8sqrt only */
   uint64_t serial;
 };
 
@@ -65,24 +71,34 @@ typedef struct cuda_op {
   size_t channel;       /* NORM: first of its channels in the statistics; convolutions: in the inference biases */
 } cuda_op;
 
-/* Who computes the convolutions of a list at one number of rows: choice[op][pass]. from16 (values / CMKD_CUDA_CHUNK):
- * whose weight gradients are then 16 bits wide; host, and NULL or device memory. */
+/* What computes the convolutions of a list at one number of rows. */
 typedef struct cuda_conv_algorithms {
-  int count, infer;
-  cmkd_conv_algorithm *(*algorithm)[CMKD_CONV_BACKWARD_WEIGHTS + 1];
-  uint8_t *from16_host, *from16;
-  unsigned loaded; /* bits: such a step has run with that kind of teacher, so its kernels are on the device */
+  int count, infer;                                                  /* rows; 1: of the INFER list */
+  cmkd_conv_algorithm *(*algorithm)[CMKD_CONV_BACKWARD_WEIGHTS + 1]; /* (ops)[pass] */
+  uint8_t *from16_host; /* (values / CMKD_CUDA_CHUNK) chunks whose weight gradients are 16 bits wide */
+  uint8_t *from16;      /* the same in device memory; NULL where all gradients are float */
+  unsigned loaded;      /* bits (graphs.c): kernels that such steps have launched, so that they are on the device */
 } cuda_conv_algorithms;
 
-typedef struct cuda_graph {
-  cudaGraphExec_t exec;
+/* Steps that are queued alike, so that one captured graph serves them all. */
+typedef struct cuda_step_kind {
+  cmkd_list list;
+  int count; /* rows */
   const cmkd_be_images *images;
-  const cmkd_be_rows *rows;
-  uint64_t images_serial, rows_serial;         /* theirs; 0 without rows */
-  int list, count, teacher, steps, generation; /* steps in a row; workspace_generation at capture */
-  uint64_t used;                               /* for eviction: the last use */
+  const cmkd_be_rows *rows[CMKD_MAX_TARGETS]; /* targets that come by index from resident rows; else NULL */
+  unsigned values;                            /* bit t: target t's rows are in the queue */
+} cuda_step_kind;
+
+typedef struct cuda_graph {
+  cudaGraphExec_t exec; /* NULL: this place is free */
+  cuda_step_kind kind;
+  uint64_t images_serial, rows_serial[CMKD_MAX_TARGETS]; /* theirs; 0 without rows */
+  int steps;                                             /* in a row */
+  int generation;                                        /* workspace_generation at capture */
+  uint64_t used;                                         /* model's clock at the last use, for eviction */
 } cuda_graph;
 
+/* Classes of work in a profile. */
 typedef enum cuda_class {
   CUDA_INPUT,
   CUDA_CONV_FORWARD,
@@ -93,31 +109,49 @@ typedef enum cuda_class {
   CUDA_LOSS,
   CUDA_UPDATE,
   CUDA_CLASSES
-} cuda_class; /* of work, in a profile */
+} cuda_class;
 typedef struct cuda_profile cuda_profile;
 
-enum { CUDA_GRAPHS = 16, CUDA_ALGORITHMS = 16, CUDA_RESULTS = 256, CUDA_HALVES = 2, CUDA_PIXELS = 1, CUDA_TEACHER = 2 };
+enum {
+  CUDA_GRAPHS = 16,     /* captured at once */
+  CUDA_ALGORITHMS = 16, /* numbers of rows, TRAIN and INFER apart */
+  CUDA_RESULTS = 256,   /* steps whose results wait on the device */
+  CUDA_HALVES = 2,      /* of the queue */
+  CUDA_MOST_SLOTS = 64  /* of a half */
+};
+/* What a slot of the queue has room for. */
+enum { CUDA_CARRIES_PIXELS = 1 };
+#define CUDA_CARRIES_TARGET(t) (2u << (unsigned)(t))
 
 struct cmkd_be_model {
   cmkd_backend *backend;
   cmkd_model_config config;
   const cmkd_graph *graph;
-  cuda_op *op;
-  int *folded; /* (ops): the batch norm that a convolution takes in at inference, or -1 */
+  int targets, width[CMKD_MAX_TARGETS]; /* what steps carry; numbers a row */
+  struct {
+    int output, target;
+  } objective[CMKD_MAX_OUTPUTS]; /* of config.objective: by index */
+  cuda_op *op;                   /* (ops) */
+  int *folded;                   /* (ops): the batch norm that a convolution takes in at inference, or -1 */
   cmkd_plan train, infer;
   /* parameters, float; one allocation each for what training and inference need */
-  char *memory, *arena;           /* device: everything small; activations and gradients */
-  int64_t values;                 /* elements of each array below, a multiple of CMKD_CUDA_CHUNK */
-  size_t channels, biases;        /* of all norms; of all convolutions */
-  float *value, *momentum, *grad; /* (values) */
-  void *copy, *grad16;            /* (values) of a 16-bit dtype, else NULL */
-  float *mean, *var, *batch_mean, *batch_var, *batch_rstd, *rate;
-  int32_t *plane; /* (channels) */
-  void *fold_weight;
-  float *fold_bias; /* inference: (values) of dtype, (biases) */
-  double *norm_partial;
-  float *logits, *logits_grad, *features, *pixel_table;
-  void *loss_scratch, *agreement_scratch;
+  char *memory;                               /* device: the arrays below */
+  char *arena;                                /* device: activations and their gradients */
+  int64_t values;                             /* a multiple of CMKD_CUDA_CHUNK */
+  size_t channels, biases;                    /* of all norms; of all convolutions */
+  float *value;                               /* (values) master weights */
+  float *momentum, *grad;                     /* (values) training only */
+  void *copy, *grad16;                        /* (values) of a 16-bit dtype, training only; else NULL */
+  float *mean, *var;                          /* (channels) running statistics */
+  float *batch_mean, *batch_var, *batch_rstd; /* (channels) */
+  float *rate;                                /* (channels) weight of a batch in the running statistics */
+  int32_t *plane;                             /* (channels) pixels of an image */
+  void *fold_weight;                          /* (values) of dtype, for inference */
+  float *fold_bias;                           /* (biases) for inference */
+  float *output[CMKD_MAX_OUTPUTS];            /* (batch, width) each; logits are computed here */
+  float *logits_grad;                         /* (batch, classes) */
+  float *pixel_table;                         /* (4, 256) cmkd_cuda_pixel_table */
+  void *loss_scratch, *agreement_scratch, *objective_scratch;
   cmkd_cuda_state *state;
   cmkd_cuda_input input;
   cmkd_step_result *results; /* (CUDA_RESULTS) */
@@ -126,28 +160,38 @@ struct cmkd_be_model {
   char *queue, *staging; /* device, pinned host: (halves, 1 + slots, stride) */
   cmkd_cuda_queue layout;
   int slots;
-  unsigned carries; /* CUDA_PIXELS, CUDA_TEACHER: what a slot has room for */
-  cudaEvent_t taken[CUDA_HALVES];
-  int in_flight[CUDA_HALVES], half;
-  float *out;
-  size_t out_floats;
-  int out_steps; /* pinned: logits and features of so many inference steps; made by the first */
+  unsigned carries;               /* CUDA_CARRIES_... */
+  cudaEvent_t taken[CUDA_HALVES]; /* the device has passed what was queued from a half */
+  int in_flight[CUDA_HALVES];     /* whether that event was recorded */
+  int half;                       /* to be filled next */
+  /* outputs of inference steps, pinned; made by the first ones */
+  float *out; /* (out_steps, out_floats) */
+  size_t out_floats, out_at[CMKD_MAX_OUTPUTS];
+  int out_steps;
   /* host */
-  float *host; /* (values): uploads, downloads */
-  int fold_stale;
+  float *host;    /* (values): uploads, downloads */
+  int fold_stale; /* fold_weight and fold_bias are not those of `value` */
   cuda_conv_algorithms algorithms[CUDA_ALGORITHMS];
   int algorithms_count;
-  int trained_count; /* rows of the last TRAIN step: whose gradients there are */
+  int trained_count; /* rows of the last TRAIN step, whose gradients are there */
   cuda_graph captured[CUDA_GRAPHS];
-  uint64_t clock;
-  cuda_profile *profile; /* NULL: not asked for */
-  int pending;           /* results on the device that nobody has fetched */
-  cmkd_step_result *result;
+  uint64_t clock;           /* counts launches of graphs */
+  cuda_profile *profile;    /* NULL: not asked for */
+  int pending;              /* results on the device that were not fetched yet */
+  cmkd_step_result *result; /* (results_capacity) fetched, of which results_count were not read yet */
   int results_count, results_capacity;
 };
 
 static inline size_t cuda_dtype_size(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 4 : 2; }
 static inline int cuda_is_conv(const cmkd_op *op) { return op->kind == CMKD_OP_CONV || op->kind == CMKD_OP_LINEAR; }
+static inline int cuda_is_logits(const cmkd_be_model *m, int tensor) { return tensor == cmkd_graph_logits(m->graph); }
+static inline int cuda_has_teacher(const cuda_step_kind *kind) {
+  return kind->rows[CMKD_TARGET_TEACHER] || (kind->values >> CMKD_TARGET_TEACHER & 1);
+}
+static inline size_t cuda_image_bytes(const cmkd_be_model *m) {
+  const cmkd_shape in = m->graph->tensor[0];
+  return (size_t)in.h * (size_t)in.w * (size_t)in.c;
+}
 
 /* plugin.c: CMKD_OK or one line: what was done, what the runtime says, and what to do about it */
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err);
@@ -202,21 +246,40 @@ void cmkd_cuda_profile_nodes(cmkd_be_model *m, int nodes);
 cmkd_status cmkd_cuda_profile_step(cmkd_be_model *m, cmkd_error *err);
 void cmkd_cuda_profile_close(cmkd_be_model *m);
 
-/* list.c */
+/* algorithms.c */
 cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int op, int count);
-/* Decides who computes each convolution at `count` rows and sees that there is workspace; may wait and allocate, so not
- * while capturing. */
+/* Selects the algorithms of all convolutions at `count` rows and makes the workspace large enough; may wait and
+ * allocate, so not while capturing. */
 cmkd_status cmkd_cuda_prepare(cmkd_be_model *m, cmkd_list list, int count, cmkd_error *err);
 void cmkd_cuda_algorithms_free(cmkd_be_model *m, cuda_conv_algorithms *algorithms);
 cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list, int count); /* NULL: not prepared */
-/* Queues one step: input from the queue, everything, its result. teacher: its rows are in the queue; rows: they are
- * resident. */
-cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
-                                 const cmkd_be_rows *rows, int count, int teacher, cmkd_error *err);
+
+/* list.c: queues one step of a kind: input from the queue, everything, its result. */
+cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err);
+
+/* queue.c */
+/* Makes the queue, or makes it anew where `carries` asks for more than its slots have room for: for what steps have
+ * brought along so far. */
+cmkd_status cmkd_cuda_queue_make(cmkd_be_model *m, unsigned carries, cmkd_error *err);
+void cmkd_cuda_queue_free(cmkd_be_model *m);
+/* Fills the half whose turn it is with k steps, once the device has passed everything that used it before, and sends it
+ * off; after the steps were queued, queue_taken says so and the other half has its turn. */
+cmkd_status cmkd_cuda_queue_send(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                                 cmkd_error *err);
+cmkd_status cmkd_cuda_queue_taken(cmkd_be_model *m, cmkd_error *err);
+
+/* graphs.c */
+/* Queues `steps` equal steps: one launch of a graph. The first of their kind are queued op by op, so that every kernel
+ * is loaded before it is captured; so are all where each operation is to be checked. */
+cmkd_status cmkd_cuda_launch(cmkd_be_model *m, const cuda_step_kind *kind, int steps, cmkd_error *err);
+void cmkd_cuda_forget_graphs(cmkd_be_model *m);
+
+/* infer.c */
+cmkd_status cmkd_cuda_run_infer(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
+                                float *const *outputs, cmkd_error *err);
 
 /* run.c */
 cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
                           float *const *outputs, cmkd_error *err);
 cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err);
-void cmkd_cuda_forget_graphs(cmkd_be_model *m);
 #endif

@@ -1,152 +1,12 @@
-/* A list of operations queued on the device, in the plan's order: one TRAIN step, one INFER step. Who computes each
- * convolution was decided before (cmkd_cuda_prepare), so that all of this can be captured. */
+/* A list of operations queued on the device, in the plan's order: one TRAIN step, one INFER step. Algorithms were
+ * selected before (cmkd_cuda_prepare), so all of this can be captured. */
 #include <math.h>
 #include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include "kernels/cuda/backend.h"
-
-cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int index, int count) {
-  const cmkd_op *op = &m->graph->op[index];
-  const cmkd_shape in = m->graph->tensor[op->in[0]], out = m->graph->tensor[op->out];
-  const int logits = op->out == cmkd_graph_logits(m->graph);
-  cmkd_cuda_conv_shape s = {.n = count,
-                            .h = in.h,
-                            .w = in.w,
-                            .c = in.c,
-                            .oh = out.h,
-                            .ow = out.w,
-                            .k = out.c,
-                            .kh = op->kernel_h,
-                            .kw = op->kernel_w,
-                            .stride = op->stride,
-                            .pad = op->pad,
-                            .groups = op->groups,
-                            .y_stride = logits ? out.c : cmkd_cuda_stride(out.c),
-                            .dtype = m->backend->dtype,
-                            .y_dtype = logits ? CMKD_F32 : m->backend->dtype};
-  if (op->kind == CMKD_OP_LINEAR) s.kh = in.h, s.kw = in.w, s.stride = 1, s.pad = 0, s.groups = 1;
-  return s;
-}
-
-/* ---- who computes what ---- */
-
-cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list, int count) {
-  for (int i = 0; i < m->algorithms_count; i++)
-    if (m->algorithms[i].count == count && m->algorithms[i].infer == (list == CMKD_LIST_INFER))
-      return &m->algorithms[i];
-  return NULL;
-}
 
 static cmkd_conv_algorithm *algorithm_of(cmkd_be_model *m, cmkd_list list, int count, int op, cmkd_conv_pass pass) {
   return cmkd_cuda_algorithms_for(m, list, count)->algorithm[op][pass];
 }
-
-/* The step of the backward plan that computes an op's gradients; NULL: nobody wants them. */
-static const cmkd_plan_step *backward_step(const cmkd_be_model *m, int op) {
-  for (int s = 0; s < m->train.steps; s++)
-    if (m->train.step[s].op == op && m->train.step[s].kind == CMKD_STEP_BACKWARD) return &m->train.step[s];
-  return NULL;
-}
-
-static void need(size_t *most, size_t bytes) {
-  if (bytes > *most) *most = bytes;
-}
-
-static cmkd_status choose(cmkd_be_model *m, const cmkd_conv_request *request, cmkd_conv_algorithm **out,
-                          size_t *workspace, cmkd_error *err) {
-  CMKD_TRY(cmkd_conv_select(m->backend->selector, request, out, err));
-  need(workspace, cmkd_conv_algorithm_workspace(*out));
-  return CMKD_OK;
-}
-
-static cmkd_status choose_op(cmkd_be_model *m, cmkd_list list, int index, int count, cuda_conv_algorithms *algorithms,
-                             size_t *workspace, cmkd_error *err) {
-  cmkd_conv_algorithm **algorithm = algorithms->algorithm[index];
-  const cmkd_op *op = &m->graph->op[index];
-  cmkd_conv_request request = {.shape = cmkd_cuda_shape_of(m, index, count), .tf32 = m->backend->tf32};
-  if (list == CMKD_LIST_INFER) {
-    request.alone = 1; /* a cached row must not depend on who was computed beside it */
-    const cmkd_op *norm = m->folded[index] >= 0 ? &m->graph->op[m->folded[index]] : NULL;
-    request.pass = norm || op->param[1] >= 0 ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD;
-    request.residual = norm && norm->in[1] >= 0;
-    request.act = norm ? norm->act : CMKD_ACT_NONE;
-    return choose(m, &request, &algorithm[request.pass], workspace, err);
-  }
-  const cmkd_plan_step *step = backward_step(m, index);
-  request.pass = CMKD_CONV_FORWARD;
-  CMKD_TRY(choose(m, &request, &algorithm[request.pass], workspace, err));
-  if (!step) return CMKD_OK;
-  if (op->param[1] >= 0) need(workspace, cmkd_cuda_conv_scratch(&request.shape));
-  request.pass = CMKD_CONV_BACKWARD_WEIGHTS;
-  CMKD_TRY(choose(m, &request, &algorithm[request.pass], workspace, err));
-  if (cmkd_conv_algorithm_dw_dtype(algorithm[request.pass]) != CMKD_F32) {
-    const int64_t first = m->op[index].weight / CMKD_CUDA_CHUNK,
-                  chunks = (cmkd_cuda_conv_weights(&request.shape) + CMKD_CUDA_CHUNK - 1) / CMKD_CUDA_CHUNK;
-    memset(algorithms->from16_host + first, 1, (size_t)chunks);
-  }
-  if (step->skip[0]) return CMKD_OK;
-  request.pass = CMKD_CONV_BACKWARD_DATA;
-  request.accumulate = step->accumulate[0];
-  return choose(m, &request, &algorithm[request.pass], workspace, err);
-}
-
-void cmkd_cuda_algorithms_free(cmkd_be_model *m, cuda_conv_algorithms *c) {
-  for (int i = 0; c->algorithm && i < m->graph->ops; i++)
-    for (int pass = 0; pass <= CMKD_CONV_BACKWARD_WEIGHTS; pass++)
-      if (c->algorithm[i][pass]) cmkd_conv_algorithm_free(c->algorithm[i][pass]);
-  if (c->from16) (void)cudaFree(c->from16);
-  free(c->algorithm);
-  free(c->from16_host);
-}
-
-/* The shared workspace grows; graphs that were captured before point at the old one. */
-static cmkd_status grow_workspace(cmkd_backend *b, size_t bytes, cmkd_error *err) {
-  if (bytes <= b->workspace_bytes) return CMKD_OK;
-  CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(b->stream), "workspace of the convolutions", err));
-  if (b->workspace) (void)cudaFree(b->workspace);
-  b->workspace = NULL;
-  b->workspace_bytes = 0;
-  b->workspace_generation++;
-  CMKD_TRY(cmkd_cuda_status(cudaMalloc(&b->workspace, bytes), "workspace of the convolutions", err));
-  b->workspace_bytes = bytes;
-  return CMKD_OK;
-}
-
-static cmkd_status prepare(cmkd_be_model *m, cmkd_list list, cuda_conv_algorithms *c, cmkd_error *err) {
-  const size_t chunks = (size_t)(m->values / CMKD_CUDA_CHUNK);
-  size_t workspace = 256;
-  c->algorithm = calloc((size_t)m->graph->ops, sizeof *c->algorithm);
-  c->from16_host = calloc(chunks, 1);
-  if (!c->algorithm || !c->from16_host) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  for (int i = 0; i < m->graph->ops; i++) {
-    const cmkd_op *op = &m->graph->op[i];
-    const cmkd_shape s = m->graph->tensor[op->out];
-    if (op->kind == CMKD_OP_NORM) need(&workspace, cmkd_cuda_norm_scratch((int64_t)c->count * s.h * s.w, s.c));
-    if (cuda_is_conv(op)) CMKD_TRY(choose_op(m, list, i, c->count, c, &workspace, err));
-  }
-  if (m->grad16 && list == CMKD_LIST_TRAIN) {
-    CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&c->from16, chunks), "optimizer", err));
-    CMKD_TRY(cmkd_cuda_put(m->backend, c->from16, c->from16_host, chunks, "optimizer", err));
-  }
-  return grow_workspace(m->backend, workspace, err);
-}
-
-cmkd_status cmkd_cuda_prepare(cmkd_be_model *m, cmkd_list list, int count, cmkd_error *err) {
-  if (cmkd_cuda_algorithms_for(m, list, count)) return CMKD_OK;
-  if (m->algorithms_count == CUDA_ALGORITHMS)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "steps of more than %d different sizes", CUDA_ALGORITHMS);
-  cuda_conv_algorithms *c = &m->algorithms[m->algorithms_count];
-  *c = (cuda_conv_algorithms){.count = count, .infer = list == CMKD_LIST_INFER};
-  cmkd_status status = prepare(m, list, c, err);
-  if (status == CMKD_OK)
-    m->algorithms_count++;
-  else
-    cmkd_cuda_algorithms_free(m, c);
-  return status;
-}
-
-/* ---- walking the plan ---- */
 
 typedef struct walk {
   cmkd_be_model *m;
@@ -158,15 +18,15 @@ typedef struct walk {
 static void *place(const walk *w, const cmkd_plan_buffer *p) {
   return p->used ? w->m->arena + p->offset * (size_t)w->m->config.batch * cuda_dtype_size(w->m->backend->dtype) : NULL;
 }
+/* Where a tensor of the graph and its gradient lie; NULL for none. Logits are float and without padding, outside of the
+ * arena. */
 static void *value(const walk *w, int tensor) {
-  return tensor < 0                                 ? NULL
-         : tensor == cmkd_graph_logits(w->m->graph) ? (void *)w->m->logits
-                                                    : place(w, &w->plan->value[tensor]);
+  if (tensor < 0) return NULL;
+  return cuda_is_logits(w->m, tensor) ? w->m->output[CMKD_OUTPUT_LOGITS] : place(w, &w->plan->value[tensor]);
 }
 static void *grad(const walk *w, int tensor) {
-  return tensor < 0                                 ? NULL
-         : tensor == cmkd_graph_logits(w->m->graph) ? (void *)w->m->logits_grad
-                                                    : place(w, &w->plan->grad[tensor]);
+  if (tensor < 0) return NULL;
+  return cuda_is_logits(w->m, tensor) ? w->m->logits_grad : place(w, &w->plan->grad[tensor]);
 }
 
 static cmkd_cuda_norm norm_of(const walk *w, int index) {
@@ -276,13 +136,17 @@ static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmk
   if (step->kind == CMKD_STEP_BACKWARD) {
     cmkd_cuda_call call = call_of(w, op);
     call.dy = grad(w, op->out);
-    for (int i = 0; i < 2; i++)
-      call.dx[i] = dx[i], call.accumulate[i] = step->accumulate[i];
+    for (int i = 0; i < 2; i++) {
+      call.dx[i] = dx[i];
+      call.accumulate[i] = step->accumulate[i];
+    }
     return cmkd_cuda_backward(&call, stream, err);
   }
   cmkd_cuda_norm norm = norm_of(w, step->op);
-  norm.dx = dx[0], norm.accumulate = step->accumulate[0];
-  norm.dresidual = dx[1], norm.accumulate_residual = step->accumulate[1];
+  norm.dx = dx[0];
+  norm.accumulate = step->accumulate[0];
+  norm.dresidual = dx[1];
+  norm.accumulate_residual = step->accumulate[1];
   if (step->kind == CMKD_STEP_REDUCE) return cmkd_cuda_norm_reduce(&norm, stream, err);
   return cmkd_cuda_norm_backward(&norm, stream, err);
 }
@@ -301,10 +165,21 @@ static cmkd_status queue_gather(const walk *w, const cmkd_be_images *images, cmk
                            m->backend->stream, err);
 }
 
+/* The outputs as the caller gets them; logits are that already. */
+static cmkd_status queue_outputs(const walk *w, cmkd_error *err) {
+  const cmkd_be_model *m = w->m;
+  for (int o = 0; o < m->graph->outputs; o++) {
+    const int tensor = m->graph->output[o].tensor;
+    const cmkd_shape s = m->graph->tensor[tensor];
+    if (cuda_is_logits(m, tensor)) continue;
+    CMKD_TRY(cmkd_cuda_to_float(value(w, tensor), m->backend->dtype, (int64_t)w->count * s.h * s.w, s.c, m->output[o],
+                                m->backend->stream, err));
+  }
+  return CMKD_OK;
+}
+
 static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_step *step,
                                    cmkd_error *err) {
-  cmkd_be_model *m = w->m;
-  void *stream = m->backend->stream;
   switch (step->kind) {
   case CMKD_STEP_GATHER: return queue_gather(w, images, err);
   case CMKD_STEP_FORWARD:
@@ -312,11 +187,7 @@ static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, 
   case CMKD_STEP_REDUCE:
   case CMKD_STEP_APPLY:
   case CMKD_STEP_BACKWARD: return queue_backward(w, step, err);
-  case CMKD_STEP_OUTPUT: { /* logits are float and dense already */
-    const int features = cmkd_graph_features(m->graph);
-    return cmkd_cuda_to_float(value(w, features), m->backend->dtype, w->count, m->graph->tensor[features].c,
-                              m->features, stream, err);
-  }
+  case CMKD_STEP_OUTPUT: return queue_outputs(w, err);
   case CMKD_STEP_MOMENTS: break; /* with the norm itself */
   }
   return CMKD_OK;
@@ -354,53 +225,95 @@ static cmkd_status queue_phases(const walk *w, const cmkd_be_images *images, int
 
 /* ---- a step ---- */
 
-static cmkd_status queue_loss(cmkd_be_model *m, int count, int teacher, cmkd_error *err) {
+static cmkd_status queue_agreement(cmkd_be_model *m, int count, cmkd_error *err) {
   cmkd_backend *b = m->backend;
-  const int classes = m->graph->classes;
-  const cmkd_cuda_loss_batch batch = {.batch = count,
+  const cmkd_cuda_agreement_batch agreement = {.batch = count,
+                                               .classes = m->graph->classes,
+                                               .student = m->output[CMKD_OUTPUT_LOGITS],
+                                               .student_dtype = CMKD_F32,
+                                               .teacher = m->input.target[CMKD_TARGET_TEACHER],
+                                               .teacher_dtype = CMKD_F32,
+                                               .kappa = m->config.kappa};
+  CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->fork, b->stream), "agreement", err));
+  CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->side, b->fork, 0), "agreement", err));
+  CMKD_TRY(cmkd_cuda_agreement_add(&agreement, m->agreement_scratch, &m->state->agreement, b->side, err));
+  return cmkd_cuda_status(cudaEventRecord(b->join, b->side), "agreement", err);
+}
+
+/* Loss and gradient at the logits. */
+static cmkd_status queue_loss(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
+  cmkd_backend *b = m->backend;
+  const int classes = m->graph->classes, teacher = cuda_has_teacher(kind);
+  float *const logits = m->output[CMKD_OUTPUT_LOGITS];
+  const cmkd_cuda_loss_batch batch = {.batch = kind->count,
                                       .classes = classes,
-                                      .student = m->logits,
+                                      .student = logits,
                                       .student_dtype = CMKD_F32,
-                                      .teacher = teacher ? m->input.teacher : NULL,
+                                      .teacher = teacher ? m->input.target[CMKD_TARGET_TEACHER] : NULL,
                                       .teacher_dtype = CMKD_F32,
                                       .labels = m->input.labels,
                                       .grad = m->logits_grad,
                                       .epoch = 1,
                                       .epoch_now = &m->state->epoch,
                                       .label_smoothing = m->config.label_smoothing,
-                                      .entropy_mean = NAN};
-  const cmkd_cuda_agreement_batch agreement = {.batch = count,
-                                               .classes = classes,
-                                               .student = m->logits,
-                                               .student_dtype = CMKD_F32,
-                                               .teacher = m->input.teacher,
-                                               .teacher_dtype = CMKD_F32,
-                                               .kappa = m->config.kappa};
+                                      .entropy_mean = NAN,
+                                      .entropy_mean_now = &m->state->entropy_mean};
   CMKD_TRY(cmkd_cuda_loss_eval(m->config.loss, &batch, m->loss_scratch, &m->state->loss, b->stream, err));
-  CMKD_TRY(cmkd_cuda_judge(m->logits, m->input.labels, count, classes, m->state, b->stream, err));
-  if (teacher) { /* figures for the log, beside the backward pass */
-    CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->fork, b->stream), "agreement", err));
-    CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->side, b->fork, 0), "agreement", err));
-    CMKD_TRY(cmkd_cuda_agreement_add(&agreement, m->agreement_scratch, &m->state->agreement, b->side, err));
-    CMKD_TRY(cmkd_cuda_status(cudaEventRecord(b->join, b->side), "agreement", err));
+  CMKD_TRY(cmkd_cuda_judge(logits, m->input.labels, kind->count, classes, m->state, b->stream, err));
+  if (teacher) CMKD_TRY(queue_agreement(m, kind->count, err)); /* figures for the log, beside the backward pass */
+  if (b->dtype != CMKD_F16) return CMKD_OK;
+  return cmkd_cuda_scale(m->logits_grad, (int64_t)kind->count * classes, m->state, b->stream, err);
+}
+
+/* The further terms of the objective and their gradients at the outputs: the first one that reaches a tensor other than
+ * the logits overwrites its gradient. */
+static cmkd_status queue_objectives(const walk *w, cmkd_error *err) {
+  cmkd_be_model *m = w->m;
+  for (int i = 0; i < m->config.objectives; i++) {
+    const int tensor = m->graph->output[m->objective[i].output].tensor, logits = cuda_is_logits(m, tensor);
+    const cmkd_shape s = m->graph->tensor[tensor];
+    int accumulate = logits;
+    for (int j = 0; j < i; j++)
+      accumulate |= m->graph->output[m->objective[j].output].tensor == tensor;
+    const cmkd_cuda_objective objective = {.output = value(w, tensor),
+                                           .dtype = logits ? CMKD_F32 : m->backend->dtype,
+                                           .rows = w->count,
+                                           .c = s.c,
+                                           .stride = logits ? s.c : cmkd_cuda_stride(s.c),
+                                           .pixels = (int64_t)s.h * s.w,
+                                           .target = m->input.target[m->objective[i].target],
+                                           .grad = grad(w, tensor),
+                                           .accumulate = accumulate,
+                                           .weight = m->config.objective[i].weight};
+    CMKD_TRY(cmkd_cuda_objective_add(&objective, m->objective_scratch, &m->state->objective[i], m->state,
+                                     m->backend->stream, err));
   }
-  return b->dtype == CMKD_F16 ? cmkd_cuda_scale(m->logits_grad, (int64_t)count * classes, m->state, b->stream, err)
-                              : CMKD_OK;
+  return CMKD_OK;
+}
+
+/* The caller's sum or average over ranks, on one block of floats that holds all gradients. */
+static cmkd_status queue_reduce(const cmkd_be_model *m, cmkd_cuda_update *update, cmkd_error *err) {
+  const cmkd_reduce *reduce = &m->config.reduce;
+  if (!reduce->run) return CMKD_OK;
+  CMKD_TRY(cmkd_cuda_widen(update, m->backend->stream, err));
+  update->from16 = NULL;
+  return reduce->run(reduce->self, m->grad, (size_t)m->values, m->backend->stream, err);
 }
 
 static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
   cmkd_backend *b = m->backend;
-  const cmkd_cuda_update update = {.count = m->values,
-                                   .w = m->value,
-                                   .m = m->momentum,
-                                   .grad = m->grad,
-                                   .grad16 = m->grad16,
-                                   .from16 = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, count)->from16,
-                                   .copy = m->copy,
-                                   .copy_dtype = b->dtype,
-                                   .momentum = m->config.momentum,
-                                   .decay = m->config.weight_decay,
-                                   .nesterov = m->config.nesterov};
+  cmkd_cuda_update update = {.count = m->values,
+                             .w = m->value,
+                             .m = m->momentum,
+                             .grad = m->grad,
+                             .grad16 = m->grad16,
+                             .from16 = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, count)->from16,
+                             .copy = m->copy,
+                             .copy_dtype = b->dtype,
+                             .momentum = m->config.momentum,
+                             .decay = m->config.weight_decay,
+                             .nesterov = m->config.nesterov};
+  CMKD_TRY(queue_reduce(m, &update, err));
   if (b->dtype == CMKD_F16) CMKD_TRY(cmkd_cuda_check_gradients(&update, m->state, b->stream, err));
   CMKD_TRY(cmkd_cuda_sgd(&update, m->state, b->stream, err));
   if (!m->channels) return CMKD_OK;
@@ -415,37 +328,49 @@ static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
   return cmkd_cuda_norm_running(&running, count, b->stream, err);
 }
 
-/* The step's rows of a resident teacher, as float. */
-static cmkd_status queue_rows(cmkd_be_model *m, const cmkd_be_rows *rows, int count, cmkd_error *err) {
-  const cmkd_cuda_stored_rows stored = {rows->dtype, rows->classes, rows->data, rows->row_max, rows->row_range};
-  return cmkd_cuda_rows(&stored, m->input.index, count, m->input.teacher, m->backend->stream, err);
+/* The step's rows of resident targets, as float. */
+static cmkd_status queue_rows(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
+  for (int t = 0; t < m->targets; t++) {
+    const cmkd_be_rows *rows = kind->rows[t];
+    if (!rows) continue;
+    const cmkd_cuda_stored_rows stored = {rows->dtype, rows->width, rows->data, rows->row_max, rows->row_range};
+    CMKD_TRY(cmkd_cuda_rows(&stored, m->input.index[t], kind->count, m->input.target[t], m->backend->stream, err));
+  }
+  return CMKD_OK;
 }
 
-cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
-                                 const cmkd_be_rows *rows, int count, int teacher, cmkd_error *err) {
-  cmkd_backend *b = m->backend;
-  const walk w = {m, list == CMKD_LIST_TRAIN ? &m->train : &m->infer, list, count};
+/* Input from the queue: what is resident is not in it. */
+static cmkd_status queue_begin(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
+  cmkd_cuda_sizes sizes = {.rows = kind->count, .image = (int64_t)cuda_image_bytes(m)};
   cmkd_cuda_input input = m->input;
-  if (images->resident) input.pixels = NULL;
-  if (!teacher) input.teacher = NULL; /* not from the queue */
-  if (!rows) input.index = NULL;
-  cmkd_cuda_profile_mark(m, CUDA_INPUT);
-  CMKD_TRY(cmkd_cuda_begin(&m->layout, &input, m->state, count, m->graph->classes,
-                           (int64_t)images->h * images->w * images->c, b->stream, err));
-  if (list == CMKD_LIST_INFER) {
-    CMKD_TRY(queue_phases(&w, images, 0, w.plan->phases, err));
-    return cmkd_cuda_end(m->state, NULL, count, 0, b->stream, err);
+  if (kind->images->resident) input.pixels = NULL;
+  for (int t = 0; t < m->targets; t++) {
+    sizes.width[t] = m->width[t];
+    if (!(kind->values >> t & 1)) input.target[t] = NULL;
+    if (!kind->rows[t]) input.index[t] = NULL;
   }
-  if (rows) CMKD_TRY(queue_rows(m, rows, count, err));
-  teacher = teacher || rows;
-  CMKD_TRY(queue_phases(&w, images, 0, m->train.backward, err));
-  CMKD_TRY(queue_loss(m, count, teacher, err));
+  return cmkd_cuda_begin(&m->layout, &input, &sizes, m->state, m->backend->stream, err);
+}
+
+cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
+  cmkd_backend *b = m->backend;
+  const walk w = {m, kind->list == CMKD_LIST_TRAIN ? &m->train : &m->infer, kind->list, kind->count};
+  cmkd_cuda_profile_mark(m, CUDA_INPUT);
+  CMKD_TRY(queue_begin(m, kind, err));
+  if (kind->list == CMKD_LIST_INFER) {
+    CMKD_TRY(queue_phases(&w, kind->images, 0, w.plan->phases, err));
+    return cmkd_cuda_end(m->state, NULL, kind->count, 0, b->stream, err);
+  }
+  CMKD_TRY(queue_rows(m, kind, err));
+  CMKD_TRY(queue_phases(&w, kind->images, 0, m->train.backward, err));
+  CMKD_TRY(queue_loss(m, kind, err));
+  CMKD_TRY(queue_objectives(&w, err));
   cmkd_cuda_profile_mark(m, CUDA_LOSS);
   CMKD_TRY(checked(m, "the loss", err));
-  CMKD_TRY(queue_phases(&w, images, m->train.backward, m->train.phases, err));
-  CMKD_TRY(queue_update(m, count, err));
+  CMKD_TRY(queue_phases(&w, kind->images, m->train.backward, m->train.phases, err));
+  CMKD_TRY(queue_update(m, kind->count, err));
   cmkd_cuda_profile_mark(m, CUDA_UPDATE);
   CMKD_TRY(checked(m, "the optimizer", err));
-  if (teacher) CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->stream, b->join, 0), "agreement", err));
-  return cmkd_cuda_end(m->state, m->results, count, b->dtype == CMKD_F16, b->stream, err);
+  if (cuda_has_teacher(kind)) CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->stream, b->join, 0), "agreement", err));
+  return cmkd_cuda_end(m->state, m->results, kind->count, b->dtype == CMKD_F16, b->stream, err);
 }

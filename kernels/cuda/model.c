@@ -1,8 +1,8 @@
 /* A model of the CUDA backend: planned, its memory allocated once and carved, parameters in and out.
  *
- *   memory  | value momentum grad copy grad16 | statistics of norms | inference weights | logits, input of the step,
- * state, results | arena   | activations | gradients that share slots |   (elements of the backend's dtype; the larger
- * of training and inference) */
+ *   memory  | parameters, statistics of norms, inference weights | outputs | input of the step, state, results |
+ *   arena   | activations | gradients that share slots |    of the backend's dtype; training and inference use the same
+ */
 #include <stdlib.h>
 #include <string.h>
 #include "base/half.h"
@@ -26,8 +26,7 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
   cmkd_plan_free(&m->infer);
   release(m->memory);
   release(m->arena);
-  release(m->queue);
-  if (m->staging) (void)cudaFreeHost(m->staging);
+  cmkd_cuda_queue_free(m);
   if (m->out) (void)cudaFreeHost(m->out);
   void *const owned[] = {m->op, m->folded, m->host, m->result, m};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
@@ -78,21 +77,23 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
   const cmkd_graph *graph = m->graph;
   const size_t values = (size_t)m->values, wide = cuda_dtype_size(m->backend->dtype), batch = (size_t)c->batch,
                classes = (size_t)graph->classes;
-  const size_t image = (size_t)graph->tensor[0].h * (size_t)graph->tensor[0].w * (size_t)graph->tensor[0].c;
   size_t at = 0;
   m->value = carve(base, &at, values, sizeof(float));
   m->mean = carve(base, &at, m->channels, sizeof(float));
   m->var = carve(base, &at, m->channels, sizeof(float));
   m->fold_weight = carve(base, &at, values, wide);
   m->fold_bias = carve(base, &at, m->biases, sizeof(float));
-  m->logits = carve(base, &at, batch * classes, sizeof(float));
-  m->features = carve(base, &at, batch * (size_t)graph->tensor[cmkd_graph_features(graph)].c, sizeof(float));
+  for (int o = 0; o < graph->outputs; o++)
+    if (o && cuda_is_logits(m, graph->output[o].tensor)) /* another name for them */
+      m->output[o] = m->output[CMKD_OUTPUT_LOGITS];
+    else
+      m->output[o] = carve(base, &at, batch * cmkd_graph_output_width(graph, o), sizeof(float));
   m->pixel_table = carve(base, &at, 4 * 256, sizeof(float));
   m->state = carve(base, &at, 1, sizeof *m->state);
   m->input.seeds = carve(base, &at, batch, sizeof(uint64_t));
   m->input.rows = carve(base, &at, batch, sizeof(uint32_t));
   m->input.labels = carve(base, &at, batch, sizeof(int32_t));
-  m->input.pixels = carve(base, &at, batch * image, 1);
+  m->input.pixels = carve(base, &at, batch * cuda_image_bytes(m), 1);
   if (!c->train) return at;
   m->momentum = carve(base, &at, values, sizeof(float));
   m->grad = carve(base, &at, values, sizeof(float));
@@ -106,10 +107,13 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
   m->rate = carve(base, &at, m->channels, sizeof(float));
   m->plane = carve(base, &at, m->channels, sizeof(int32_t));
   m->logits_grad = carve(base, &at, batch * classes, sizeof(float));
-  m->input.teacher = carve(base, &at, batch * classes, sizeof(float));
-  m->input.index = carve(base, &at, batch, sizeof(uint32_t));
+  for (int t = 0; t < m->targets; t++) {
+    m->input.target[t] = carve(base, &at, batch * (size_t)m->width[t], sizeof(float));
+    m->input.index[t] = carve(base, &at, batch, sizeof(uint32_t));
+  }
   m->loss_scratch = carve(base, &at, cmkd_cuda_loss_scratch(c->loss, c->batch, graph->classes), 1);
   m->agreement_scratch = carve(base, &at, cmkd_cuda_agreement_scratch(c->batch, graph->classes), 1);
+  if (c->objectives) m->objective_scratch = carve(base, &at, cmkd_cuda_objective_scratch(c->batch), 1);
   m->results = carve(base, &at, CUDA_RESULTS, sizeof *m->results);
   return at;
 }
@@ -134,6 +138,32 @@ static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
                        graph->arch);
     if (graph->op[i].in[0] == cmkd_graph_logits(graph) || graph->op[i].in[1] == cmkd_graph_logits(graph))
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits are read again; use --device cpu", graph->arch);
+  }
+  return CMKD_OK;
+}
+
+/* Targets and objectives by index. */
+static cmkd_status find_targets(cmkd_be_model *m, cmkd_error *err) {
+  const cmkd_model_config *c = &m->config;
+  const char *name[CMKD_MAX_TARGETS] = {"teacher"};
+  m->targets = c->targets ? c->targets : 1;
+  m->width[0] = m->graph->classes;
+  for (int t = 0; t < c->targets; t++) {
+    name[t] = c->target[t].name;
+    m->width[t] = c->target[t].width;
+    if (m->width[t] < 1 || (t == CMKD_TARGET_TEACHER && m->width[t] != m->graph->classes))
+      return cmkd_fail(err, CMKD_ERR_VALUE, "target `%s` of %d numbers a row", name[t], m->width[t]);
+  }
+  for (int i = 0; i < c->objectives; i++) {
+    const cmkd_objective *o = &c->objective[i];
+    int target = 0, output = cmkd_graph_output_find(m->graph, o->output);
+    while (target < m->targets && strcmp(name[target], o->target))
+      target++;
+    if (output < 0 || target == m->targets || cmkd_graph_output_width(m->graph, output) != (size_t)m->width[target])
+      return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: no output `%s` with a target `%s` of its width", m->graph->arch,
+                       o->output, o->target);
+    m->objective[i].output = output;
+    m->objective[i].target = target;
   }
   return CMKD_OK;
 }
@@ -213,17 +243,14 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
   CMKD_TRY(cmkd_cuda_use(backend, err));
   CMKD_TRY(cmkd_graph_check(config->graph, err));
   CMKD_TRY(check_config(config, err));
-  if (config->objectives || config->reduce.run || config->graph->outputs > CMKD_OUTPUT_FEATURES + 1)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
-                     "--device cuda: `%s`: further objectives, outputs and a reduce hook are not offered yet",
-                     config->graph->arch);
   cmkd_be_model *m = calloc(1, sizeof *m);
   if (!m) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   m->backend = backend;
   m->config = *config;
   m->graph = config->graph;
   m->fold_stale = 1;
-  cmkd_status status = create(m, err);
+  cmkd_status status = find_targets(m, err);
+  if (status == CMKD_OK) status = create(m, err);
   if (status == CMKD_OK) status = cmkd_cuda_profile_open(m, err);
   if (status == CMKD_OK)
     *out = m;
@@ -300,7 +327,8 @@ cmkd_status cmkd_cuda_gradients(cmkd_be_model *m, float *const *params, cmkd_err
   CMKD_TRY(copy_floats(m, m->host, m->grad, (size_t)m->values, cudaMemcpyDeviceToHost, err));
   CMKD_TRY(cmkd_cuda_get(m->backend, &state, m->state, sizeof state, "gradients", err));
   const cuda_conv_algorithms *last = cmkd_cuda_algorithms_for(m, CMKD_LIST_TRAIN, m->trained_count);
-  for (int64_t chunk = 0; last && last->from16 && chunk < m->values / CMKD_CUDA_CHUNK; chunk++) {
+  const int64_t chunks = last && last->from16 && !m->config.reduce.run ? m->values / CMKD_CUDA_CHUNK : 0;
+  for (int64_t chunk = 0; chunk < chunks; chunk++) { /* with a hook all of them are floats */
     uint16_t narrow[CMKD_CUDA_CHUNK];
     if (!last->from16_host[chunk]) continue;
     CMKD_TRY(cmkd_cuda_get(m->backend, narrow, (uint16_t *)m->grad16 + chunk * CMKD_CUDA_CHUNK, sizeof narrow,

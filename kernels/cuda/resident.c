@@ -1,6 +1,6 @@
-/* Data that stays in device memory for a whole run when it fits: images as bytes, and teacher logits as their cache
- * stores them. Whoever does not fit stays on the host and goes through the queue, step by step; the backend's
- * description then says so. */
+/* Data that stays in device memory for a whole run where it fits: images as bytes, and a target's rows (teacher logits)
+ * as their cache stores them. What does not fit stays on the host and goes through the queue, step by step; the
+ * backend's description then says so. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -76,7 +76,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
   }
   cmkd_be_rows *rows = *out = calloc(1, sizeof *rows);
   if (!rows) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  *rows = (cmkd_be_rows){.backend = b, .dtype = known[kind].dtype, .n = n, .classes = classes, .serial = ++b->serial};
+  *rows = (cmkd_be_rows){.backend = b, .dtype = known[kind].dtype, .n = n, .width = classes, .serial = ++b->serial};
   cmkd_status status = cmkd_cuda_status(cudaMalloc((void **)&rows->data, bytes), "teacher rows", err);
   if (status == CMKD_OK && rows->dtype == CMKD_U8)
     status = cmkd_cuda_status(cudaMalloc((void **)&rows->row_max, (size_t)n * 2), "teacher rows", err);
@@ -90,7 +90,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
 
 cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data,
                                  const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
-  const size_t row = (size_t)r->classes * item_size(r->dtype);
+  const size_t row = (size_t)r->width * item_size(r->dtype);
   if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range)))
     return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
   CMKD_TRY(cmkd_cuda_use(r->backend, err));

@@ -11,22 +11,21 @@ static unsigned blocks_for(int64_t n, int64_t most) {
   return (unsigned)(blocks < 1 ? 1 : blocks < most ? blocks : most);
 }
 
-/* ---- begin: every array of the slot, in words of four bytes; the grid strides over all of them as if they were one
- * ---- */
+/* ---- begin: the slot's arrays are copied in words of four bytes, as if they were one long array ---- */
 
 typedef struct begin_part {
   void *to;
-  size_t from;
+  size_t from; /* offset in the slot */
   int64_t words;
 } begin_part;
-enum { BEGIN_PARTS = 6 };
+enum { BEGIN_PARTS = 4 + 2 * CMKD_MAX_TARGETS };
 typedef struct begin_args {
   const char *slots;
   size_t stride;
   begin_part part[BEGIN_PARTS];
+  int parts, rows;
   int64_t total;
-  uint32_t *identity; /* rows become 0 .. count-1 */
-  int count;
+  uint32_t *identity; /* becomes 0 .. rows - 1; or NULL */
 } begin_args;
 
 __global__ void __launch_bounds__(STEP_THREADS)
@@ -35,47 +34,51 @@ __global__ void __launch_bounds__(STEP_THREADS)
   const int64_t first = (int64_t)blockIdx.x * STEP_THREADS + threadIdx.x;
   for (int64_t at = first; at < a.total; at += (int64_t)gridDim.x * STEP_THREADS) {
     int64_t i = at;
-#pragma unroll
-    for (int k = 0; k < BEGIN_PARTS; k++) {
-      if (i >= 0 && i < a.part[k].words) ((uint32_t *)a.part[k].to)[i] = ((const uint32_t *)(slot + a.part[k].from))[i];
-      i -= a.part[k].words;
-    }
+    int k = 0;
+    while (i >= a.part[k].words)
+      i -= a.part[k++].words;
+    ((uint32_t *)a.part[k].to)[i] = ((const uint32_t *)(slot + a.part[k].from))[i];
   }
   if (a.identity)
-    for (int64_t i = first; i < a.count; i += (int64_t)gridDim.x * STEP_THREADS)
+    for (int64_t i = first; i < a.rows; i += (int64_t)gridDim.x * STEP_THREADS)
       a.identity[i] = (uint32_t)i;
   if (first) return;
   const cmkd_cuda_slot *head = (const cmkd_cuda_slot *)slot;
   state->lr = head->lr;
   state->epoch = head->epoch;
+  state->entropy_mean = head->entropy_mean;
   state->top1 = state->top5 = 0;
   state->overflow = 0;
   state->agreement.pearson = state->agreement.spearman = state->agreement.blocks = 0;
   state->agreement.rows = 0;
 }
 
-cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *q, const cmkd_cuda_input *in, cmkd_cuda_state *state, int count,
-                            int classes, int64_t image, void *stream, cmkd_error *err) {
+/* Adds an array to what is copied; false: it is wanted and not in the slot. */
+static bool add_part(begin_args *a, void *to, size_t from, int64_t words) {
+  if (!to) return true;
+  if (!from || words < 1) return false;
+  a->part[a->parts++] = begin_part{to, from, words};
+  a->total += words;
+  return true;
+}
+
+cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *q, const cmkd_cuda_input *in, const cmkd_cuda_sizes *sizes,
+                            cmkd_cuda_state *state, void *stream, cmkd_error *err) {
   begin_args a;
-  if (!q->slots || !in->rows || !in->seeds || !in->labels || count < 1 || classes < 1 || (in->teacher && !q->teacher) ||
-      (in->index && !q->index) || (in->pixels && (!q->pixels || image < 1)))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "step input: %d rows of %d classes, or a pointer, is out of range", count,
-                     classes);
+  const int64_t rows = sizes->rows;
+  bool good = q->slots && in->rows && in->seeds && in->labels && rows >= 1;
   memset(&a, 0, sizeof a);
   a.slots = q->slots;
   a.stride = q->stride;
-  a.count = count;
-  a.part[0] = begin_part{in->seeds, q->seeds, 2 * (int64_t)count};
-  a.part[1] = begin_part{in->labels, q->labels, count};
-  if (in->pixels)
-    a.identity = in->rows;
-  else
-    a.part[2] = begin_part{in->rows, q->rows, count};
-  if (in->index) a.part[3] = begin_part{in->index, q->index, count};
-  if (in->teacher) a.part[4] = begin_part{in->teacher, q->teacher, (int64_t)count * classes};
-  if (in->pixels) a.part[5] = begin_part{in->pixels, q->pixels, ((int64_t)count * image + 3) / 4};
-  for (int k = 0; k < BEGIN_PARTS; k++)
-    a.total += a.part[k].words;
+  a.rows = sizes->rows;
+  a.identity = in->pixels ? in->rows : nullptr;
+  good = good && add_part(&a, in->seeds, q->seeds, 2 * rows) && add_part(&a, in->labels, q->labels, rows);
+  good = good && add_part(&a, in->pixels ? nullptr : in->rows, q->rows, rows);
+  for (int t = 0; t < CMKD_MAX_TARGETS && good; t++)
+    good = add_part(&a, in->index[t], q->index[t], rows) &&
+           add_part(&a, in->target[t], q->target[t], rows * sizes->width[t]);
+  good = good && add_part(&a, in->pixels, q->pixels, (rows * sizes->image + 3) / 4);
+  if (!good) return cmkd_fail(err, CMKD_ERR_VALUE, "step input: %d rows, or a pointer, is out of range", sizes->rows);
   CMKD_LAUNCH(begin_kernel, dim3(blocks_for(a.total, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, a, state);
   return launch_status("step input", err);
 }
@@ -124,6 +127,14 @@ cmkd_status cmkd_cuda_scale(float *grad, int64_t count, const cmkd_cuda_state *s
   CMKD_LAUNCH(scale_kernel, dim3(blocks_for(count, 1024)), dim3(STEP_THREADS), 0, (cudaStream_t)stream, grad, count,
               state);
   return launch_status("loss scale", err);
+}
+
+__global__ void __launch_bounds__(STEP_THREADS) widen_kernel(const __grid_constant__ cmkd_cuda_update u) {
+  const int64_t first = (int64_t)blockIdx.x * CMKD_CUDA_CHUNK + 4 * (int64_t)threadIdx.x;
+  if (!u.from16[blockIdx.x]) return;
+#pragma unroll
+  for (int k = 0; k < 4; k++)
+    u.grad[first + k] = load_float(u.grad16, u.copy_dtype, first + k);
 }
 
 /* A thread's four gradients of a chunk. */
@@ -184,6 +195,14 @@ static cmkd_status check_update(const cmkd_cuda_update *u, cmkd_error *err) {
                    (long long)u->count);
 }
 
+cmkd_status cmkd_cuda_widen(const cmkd_cuda_update *u, void *stream, cmkd_error *err) {
+  CMKD_TRY(check_update(u, err));
+  if (!u->from16) return CMKD_OK;
+  CMKD_LAUNCH(widen_kernel, dim3((unsigned)(u->count / CMKD_CUDA_CHUNK)), dim3(STEP_THREADS), 0, (cudaStream_t)stream,
+              *u);
+  return launch_status("widening gradients", err);
+}
+
 cmkd_status cmkd_cuda_check_gradients(const cmkd_cuda_update *u, cmkd_cuda_state *state, void *stream,
                                       cmkd_error *err) {
   CMKD_TRY(check_update(u, err));
@@ -229,6 +248,8 @@ __global__ void end_kernel(cmkd_cuda_state *s, cmkd_step_result *results, int co
   r->top1 = s->top1;
   r->top5 = s->top5;
   r->agreement = s->agreement;
+  for (int i = 0; i < CMKD_MAX_OUTPUTS; i++)
+    r->objective[i] = s->objective[i];
   if (s->loss.bad_row >= 0) s->halted = 1;
   if (scaling && !s->skip) {
     if (s->overflow) {

@@ -1,0 +1,258 @@
+/* What data parallelism and distillation from more than logits need of the CUDA backend: a hook between backward and
+ * update that sees all gradients as one block of floats, also where they are computed in 16 bits, and is part of the
+ * captured step; a batch's mean entropy from the step; further outputs with targets of their own. */
+#include <math.h>
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/step.h"
+#include "nets/builder.h"
+#include "tests/simt/backend.h"
+
+enum { HALF = 4, WHOLE = 2 * HALF, STEPS = 4 };
+
+/* Without batch norm, so that the gradient of a batch is the mean of its halves'. */
+static cmkd_graph *net_plain(void) {
+  net_builder b;
+  cmkd_graph *graph = NULL;
+  assert_ok(cmkd_net_start(&b, "plain", (cmkd_net_shape){8, 8, 3, CLASSES}, &err));
+  int x = net_act(&b, net_conv(&b, "c0", 0, 16, 3, 1, 1), CMKD_ACT_RELU);
+  x = net_act(&b, net_conv(&b, "c1", x, 24, 3, 2, 1), CMKD_ACT_RELU);
+  net_classifier(&b, "fc", net_globalpool(&b, x));
+  assert_ok(cmkd_net_finish(&b, &graph));
+  return graph;
+}
+
+/* Two ranks that take turns on one stream: the first keeps its gradients, the second takes the mean of both. All of it
+ * is done by the plugin's own kernels, so that this runs on a device too. */
+typedef struct ranks {
+  int rank, calls;
+  size_t count;
+  float *kept;
+  cmkd_cuda_state *half; /* device memory: scale 0.5 */
+} ranks;
+
+static cmkd_status reduce(void *self, float *gradients, size_t count, void *stream, cmkd_error *error) {
+  ranks *r = self;
+  const cmkd_op add = {.kind = CMKD_OP_ADD};
+  const cmkd_shape chunk = {1, CMKD_CUDA_CHUNK / 8, 8};
+  const int chunks = (int)(count / CMKD_CUDA_CHUNK);
+  r->calls++;
+  r->count = count;
+  if (r->rank == 0) return GPU(cmkd_cuda_to_float)(gradients, CMKD_F32, (int64_t)count / 8, 8, r->kept, stream, error);
+  const cmkd_cuda_call sum = {.op = &add,
+                              .n = chunks,
+                              .dtype = CMKD_F32,
+                              .in = {chunk, chunk},
+                              .out = chunk,
+                              .x = {gradients, r->kept},
+                              .y = gradients};
+  CMKD_TRY(GPU(cmkd_cuda_forward)(&sum, stream, error));
+  return GPU(cmkd_cuda_scale)(gradients, (int64_t)count, r->half, stream, error);
+}
+
+typedef struct device {
+  cmkd_backend *backend;
+  cmkd_be_images *images;
+} device;
+
+static device open_device(const char *precision, const data *d) {
+  device g;
+  const cmkd_backend_options options = options_of(0, precision);
+  const cmkd_image_set set = set_of(d);
+  assert_ok(cuda->open(&options, &g.backend, &err));
+  assert_ok(cuda->images_create(g.backend, &set, &g.images, &err));
+  return g;
+}
+static void close_device(device *g) {
+  cuda->images_free(g->images);
+  cuda->close(g->backend);
+}
+
+static cmkd_model_config config_of(const cmkd_graph *graph, const cmkd_loss *loss, int batch) {
+  return (cmkd_model_config){.graph = graph,
+                             .batch = batch,
+                             .train = 1,
+                             .mean = {0.5f, 0.45f, 0.4f},
+                             .std = {0.25f, 0.3f, 0.2f},
+                             .policy = CMKD_AUGMENT_CROP_FLIP,
+                             .loss = loss,
+                             .momentum = 0.9f,
+                             .weight_decay = 5e-4f,
+                             .kappa = 2};
+}
+
+/* Mean entropy of rows of logits. */
+static double entropy_of(const float *logits, int rows) {
+  double sum = 0;
+  for (int r = 0; r < rows; r++) {
+    double z = 0, weighted = 0;
+    for (int c = 0; c < CLASSES; c++) {
+      const double e = exp((double)logits[r * CLASSES + c]);
+      z += e;
+      weighted += e * (double)logits[r * CLASSES + c];
+    }
+    sum += log(z) - weighted / z;
+  }
+  return sum / rows;
+}
+
+typedef struct halves {
+  cmkd_graph *graph;
+  data d;
+  cmkd_loss *loss;
+  cmkd_params start, gradients[2], values[2]; /* of the whole batch; of the halves */
+} halves;
+
+static void train_one(cmkd_be_model *model, const device *g, const cmkd_step *step, cmkd_step_result *result) {
+  int k = 1;
+  assert_ok(cuda->run(model, CMKD_LIST_TRAIN, g->images, step, 1, NULL, &err));
+  assert_ok(cuda->read(model, result, &k, &err));
+  assert_int_equal(k, 1);
+}
+
+/* STEPS steps on a whole batch and on two halves with a hook; `given`: the halves know the whole's mean entropy. The
+ * largest distance between gradients, relative. */
+static double run_halves(halves *h, const char *precision, int given) {
+  device g = open_device(precision, &h->d);
+  cmkd_cuda_state half = {.scale = 0.5f};
+  const size_t room = sizeof(float) * (1 << 20);
+  ranks rank[2] = {{.rank = 0, .kept = gpu_buffer(room), .half = gpu_put(&half, sizeof half)}, {.rank = 1}};
+  rank[1].kept = rank[0].kept;
+  rank[1].half = rank[0].half;
+  cmkd_be_model *whole, *model[2];
+  cmkd_model_config config = config_of(h->graph, h->loss, WHOLE);
+  double worst = 0;
+  assert_ok(cuda->model_create(g.backend, &config, &whole, &err));
+  assert_ok(cuda->upload(whole, CMKD_SLOT_VALUE, (const float *const *)h->start.value, &err));
+  config.batch = HALF;
+  for (int r = 0; r < 2; r++) {
+    config.reduce = (cmkd_reduce){&rank[r], reduce};
+    assert_ok(cuda->model_create(g.backend, &config, &model[r], &err));
+    assert_ok(cuda->upload(model[r], CMKD_SLOT_VALUE, (const float *const *)h->start.value, &err));
+  }
+  for (int i = 0; i < STEPS; i++) {
+    cmkd_step step = step_of(&h->d, i * WHOLE, WHOLE, 0.05);
+    cmkd_step_result want, got[2];
+    train_one(whole, &g, &step, &want);
+    for (int r = 0; r < 2; r++) {
+      cmkd_step part = step_of(&h->d, i * WHOLE + r * HALF, HALF, 0.05);
+      if (given) part.entropy_mean = entropy_of(step.target[CMKD_TARGET_TEACHER].values, WHOLE);
+      train_one(model[r], &g, &part, &got[r]);
+      assert_true(rank[r].count % CMKD_CUDA_CHUNK == 0 && rank[r].count * sizeof(float) <= room);
+    }
+    if (given) {
+      const double mean = (got[0].loss.loss + got[1].loss.loss) / 2;
+      close_to(mean, want.loss.loss, precision ? 2e-3 : 1e-5, "loss of two halves", h->graph->arch);
+    }
+    assert_ok(cuda->gradients(whole, h->gradients[0].value, &err));
+    assert_ok(cuda->gradients(model[1], h->gradients[1].value, &err));
+    for (int p = 0; p < h->graph->params; p++)
+      worst = fmax(worst, distance(h->gradients[1].value[p], h->gradients[0].value[p], h->graph->param[p].count, 1e-3));
+    /* both ranks go on from what the second one, which had the mean, made of it */
+    assert_ok(cuda->download(whole, CMKD_SLOT_VALUE, h->values[0].value, &err));
+    assert_ok(cuda->download(model[1], CMKD_SLOT_VALUE, h->values[1].value, &err));
+    if (given) compare_params(h->graph, &h->values[1], &h->values[0], 1e-3, precision ? 1e-2 : 1e-5, "value");
+    assert_ok(cuda->upload(model[0], CMKD_SLOT_VALUE, (const float *const *)h->values[1].value, &err));
+  }
+  for (int r = 0; r < 2; r++) /* the first step was queued, the second captured, the others launched again */
+    assert_true(rank[r].calls >= 1 && rank[r].calls < STEPS);
+  for (int r = 0; r < 2; r++)
+    cuda->model_free(model[r]);
+  cuda->model_free(whole);
+  close_device(&g);
+  gpu_clear();
+  return worst;
+}
+
+static halves make_halves(const char *loss) {
+  halves h = {.graph = net_plain(), .d = make_data(8, 8, 3), .loss = loss_of(loss)};
+  h.start = start_params(h.graph);
+  for (int i = 0; i < 2; i++) {
+    assert_ok(cmkd_params_create(h.graph, &h.gradients[i], &err));
+    assert_ok(cmkd_params_create(h.graph, &h.values[i], &err));
+  }
+  for (int i = 0; i < 64 * CLASSES; i++) /* every other half batch has a sharp teacher */
+    if (i / CLASSES / HALF % 2) h.d.teacher[i] *= 3;
+  return h;
+}
+static void free_halves(halves *h) {
+  for (int i = 0; i < 2; i++) {
+    cmkd_params_free(&h->gradients[i]);
+    cmkd_params_free(&h->values[i]);
+  }
+  cmkd_params_free(&h->start);
+  cmkd_loss_free(h->loss);
+  free_data(&h->d);
+  cmkd_graph_free(h->graph);
+}
+
+static void two_halves_reduce_to_the_whole(void **state) {
+  (void)state;
+  NEED_GPU();
+  static const struct {
+    const char *precision;
+    double limit;
+  } cases[] = {{NULL, 1e-5}, {"fp16", 1e-2}, {"bf16", 5e-2}};
+  halves h = make_halves("ce+kd");
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const double worst = run_halves(&h, cases[i].precision, 1);
+    if (!(worst <= cases[i].limit))
+      fail_msg("%s: gradients are off by %g", cases[i].precision ? cases[i].precision : "fp32", worst);
+  }
+  free_halves(&h);
+}
+
+/* The gate of CMKD compares each row's entropy with the batch's mean: halves need the whole's. */
+static void halves_know_the_mean_entropy(void **state) {
+  (void)state;
+  NEED_GPU();
+  halves h = make_halves("cmkd");
+  const double given = run_halves(&h, NULL, 1), own = run_halves(&h, NULL, 0);
+  if (!(given <= 1e-5)) fail_msg("gradients are off by %g", given);
+  if (!(own > 1e-2)) fail_msg("gates of the halves' own means change the gradient by %g only", own);
+  free_halves(&h);
+}
+
+/* A hook that fails fails the step, captured or not, and leaves the model usable. */
+static cmkd_status refuse(void *self, float *gradients, size_t count, void *stream, cmkd_error *error) {
+  (void)gradients;
+  (void)count;
+  (void)stream;
+  return --*(int *)self < 0 ? cmkd_fail(error, CMKD_ERR_IO, "a rank is gone") : CMKD_OK;
+}
+static void a_hook_that_fails_fails_the_step(void **state) {
+  (void)state;
+  NEED_GPU();
+  halves h = make_halves("ce");
+  device g = open_device(NULL, &h.d);
+  for (int good = 0; good < 2; good++) { /* while queued; while captured */
+    int left = good;
+    cmkd_be_model *model;
+    cmkd_step_result result;
+    int k = 1;
+    cmkd_model_config config = config_of(h.graph, h.loss, HALF);
+    config.reduce = (cmkd_reduce){&left, refuse};
+    assert_ok(cuda->model_create(g.backend, &config, &model, &err));
+    assert_ok(cuda->upload(model, CMKD_SLOT_VALUE, (const float *const *)h.start.value, &err));
+    const cmkd_step step = step_of(&h.d, 0, HALF, 0.05);
+    for (int i = 0; i < good; i++)
+      train_one(model, &g, &step, &result);
+    assert_int_equal(cuda->run(model, CMKD_LIST_TRAIN, g.images, &step, 1, NULL, &err), CMKD_ERR_IO);
+    assert_string_equal(err.message, "a rank is gone");
+    left = 1;
+    assert_ok(cuda->run(model, CMKD_LIST_TRAIN, g.images, &step, 1, NULL, &err));
+    assert_ok(cuda->read(model, &result, &k, &err));
+    assert_int_equal(k, 1);
+    cuda->model_free(model);
+  }
+  close_device(&g);
+  free_halves(&h);
+}
+
+int main(void) {
+  struct CMUnitTest tests[] = {
+      TEST(two_halves_reduce_to_the_whole),
+      TEST(halves_know_the_mean_entropy),
+      TEST(a_hook_that_fails_fails_the_step),
+  };
+  return RUN_TESTS(tests);
+}
