@@ -352,6 +352,17 @@ static cmkd_status queue_begin(cmkd_be_model *m, const cuda_step_kind *kind, cmk
   return cmkd_cuda_begin(&m->layout, &input, &sizes, m->state, m->backend->stream, err);
 }
 
+static cmkd_status queue_backward_update(const walk *w, const cuda_step_kind *kind, cmkd_error *err) {
+  cmkd_be_model *m = w->m;
+  CMKD_TRY(queue_objectives(w, err));
+  cmkd_cuda_profile_mark(m, CUDA_LOSS);
+  CMKD_TRY(checked(m, "the loss", err));
+  CMKD_TRY(queue_phases(w, kind->images, m->train.backward, m->train.phases, err));
+  CMKD_TRY(queue_update(m, kind->count, err));
+  cmkd_cuda_profile_mark(m, CUDA_UPDATE);
+  return checked(m, "the optimizer", err);
+}
+
 cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
   cmkd_backend *b = m->backend;
   const walk w = {m, kind->list == CMKD_LIST_TRAIN ? &m->train : &m->infer, kind->list, kind->count};
@@ -364,13 +375,11 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, c
   CMKD_TRY(queue_rows(m, kind, err));
   CMKD_TRY(queue_phases(&w, kind->images, 0, m->train.backward, err));
   CMKD_TRY(queue_loss(m, kind, err));
-  CMKD_TRY(queue_objectives(&w, err));
-  cmkd_cuda_profile_mark(m, CUDA_LOSS);
-  CMKD_TRY(checked(m, "the loss", err));
-  CMKD_TRY(queue_phases(&w, kind->images, m->train.backward, m->train.phases, err));
-  CMKD_TRY(queue_update(m, kind->count, err));
-  cmkd_cuda_profile_mark(m, CUDA_UPDATE);
-  CMKD_TRY(checked(m, "the optimizer", err));
-  if (cuda_has_teacher(kind)) CMKD_TRY(cmkd_cuda_status(cudaStreamWaitEvent(b->stream, b->join, 0), "agreement", err));
+  cmkd_status status = queue_backward_update(&w, kind, err);
+  if (cuda_has_teacher(kind)) { /* after a failure too, or a capture could not be ended */
+    const cudaError_t joined = cudaStreamWaitEvent(b->stream, b->join, 0);
+    if (status == CMKD_OK) status = cmkd_cuda_status(joined, "agreement", err);
+  }
+  if (status != CMKD_OK) return status;
   return cmkd_cuda_end(m->state, m->results, kind->count, b->dtype == CMKD_F16, b->stream, err);
 }
