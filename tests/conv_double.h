@@ -1,6 +1,6 @@
 /* A device and a cuDNN made up for algorithm selection (kernels/cuda/conv/select.c and its parts, included here):
  * device memory is host memory, every "convolution" is the same small sum, and a clock advances by what the table of
- * plans says. So the choice among good, wrong, failing and slow plans can be tested. */
+ * plans says. So the selection among good, wrong, failing and slow plans can be tested. */
 #ifndef CMKD_TESTS_CONV_DOUBLE_H
 #define CMKD_TESTS_CONV_DOUBLE_H
 #include <stdint.h>
@@ -145,29 +145,37 @@ static void put(void *to, cmkd_dtype dtype, size_t i, float value) {
   if (dtype == CMKD_BF16) value += value / 512; /* from_float cuts off */
   from_float(to, dtype, i, value);
 }
-static void made_sum(const void *a, cmkd_dtype a_dtype, size_t na, const void *b, cmkd_dtype b_dtype, size_t nb,
-                     void *c, cmkd_dtype c_dtype, size_t nc, int accumulate) {
-  for (size_t i = 0; i < nc; i++)
-    put(c, c_dtype, i,
-        to_float(a, a_dtype, i % na) + to_float(b, b_dtype, i % nb) + (accumulate ? to_float(c, c_dtype, i) : 0));
+typedef struct made_array {
+  const void *at;
+  cmkd_dtype dtype;
+  size_t count;
+} made_array;
+static float made_value(made_array a, size_t i) { return to_float(a.at, a.dtype, i % a.count); }
+static void made_sum(made_array a, made_array b, void *to, cmkd_dtype dtype, size_t count, int accumulate) {
+  for (size_t i = 0; i < count; i++)
+    put(to, dtype, i, made_value(a, i) + made_value(b, i) + (accumulate ? to_float(to, dtype, i) : 0));
 }
 static void made_conv(const cmkd_cuda_conv_shape *s, cmkd_conv_pass pass, const void *a, const void *b, void *c,
                       int accumulate, cmkd_dtype dw, size_t dw_count) {
-  const size_t w = (size_t)cmkd_cuda_conv_weights(s);
+  const made_array x = {a, s->dtype, count_x(s)}, dy = {a, s->y_dtype, count_y(s)},
+                   w = {b, s->dtype, (size_t)cmkd_cuda_conv_weights(s)}, dy_b = {b, s->y_dtype, count_y(s)};
   if (pass == CMKD_CONV_BACKWARD_DATA)
-    made_sum(a, s->y_dtype, count_y(s), b, s->dtype, w, c, s->dtype, count_x(s), accumulate);
+    made_sum(dy, w, c, s->dtype, count_x(s), accumulate);
   else if (pass == CMKD_CONV_BACKWARD_WEIGHTS)
-    made_sum(a, s->dtype, count_x(s), b, s->y_dtype, count_y(s), c, dw, dw_count, 0);
+    made_sum(x, dy_b, c, dw, dw_count, 0);
   else
-    for (size_t i = 0, x = count_x(s) / (size_t)s->n, y = count_y(s) / (size_t)s->n; i < (size_t)s->n; i++)
-      made_sum((const char *)a + i * x * cmkd_dtype_size(s->dtype), s->dtype, x, b, s->dtype, w,
-               (char *)c + i * y * cmkd_dtype_size(s->y_dtype), s->y_dtype, y, 0);
+    for (size_t i = 0, n = (size_t)s->n; i < n; i++) {
+      const char *image = (const char *)a + i * (x.count / n) * cmkd_dtype_size(s->dtype);
+      char *result = (char *)c + i * (dy.count / n) * cmkd_dtype_size(s->y_dtype);
+      made_sum((made_array){image, s->dtype, x.count / n}, w, result, s->y_dtype, dy.count / n, 0);
+    }
 }
 static void made_epilogue(const cmkd_cuda_conv_shape *s, const cmkd_cuda_epilogue *e, void *y) {
   for (size_t i = 0; i < count_y(s); i++) {
     float v = to_float(y, s->y_dtype, i) + (e->bias ? e->bias[i % (size_t)s->y_stride] : 0) +
               (e->residual ? to_float(e->residual, s->y_dtype, i) : 0);
-    put(y, s->y_dtype, i, e->act && v < 0 ? 0 : e->act == CMKD_ACT_RELU6 && v > 6 ? 6 : v);
+    if (e->act && v < 0) v = 0;
+    put(y, s->y_dtype, i, e->act == CMKD_ACT_RELU6 && v > 6 ? 6 : v);
   }
 }
 static size_t dw_written(const cmkd_cuda_conv_shape *s,

@@ -1,5 +1,5 @@
-/* Choices of convolutions, as a run's state and the memory file hold them: any bytes give choices or one error, and any
- * name in them a choice. */
+/* Selected convolution algorithms, as a run's state and the file hold them: any bytes give names or one error, and any
+ * name in them an algorithm. */
 #include "tests/conv_double.h"
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {

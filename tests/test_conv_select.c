@@ -1,6 +1,6 @@
-/* Choosing who computes a convolution, on a made-up device (tests/conv_double.h): the fastest plan whose numbers are
- * ours wins, is remembered, and comes back in a resumed run; without cuDNN nothing is timed; a memory file of any bytes
- * does no harm. */
+/* Algorithm selection for convolutions, on a made-up device (tests/conv_double.h): the fastest plan whose numbers are
+ * those of our kernels wins, is remembered, and comes back in a resumed run; without cuDNN nothing is timed; a file of
+ * any bytes does no harm. */
 #include "tests/support.h"
 #include "tests/conv_double.h"
 #include <sys/stat.h>
@@ -23,13 +23,13 @@ static const made_plan plans[] = {
 };
 static cmkd_cudnn with_plans = {91900, sizeof plans / sizeof *plans, 0, plans};
 static cmkd_error err;
-static char memory[1200];
+static char cache_file[1200];
 
 static int fresh(void **state) {
   (void)state;
   with_plans.refuses = 0;
   made = (struct made_device){.own_ms = 10};
-  snprintf(memory, sizeof memory, "%s/conv/choices.json", scratch_dir());
+  snprintf(cache_file, sizeof cache_file, "%s/conv/choices.json", scratch_dir());
   return 0;
 }
 static int nothing_left(void **state) {
@@ -62,8 +62,8 @@ static cmkd_conv_selector *open_selector(cmkd_cudnn *cudnn, const char *name, co
   assert_ok(cmkd_conv_selector_open(cudnn, name, path, on_stream, &selector, &err));
   return selector;
 }
-/* The name that is chosen for a request; `timed` whether anything was. */
-static const char *choose(cmkd_conv_selector *selector, cmkd_conv_request request, int *timed) {
+/* The name of the algorithm that is selected for a request; *timed: whether anything was. */
+static const char *selected(cmkd_conv_selector *selector, cmkd_conv_request request, int *timed) {
   static char name[CONV_NAME_BYTES];
   cmkd_conv_algorithm *algorithm;
   const long before = made.timed;
@@ -73,15 +73,15 @@ static const char *choose(cmkd_conv_selector *selector, cmkd_conv_request reques
   *timed = made.timed != before;
   return name;
 }
-static void assert_chosen(cmkd_conv_selector *selector, cmkd_conv_request request, const char *name, int timed) {
+static void assert_selected(cmkd_conv_selector *selector, cmkd_conv_request request, const char *name, int timed) {
   int was_timed;
-  assert_string_equal(choose(selector, request, &was_timed), name);
+  assert_string_equal(selected(selector, request, &was_timed), name);
   assert_int_equal(was_timed, timed);
 }
 
 static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
   (void)state;
-  cmkd_conv_selector *selector = open_selector(NULL, "GPU", memory);
+  cmkd_conv_selector *selector = open_selector(NULL, "GPU", cache_file);
   for (int pass = 0; pass < 4; pass++) {
     cmkd_conv_request r = request_of((cmkd_conv_pass)pass, CMKD_BF16);
     cmkd_conv_algorithm *algorithm;
@@ -98,7 +98,7 @@ static void without_cudnn_all_is_ours_and_nothing_timed(void **state) {
     cmkd_conv_algorithm_free(algorithm);
   }
   assert_int_equal(made.timed, 0);
-  assert_false(cmkd_file_exists(memory));
+  assert_false(cmkd_file_exists(cache_file));
   cmkd_conv_selector_close(selector);
 }
 
@@ -108,21 +108,21 @@ static void the_fastest_that_agrees_wins(void **state) {
     const cmkd_dtype dtype = d == 0 ? CMKD_F32 : d == 1 ? CMKD_F16 : CMKD_BF16;
     cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
     cmkd_conv_request add = request_of(CMKD_CONV_BACKWARD_DATA, dtype);
-    assert_chosen(selector, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 1);
-    assert_chosen(selector, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 0); /* decided */
-    assert_chosen(selector, add, "cudnn:eng9{}", 1);
+    assert_selected(selector, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 1);
+    assert_selected(selector, request_of(CMKD_CONV_FORWARD, dtype), "cudnn:eng6{k1=2,k3=4}", 0); /* decided */
+    assert_selected(selector, add, "cudnn:eng9{}", 1);
     add.accumulate = 1;
-    assert_chosen(selector, add, "cudnn:eng10{}", 1); /* the faster one forgets to add */
-    assert_chosen(selector, request_of(CMKD_CONV_BACKWARD_WEIGHTS, dtype), "cudnn:eng11{}", 1);
+    assert_selected(selector, add, "cudnn:eng10{}", 1); /* the faster one forgets to add */
+    assert_selected(selector, request_of(CMKD_CONV_BACKWARD_WEIGHTS, dtype), "cudnn:eng11{}", 1);
     cmkd_conv_selector_close(selector);
   }
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
   cmkd_conv_request large = request_of(CMKD_CONV_BACKWARD_DATA, CMKD_F16); /* more than is looked at */
   large.shape.n = 40, large.shape.h = large.shape.w = large.shape.oh = large.shape.ow = 20;
   assert_true(count_x(&large.shape) > 2 * SAMPLE);
-  assert_chosen(selector, large, "cudnn:eng9{}", 1);
+  assert_selected(selector, large, "cudnn:eng9{}", 1);
   made.own_ms = 0.5;
-  assert_chosen(selector, request_of(CMKD_CONV_FORWARD, CMKD_F32), "own", 1);
+  assert_selected(selector, request_of(CMKD_CONV_FORWARD, CMKD_F32), "own", 1);
   cmkd_conv_selector_close(selector);
 }
 
@@ -138,11 +138,11 @@ static void who_leans_on_neighbours_is_out(void **state) {
     cmkd_conv_selector *selector = open_selector(&library, "GPU", NULL);
     cmkd_conv_request r = request_of(fused ? CMKD_CONV_FORWARD_FUSED : CMKD_CONV_FORWARD, CMKD_BF16);
     r.residual = fused;
-    assert_chosen(selector, r, "cudnn:eng1{}", 1);
+    assert_selected(selector, r, "cudnn:eng1{}", 1);
     r.alone = 1;
-    assert_chosen(selector, r, "cudnn:eng2{}", 1);
+    assert_selected(selector, r, "cudnn:eng2{}", 1);
     r.shape.n = 1; /* nobody to lean on */
-    assert_chosen(selector, r, "cudnn:eng1{}", 1);
+    assert_selected(selector, r, "cudnn:eng1{}", 1);
     cmkd_conv_selector_close(selector);
   }
 }
@@ -174,7 +174,7 @@ static void equal_requests_share_an_algorithm(void **state) {
 
 static void an_epilogue_may_come_after_a_faster_plan(void **state) {
   (void)state;
-  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", cache_file);
   for (int residual = 0; residual < 2; residual++)
     for (int act = 0; act < 3; act++) {
       cmkd_conv_request r = request_of(CMKD_CONV_FORWARD_FUSED, CMKD_F32);
@@ -183,9 +183,9 @@ static void an_epilogue_may_come_after_a_faster_plan(void **state) {
       for (int i = 0; i < 4000; i++)
         a[i] = other[i] = (float)(i % 17) - 8, b[i] = (float)(i % 5);
       r.residual = residual, r.act = (cmkd_act)act;
-      assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 1);
-      cmkd_conv_selector *later = open_selector(&with_plans, "GPU", memory);
-      assert_chosen(later, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 0);
+      assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 1);
+      cmkd_conv_selector *later = open_selector(&with_plans, "GPU", cache_file);
+      assert_selected(later, r, "cudnn:eng6{k1=2,k3=4}+epilogue", 0);
       assert_ok(cmkd_conv_select(later, &r, &algorithm, &err));
       const cmkd_cuda_epilogue epilogue = {bias, residual ? other : NULL, r.act};
       const long before = made.epilogues;
@@ -249,22 +249,22 @@ static void algorithms_are_remembered_by_device(void **state) {
   cmkd_cudnn other = with_plans;
   other.version = 91800;
   for (int round = 0; round < 2; round++) { /* timed once, then remembered, the one beside the other */
-    cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", memory),
-                       *b = open_selector(&with_plans, "GPU \"B\"", memory),
-                       *c = open_selector(&other, "GPU A", memory);
-    assert_chosen(a, r, "cudnn:eng6{k1=2,k3=4}", !round);
-    assert_chosen(b, r, "cudnn:eng6{k1=2,k3=4}", !round);
-    assert_chosen(c, r, "cudnn:eng6{k1=2,k3=4}", !round);
+    cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", cache_file),
+                       *b = open_selector(&with_plans, "GPU \"B\"", cache_file),
+                       *c = open_selector(&other, "GPU A", cache_file);
+    assert_selected(a, r, "cudnn:eng6{k1=2,k3=4}", !round);
+    assert_selected(b, r, "cudnn:eng6{k1=2,k3=4}", !round);
+    assert_selected(c, r, "cudnn:eng6{k1=2,k3=4}", !round);
     cmkd_conv_selector_close(a);
     cmkd_conv_selector_close(b);
     cmkd_conv_selector_close(c);
   }
   /* what differs in a way that matters is another request */
-  cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", memory);
+  cmkd_conv_selector *a = open_selector(&with_plans, "GPU A", cache_file);
   cmkd_conv_request tf32 = r, big = r;
   tf32.tf32 = 1, big.shape.n = 4;
-  assert_chosen(a, tf32, "cudnn:eng6{k1=2,k3=4}", 1);
-  assert_chosen(a, big, "cudnn:eng6{k1=2,k3=4}", 1);
+  assert_selected(a, tf32, "cudnn:eng6{k1=2,k3=4}", 1);
+  assert_selected(a, big, "cudnn:eng6{k1=2,k3=4}", 1);
   cmkd_conv_selector_close(a);
 }
 
@@ -274,17 +274,17 @@ static void what_no_longer_works_is_measured_again(void **state) {
                            {"cudnn:eng1{k2=1}", CMKD_CONV_FORWARD, 3, GOOD, 0}};
   cmkd_cudnn changed = {91900, 2, 0, now}, gone = {91900, 0, 0, NULL}, refusing = {91900, 2, 1, now};
   const cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
-  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
-  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", cache_file);
+  assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
   cmkd_conv_selector_close(selector);
-  selector = open_selector(&changed, "GPU", memory);
-  assert_chosen(selector, r, "cudnn:eng1{k2=1}", 1);
+  selector = open_selector(&changed, "GPU", cache_file);
+  assert_selected(selector, r, "cudnn:eng1{k2=1}", 1);
   cmkd_conv_selector_close(selector);
-  selector = open_selector(&gone, "GPU", memory);
-  assert_chosen(selector, r, "own", 0);
+  selector = open_selector(&gone, "GPU", cache_file);
+  assert_selected(selector, r, "own", 0);
   cmkd_conv_selector_close(selector);
-  selector = open_selector(&refusing, "other", memory);
-  assert_chosen(selector, r, "own", 0);
+  selector = open_selector(&refusing, "other", cache_file);
+  assert_selected(selector, r, "own", 0);
   cmkd_conv_selector_close(selector);
 }
 
@@ -297,18 +297,18 @@ static void a_resumed_run_keeps_its_algorithms(void **state) {
   char *text, *again;
   int used;
   cmkd_conv_selector *selector = open_selector(&earlier, "GPU", NULL);
-  assert_chosen(selector, r, "cudnn:eng1{k2=1}", 1);
+  assert_selected(selector, r, "cudnn:eng1{k2=1}", 1);
   assert_ok(cmkd_conv_selector_save(selector, &text, &err));
   cmkd_conv_selector_close(selector);
 
-  selector = open_selector(&with_plans, "GPU", memory); /* has measured something faster */
-  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  selector = open_selector(&with_plans, "GPU", cache_file); /* has measured something faster */
+  assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
   cmkd_conv_selector_close(selector);
-  selector = open_selector(&with_plans, "GPU", memory);
+  selector = open_selector(&with_plans, "GPU", cache_file);
   assert_ok(cmkd_conv_selector_load(selector, text, &used, &err));
   assert_int_equal(used, 1);
-  assert_chosen(selector, r, "cudnn:eng1{k2=1}", 0);
-  assert_chosen(selector, d, "cudnn:eng9{}", 1); /* what it did not bring */
+  assert_selected(selector, r, "cudnn:eng1{k2=1}", 0);
+  assert_selected(selector, d, "cudnn:eng9{}", 1); /* what it did not bring */
   assert_ok(cmkd_conv_selector_save(selector, &again, &err));
   assert_non_null(strstr(again, "cudnn:eng1{k2=1}"));
   assert_non_null(strstr(again, "cudnn:eng9{}"));
@@ -318,12 +318,12 @@ static void a_resumed_run_keeps_its_algorithms(void **state) {
   selector = open_selector(&with_plans, "another GPU", NULL);
   assert_ok(cmkd_conv_selector_load(selector, again, &used, &err));
   assert_int_equal(used, 0);
-  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
   cmkd_conv_selector_close(selector);
   selector = open_selector(NULL, "GPU", NULL);
   assert_ok(cmkd_conv_selector_load(selector, again, &used, &err));
   assert_int_equal(used, 0);
-  assert_chosen(selector, r, "own", 0);
+  assert_selected(selector, r, "own", 0);
   cmkd_conv_selector_close(selector);
   free(text);
   free(again);
@@ -335,7 +335,7 @@ static void failures_name_the_remedy(void **state) {
   cmkd_cudnn cudnn = {91900, 1, 0, breaking};
   cmkd_conv_request r = request_of(CMKD_CONV_FORWARD, CMKD_F32);
   cmkd_conv_algorithm *algorithm;
-  cmkd_conv_selector *selector = open_selector(&cudnn, "GPU", memory);
+  cmkd_conv_selector *selector = open_selector(&cudnn, "GPU", cache_file);
   made.full = 1;
   assert_int_equal(cmkd_conv_select(selector, &r, &algorithm, &err), CMKD_ERR_MEMORY);
   assert_null(algorithm);
@@ -345,18 +345,18 @@ static void failures_name_the_remedy(void **state) {
   assert_null(algorithm);
   assert_non_null(strstr(err.message, "cudnn:eng666{}"));
   assert_non_null(strstr(err.message, "CMKD_CUDNN=off"));
-  assert_false(cmkd_file_exists(memory)); /* nothing is remembered of that */
+  assert_false(cmkd_file_exists(cache_file)); /* nothing is remembered of that */
   cmkd_conv_selector_close(selector);
 }
 
 static void write_text(const void *text, size_t size) {
-  char *folder = cmkd_path_dir(memory);
+  char *folder = cmkd_path_dir(cache_file);
   assert_ok(cmkd_make_dirs(folder, &err));
-  assert_ok(cmkd_file_write(memory, &(cmkd_piece){text, size}, 1, &err));
+  assert_ok(cmkd_file_write(cache_file, &(cmkd_piece){text, size}, 1, &err));
   free(folder);
 }
 
-static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
+static void a_foreign_cache_file_is_ignored_and_rewritten(void **state) {
   (void)state;
   static char deep[100000];
   memset(deep, '[', sizeof deep - 1);
@@ -379,8 +379,8 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
   for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
     write_text(texts[i], strlen(texts[i]));
     for (int round = 0; round < 2; round++) {
-      cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
-      assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", !round);
+      cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", cache_file);
+      assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", !round);
       cmkd_conv_selector_close(selector);
     }
   }
@@ -395,29 +395,29 @@ static void a_foreign_memory_file_is_ignored_and_rewritten(void **state) {
         json_pack("{s:i, s:{s:{s:s}}}", FILE_KIND, FILE_VERSION, "devices", "GPU, cuDNN 91900", key, names[i]);
     char *text = json_dumps(root, 0);
     write_text(text, strlen(text));
-    cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
-    assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+    cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", cache_file);
+    assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
     cmkd_conv_selector_close(selector);
     free(text);
     json_decref(root);
   }
   /* a folder in its place, and a file where its folder should be: not remembered, not fatal */
-  assert_int_equal(unlink(memory), 0);
-  assert_int_equal(mkdir(memory, 0777), 0);
-  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", memory);
-  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  assert_int_equal(unlink(cache_file), 0);
+  assert_int_equal(mkdir(cache_file, 0777), 0);
+  cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", cache_file);
+  assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
   cmkd_conv_selector_close(selector);
-  assert_int_equal(rmdir(memory), 0);
+  assert_int_equal(rmdir(cache_file), 0);
   write_text("x", 1);
   char below[1300];
-  snprintf(below, sizeof below, "%s/choices.json", memory);
+  snprintf(below, sizeof below, "%s/choices.json", cache_file);
   selector = open_selector(&with_plans, "GPU", below);
-  assert_chosen(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
+  assert_selected(selector, r, "cudnn:eng6{k1=2,k3=4}", 1);
   cmkd_conv_selector_close(selector);
 }
 
-/* Flipped, cut and repeated bytes of a good file: a choice is made all the same, and a state's text is used, ignored or
- * refused. */
+/* Flipped, cut and repeated bytes of a good file: an algorithm is selected all the same, and a state's text is used,
+ * ignored or refused. */
 static void corrupt_texts_do_no_harm(void **state) {
   (void)state;
   const cmkd_conv_request requests[2] = {request_of(CMKD_CONV_FORWARD, CMKD_F32),
@@ -427,7 +427,7 @@ static void corrupt_texts_do_no_harm(void **state) {
   int used, timed, refused = 0, ignored = 0, taken = 0;
   cmkd_conv_selector *selector = open_selector(&with_plans, "GPU", NULL);
   for (int i = 0; i < 2; i++)
-    choose(selector, requests[i], &timed);
+    selected(selector, requests[i], &timed);
   assert_ok(cmkd_conv_selector_save(selector, &text, &err));
   cmkd_conv_selector_close(selector);
   const size_t length = strlen(text);
@@ -442,12 +442,12 @@ static void corrupt_texts_do_no_harm(void **state) {
     if (i % 7 == 1) memcpy(bad + length, text, length), size = 2 * length;
     bad[size] = 0;
     if (i % 400 == 0) write_text(bad, size);
-    selector = open_selector(&with_plans, "GPU", i % 400 ? NULL : memory);
+    selector = open_selector(&with_plans, "GPU", i % 400 ? NULL : cache_file);
     cmkd_status status = cmkd_conv_selector_load(selector, bad, &used, &err);
     assert_true(status == CMKD_OK || (status == CMKD_ERR_FORMAT && !used));
     refused += status != CMKD_OK, ignored += status == CMKD_OK && !used, taken += used;
     if (i % 50 == 0) {
-      const char *name = choose(selector, requests[0], &timed);
+      const char *name = selected(selector, requests[0], &timed);
       assert_true(!strncmp(name, "cudnn:eng", 9) || !strcmp(name, "own"));
     }
     cmkd_conv_selector_close(selector);
@@ -470,7 +470,7 @@ int main(void) {
       TEST(what_no_longer_works_is_measured_again),
       TEST(a_resumed_run_keeps_its_algorithms),
       TEST(failures_name_the_remedy),
-      TEST(a_foreign_memory_file_is_ignored_and_rewritten),
+      TEST(a_foreign_cache_file_is_ignored_and_rewritten),
       TEST(corrupt_texts_do_no_harm),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -4,7 +4,7 @@
 #include <math.h>
 #include "kernels/cuda/backend.h"
 
-/* The op and slot that own a parameter: param[slot] of op. */
+/* The op and slot that a parameter belongs to: it is param[slot] of op. */
 typedef struct owner {
   int op, slot;
 } owner;
@@ -19,8 +19,8 @@ typedef void visit(float *device, float *host);
 static void put(float *device, float *host) { *device = *host; }
 static void take(float *device, float *host) { *host = *device; }
 
-/* Every weight of a convolution or linear layer, in PyTorch's order, beside its place. A linear layer's inputs are
- * (channel, y, x) there. */
+/* Calls f for every weight of a convolution or linear layer, in PyTorch's order, with its place in the device's layout.
+ * A linear layer's inputs are (channel, y, x) there. */
 static void each_weight(const cmkd_cuda_conv_shape *s, float *device, float *host, visit *f) {
   const int in = s->c / s->groups, stride = s->groups > 1 ? in : cmkd_cuda_stride(s->c);
   for (int o = 0; o < s->k; o++)
@@ -31,19 +31,19 @@ static void each_weight(const cmkd_cuda_conv_shape *s, float *device, float *hos
 }
 
 static void each_number(const cmkd_be_model *m, int param, float *wide, float *host, visit *f) {
-  const owner who = owner_of(m->graph, param);
-  if (who.op < 0) return;
-  const cmkd_op *op = &m->graph->op[who.op];
-  const cuda_op *o = &m->op[who.op];
+  const owner own = owner_of(m->graph, param);
+  if (own.op < 0) return;
+  const cmkd_op *op = &m->graph->op[own.op];
+  const cuda_op *o = &m->op[own.op];
   const int64_t count = m->graph->param[param].count;
-  if (cuda_is_conv(op) && who.slot == 0) {
-    const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, who.op, 1);
+  if (cuda_is_conv(op) && own.slot == 0) {
+    const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, own.op, 1);
     each_weight(&shape, wide + o->weight, host, f);
     return;
   }
   const int64_t at = cuda_is_conv(op) ? o->bias
-                     : who.slot == 0  ? o->scale
-                     : who.slot == 1  ? o->shift
+                     : own.slot == 0  ? o->scale
+                     : own.slot == 1  ? o->shift
                                       : (int64_t)o->channel;
   for (int64_t i = 0; i < count; i++)
     f(wide + at + i, host + i);

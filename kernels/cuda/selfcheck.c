@@ -159,7 +159,7 @@ static double distance(const network *device, const network *cpu) {
   double apart = 0, moved = 0;
   for (int i = 0; i < device->graph.params; i++)
     for (int64_t j = 0; j < device->param[i].count && CMKD_PARAM_TRAINED(device->param[i].kind);
-         j++) { /* running statistics move most and tell least */
+         j++) { /* not running statistics: they change most and tell least */
       const double a = device->end[i][j], b = cpu->end[i][j], s = cpu->start[i][j];
       apart += (a - b) * (a - b);
       moved += (b - s) * (b - s);

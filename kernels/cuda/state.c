@@ -1,5 +1,5 @@
-/* What a resumed run needs beside its parameters: {"plans": who computes each convolution, "scale": fp16's loss scale,
- * "good": steps since it moved}. */
+/* What a resumed run needs beside its parameters, as JSON: {"plans": the algorithm of each convolution, "scale": fp16's
+ * loss scale, "good": steps since it last changed}. */
 #include <jansson.h>
 #include <stdlib.h>
 #include "kernels/cuda/backend.h"

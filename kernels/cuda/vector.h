@@ -1,5 +1,5 @@
-/* Eight channels at a time: activations lie in groups of CMKD_CUDA_PAD, so a thread moves 16 bytes of halves or 32 of
- * floats at once. */
+/* Eight channels at a time: activations lie in groups of CMKD_CUDA_PAD, so a thread loads or stores 16 bytes of halves
+ * or 32 of floats at once. */
 #ifndef CMKD_KERNELS_CUDA_VECTOR_H
 #define CMKD_KERNELS_CUDA_VECTOR_H
 #include <type_traits>

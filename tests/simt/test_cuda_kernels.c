@@ -1,4 +1,4 @@
-/* The CUDA kernels beside the losses, against the plain ones: agreement figures, image moves, cache rows, SGD. */
+/* The CUDA kernels beside the losses, against the plain ones: agreement figures, crops and flips, cache rows, SGD. */
 #include "tests/simt/gpu.h"
 #include <math.h>
 #include "base/half.h"

@@ -51,9 +51,9 @@ static int recipe_parse(const char *name, recipe *r) {
   return recipe_name(r, again) && !strcmp(again, name); /* what scanf was lenient about does not come back the same */
 }
 
-/* Engines whose results change from run to run are out; so are those that do arithmetic in less than float, or whose
- * tile transforms lose digits. On floats tensor cores compute in tf32: only where that is asked for; and who wants
- * neither loses no digits to any transform. */
+/* Left out are engines whose results change from run to run, that do arithmetic in less than float, or whose tile
+ * transforms lose digits. On floats, tensor cores compute in tf32: they are allowed where tf32 is asked for; elsewhere
+ * no transform is allowed that loses digits at all. */
 static int allowed(const cmkd_conv_request *r, const cudnnBackendNumericalNote_t *notes, int64_t count) {
   const int f32 = r->shape.dtype == CMKD_F32;
   for (int64_t i = 0; i < count; i++)
