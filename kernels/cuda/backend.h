@@ -22,6 +22,7 @@
 #define CMKD_KERNELS_CUDA_BACKEND_H
 #include "kernels/backend.h"
 #include "kernels/plan.h"
+#include "kernels/step.h"
 #include "kernels/cuda/conv/conv.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/runtime.h"
@@ -46,11 +47,8 @@ struct cmkd_backend {
 
 struct cmkd_be_images {
   cmkd_backend *backend;
-  const uint8_t *pixels;
-  const int32_t *labels; /* the host's, borrowed */
-  uint8_t *resident;     /* the same pixels in device memory; NULL: they go through the queue, row by row */
-  uint32_t n;
-  int h, w, c;
+  cmkd_image_set set; /* the host's arrays, borrowed */
+  uint8_t *resident;  /* the same pixels in device memory; NULL: they go through the queue, row by row */
   uint64_t serial;
 };
 
@@ -128,11 +126,9 @@ struct cmkd_be_model {
   cmkd_model_config config;
   const cmkd_graph *graph;
   int targets, width[CMKD_MAX_TARGETS]; /* what steps carry; numbers a row */
-  struct {
-    int output, target;
-  } objective[CMKD_MAX_OUTPUTS]; /* of config.objective: by index */
-  cuda_op *op;                   /* (ops) */
-  int *folded;                   /* (ops): the batch norm that a convolution takes in at inference, or -1 */
+  cmkd_objective_term objective[CMKD_MAX_OUTPUTS];
+  cuda_op *op; /* (ops) */
+  int *folded; /* (ops): the batch norm that a convolution takes in at inference, or -1 */
   cmkd_plan train, infer;
   /* parameters, float; one allocation each for what training and inference need */
   char *memory;                               /* device: the arrays below */
@@ -175,11 +171,10 @@ struct cmkd_be_model {
   int algorithms_count;
   int trained_count; /* rows of the last TRAIN step, whose gradients are there */
   cuda_graph captured[CUDA_GRAPHS];
-  uint64_t clock;           /* counts launches of graphs */
-  cuda_profile *profile;    /* NULL: not asked for */
-  int pending;              /* results on the device that were not fetched yet */
-  cmkd_step_result *result; /* (results_capacity) fetched, of which results_count were not read yet */
-  int results_count, results_capacity;
+  uint64_t clock;        /* counts launches of graphs */
+  cuda_profile *profile; /* NULL: not asked for */
+  int pending;           /* results on the device that were not fetched yet */
+  cmkd_results fetched;  /* that were not read yet */
 };
 
 static inline size_t cuda_dtype_size(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 4 : 2; }

@@ -158,10 +158,10 @@ static cmkd_status queue_gather(const walk *w, const cmkd_be_images *images, cmk
                                    .rows = m->input.rows,
                                    .seeds = m->input.seeds,
                                    .count = w->count,
-                                   .h = images->h,
-                                   .w = images->w,
-                                   .c = images->c};
-  return cmkd_cuda_augment(&gather, m->pixel_table, cmkd_cuda_stride(images->c), m->backend->dtype, value(w, 0),
+                                   .h = images->set.h,
+                                   .w = images->set.w,
+                                   .c = images->set.c};
+  return cmkd_cuda_augment(&gather, m->pixel_table, cmkd_cuda_stride(images->set.c), m->backend->dtype, value(w, 0),
                            m->backend->stream, err);
 }
 
@@ -240,14 +240,13 @@ static cmkd_status queue_agreement(cmkd_be_model *m, int count, cmkd_error *err)
   return cmkd_cuda_status(cudaEventRecord(b->join, b->side), "agreement", err);
 }
 
-/* Loss and gradient at the logits. */
+/* Loss and gradient at the logits, and figures for the log beside the backward pass. */
 static cmkd_status queue_loss(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
   cmkd_backend *b = m->backend;
   const int classes = m->graph->classes, teacher = cuda_has_teacher(kind);
-  float *const logits = m->output[CMKD_OUTPUT_LOGITS];
   const cmkd_cuda_loss_batch batch = {.batch = kind->count,
                                       .classes = classes,
-                                      .student = logits,
+                                      .student = m->output[CMKD_OUTPUT_LOGITS],
                                       .student_dtype = CMKD_F32,
                                       .teacher = teacher ? m->input.target[CMKD_TARGET_TEACHER] : NULL,
                                       .teacher_dtype = CMKD_F32,
@@ -259,8 +258,7 @@ static cmkd_status queue_loss(cmkd_be_model *m, const cuda_step_kind *kind, cmkd
                                       .entropy_mean = NAN,
                                       .entropy_mean_now = &m->state->entropy_mean};
   CMKD_TRY(cmkd_cuda_loss_eval(m->config.loss, &batch, m->loss_scratch, &m->state->loss, b->stream, err));
-  CMKD_TRY(cmkd_cuda_judge(logits, m->input.labels, kind->count, classes, m->state, b->stream, err));
-  if (teacher) CMKD_TRY(queue_agreement(m, kind->count, err)); /* figures for the log, beside the backward pass */
+  if (teacher) CMKD_TRY(queue_agreement(m, kind->count, err));
   if (b->dtype != CMKD_F16) return CMKD_OK;
   return cmkd_cuda_scale(m->logits_grad, (int64_t)kind->count * classes, m->state, b->stream, err);
 }
@@ -270,21 +268,22 @@ static cmkd_status queue_loss(cmkd_be_model *m, const cuda_step_kind *kind, cmkd
 static cmkd_status queue_objectives(const walk *w, cmkd_error *err) {
   cmkd_be_model *m = w->m;
   for (int i = 0; i < m->config.objectives; i++) {
-    const int tensor = m->graph->output[m->objective[i].output].tensor, logits = cuda_is_logits(m, tensor);
-    const cmkd_shape s = m->graph->tensor[tensor];
+    const cmkd_objective_term *term = &m->objective[i];
+    const int logits = cuda_is_logits(m, term->tensor);
+    const cmkd_shape s = m->graph->tensor[term->tensor];
     int accumulate = logits;
     for (int j = 0; j < i; j++)
-      accumulate |= m->graph->output[m->objective[j].output].tensor == tensor;
-    const cmkd_cuda_objective objective = {.output = value(w, tensor),
+      accumulate |= m->objective[j].tensor == term->tensor;
+    const cmkd_cuda_objective objective = {.output = value(w, term->tensor),
                                            .dtype = logits ? CMKD_F32 : m->backend->dtype,
                                            .rows = w->count,
                                            .c = s.c,
                                            .stride = logits ? s.c : cmkd_cuda_stride(s.c),
                                            .pixels = (int64_t)s.h * s.w,
-                                           .target = m->input.target[m->objective[i].target],
-                                           .grad = grad(w, tensor),
+                                           .target = m->input.target[term->target],
+                                           .grad = grad(w, term->tensor),
                                            .accumulate = accumulate,
-                                           .weight = m->config.objective[i].weight};
+                                           .weight = term->weight};
     CMKD_TRY(cmkd_cuda_objective_add(&objective, m->objective_scratch, &m->state->objective[i], m->state,
                                      m->backend->stream, err));
   }
@@ -355,6 +354,8 @@ static cmkd_status queue_begin(cmkd_be_model *m, const cuda_step_kind *kind, cmk
 static cmkd_status queue_backward_update(const walk *w, const cuda_step_kind *kind, cmkd_error *err) {
   cmkd_be_model *m = w->m;
   CMKD_TRY(queue_objectives(w, err));
+  CMKD_TRY(cmkd_cuda_judge(m->output[CMKD_OUTPUT_LOGITS], m->input.labels, kind->count, m->graph->classes, m->state,
+                           m->backend->stream, err));
   cmkd_cuda_profile_mark(m, CUDA_LOSS);
   CMKD_TRY(checked(m, "the loss", err));
   CMKD_TRY(queue_phases(w, kind->images, m->train.backward, m->train.phases, err));

@@ -22,13 +22,14 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
     cmkd_cuda_algorithms_free(m, &m->algorithms[i]);
   for (int h = 0; h < CUDA_HALVES; h++)
     if (m->taken[h]) (void)cudaEventDestroy(m->taken[h]);
+  cmkd_results_free(&m->fetched);
   cmkd_plan_free(&m->train);
   cmkd_plan_free(&m->infer);
   release(m->memory);
   release(m->arena);
   cmkd_cuda_queue_free(m);
   if (m->out) (void)cudaFreeHost(m->out);
-  void *const owned[] = {m->op, m->folded, m->host, m->result, m};
+  void *const owned[] = {m->op, m->folded, m->host, m};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
     free(owned[i]);
 }
@@ -120,50 +121,17 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
 
 /* ---- creation ---- */
 
+/* What this backend wants beyond cmkd_model_check. */
 static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
   const cmkd_graph *graph = c->graph;
-  const int channels = graph->tensor[0].c;
-  if (c->batch < 1 || c->batch > 65535)
+  if (c->batch > 65535)
     return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 65535 with --device cuda)", c->batch);
-  if (c->train && !c->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "a model that trains needs a loss");
-  if (channels > 4)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: images of %d channels; at most 4", graph->arch, channels);
-  for (int i = 0; i < channels; i++)
-    if (!(c->std[i] > 0) || !(c->std[i] <= 3e38f) || !(c->mean[i] >= -3e38f && c->mean[i] <= 3e38f))
-      return cmkd_fail(err, CMKD_ERR_VALUE, "normalisation of channel %d (mean %g, deviation %g) is not usable", i,
-                       (double)c->mean[i], (double)c->std[i]);
   for (int i = 0; i < graph->ops; i++) {
     if (graph->op[i].out == cmkd_graph_logits(graph) && graph->op[i].kind != CMKD_OP_LINEAR)
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits do not come from a linear layer; use --device cpu",
                        graph->arch);
     if (graph->op[i].in[0] == cmkd_graph_logits(graph) || graph->op[i].in[1] == cmkd_graph_logits(graph))
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits are read again; use --device cpu", graph->arch);
-  }
-  return CMKD_OK;
-}
-
-/* Targets and objectives by index. */
-static cmkd_status find_targets(cmkd_be_model *m, cmkd_error *err) {
-  const cmkd_model_config *c = &m->config;
-  const char *name[CMKD_MAX_TARGETS] = {"teacher"};
-  m->targets = c->targets ? c->targets : 1;
-  m->width[0] = m->graph->classes;
-  for (int t = 0; t < c->targets; t++) {
-    name[t] = c->target[t].name;
-    m->width[t] = c->target[t].width;
-    if (m->width[t] < 1 || (t == CMKD_TARGET_TEACHER && m->width[t] != m->graph->classes))
-      return cmkd_fail(err, CMKD_ERR_VALUE, "target `%s` of %d numbers a row", name[t], m->width[t]);
-  }
-  for (int i = 0; i < c->objectives; i++) {
-    const cmkd_objective *o = &c->objective[i];
-    int target = 0, output = cmkd_graph_output_find(m->graph, o->output);
-    while (target < m->targets && strcmp(name[target], o->target))
-      target++;
-    if (output < 0 || target == m->targets || cmkd_graph_output_width(m->graph, output) != (size_t)m->width[target])
-      return cmkd_fail(err, CMKD_ERR_VALUE, "`%s`: no output `%s` with a target `%s` of its width", m->graph->arch,
-                       o->output, o->target);
-    m->objective[i].output = output;
-    m->objective[i].target = target;
   }
   return CMKD_OK;
 }
@@ -219,8 +187,11 @@ static cmkd_status create(cmkd_be_model *m, cmkd_error *err) {
   m->folded = calloc(ops, sizeof *m->folded);
   if (!m->op || !m->folded) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   CMKD_TRY(cmkd_plan_infer(m->graph, layout, m->folded, &m->infer, err));
-  if (m->config.train)
-    CMKD_TRY(cmkd_plan_train(m->graph, layout, &(int){cmkd_graph_logits(m->graph)}, 1, &m->train, err));
+  if (m->config.train) {
+    int roots[CMKD_MAX_OUTPUTS + 1];
+    const int count = cmkd_gradient_roots(&m->config, roots);
+    CMKD_TRY(cmkd_plan_train(m->graph, layout, roots, count, &m->train, err));
+  }
   place_params(m);
   const size_t bytes = lay_out(m, NULL), arena = (m->train.arena > m->infer.local ? m->train.arena : m->infer.local);
   if (arena > SIZE_MAX / (wide * batch))
@@ -241,7 +212,7 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
                                    cmkd_error *err) {
   *out = NULL;
   CMKD_TRY(cmkd_cuda_use(backend, err));
-  CMKD_TRY(cmkd_graph_check(config->graph, err));
+  CMKD_TRY(cmkd_model_check(config, err));
   CMKD_TRY(check_config(config, err));
   cmkd_be_model *m = calloc(1, sizeof *m);
   if (!m) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
@@ -249,8 +220,12 @@ cmkd_status cmkd_cuda_model_create(cmkd_backend *backend, const cmkd_model_confi
   m->config = *config;
   m->graph = config->graph;
   m->fold_stale = 1;
-  cmkd_status status = find_targets(m, err);
-  if (status == CMKD_OK) status = create(m, err);
+  m->targets = config->targets ? config->targets : 1;
+  for (int t = 0; t < m->targets; t++)
+    m->width[t] = config->targets ? config->target[t].width : config->graph->classes;
+  for (int i = 0; i < config->objectives; i++)
+    m->objective[i] = cmkd_objective_of(config, i);
+  cmkd_status status = create(m, err);
   if (status == CMKD_OK) status = cmkd_cuda_profile_open(m, err);
   if (status == CMKD_OK)
     *out = m;

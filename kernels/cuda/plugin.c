@@ -12,7 +12,7 @@ const cmkd_backend_table *cmkd_backend_plugin(void);
 
 cmkd_status cmkd_cuda_status(cudaError_t error, const char *what, cmkd_error *err) {
   if (error == cudaSuccess) return CMKD_OK;
-  (void)cudaGetLastError(); /* or the next launch is told that it failed */
+  (void)cudaGetLastError(); /* forgets it, or the next launch would seem to have failed */
   if (error == cudaErrorMemoryAllocation)
     return cmkd_fail(err, CMKD_ERR_MEMORY,
                      "--device cuda: %s: the GPU is out of memory; lower --batch, or free memory on it", what);
@@ -26,7 +26,7 @@ cmkd_status cmkd_cuda_use(const cmkd_backend *b, cmkd_error *err) {
   return cmkd_cuda_status(cudaSetDevice(b->device), "using the device", err);
 }
 
-/* On the backend's stream: it waits for nobody else's, so a plain cudaMemcpy would not be in order with it. */
+/* On the backend's stream, which does not wait for others: a plain cudaMemcpy would not be in order with it. */
 static cmkd_status copy(cmkd_backend *b, void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind,
                         const char *what, cmkd_error *err) {
   if (!bytes) return CMKD_OK;

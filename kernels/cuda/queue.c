@@ -69,8 +69,8 @@ static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, cons
   memcpy(slot + q->rows, step->rows, count * sizeof *step->rows);
   for (size_t i = 0; i < count; i++) {
     seeds[i] = step->seeds ? step->seeds[i] : clean;
-    labels[i] = images->labels ? images->labels[step->rows[i]] : 0;
-    if (!images->resident) memcpy(slot + q->pixels + i * image, images->pixels + step->rows[i] * image, image);
+    labels[i] = images->set.labels ? images->set.labels[step->rows[i]] : 0;
+    if (!images->resident) memcpy(slot + q->pixels + i * image, images->set.pixels + step->rows[i] * image, image);
   }
   for (int t = 0; t < m->targets; t++) {
     const cmkd_target *target = &step->target[t];

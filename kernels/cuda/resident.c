@@ -26,14 +26,7 @@ cmkd_status cmkd_cuda_images_create(cmkd_backend *b, const cmkd_image_set *set, 
   CMKD_TRY(cmkd_cuda_use(b, err));
   cmkd_be_images *images = *out = calloc(1, sizeof *images);
   if (!images) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  *images = (cmkd_be_images){.backend = b,
-                             .pixels = set->pixels,
-                             .labels = set->labels,
-                             .n = set->n,
-                             .h = set->h,
-                             .w = set->w,
-                             .c = set->c,
-                             .serial = ++b->serial};
+  *images = (cmkd_be_images){.backend = b, .set = *set, .serial = ++b->serial};
   if (!fits(b, bytes)) {
     say(b, "images on the host");
     return CMKD_OK;

@@ -1,6 +1,5 @@
 /* Training steps run and their results read. Each step is a captured graph that takes its input from the queue and
  * leaves its result in a ring on the device, so that between the steps of a run the host only launches again. */
-#include <stdlib.h>
 #include <string.h>
 #include "kernels/cuda/backend.h"
 
@@ -39,24 +38,15 @@ static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, 
 
 /* All results that the device has; waits for it. */
 static cmkd_status fetch(cmkd_be_model *m, cmkd_error *err) {
-  if (!m->pending) return CMKD_OK;
-  if (m->results_count + m->pending > m->results_capacity) {
-    int capacity = 2 * (m->results_count + m->pending);
-    cmkd_step_result *bigger = realloc(m->result, (size_t)capacity * sizeof *bigger);
-    if (!bigger) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory keeping step results");
-    m->result = bigger;
-    m->results_capacity = capacity;
-  }
   const int pending = m->pending;
+  if (!pending) return CMKD_OK;
+  CMKD_TRY(cmkd_results_reserve(&m->fetched, pending, err));
   m->pending = 0;
   CMKD_TRY(cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), "training steps", err));
-  CMKD_TRY(cmkd_cuda_get(m->backend, m->result + m->results_count, m->results, (size_t)pending * sizeof *m->result,
-                         "results", err));
-  for (int i = 0; i < pending; i++) /* what came after a halt did not happen */
-    if (m->result[m->results_count].count >= 0)
-      m->results_count++;
-    else
-      return CMKD_OK;
+  cmkd_step_result *next = m->fetched.result + m->fetched.count;
+  CMKD_TRY(cmkd_cuda_get(m->backend, next, m->results, (size_t)pending * sizeof *next, "results", err));
+  for (int i = 0; i < pending && next[i].count >= 0; i++) /* what came after a halt did not happen */
+    m->fetched.count++;
   return CMKD_OK;
 }
 
@@ -85,41 +75,18 @@ static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, con
   return CMKD_OK;
 }
 
-static cmkd_status check_targets(const cmkd_be_model *m, const cmkd_step *step, cmkd_error *err) {
-  for (int t = 0; t < m->targets; t++) {
+/* Resident rows that a step names. */
+static cmkd_status check_rows(const cmkd_be_model *m, const cmkd_step *step, cmkd_error *err) {
+  for (int t = 0; t < CMKD_MAX_TARGETS; t++) {
     const cmkd_target *target = &step->target[t];
-    for (int i = 0; target->rows && i < step->count; i++)
-      if (target->rows->width != m->width[t] || target->index[i] >= target->rows->n)
+    if (!target->rows) continue;
+    if (t >= m->targets || target->rows->width != m->width[t])
+      return cmkd_fail(err, CMKD_ERR_VALUE, "resident rows of %d numbers for target %d", target->rows->width, t);
+    for (int i = 0; i < step->count; i++)
+      if (target->index[i] >= target->rows->n)
         return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", target->index[i],
                          (unsigned long long)target->rows->n);
   }
-  const cmkd_target *teacher = &step->target[CMKD_TARGET_TEACHER];
-  if (!teacher->values && !teacher->rows && cmkd_loss_needs_teacher(m->config.loss))
-    return cmkd_fail(err, CMKD_ERR_VALUE, "the loss `%s` needs teacher logits", cmkd_loss_text(m->config.loss));
-  for (int i = 0; i < m->config.objectives; i++) {
-    const cmkd_target *target = &step->target[m->objective[i].target];
-    if (!target->values && !target->rows)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "the objective on `%s` needs target `%s`", m->config.objective[i].output,
-                       m->config.objective[i].target);
-  }
-  return CMKD_OK;
-}
-
-static cmkd_status check_step(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
-                              const cmkd_step *step, cmkd_error *err) {
-  const cmkd_shape in = m->graph->tensor[0];
-  if (images->h != in.h || images->w != in.w || images->c != in.c)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "images are %dx%dx%d, `%s` was made for %dx%dx%d", images->h, images->w,
-                     images->c, m->graph->arch, in.h, in.w, in.c);
-  if (step->count < 1 || step->count > m->config.batch)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "a step of %d rows; the model takes 1 to %d", step->count, m->config.batch);
-  for (int i = 0; i < step->count; i++)
-    if (step->rows[i] >= images->n)
-      return cmkd_fail(err, CMKD_ERR_VALUE, "row %u of %u images", step->rows[i], images->n);
-  if (list == CMKD_LIST_INFER) return CMKD_OK;
-  if (!m->config.train) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s` was made for inference", m->graph->arch);
-  CMKD_TRY(check_targets(m, step, err));
-  if (!(step->epoch >= 1)) return cmkd_fail(err, CMKD_ERR_VALUE, "epoch %g is below 1", step->epoch);
   return CMKD_OK;
 }
 
@@ -127,7 +94,8 @@ cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
                           float *const *outputs, cmkd_error *err) {
   unsigned carries = images->resident ? 0 : CUDA_CARRIES_PIXELS;
   for (int i = 0; i < k; i++) {
-    CMKD_TRY(check_step(m, list, images, &steps[i], err));
+    CMKD_TRY(cmkd_step_check(&m->config, list, &images->set, &steps[i], 1, err));
+    if (list == CMKD_LIST_TRAIN) CMKD_TRY(check_rows(m, &steps[i], err));
     for (int t = 0; t < m->targets && list == CMKD_LIST_TRAIN; t++)
       if (steps[i].target[t].values && !steps[i].target[t].rows) carries |= CUDA_CARRIES_TARGET(t);
   }
@@ -148,12 +116,9 @@ cmkd_status cmkd_cuda_read(cmkd_be_model *m, cmkd_step_result *results, int *k, 
   *k = 0;
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(fetch(m, err));
-  const int count = m->results_count < capacity ? m->results_count : capacity;
-  if (count) memcpy(results, m->result, (size_t)count * sizeof *results);
-  if (count) memmove(m->result, m->result + count, (size_t)(m->results_count - count) * sizeof *results);
-  m->results_count -= count;
-  *k = count;
-  for (int i = 0; i < count; i++)
+  *k = capacity;
+  cmkd_results_take(&m->fetched, results, k);
+  for (int i = 0; i < *k; i++)
     if (results[i].loss.bad_row >= 0) {
       CMKD_TRY(release_halt(m, err));
       return cmkd_fail(err, CMKD_ERR_VALUE,

@@ -1,6 +1,6 @@
 /* Before a device is trusted: two training steps of a network of four layers on it and on the CPU backend, from the
  * same weights. A driver, a GPU or a cuDNN that computes something else is refused with one line, instead of being
- * found out after a night of training. $CMKD_CUDA_SELFCHECK=0 leaves it out. */
+ * found out after a night of training. cmkd_backend_options.skip_selfcheck leaves it out. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

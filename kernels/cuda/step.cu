@@ -146,7 +146,10 @@ static __device__ __forceinline__ void gradients_of(const cmkd_cuda_update &u, i
     return;
   }
   const float4 v = *(const float4 *)(u.grad + first);
-  g[0] = v.x, g[1] = v.y, g[2] = v.z, g[3] = v.w;
+  g[0] = v.x;
+  g[1] = v.y;
+  g[2] = v.z;
+  g[3] = v.w;
 }
 
 __global__ void __launch_bounds__(STEP_THREADS)
@@ -157,7 +160,7 @@ __global__ void __launch_bounds__(STEP_THREADS)
 #pragma unroll
   for (int k = 0; k < 4; k++)
     bad |= !(fabsf(g[k]) <= 3.4e38f);
-  if (bad) state->overflow = 1; /* whoever writes, writes the same */
+  if (bad) state->overflow = 1; /* all that write it write the same */
 }
 
 __global__ void __launch_bounds__(STEP_THREADS)

@@ -92,9 +92,10 @@ typedef struct cmkd_cuda_objective {
 } cmkd_cuda_objective;
 /* Bytes; all zero at first, every call leaves it ready for the next on the same stream. */
 size_t cmkd_cuda_objective_scratch(int rows);
-/* grad [+]= state->scale * the term's gradient; *value, device memory, = its unweighted mean over rows. */
+/* grad [+]= state->scale * the term's gradient; *value, device memory, = its unweighted mean over rows. The first row
+ * whose output or target is not finite becomes state->loss.bad_row, where the loss has found none. */
 cmkd_status cmkd_cuda_objective_add(const cmkd_cuda_objective *objective, void *scratch, double *value,
-                                    const cmkd_cuda_state *state, void *stream, cmkd_error *err);
+                                    cmkd_cuda_state *state, void *stream, cmkd_error *err);
 
 /* All trained numbers of a network, in chunks of CMKD_CUDA_CHUNK; a parameter begins at a chunk. */
 #define CMKD_CUDA_CHUNK 1024

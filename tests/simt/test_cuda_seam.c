@@ -2,6 +2,7 @@
  * update that sees all gradients as one block of floats, also where they are computed in 16 bits, and is part of the
  * captured step; a batch's mean entropy from the step; further outputs with targets of their own. */
 #include <math.h>
+#include "base/rng.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/step.h"
 #include "nets/builder.h"
@@ -248,11 +249,218 @@ static void a_hook_that_fails_fails_the_step(void **state) {
   free_halves(&h);
 }
 
+/* ---- further outputs and targets ---- */
+
+enum { TEACHER, MAP, FEATURE, TARGETS, MAP_C = 12, FEATURE_C = 20, SIDE_PIXELS = 6, MAP_WIDTH = 36 * MAP_C };
+
+/* Outputs besides the usual two: a convolution's result that a norm reads, which then cannot be folded, and a tensor
+ * that is read twice. */
+static cmkd_graph *net_tapped(void) {
+  net_builder b;
+  cmkd_graph *graph = NULL;
+  assert_ok(cmkd_net_start(&b, "tapped", (cmkd_net_shape){SIDE_PIXELS, SIDE_PIXELS, 3, CLASSES}, &err));
+  const int raw = net_conv(&b, "c0", 0, MAP_C, 3, 1, 1), map = net_norm(&b, "n0", raw, -1, CMKD_ACT_RELU);
+  int x = net_norm(&b, "n1", net_conv(&b, "c1", map, MAP_C, 3, 1, 1), map, CMKD_ACT_RELU);
+  x = net_norm(&b, "n2", net_conv(&b, "c2", x, FEATURE_C, 3, 2, 1), -1, CMKD_ACT_RELU);
+  net_classifier(&b, "fc", net_globalpool(&b, x));
+  assert_int_equal(cmkd_graph_output_set(b.graph, "raw", raw), 2);
+  assert_int_equal(cmkd_graph_output_set(b.graph, "map", map), 3);
+  assert_ok(cmkd_net_finish(&b, &graph));
+  return graph;
+}
+
+typedef struct tapped {
+  cmkd_graph *graph;
+  data d;
+  cmkd_loss *loss;
+  cmkd_params start;
+  float *target[TARGETS]; /* (64, width) */
+  int width[TARGETS];
+} tapped;
+
+static tapped make_tapped(void) {
+  tapped t = {.graph = net_tapped(),
+              .d = make_data(SIDE_PIXELS, SIDE_PIXELS, 3),
+              .loss = loss_of("ce+kd"),
+              .width = {CLASSES, MAP_WIDTH, FEATURE_C}};
+  cmkd_rng rng = cmkd_rng_start(11, CMKD_STREAM_TEST, 4);
+  t.start = start_params(t.graph);
+  for (int k = 0; k < TARGETS; k++) {
+    t.target[k] = malloc(sizeof(float) * 64 * (size_t)t.width[k]);
+    for (int i = 0; i < 64 * t.width[k]; i++)
+      t.target[k][i] = k == TEACHER ? t.d.teacher[i] : (float)cmkd_rng_normal(&rng);
+  }
+  return t;
+}
+static void free_tapped(tapped *t) {
+  for (int k = 0; k < TARGETS; k++)
+    free(t->target[k]);
+  cmkd_params_free(&t->start);
+  cmkd_loss_free(t->loss);
+  free_data(&t->d);
+  cmkd_graph_free(t->graph);
+}
+
+/* Two terms on one output, one on logits, whose target is the teacher. */
+static cmkd_model_config tapped_config(const tapped *t, int batch) {
+  cmkd_model_config config = config_of(t->graph, t->loss, batch);
+  const cmkd_objective terms[] = {{"map", "map", 0.5},
+                                  {"features", "feature", 2},
+                                  {"raw", "map", 0.25},
+                                  {"logits", "teacher", 0.1},
+                                  {"features", "feature", 1}};
+  config.targets = TARGETS;
+  config.target[TEACHER] = (cmkd_target_spec){"teacher", CLASSES};
+  config.target[MAP] = (cmkd_target_spec){"map", MAP_WIDTH};
+  config.target[FEATURE] = (cmkd_target_spec){"feature", FEATURE_C};
+  config.objectives = sizeof terms / sizeof *terms;
+  memcpy(config.objective, terms, sizeof terms);
+  return config;
+}
+static cmkd_step tapped_step(const tapped *t, int first, int count) {
+  cmkd_step step = step_of(&t->d, first, count, 0.01);
+  for (int k = 0; k < TARGETS; k++)
+    step.target[k].values = t->target[k] + (size_t)first * (size_t)t->width[k];
+  return step;
+}
+
+static side open_tapped(const cmkd_backend_table *table, const char *precision, const tapped *t, int batch) {
+  side s = {.table = table};
+  const cmkd_model_config config = tapped_config(t, batch);
+  const cmkd_backend_options options = options_of(1, precision);
+  const cmkd_image_set set = set_of(&t->d);
+  assert_ok(table->open(&options, &s.backend, &err));
+  assert_ok(table->images_create(s.backend, &set, &s.images, &err));
+  assert_ok(table->model_create(s.backend, &config, &s.model, &err));
+  assert_ok(table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)t->start.value, &err));
+  return s;
+}
+
+static void infer_tapped(side *s, const tapped *t, float *outputs[CMKD_MAX_OUTPUTS]) {
+  const cmkd_step steps[2] = {tapped_step(t, 0, 5), tapped_step(t, 5, 3)};
+  for (int o = 0; o < t->graph->outputs; o++)
+    outputs[o] = malloc(sizeof(float) * 8 * cmkd_graph_output_width(t->graph, o));
+  assert_ok(s->table->run(s->model, CMKD_LIST_INFER, s->images, steps, 2, outputs, &err));
+}
+
+/* Gradients into four tensors, several steps and a partial batch through captured graphs, and all outputs, against the
+ * double reference. */
+static void tapped_case(const char *precision, double loss, double gradient, double output) {
+  static const int counts[] = {5, 5, 3, 5, 5, 5};
+  enum { RUNS = sizeof counts / sizeof *counts };
+  tapped t = make_tapped();
+  side a = open_tapped(cuda, precision, &t, 5), b = open_tapped(&cmkd_backend_ref, NULL, &t, 5);
+  cmkd_params got, want;
+  cmkd_step steps[RUNS];
+  cmkd_step_result results[2][RUNS];
+  float *outputs[2][CMKD_MAX_OUTPUTS];
+  infer_tapped(&a, &t, outputs[0]);
+  infer_tapped(&b, &t, outputs[1]);
+  for (int o = 0; o < t.graph->outputs; o++) {
+    const double off = distance(outputs[0][o], outputs[1][o], 8 * (int64_t)cmkd_graph_output_width(t.graph, o), 1e-6);
+    if (!(off <= output)) fail_msg("%s: output `%s` is off by %g", t.graph->arch, t.graph->output[o].name, off);
+    free(outputs[0][o]);
+    free(outputs[1][o]);
+  }
+  assert_ok(cmkd_params_create(t.graph, &got, &err));
+  assert_ok(cmkd_params_create(t.graph, &want, &err));
+  for (int i = 0, first = 0; i < RUNS; first += counts[i++])
+    steps[i] = tapped_step(&t, first, counts[i]);
+  for (int i = 0; i < RUNS; i++) {
+    int k[2] = {1, 1};
+    assert_ok(a.table->run(a.model, CMKD_LIST_TRAIN, a.images, &steps[i], 1, NULL, &err));
+    assert_ok(b.table->run(b.model, CMKD_LIST_TRAIN, b.images, &steps[i], 1, NULL, &err));
+    assert_ok(a.table->read(a.model, &results[0][i], &k[0], &err));
+    assert_ok(b.table->read(b.model, &results[1][i], &k[1], &err));
+    close_to(results[0][i].loss.loss, results[1][i].loss.loss, loss, "loss", t.graph->arch);
+    for (int o = 0; o < 5; o++)
+      close_to(results[0][i].objective[o], results[1][i].objective[o], loss, "objective", t.graph->arch);
+    assert_true(results[0][i].objective[0] > 0.1 && results[0][i].objective[5] == 0);
+    assert_ok(a.table->gradients(a.model, got.value, &err));
+    assert_ok(b.table->gradients(b.model, want.value, &err));
+    compare_params(t.graph, &got, &want, 1e-2, i ? 20 * gradient : gradient, "gradient");
+  }
+  close_side(&a);
+  close_side(&b);
+  cmkd_params_free(&got);
+  cmkd_params_free(&want);
+  free_tapped(&t);
+}
+
+static void objectives_are_the_reference(void **state) {
+  (void)state;
+  NEED_GPU();
+  tapped_case(NULL, 1e-5, 1e-5, 1e-5);
+  tapped_case("fp16", 2e-2, 4e-2, 1e-2);
+  tapped_case("bf16", 5e-2, 0.12, 5e-2);
+}
+
+/* A target by index from resident rows gives the bytes that it gives by value; a NaN in one stops the step. */
+static void a_target_may_be_resident(void **state) {
+  (void)state;
+  NEED_GPU();
+  enum { RUNS = 4 };
+  tapped t = make_tapped();
+  cmkd_params end[2];
+  uint32_t index[64];
+  for (uint32_t i = 0; i < 64; i++)
+    index[i] = i;
+  for (int resident = 0; resident < 2; resident++) {
+    side s = open_tapped(cuda, "bf16", &t, 4);
+    cmkd_be_rows *rows = NULL;
+    cmkd_step steps[RUNS];
+    cmkd_step_result results[RUNS + 1];
+    int k = RUNS;
+    assert_ok(cuda->rows_create(s.backend, "f32", 64, FEATURE_C, &rows, &err));
+    assert_ok(cuda->rows_write(rows, 0, 64, t.target[FEATURE], NULL, NULL, &err));
+    for (int i = 0; i < RUNS; i++) {
+      steps[i] = tapped_step(&t, i * 4, 4);
+      if (resident) steps[i].target[FEATURE] = (cmkd_target){.rows = rows, .index = index + i * 4};
+    }
+    assert_ok(cmkd_params_create(t.graph, &end[resident], &err));
+    assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, RUNS, NULL, &err));
+    assert_ok(cuda->read(s.model, results, &k, &err));
+    assert_int_equal(k, RUNS);
+    assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, end[resident].value, &err));
+    if (resident) { /* rows of another width, an index beyond them, no rows at all */
+      cmkd_step bad = steps[0];
+      bad.target[MAP] = bad.target[FEATURE];
+      assert_int_equal(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, &bad, 1, NULL, &err), CMKD_ERR_VALUE);
+      index[2] = 64;
+      assert_int_equal(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, &err), CMKD_ERR_VALUE);
+      bad = steps[1];
+      bad.target[FEATURE] = (cmkd_target){0};
+      assert_int_equal(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, &bad, 1, NULL, &err), CMKD_ERR_VALUE);
+      assert_non_null(strstr(err.message, "feature"));
+    } else { /* the third row's target is not a number */
+      cmkd_params after;
+      const float kept = t.target[FEATURE][2 * FEATURE_C + 7];
+      t.target[FEATURE][2 * FEATURE_C + 7] = NAN;
+      k = 1;
+      assert_ok(cmkd_params_create(t.graph, &after, &err));
+      assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 1, NULL, &err));
+      assert_int_equal(cuda->read(s.model, results, &k, &err), CMKD_ERR_VALUE);
+      assert_int_equal(results[0].loss.bad_row, 2);
+      assert_ok(cuda->download(s.model, CMKD_SLOT_VALUE, after.value, &err));
+      for (int p = 0; p < t.graph->params; p++)
+        assert_memory_equal(after.value[p], end[0].value[p], sizeof(float) * (size_t)t.graph->param[p].count);
+      cmkd_params_free(&after);
+      t.target[FEATURE][2 * FEATURE_C + 7] = kept;
+    }
+    cuda->rows_free(rows);
+    close_side(&s);
+  }
+  for (int p = 0; p < t.graph->params; p++)
+    assert_memory_equal(end[0].value[p], end[1].value[p], sizeof(float) * (size_t)t.graph->param[p].count);
+  for (int i = 0; i < 2; i++)
+    cmkd_params_free(&end[i]);
+  free_tapped(&t);
+}
+
 int main(void) {
   struct CMUnitTest tests[] = {
-      TEST(two_halves_reduce_to_the_whole),
-      TEST(halves_know_the_mean_entropy),
-      TEST(a_hook_that_fails_fails_the_step),
+      TEST(two_halves_reduce_to_the_whole), TEST(halves_know_the_mean_entropy), TEST(a_hook_that_fails_fails_the_step),
+      TEST(objectives_are_the_reference),   TEST(a_target_may_be_resident),
   };
   return RUN_TESTS(tests);
 }
