@@ -93,12 +93,73 @@ static void programs_beside_find_it(void **state) {
     assert_non_null(strstr(out, "/tests/../libcmkd-cuda.so: "));
 }
 
+/* What each variable means, set, empty and unset; restores those of the other tests. */
+static const char *const variables[] = {"CMKD_CUDA_PLUGIN",    "CMKD_CUDNN",      "CMKD_CUDA_PLANS",
+                                        "CMKD_CUDA_PROFILE",   "CMKD_CUDA_CHECK", "CMKD_CUDA_RESIDENT",
+                                        "CMKD_CUDA_SELFCHECK", "XDG_CACHE_HOME",  "HOME"};
+enum { VARIABLES = sizeof variables / sizeof *variables };
+static char *kept[VARIABLES];
+
+static int keep_variables(void **state) {
+  (void)state;
+  for (int i = 0; i < VARIABLES; i++) {
+    const char *value = getenv(variables[i]);
+    kept[i] = value ? strdup(value) : NULL;
+    unsetenv(variables[i]);
+  }
+  return 0;
+}
+static int restore_variables(void **state) {
+  (void)state;
+  for (int i = 0; i < VARIABLES; i++) {
+    unsetenv(variables[i]);
+    if (kept[i]) setenv(variables[i], kept[i], 1);
+    free(kept[i]);
+  }
+  return 0;
+}
+
+static cmkd_backend_options options_with(const char *name, const char *value) {
+  cmkd_backend_options options = {.threads = 3, .device = 2, .precision = "bf16"};
+  if (value) setenv(name, value, 1);
+  cmkd_environment_backend(&options);
+  assert_int_equal(options.threads, 3);
+  assert_int_equal(options.device, 2);
+  assert_string_equal(options.precision, "bf16");
+  return options;
+}
+
+static void variables_become_options(void **state) {
+  (void)state;
+  static const struct {
+    const char *value;
+    int check, streamed, skips;
+  } flags[] = {{NULL, 0, 0, 0}, {"", 0, 1, 0}, {"0", 0, 1, 1}, {"1", 1, 0, 0}};
+  for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+    assert_int_equal(options_with("CMKD_CUDA_CHECK", flags[i].value).check, flags[i].check);
+    assert_int_equal(options_with("CMKD_CUDA_RESIDENT", flags[i].value).streamed, flags[i].streamed);
+    assert_int_equal(options_with("CMKD_CUDA_SELFCHECK", flags[i].value).skip_selfcheck, flags[i].skips);
+  }
+  assert_null(options_with("", NULL).plugin);
+  assert_null(options_with("", NULL).cudnn);
+  assert_null(options_with("", NULL).profile);
+  assert_string_equal(options_with("CMKD_CUDA_PLUGIN", "/a/plugin.so").plugin, "/a/plugin.so");
+  assert_string_equal(options_with("CMKD_CUDNN", "off").cudnn, "off");
+  assert_string_equal(options_with("CMKD_CUDA_PROFILE", "/a/profile").profile, "/a/profile");
+  assert_null(options_with("", NULL).algorithm_file); /* no home */
+  assert_string_equal(options_with("HOME", "/home/a").algorithm_file, "/home/a/.cache/cmkd/plans.json");
+  assert_string_equal(options_with("XDG_CACHE_HOME", "/cache").algorithm_file, "/cache/cmkd/plans.json");
+  assert_string_equal(options_with("CMKD_CUDA_PLANS", "").algorithm_file, ""); /* nowhere */
+  assert_string_equal(options_with("CMKD_CUDA_PLANS", "/a/plans").algorithm_file, "/a/plans");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(cuda_says_what_is_missing),
       cmocka_unit_test(auto_trains),
       cmocka_unit_test(plugin_needs_no_cuda_library),
       cmocka_unit_test(programs_beside_find_it),
+      cmocka_unit_test_setup_teardown(variables_become_options, keep_variables, restore_variables),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
