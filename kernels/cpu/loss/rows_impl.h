@@ -226,7 +226,7 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
 
   double ks = 1 / (sigma * term->T), kt = 1 / (sigma_t * term->T), zs = 1, zt = 1;
   int exact = ((double)r->ss.max - r->ss.min) * ks < .5 ||
-              ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see exact_rank.h */
+              ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see double_pass.h */
   correlation c;
   if (exact) {
     softmax_d(r->s, n, r->ss.max, ks, w->row.theta);
