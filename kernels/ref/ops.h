@@ -28,6 +28,14 @@ cmkd_ref_fn cmkd_ref_conv, cmkd_ref_conv_backward, cmkd_ref_norm, cmkd_ref_norm_
     cmkd_ref_linear_backward, cmkd_ref_padshortcut, cmkd_ref_padshortcut_backward, cmkd_ref_concat,
     cmkd_ref_concat_backward, cmkd_ref_slice, cmkd_ref_slice_backward, cmkd_ref_shuffle, cmkd_ref_shuffle_backward;
 
+/* Sliding windows (window.c). The input pixel under kernel position (ky, kx) of output pixel (oy, ox), counted over all
+ * images; -1 on padding. */
+int64_t cmkd_ref_pixel_under(const cmkd_ref_call *call, int image, int oy, int ox, int ky, int kx);
+/* Visits every pair of an output pixel and an input pixel under its window, both counted over all images; tap: ky * kw
+ * + kx. Output pixels in order, and taps within each. */
+typedef void cmkd_ref_tap_fn(const cmkd_ref_call *call, size_t in, size_t out, int tap);
+void cmkd_ref_each_tap(const cmkd_ref_call *call, cmkd_ref_tap_fn *visit);
+
 /* Both directions of every op kind. */
 typedef struct cmkd_ref_rule {
   cmkd_ref_fn *forward, *backward;
