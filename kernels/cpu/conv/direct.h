@@ -1,9 +1,10 @@
-/* The plan of a direct convolution pass, as conv.c makes it and the kernels of direct_impl.h run it. Data only.
+/* The plan of a direct convolution pass, as plan.c makes it and the kernels of direct_impl.h run it. Data only.
  *
  * A pass forms every destination pixel as a sum over taps (kernel positions) of source channels times weights. The
  * forward pass reads the input and writes the output; the backward-data pass reads output gradients and writes input
- * gradients. Images are NHWC float32. Nothing is padded: destination pixels whose windows overhang the image on the
- * same sides form a region, and a region lists only the taps inside. */
+ * gradients. A destination pixel's base is the source pixel that a tap of offset 0 reads. Images are NHWC float32.
+ * Nothing is padded: destination pixels whose windows overhang the image on the same sides form a region, and a region
+ * lists only the taps inside. */
 #ifndef CMKD_KERNELS_CPU_CONV_DIRECT_H
 #define CMKD_KERNELS_CPU_CONV_DIRECT_H
 #include <stdint.h>

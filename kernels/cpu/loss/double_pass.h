@@ -1,4 +1,5 @@
-/* Correlations of probabilities in double, for where float loses them: a correlation sees deviations from the mean
+/* Passes over rows and columns in double. Part of rows_impl.h, compiled once per instruction set.
+ * They are for correlations of probabilities that float would lose: a correlation sees deviations from the mean
  * alone, so probabilities that nearly agree with each other (over a flat row, or over the batch in one of DIST's
  * columns) must be known far better than they differ. DIST's columns also hold probabilities too small for any float,
  * which count as much as the others: there, logarithms are kept and each column is scaled by its own largest entry. */
@@ -8,7 +9,7 @@
 #include "kernels/cpu/loss/float_pass.h"
 #include "kernels/cpu/loss/loss.h"
 
-/* p = softmax(x * k) (n); p has VD of room, filled with 0 */
+/* p = softmax(x * k) (n), followed by zeros up to a whole vector. largest: that of x. */
 static void softmax_d(const float *x, int64_t n, float largest, double k, double *p) {
   vd shift = splat_d(largest), sum = splat_d(0);
   for (int64_t i = 0; i < n; i += VD) {
@@ -45,12 +46,12 @@ static void add_correlation_d(float *g, const double *p, const double *q, double
 }
 
 /* ---- DIST ---- */
-/* sigma <= 1e-6 of the largest entry; `squares` is the centred sum of n squares */
+/* Whether the deviation is too small for a correlation. squares: sum of n squared deviations. */
 static inline int flat(double squares, double n, double largest) {
   return sqrt(squares / n) <= CMKD_DEGENERATE * largest;
 }
 
-/* log softmax(x / T) (n), 0 behind */
+/* out (ld): log softmax(x / T) (n), then zeros. */
 static void log_softmax_d(const float *x, int64_t n, int64_t ld, double T, double *out) {
   double k = 1 / T;
   float hi = x[0];
@@ -69,15 +70,15 @@ static void log_softmax_d(const float *x, int64_t n, int64_t ld, double T, doubl
     out[i] = 0;
 }
 
-/* First pass, one row: logarithms of p and q. */
+/* First pass, one row: job->p, job->q = logarithms of the softened probabilities of student and teacher. */
 static void dist_load(const cmkd_loss_job *job, int64_t row, const float *s, const float *t) {
   log_softmax_d(s, job->batch->classes, job->ld, job->dist->T, job->p + row * job->ld);
   log_softmax_d(t, job->batch->classes, job->ld, job->dist->T, job->q + row * job->ld);
 }
 
-/* Second pass, VD columns at a time: p and q become p / scale, q / scale with the column's largest entry as scale
- * (column[0], column[1]); column[2..4]: c of u = c[2] p^ + c[3] q^ + c[4], scale * d(1 - rho)/dp for the scaled p^, q^.
- */
+/* Second pass, VD columns at a time. job->p, job->q become probabilities p^, q^ divided by the column's largest.
+ * job->column, row by row: (0) the column's largest p, (1) its largest q, (2..4) coefficients of the gradient: with the
+ * scaled probabilities, largest p * d(1 - rho)/dp = (2) p^ + (3) q^ + (4). */
 static void dist_columns(const cmkd_loss_job *job, int64_t first, int64_t last) {
   int64_t B = job->batch->batch, ld = job->ld;
   double N = (double)B, T2 = job->dist->T * job->dist->T;
@@ -123,7 +124,8 @@ static void dist_columns(const cmkd_loss_job *job, int64_t first, int64_t last) 
   }
 }
 
-/* Last pass, one row: its part of the mean over rows into *inter, its gradient added to g. */
+/* Last pass, one row: T^2 (1 - rho) of its probabilities into *inter, its gradient (columns included) added to g.
+ * Leaves no row of job->q as it was. */
 static void dist_row(const cmkd_loss_job *job, const cmkd_loss_term *term, int64_t row, double *inter, float *g) {
   int64_t n = job->batch->classes, ld = job->ld;
   double *p = job->p + row * ld, *q = job->q + row * ld, T = term->T, N = (double)n, ca = 0, cb = 0,

@@ -1,6 +1,7 @@
-/* Passes over one padded row of floats: load, statistics, exponentials, correlation of probabilities. A padded row has
- * VF floats of room behind its last whole vector; the pad repeats class 0, which no maximum, minimum or shifted sum
- * notices. */
+/* Passes over one row in float: load, statistics, exponentials, correlation of probabilities. Part of rows_impl.h,
+ * compiled once per instruction set.
+ * Rows are padded, so that passes take whole vectors: at least VF floats follow the n logits, the first VF of which
+ * repeat class 0. That changes no maximum and no minimum, and adds nothing to sums that are shifted by class 0. */
 #ifndef CMKD_KERNELS_CPU_LOSS_FLOAT_PASS_H
 #define CMKD_KERNELS_CPU_LOSS_FLOAT_PASS_H
 #include <math.h>
@@ -11,6 +12,7 @@
 
 #define FLUSH 2048 /* floats summed in float lanes before the sum moves on to double */
 
+/* Floats of a padded row, in any instruction set. */
 static int64_t row_floats(int64_t n) { return (n + 15) / 16 * 16 + 16; }
 
 /* Row `row` of a teacher's logits (rows, n) as floats. */
@@ -37,12 +39,14 @@ static void load_teacher(const void *base, cmkd_dtype dtype, int64_t row, int64_
   store(out + n, splat(out[0]));
 }
 
+/* Row `row` of the student's logits (rows, n). */
 static void load_student(const float *base, int64_t row, int64_t n, float *out) {
   memcpy(out, base + row * n, (size_t)n * sizeof *out);
   store(out + n, splat(out[0]));
 }
 
-/* Shifted by x[0], in double: that loses nothing, since (x[0] - mean)^2 <= n * variance. */
+/* Mean, deviation and range of x (n, padded). Sums are shifted by x[0] and in double, which loses nothing, since
+ * (x[0] - mean)^2 <= n * variance. */
 static cmkd_row_stats row_stats(const float *x, int64_t n) {
   vf hi = load(x), lo = hi;
   vd shift = splat_d(x[0]), sum = splat_d(0), sum2 = sum, square = sum, square2 = sum;
@@ -67,7 +71,7 @@ static cmkd_row_stats row_stats(const float *x, int64_t n) {
 /* (x - shift) * k, kept finite for logits near the largest float */
 INLINE vf scaled(vf x, vf shift, vf k) { return max_f((x - shift) * k, splat(-1e30f)); }
 
-/* e = exp((x - shift) * k), zero in the pad; returns the sum. dot, where given: sum of e * (x - shift) * k. e may be
+/* e = exp((x - shift) * k), zero in the pad; returns its sum. dot, where not NULL: sum of e * (x - shift) * k. e may be
  * NULL. Sums of e are taken in double: with shift the largest x, sum - 1 is what the other classes hold, and a
  * confident row's gradient is made of that. */
 static double exp_row(const float *x, int64_t n, float shift_, float k_, float *e, double *dot) {

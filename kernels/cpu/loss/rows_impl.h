@@ -70,11 +70,12 @@ static void sort_group(work *w, const float *rows, const cmkd_row_stats *stats, 
   sort_network(w->keys, (w->n + 7) / 8 * 8);
 }
 
+/* w->row.index: one row's classes in descending order, exactly. */
 static void exact_order(work *w, const float *x) {
   sort_radix(x, w->n, (uint64_t *)w->row.prefix, (uint64_t *)w->row.prefix_b, w->row.index);
 }
 
-/* One row's classes in descending order, but for logits that share a key. */
+/* w->row.index: the classes of the group's row `lane` in descending order, but for logits that share a key. */
 static void order_row(work *w, const float *x, int lane) {
   if (w->sorted)
     take_lane((const int32_t *)w->keys, lane, w->n, w->row.index);
@@ -82,10 +83,12 @@ static void order_row(work *w, const float *x, int lane) {
     exact_order(w, x);
 }
 
+/* Mends that order where logits shared a key. */
 static void put_in_order(work *w, const float *x) {
   if (!settle(x, w->n, w->row.index)) exact_order(w, x);
 }
 
+/* rank (by class): centred ranks of x, row `lane` of the group. Returns the sum of their squares. */
 static double ranks_of_row(work *w, const float *x, int lane, float *rank) {
   order_row(w, x, lane);
   double squares = centred_ranks(x, w->row.index, w->n, rank);
@@ -94,6 +97,7 @@ static double ranks_of_row(work *w, const float *x, int lane, float *rank) {
   return centred_ranks(x, w->row.index, w->n, rank);
 }
 
+/* lay_out (soft_rank.h) of x, row `lane` of the group. */
 static int64_t lay_out_row(work *w, const float *x, int lane, double scale, const float *rank) {
   order_row(w, x, lane);
   int64_t runs = rank ? lay_out(&w->row, x, w->n, scale, rank) : lay_out(&w->row, x, w->n, scale, NULL);
@@ -102,20 +106,21 @@ static int64_t lay_out_row(work *w, const float *x, int lane, double scale, cons
   return rank ? lay_out(&w->row, x, w->n, scale, rank) : lay_out(&w->row, x, w->n, scale, NULL);
 }
 
+/* One row in the last pass. Terms add their gradient to w->g and write their parts to value. */
 typedef struct row {
   const cmkd_loss_job *job;
   work *w;
-  int64_t index;     /* in the batch */
-  int lane;          /* in the group */
-  float *s, *t;      /* padded; restored after use */
-  const float *rank; /* the teacher's centred ranks; CMKD */
-  double rank_squares;
-  int y;
-  cmkd_row_stats ss, st;
-  double z1;       /* sum exp(s - smax), e1 holds the terms */
-  double miss, ce; /* 1 - p_y, -log p_y at temperature 1 */
-  double per_row;  /* 1 / B */
-  double *value;   /* this row's CMKD_ROW_VALUES */
+  int64_t index;         /* in the batch */
+  int lane;              /* in the group */
+  float *s, *t;          /* (n, padded) logits; a term that changes them puts them back */
+  const float *rank;     /* the teacher's centred ranks; CMKD */
+  double rank_squares;   /* sum of their squares */
+  int y;                 /* the label */
+  cmkd_row_stats ss, st; /* of s, of t */
+  double z1;             /* sum of exp(s - largest s), whose terms w->e1 holds; this and the next two from term_ce */
+  double miss, ce;       /* 1 - p_y, -log p_y at temperature 1 */
+  double per_row;        /* 1 / B */
+  double *value;         /* this row's CMKD_ROW_VALUES */
 } row;
 
 static inline int bad_label(const cmkd_loss_batch *b, int64_t r) {
@@ -123,6 +128,8 @@ static inline int bad_label(const cmkd_loss_batch *b, int64_t r) {
 }
 
 /* ---- terms ---- */
+
+/* Comes first in every loss: writes w->g, to which the others add. */
 static void term_ce(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   int64_t n = w->n;
@@ -147,7 +154,8 @@ static void term_kd(row *r, const cmkd_loss_term *term) {
   add_difference(w->g, w->es, w->et, &x, scale, scale, 0, w->n);
 }
 
-/* Softmax over the classes that are not y, for both sides: es, et are 0 at y. margin: s_y / T - lse of the rest. */
+/* Softmax over the classes other than the label, of both sides: w->es, w->et are 0 at the label. margin: logit of the
+ * label / T less the log-sum-exp of the others. */
 typedef struct rest {
   exp_pair x;
   double margin_s, margin_t;

@@ -1,5 +1,5 @@
-/* Spearman's half of CMKD for one sorted row: pool adjacent violators, correlation and gradient from block sums alone,
- * in double.
+/* Spearman's half of CMKD for one sorted row. Part of rows_impl.h, compiled once per instruction set: pool adjacent
+ * violators, correlation and gradient from block sums alone, in double.
  *
  * With theta = x / eps sorted descending, w = n, ..., 1 and m = (n + 1) / 2, a block B = [f..l] has soft ranks
  * r_i - m = theta_i - mean_B(theta) + c_B, c_B = (n - 1) / 2 - (f + l) / 2. Ranks sum to n m, so they are centred
@@ -12,7 +12,7 @@
 #include <math.h>
 #include "kernels/cpu/vector.h"
 
-/* One row's arrays. Rows of doubles have VD of room behind them. */
+/* One row's arrays. VD more numbers than said may be read and written. */
 typedef struct sorted_row {
   int32_t *index;   /* (n) the class at each position, logits descending */
   double *theta;    /* (n) */

@@ -167,16 +167,13 @@ typedef struct key_row {
   float least, largest;
 } key_row;
 
-/* Logit i of every row. Spelled out, since GCC 12 makes several times as many instructions of a loop over lanes. */
-INLINE vf logits_of(const key_row r[VF], int64_t i) {
-#if VF == 16
-  return (vf){r[0].x[i], r[1].x[i], r[2].x[i],  r[3].x[i],  r[4].x[i],  r[5].x[i],  r[6].x[i],  r[7].x[i],
-              r[8].x[i], r[9].x[i], r[10].x[i], r[11].x[i], r[12].x[i], r[13].x[i], r[14].x[i], r[15].x[i]};
-#elif VF == 8
-  return (vf){r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i], r[4].x[i], r[5].x[i], r[6].x[i], r[7].x[i]};
-#else
-  return (vf){r[0].x[i], r[1].x[i], r[2].x[i], r[3].x[i]};
-#endif
+/* Logit i of every row. */
+INLINE vf logits_of(const key_row rows[VF], int64_t i) {
+  vf v = {0};
+  UNROLL
+  for (int lane = 0; lane < VF; lane++)
+    v[lane] = rows[lane].x[i];
+  return v;
 }
 
 /* keys (n rounded up to 8, VF), one row a lane. Monotone: a larger logit never gets a smaller key. */
