@@ -73,7 +73,7 @@ typedef struct cmkd_cpu_kernels {
   void (*add_scaled)(float *y, const float *x, float a, int64_t n);
 } cmkd_cpu_kernels;
 
-/* For this machine; $CMKD_ISA lowers it. Static. */
+/* For cmkd_cpu_isa(). Static. */
 const cmkd_cpu_kernels *cmkd_cpu_kernels_get(void);
 extern const cmkd_cpu_kernels cmkd_cpu_kernels_base, cmkd_cpu_kernels_avx2, cmkd_cpu_kernels_avx512;
 #endif
