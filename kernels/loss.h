@@ -92,10 +92,13 @@ static inline CMKD_BOTH double cmkd_term_weight(const cmkd_loss_term *term, doub
 }
 
 /* Whether a row of entropy h is easy (sharp) in a batch whose mean entropy is `mean`. */
-static inline int cmkd_gate_easy(double h, double mean) { return h <= mean + CMKD_GATE_MARGIN * (mean > 1 ? mean : 1); }
+static inline CMKD_BOTH int cmkd_gate_easy(double h, double mean) {
+  return h <= mean + CMKD_GATE_MARGIN * (mean > 1 ? mean : 1);
+}
 
 /* The weights of Pearson and Spearman for an easy or hard row. */
-static inline void cmkd_gate_weights(const cmkd_loss_term *term, int easy, double *pearson, double *spearman) {
+static inline CMKD_BOTH void cmkd_gate_weights(const cmkd_loss_term *term, int easy, double *pearson,
+                                               double *spearman) {
   int spearman_first =
       (term->gate == CMKD_GATE_EASY_SPEARMAN && easy) || (term->gate == CMKD_GATE_HARD_SPEARMAN && !easy);
   *pearson = spearman_first ? term->gamma : term->beta;

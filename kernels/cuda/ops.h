@@ -37,24 +37,22 @@ typedef struct cmkd_cuda_norm {
   void *y;
   const float *gamma, *beta;
   float *mean, *rstd, *var; /* of the batch (var biased): written by forward, mean and rstd read by backward */
-  double *partial; /* scratch of cmkd_cuda_norm_scratch bytes; moments writes what forward reads, reduce what backward
-                      reads */
+  double *partial; /* scratch, cmkd_cuda_norm_scratch bytes: from moments to forward, from reduce to backward */
   /* backward */
-  void *dy; /* gradient of y; reduce replaces it by its masked self (0 where act cut off) when mask_dy is set */
-  int mask_dy;
-  void *dx;
-  int accumulate; /* may be NULL */
-  void *dresidual;
-  int accumulate_residual; /* masked dy again; may be NULL */
-  float *dgamma, *dbeta;   /* overwritten */
+  void *dy;    /* gradient of y */
+  int mask_dy; /* reduce replaces dy by its masked self, 0 where the activation cut off */
+  void *dx;    /* may be NULL */
+  int accumulate;
+  void *dresidual; /* masked dy again; may be NULL */
+  int accumulate_residual;
+  float *dgamma, *dbeta; /* overwritten */
 } cmkd_cuda_norm;
 size_t cmkd_cuda_norm_scratch(int64_t pixels, int c);
-cmkd_status
-cmkd_cuda_norm_moments(const cmkd_cuda_norm *norm, void *stream,
-                       cmkd_error *err); /* sums of x, no cancellation: mean and M2 by parts, merged in double */
+/* Forward is moments, then forward. Moments: mean and M2 by parts, merged in double, so nothing cancels. */
+cmkd_status cmkd_cuda_norm_moments(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 cmkd_status cmkd_cuda_norm_forward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
-cmkd_status cmkd_cuda_norm_reduce(const cmkd_cuda_norm *norm, void *stream,
-                                  cmkd_error *err); /* sums of masked dy and dy xhat */
+/* Backward is reduce, then backward. Reduce: the sums of masked dy and of masked dy * xhat. */
+cmkd_status cmkd_cuda_norm_reduce(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 cmkd_status cmkd_cuda_norm_backward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 /* With running statistics instead of the batch's: y = act(gamma (x - mean) / sqrt(var + eps) + beta [+ residual]);
  * reads gamma, beta, mean, var. */
@@ -108,8 +106,8 @@ typedef struct cmkd_cuda_conv_shape {
   int kh, kw, stride, pad, groups;
   int y_stride;
   cmkd_dtype dtype, y_dtype;
-  int tile; /* 0: the block size that the shape suggests; 1 .. CMKD_CUDA_CONV_TILES: that one, or the nearest there is
-               (to time them, and tests) */
+  int tile; /* 0: the block size that the shape suggests; 1 .. CMKD_CUDA_CONV_TILES: that one, or the nearest there is,
+               for timings and tests */
 } cmkd_cuda_conv_shape;
 #define CMKD_CUDA_CONV_TILES 5
 static inline int64_t cmkd_cuda_conv_weights(const cmkd_cuda_conv_shape *s) { /* elements of w, dw */

@@ -356,10 +356,7 @@ template <class ROW> ROW_FUNCTION double row_cmkd(ROW &row, const loss_args &a, 
   part[0] = part[1] = 0;
   if (f.degenerate) return 0;
   double wp, ws;
-  const int easy = entropy <= mean + CMKD_GATE_MARGIN * (mean > 1 ? mean : 1);
-  const int first = term.gate == CMKD_GATE_EASY_SPEARMAN ? easy : term.gate == CMKD_GATE_HARD_SPEARMAN ? !easy : 0;
-  wp = first ? term.gamma : term.beta;
-  ws = first ? term.beta : term.gamma;
+  cmkd_gate_weights(&term, cmkd_gate_easy(entropy, mean), &wp, &ws);
   const double inverse_eps = a.C / term.kappa, s_unit = term.zscore ? f.s_inverse : 1,
                t_unit = term.zscore ? f.t_inverse : 1;
 #pragma unroll
