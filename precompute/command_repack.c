@@ -69,7 +69,13 @@ static cmkd_status measure(cmkd_cache *before, cmkd_cache *after, int quiet, dam
       if (status == CMKD_OK) status = cmkd_cache_read(after, v, at, count, b, err);
       if (status == CMKD_OK) compare_block(a, b, count, C, d);
       if (status == CMKD_OK)
-        status = cmkd_agreement_add(b, a, CMKD_F32, (int64_t)count, (int64_t)C, 2, scratch, &d->agreement, err);
+        status = cmkd_agreement_add(&(cmkd_agreement_batch){.batch = (int64_t)count,
+                                                            .classes = (int64_t)C,
+                                                            .student = b,
+                                                            .teacher = a,
+                                                            .teacher_dtype = CMKD_F32,
+                                                            .kappa = 2},
+                                    scratch, &d->agreement, err);
       cmkd_progress_update(&progress, d->rows);
     }
   cmkd_progress_end(&progress);

@@ -42,7 +42,7 @@ static void evaluate(const cmkd_loss *loss, const uint8_t *data, size_t size) {
   cmkd_agreement sums = {0};
   free(scratch);
   if (posix_memalign(&scratch, 64, cmkd_agreement_scratch(B, C)) != 0) abort();
-  cmkd_agreement_add(part[0], part[1], dtype, B, C, 2, scratch, &sums, &err);
+  cmkd_agreement_add(&(cmkd_agreement_batch){B, C, part[0], part[1], dtype, 2}, scratch, &sums, &err);
   free(scratch);
   free(grad);
   for (int i = 0; i < 3; i++)

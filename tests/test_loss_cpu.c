@@ -339,7 +339,7 @@ static void agreement(void) {
       for (int64_t i = 0; i < B * C; i++)
         finite &= isfinite(x.td[i]);
       if (posix_memalign(&scratch, 64, cmkd_agreement_scratch(B, C)) != 0) abort();
-      cmkd_status status = cmkd_agreement_add(x.s, x.t, x.dtype, B, C, 2, scratch, &got, &err);
+      cmkd_status status = cmkd_agreement_add(&(cmkd_agreement_batch){B, C, x.s, x.t, x.dtype, 2}, scratch, &got, &err);
       assert_int_equal(status, finite ? CMKD_OK : CMKD_ERR_VALUE); /* an outlier of 1e9 is infinite in half precision */
       for (int64_t r = 0; finite && r < B; r++) {
         double p, s, b;
@@ -371,12 +371,16 @@ static void agreement_checks_arguments(void **state) {
   cmkd_agreement sums = {.pearson = 1, .rows = 1};
   size_t size = cmkd_agreement_scratch(2, 2);
   void *scratch = aligned_alloc(64, (size + 63) / 64 * 64);
-  assert_int_equal(cmkd_agreement_add(s, t, CMKD_F32, 2, 2, 2, scratch, &sums, &err), CMKD_ERR_VALUE);
+  assert_int_equal(cmkd_agreement_add(&(cmkd_agreement_batch){2, 2, s, t, CMKD_F32, 2}, scratch, &sums, &err),
+                   CMKD_ERR_VALUE);
   assert_true(sums.pearson == 1 && sums.rows == 1); /* nothing half added */
-  assert_int_equal(cmkd_agreement_add(s, t, CMKD_F32, 1, 2, 0, scratch, &sums, &err), CMKD_ERR_VALUE);
-  assert_int_equal(cmkd_agreement_add(s, t, CMKD_F32, 1, 1, 2, scratch, &sums, &err), CMKD_ERR_VALUE);
-  assert_int_equal(cmkd_agreement_add(s, t, CMKD_U8, 1, 2, 2, scratch, &sums, &err), CMKD_ERR_UNSUPPORTED);
-  assert_int_equal(cmkd_agreement_add(s, t, CMKD_F32, 1, 2, 2, scratch, &sums, &err), CMKD_OK);
+  assert_int_equal(cmkd_agreement_add(&(cmkd_agreement_batch){1, 2, s, t, CMKD_F32, 0}, scratch, &sums, &err),
+                   CMKD_ERR_VALUE);
+  assert_int_equal(cmkd_agreement_add(&(cmkd_agreement_batch){1, 1, s, t, CMKD_F32, 2}, scratch, &sums, &err),
+                   CMKD_ERR_VALUE);
+  assert_int_equal(cmkd_agreement_add(&(cmkd_agreement_batch){1, 2, s, t, CMKD_U8, 2}, scratch, &sums, &err),
+                   CMKD_ERR_UNSUPPORTED);
+  assert_int_equal(cmkd_agreement_add(&(cmkd_agreement_batch){1, 2, s, t, CMKD_F32, 2}, scratch, &sums, &err), CMKD_OK);
   assert_true(sums.pearson == 2 && sums.rows == 2);
   assert_int_equal(cmkd_agreement_scratch(1, 1), 0);
   free(scratch);

@@ -63,7 +63,7 @@ static void compare(const char *expression, int64_t B, int64_t C, double coarse)
     fail_msg("%s B %d C %d: loss %.9g, not %.9g; gradient off by %.3g, largest %.3g", expression, (int)B, (int)C,
              got.loss, want.loss, off, largest);
   cmkd_agreement sums = {0}, expected = {0};
-  assert_ok(wide_agreement_add(s, t, CMKD_F16, B, C, 2, other, &sums, &err));
+  assert_ok(wide_agreement_add(&(cmkd_agreement_batch){B, C, s, t, CMKD_F16, 2}, other, &sums, &err));
   for (int64_t r = 0; r < B; r++) {
     double p, k, blocks;
     assert_ok(cmkd_agreement_ref(C, sd + r * C, td + r * C, 2, &p, &k, &blocks, &err));

@@ -92,7 +92,12 @@ cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_evaluation *what, const 
     CMKD_TRY(run_group(e, what->images, what->rows, first, what->count, &took, err));
     CMKD_TRY(add_rows(e, what, took, out, err));
     if (what->teacher)
-      CMKD_TRY(cmkd_agreement_add(e->logits, what->teacher + first * classes, CMKD_F32, took, e->classes, e->kappa,
+      CMKD_TRY(cmkd_agreement_add(&(cmkd_agreement_batch){.batch = took,
+                                                          .classes = e->classes,
+                                                          .student = e->logits,
+                                                          .teacher = what->teacher + first * classes,
+                                                          .teacher_dtype = CMKD_F32,
+                                                          .kappa = e->kappa},
                                   e->scratch, &out->agreement, err));
   }
   if (out->rows) out->loss /= (double)out->rows;

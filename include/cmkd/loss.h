@@ -66,10 +66,16 @@ typedef struct cmkd_agreement {
   double pearson, spearman, blocks;
   int64_t rows;
 } cmkd_agreement;
+typedef struct cmkd_agreement_batch {
+  int64_t batch, classes; /* B >= 1, 2 <= C <= 131072 */
+  const float *student;   /* (B, C) logits */
+  const void *teacher;    /* (B, C) logits of teacher_dtype: CMKD_F32, CMKD_F16 or CMKD_BF16 */
+  cmkd_dtype teacher_dtype;
+  double kappa; /* > 0; of the soft rank whose blocks are counted */
+} cmkd_agreement_batch;
 CMKD_API size_t cmkd_agreement_scratch(int64_t batch, int64_t classes);
-CMKD_API cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype,
-                                        int64_t batch, int64_t classes, double kappa, void *scratch,
-                                        cmkd_agreement *sums, cmkd_error *err);
+CMKD_API cmkd_status cmkd_agreement_add(const cmkd_agreement_batch *batch, void *scratch, cmkd_agreement *sums,
+                                        cmkd_error *err);
 
 #ifdef __cplusplus
 }

@@ -318,8 +318,13 @@ static cmkd_status evaluate_loss(cmkd_be_model *m, const cmkd_step *step, cmkd_s
   omp_set_num_threads(m->backend->threads); /* the loss takes what its caller allows */
   cmkd_status status = cmkd_loss_eval(m->config.loss, "cpu", &b, m->loss_scratch, &r->loss, err);
   if (status == CMKD_OK && teacher)
-    status = cmkd_agreement_add(logits, teacher, CMKD_F32, step->count, classes, m->config.kappa, m->agreement_scratch,
-                                &r->agreement, err);
+    status = cmkd_agreement_add(&(cmkd_agreement_batch){.batch = step->count,
+                                                        .classes = classes,
+                                                        .student = logits,
+                                                        .teacher = teacher,
+                                                        .teacher_dtype = CMKD_F32,
+                                                        .kappa = m->config.kappa},
+                                m->agreement_scratch, &r->agreement, err);
   omp_set_num_threads(threads);
   CMKD_TRY(status);
   for (int i = 0; i < step->count; i++)

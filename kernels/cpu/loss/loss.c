@@ -184,22 +184,22 @@ size_t cmkd_agreement_scratch(int64_t batch, int64_t classes) {
   return carve_agreement(cmkd_loss_rows_best(), batch, classes, NULL, &job, &threads);
 }
 
-cmkd_status cmkd_agreement_add(const float *student, const void *teacher, cmkd_dtype teacher_dtype, int64_t batch,
-                               int64_t classes, double kappa, void *scratch, cmkd_agreement *sums, cmkd_error *err) {
-  if (!agreement_fits(batch, classes) || !student || !teacher || !scratch || !(kappa > 0) || isinf(kappa))
+cmkd_status cmkd_agreement_add(const cmkd_agreement_batch *b, void *scratch, cmkd_agreement *sums, cmkd_error *err) {
+  const int64_t batch = b->batch, classes = b->classes;
+  if (!agreement_fits(batch, classes) || !b->student || !b->teacher || !scratch || !(b->kappa > 0) || isinf(b->kappa))
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "agreement: needs logits of both sides, at least one row, %d to %d classes and kappa > 0",
                      CMKD_LOSS_MIN_CLASSES, CMKD_LOSS_MAX_CLASSES);
-  if (teacher_dtype != CMKD_F32 && teacher_dtype != CMKD_F16 && teacher_dtype != CMKD_BF16)
+  if (b->teacher_dtype != CMKD_F32 && b->teacher_dtype != CMKD_F16 && b->teacher_dtype != CMKD_BF16)
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "agreement: teacher logits may be F32, F16 or BF16, not dtype %d",
-                     (int)teacher_dtype);
+                     (int)b->teacher_dtype);
   const cmkd_loss_rows *rows = cmkd_loss_rows_best();
-  cmkd_agreement_job job = {.student = student,
-                            .teacher = teacher,
-                            .teacher_dtype = teacher_dtype,
+  cmkd_agreement_job job = {.student = b->student,
+                            .teacher = b->teacher,
+                            .teacher_dtype = b->teacher_dtype,
                             .batch = batch,
                             .classes = classes,
-                            .kappa = kappa};
+                            .kappa = b->kappa};
   char *memory;
   carve_agreement(rows, batch, classes, scratch, &job, &memory);
   memset(job.bad, 0, (size_t)batch);
