@@ -208,7 +208,8 @@ ROOT = $(DESTDIR)$(PREFIX)
 LIB_NAMES := libcmkd.a libcmkd.so libcmkd.so.$(SOVERSION) libcmkd.so.$(VERSION) libcmkd-cuda.so
 .PHONY: install uninstall
 install: all
-	install -d $(ROOT)/bin $(ROOT)/lib/pkgconfig $(ROOT)/lib/cmkd $(ROOT)/include/cmkd $(ROOT)/share/cmkd/recipes $(ROOT)/share/cmkd/pytorch
+	install -d $(ROOT)/bin $(ROOT)/lib/pkgconfig $(ROOT)/lib/cmkd $(ROOT)/include/cmkd $(ROOT)/share/cmkd/recipes $(ROOT)/share/cmkd/pytorch \
+	  $(ROOT)/share/cmkd/examples
 	install -m 755 $(PROGRAMS) $(ROOT)/bin
 	install -m 644 $(BUILD)/libcmkd.a $(ROOT)/lib
 	install -m 755 $(BUILD)/libcmkd.so.$(VERSION) $(CUDA_LIB) $(ROOT)/lib
@@ -219,6 +220,7 @@ install: all
 	install -m 644 $(BUILD)/cmkd.pc $(ROOT)/lib/pkgconfig
 	install -m 644 recipes/*.json $(ROOT)/share/cmkd/recipes
 	install -m 644 docs/pytorch/*.py $(ROOT)/share/cmkd/pytorch
+	install -m 644 docs/examples/*.c $(ROOT)/share/cmkd/examples
 uninstall:
 	rm -f $(ROOT)/bin/cmkd-cache $(ROOT)/bin/cmkd-train $(LIB_NAMES:%=$(ROOT)/lib/%) $(ROOT)/lib/pkgconfig/cmkd.pc $(ROOT)/lib/cmkd/libh5zstd.so
 	rm -rf $(ROOT)/include/cmkd $(ROOT)/share/cmkd
