@@ -1,4 +1,5 @@
-/* The types of numbers in tensors: weight files, teacher logits, .npy arrays. */
+/* The types of numbers in tensors: weight files, teacher logits, .npy arrays. docs/examples/weights.c uses them. The
+ * functions take the names below alone; they may be called from any thread. */
 #ifndef CMKD_DTYPE_H
 #define CMKD_DTYPE_H
 #include <stddef.h>

@@ -1,5 +1,9 @@
-/* The losses on buffers of a CUDA device (in libcmkd-cuda.so). Formulas and meaning as in cmkd/loss.h. Nothing here
- * allocates or waits: work is queued on the caller's stream and may be captured into a CUDA graph. */
+/* The losses on buffers of a CUDA device, in libcmkd-cuda.so (link it beside libcmkd). Formulas and meaning as in
+ * cmkd/loss.h; docs/examples/loss_cuda.c is a whole program. Nothing here allocates or waits: work is queued on the
+ * caller's stream (a cudaStream_t, NULL: the default stream) of the current device, and may be captured into a CUDA
+ * graph.
+ *
+ * Threads: any number, each with a scratch of its own. */
 #ifndef CMKD_LOSS_CUDA_H
 #define CMKD_LOSS_CUDA_H
 #include "cmkd/loss.h"
@@ -14,17 +18,16 @@ typedef struct cmkd_cuda_loss_batch {
   int64_t batch, classes; /* 1 <= B <= CMKD_CUDA_LOSS_MAX_BATCH, 2 <= C <= 131072 */
   const void *student;    /* (B, C) logits of student_dtype: CMKD_F32, CMKD_F16 or CMKD_BF16 */
   cmkd_dtype student_dtype;
-  const void *teacher; /* (B, C) of teacher_dtype, likewise; NULL if no term needs it */
+  const void *teacher; /* (B, C) logits of teacher_dtype, likewise; NULL where no term needs it */
   cmkd_dtype teacher_dtype;
-  const int32_t *labels;   /* (B) */
-  float *grad;             /* (B, C) d(loss)/d(student), overwritten; NULL: loss only */
-  double epoch;            /* from 1; CMKD_LOSS_NO_WARMUP */
-  double label_smoothing;  /* of the CE term, [0, 1) */
-  double entropy_mean;     /* over the global batch; NaN: of these rows, which takes one small launch more */
-  const double *epoch_now; /* where the epoch will stand when the work runs, for captured graphs; NULL: `epoch` */
-  /* likewise for entropy_mean; 0 there: the mean over these rows. Costs the small launch always. NULL: `entropy_mean`
-   */
-  const double *entropy_mean_now;
+  const int32_t *labels;  /* (B), each in [0, C) */
+  float *grad;            /* (B, C) d(loss)/d(student), overwritten; NULL: loss only */
+  double epoch;           /* from 1; CMKD_LOSS_NO_WARMUP */
+  double label_smoothing; /* of the cross-entropy, [0, 1) */
+  double entropy_mean;    /* over the global batch; NaN: of these rows, which takes one small launch more */
+  /* For captured graphs: where the two values will stand when the work runs; NULL: the fields of that name. A mean
+   * entropy of 0 there means that of these rows; reading it takes the small launch always. */
+  const double *epoch_now, *entropy_mean_now;
 } cmkd_cuda_loss_batch;
 
 /* Bytes of device scratch for this shape, 256-byte aligned; 0 when the shape is out of range. One scratch serves one

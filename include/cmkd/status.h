@@ -1,6 +1,11 @@
-/* Errors are values. Every fallible function returns a cmkd_status and, when it is not CMKD_OK, has filled the
- * caller's cmkd_error with one line that names the file, the thing and the remedy. Nothing here is global, prints or
- * exits. `err` may be NULL where the caller wants the status alone. */
+/* Errors are values. A function that can fail returns a cmkd_status and, when that is not CMKD_OK, has filled the
+ * caller's cmkd_error with one line that names the file, the thing and the remedy. `err` may be NULL everywhere: then
+ * the status is all there is. docs/examples/status.c is a whole program.
+ *
+ * True of the whole library: it prints nothing, ends no process, installs no signal handler and reads no environment
+ * variable. Results are written through pointers behind the inputs; a pointer may be NULL only where that is said, and
+ * after a failure an output is NULL (a handle) or unspecified (numbers). A handle is freed by the close or free
+ * function of its type. */
 #ifndef CMKD_STATUS_H
 #define CMKD_STATUS_H
 #include "cmkd/api.h"
@@ -19,7 +24,7 @@ typedef enum cmkd_status {
   CMKD_ERR_MEMORY,      /* out of host or device memory */
   CMKD_ERR_UNSUPPORTED, /* this build or machine can't; the message says what is missing */
   CMKD_ERR_DEVICE,      /* the accelerator failed */
-  CMKD_ERR_INTERRUPTED  /* Ctrl-C or SIGTERM: state was saved, the message says how to go on */
+  CMKD_ERR_INTERRUPTED  /* a callback asked to stop: state was saved, the message says how to go on */
 } cmkd_status;
 
 typedef struct cmkd_error {
@@ -33,10 +38,12 @@ typedef struct cmkd_error {
 #define CMKD_PRINTF(fmt_index, args_index)
 #endif
 
-/* Fills *err (if any) and returns `status`, so that `return cmkd_fail(err, ...)` reads naturally. */
+/* Formats a message into *err (which may be NULL) and returns `status`: `return cmkd_fail(err, CMKD_ERR_IO, ...)`.
+ * Bytes below 32 become '?', so that the message stays one line; arguments may point into err->message. For callbacks
+ * and for programs that report their own failures in the same way. */
 CMKD_API cmkd_status cmkd_fail(cmkd_error *err, cmkd_status status, const char *format, ...) CMKD_PRINTF(3, 4);
 
-/* Forwards a failure to the caller. The function may hold nothing that needs freeing; otherwise use goto. */
+/* Forwards a failure to the caller of the function that it stands in, which must hold nothing that needs freeing. */
 #define CMKD_TRY(expression) \
   do { \
     cmkd_status cmkd_try_status = (expression); \

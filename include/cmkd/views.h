@@ -1,6 +1,7 @@
-/* Seeds, views, order: the contract that makes a cache replayable and offline training equal to online.
- * Everything here is a pure function of its arguments; no state, no allocation. docs/architecture.md states the rules.
- * Will not do: touch pixels (kernels/augment.h moves them). */
+/* Seeds, views, order: the rules that make a cache replayable, and training from a cache equal to training with the
+ * teacher beside it. Everything here is a function of its arguments, allocates nothing and may be called from any
+ * thread. docs/architecture.md states the rules; docs/examples/views.c prints them; cmkd_dataset_replay
+ * (cmkd/dataset.h) applies them to pixels. */
 #ifndef CMKD_VIEWS_H
 #define CMKD_VIEWS_H
 #include <stdint.h>
@@ -9,8 +10,8 @@
 extern "C" {
 #endif
 
-#define CMKD_RNG_VERSION \
-  "philox4x32-10/1" /* recorded in caches; changes whenever any function below would answer differently */
+/* Recorded in caches; changes whenever any function below would answer differently. */
+#define CMKD_RNG_VERSION "philox4x32-10/1"
 
 /* Augmentation policies. `crop`: zero padding 4, crop back to the image's own size; `flip`: horizontal. */
 typedef enum cmkd_policy {
@@ -19,10 +20,12 @@ typedef enum cmkd_policy {
   CMKD_AUGMENT_CROP = 2,
   CMKD_AUGMENT_CROP_FLIP = 3
 } cmkd_policy;
-CMKD_API const char *cmkd_policy_name(cmkd_policy policy); /* "none" "flip" "crop" "crop+flip" */
+/* "none", "flip", "crop", "crop+flip". Static storage. */
+CMKD_API const char *cmkd_policy_name(cmkd_policy policy);
 /* The policy of that name; an unknown one fails with CMKD_ERR_USAGE and suggests the nearest. */
 CMKD_API cmkd_status cmkd_policy_parse(const char *name, cmkd_policy *out, cmkd_error *err);
-CMKD_API uint32_t cmkd_policy_variants(cmkd_policy policy); /* 1, 2, 81, 162 */
+/* How many different views of an image there are: 1, 2, 81, 162. */
+CMKD_API uint32_t cmkd_policy_variants(cmkd_policy policy);
 
 /* Views of an image that one cache can hold, a clean one among them. */
 #define CMKD_CACHE_MAX_VIEWS 65536
@@ -30,7 +33,7 @@ CMKD_API uint32_t cmkd_policy_variants(cmkd_policy policy); /* 1, 2, 81, 162 */
  * or "all", every variant of the policy: *out is 0 then. Anything else is CMKD_ERR_USAGE. */
 CMKD_API cmkd_status cmkd_views_parse(const char *text, uint32_t *out, cmkd_error *err);
 
-/* The geometric move that `seed` stands for under `policy`.
+/* The crop and the mirroring that `seed` stands for under `policy`.
  * crop+flip: variant = seed mod 162; flip = variant % 2; dx = variant / 2 % 9; dy = variant / 18. crop: the same
  * without the flip digit (mod 81: dx = variant % 9, dy = variant / 9). flip: variant = seed mod 2. Output pixel (y, x)
  * of a crop is input pixel (y + dy - 4, x + dx - 4), 0 outside; the flip comes after the crop. */
@@ -39,7 +42,7 @@ typedef struct cmkd_view_transform {
 } cmkd_view_transform; /* dy, dx in 0..8; 4 is the centre */
 CMKD_API cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed);
 
-/* The seed whose move is the identity under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a
+/* The seed that leaves an image as it is under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a
  * clean view, so that pixels follow from seed and policy with no special case. */
 CMKD_API uint64_t cmkd_clean_seed(cmkd_policy policy);
 
@@ -47,7 +50,7 @@ CMKD_API uint64_t cmkd_clean_seed(cmkd_policy policy);
  * With all_variants, seeds[i, .] is instead a Philox-keyed permutation of 0 .. variants-1. */
 CMKD_API uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy,
                                  int all_variants);
-/* The same for all views of one sample; out has room for `views` numbers. */
+/* The same for all views of one sample: out (views). */
 CMKD_API void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy,
                               int all_variants, uint64_t *out);
 
