@@ -12,12 +12,12 @@ enum { HALF = 4, WHOLE = 2 * HALF, STEPS = 4 };
 
 /* Without batch norm, so that the gradient of a batch is the mean of its halves'. */
 static cmkd_graph *net_plain(void) {
-  net_builder b;
+  cmkd_net_builder b;
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_start(&b, "plain", (cmkd_net_shape){8, 8, 3, CLASSES}, &err));
-  int x = net_act(&b, net_conv(&b, "c0", 0, 16, 3, 1, 1), CMKD_ACT_RELU);
-  x = net_act(&b, net_conv(&b, "c1", x, 24, 3, 2, 1), CMKD_ACT_RELU);
-  net_classifier(&b, "fc", net_globalpool(&b, x));
+  int x = cmkd_net_act(&b, cmkd_net_conv(&b, "c0", 0, 16, 3, 1, 1), CMKD_ACT_RELU);
+  x = cmkd_net_act(&b, cmkd_net_conv(&b, "c1", x, 24, 3, 2, 1), CMKD_ACT_RELU);
+  cmkd_net_classifier(&b, "fc", cmkd_net_globalpool(&b, x));
   assert_ok(cmkd_net_finish(&b, &graph));
   return graph;
 }
@@ -256,13 +256,13 @@ enum { TEACHER, MAP, FEATURE, TARGETS, MAP_C = 12, FEATURE_C = 20, SIDE_PIXELS =
 /* Outputs besides the usual two: a convolution's result that a norm reads, which then cannot be folded, and a tensor
  * that is read twice. */
 static cmkd_graph *net_tapped(void) {
-  net_builder b;
+  cmkd_net_builder b;
   cmkd_graph *graph = NULL;
   assert_ok(cmkd_net_start(&b, "tapped", (cmkd_net_shape){SIDE_PIXELS, SIDE_PIXELS, 3, CLASSES}, &err));
-  const int raw = net_conv(&b, "c0", 0, MAP_C, 3, 1, 1), map = net_norm(&b, "n0", raw, -1, CMKD_ACT_RELU);
-  int x = net_norm(&b, "n1", net_conv(&b, "c1", map, MAP_C, 3, 1, 1), map, CMKD_ACT_RELU);
-  x = net_norm(&b, "n2", net_conv(&b, "c2", x, FEATURE_C, 3, 2, 1), -1, CMKD_ACT_RELU);
-  net_classifier(&b, "fc", net_globalpool(&b, x));
+  const int raw = cmkd_net_conv(&b, "c0", 0, MAP_C, 3, 1, 1), map = cmkd_net_norm(&b, "n0", raw, -1, CMKD_ACT_RELU);
+  int x = cmkd_net_norm(&b, "n1", cmkd_net_conv(&b, "c1", map, MAP_C, 3, 1, 1), map, CMKD_ACT_RELU);
+  x = cmkd_net_norm(&b, "n2", cmkd_net_conv(&b, "c2", x, FEATURE_C, 3, 2, 1), -1, CMKD_ACT_RELU);
+  cmkd_net_classifier(&b, "fc", cmkd_net_globalpool(&b, x));
   assert_int_equal(cmkd_graph_output_set(b.graph, "raw", raw), 2);
   assert_int_equal(cmkd_graph_output_set(b.graph, "map", map), 3);
   assert_ok(cmkd_net_finish(&b, &graph));
