@@ -68,19 +68,6 @@ static void close_device(device *g) {
   cuda->close(g->backend);
 }
 
-static cmkd_model_config config_of(const cmkd_graph *graph, const cmkd_loss *loss, int batch) {
-  return (cmkd_model_config){.graph = graph,
-                             .batch = batch,
-                             .train = 1,
-                             .mean = {0.5f, 0.45f, 0.4f},
-                             .std = {0.25f, 0.3f, 0.2f},
-                             .policy = CMKD_AUGMENT_CROP_FLIP,
-                             .loss = loss,
-                             .momentum = 0.9f,
-                             .weight_decay = 5e-4f,
-                             .kappa = 2};
-}
-
 /* Mean entropy of rows of logits. */
 static double entropy_of(const float *logits, int rows) {
   double sum = 0;
@@ -120,7 +107,7 @@ static double run_halves(halves *h, const char *precision, int given) {
   rank[1].kept = rank[0].kept;
   rank[1].half = rank[0].half;
   cmkd_be_model *whole, *model[2];
-  cmkd_model_config config = config_of(h->graph, h->loss, WHOLE);
+  cmkd_model_config config = config_of(h->graph, h->loss, WHOLE, 0);
   double worst = 0;
   assert_ok(cuda->model_create(g.backend, &config, &whole, &err));
   assert_ok(cuda->upload(whole, CMKD_SLOT_VALUE, (const float *const *)h->start.value, &err));
@@ -230,7 +217,7 @@ static void a_hook_that_fails_fails_the_step(void **state) {
     cmkd_be_model *model;
     cmkd_step_result result;
     int k = 1;
-    cmkd_model_config config = config_of(h.graph, h.loss, HALF);
+    cmkd_model_config config = config_of(h.graph, h.loss, HALF, 0);
     config.reduce = (cmkd_reduce){&left, refuse};
     assert_ok(cuda->model_create(g.backend, &config, &model, &err));
     assert_ok(cuda->upload(model, CMKD_SLOT_VALUE, (const float *const *)h.start.value, &err));
@@ -303,7 +290,7 @@ static void free_tapped(tapped *t) {
 
 /* Two terms on one output, one on logits, whose target is the teacher. */
 static cmkd_model_config tapped_config(const tapped *t, int batch) {
-  cmkd_model_config config = config_of(t->graph, t->loss, batch);
+  cmkd_model_config config = config_of(t->graph, t->loss, batch, 0);
   const cmkd_objective terms[] = {{"map", "map", 0.5},
                                   {"features", "feature", 2},
                                   {"raw", "map", 0.25},
@@ -325,13 +312,8 @@ static cmkd_step tapped_step(const tapped *t, int first, int count) {
 }
 
 static side open_tapped(const cmkd_backend_table *table, const char *precision, const tapped *t, int batch) {
-  side s = {.table = table};
   const cmkd_model_config config = tapped_config(t, batch);
-  const cmkd_backend_options options = options_of(1, precision);
-  const cmkd_image_set set = set_of(&t->d);
-  assert_ok(table->open(&options, &s.backend, &err));
-  assert_ok(table->images_create(s.backend, &set, &s.images, &err));
-  assert_ok(table->model_create(s.backend, &config, &s.model, &err));
+  side s = open_config(table, 1, precision, &t->d, &config);
   assert_ok(table->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)t->start.value, &err));
   return s;
 }
