@@ -1,7 +1,6 @@
 /* JSON builders that remember a failure. See json.h. */
 #include "base/json.h"
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -77,12 +76,3 @@ json_t *cmkd_json_string(const char *text) {
 }
 
 json_t *cmkd_json_number(double value) { return isfinite(value) ? json_real(value) : json_null(); }
-
-cmkd_status cmkd_json_print(json_t *value, int precision, cmkd_error *err) {
-  char *text = value ? json_dumps(value, JSON_COMPACT | JSON_REAL_PRECISION(precision)) : NULL;
-  json_decref(value);
-  if (!text) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory to print the result as JSON");
-  puts(text);
-  free(text);
-  return CMKD_OK;
-}

@@ -30,8 +30,4 @@ json_t *cmkd_json_end(cmkd_json *json);
 json_t *cmkd_json_string(const char *text);
 /* JSON knows no NaN and no infinity: those become null. */
 json_t *cmkd_json_number(double value);
-
-/* Prints `value` as one line to stdout, reals with `precision` significant digits. Takes over `value`; NULL, a failure
- * when it was built, is CMKD_ERR_MEMORY and prints nothing. */
-cmkd_status cmkd_json_print(json_t *value, int precision, cmkd_error *err);
 #endif

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/limits.h"
 #include "base/program/environment.h"
 #include "base/program/interrupt.h"

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/program/progress.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"

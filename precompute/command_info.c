@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/text.h"
 #include "cmkd/cache.h"
 #include "precompute/commands.h"

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include "base/file.h"
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/program/options.h"
 #include "base/text.h"
 #include "cmkd/cache.h"

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/limits.h"
 #include "base/program/environment.h"
 #include "base/program/options.h"

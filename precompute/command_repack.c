@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/program/options.h"
 #include "base/program/progress.h"
 #include "cmkd/loss.h"

@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/program/options.h"
 #include "base/program/progress.h"
 #include "base/text.h"

@@ -7,6 +7,7 @@
 #include <unistd.h>
 #include "base/file.h"
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/program/interrupt.h"
 #include "base/program/progress.h"
 #include "formats/cache/codec.h"

@@ -1,5 +1,6 @@
 /* base/json: a builder that remembers failures, texts of any bytes, numbers that are none. */
 #include "base/json.h"
+#include "base/program/print.h"
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>

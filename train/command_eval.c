@@ -4,6 +4,7 @@
 #include <string.h>
 #include "base/clock.h"
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/limits.h"
 #include "base/program/environment.h"
 #include "base/program/interrupt.h"

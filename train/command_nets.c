@@ -1,6 +1,7 @@
 /* `cmkd-train nets`: the architectures and their size. */
 #include <stdio.h>
 #include "base/json.h"
+#include "base/program/print.h"
 #include "base/program/options.h"
 #include "nets/net.h"
 #include "train/commands.h"

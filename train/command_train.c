@@ -6,6 +6,7 @@
 #include "base/program/options.h"
 #include "base/program/progress.h"
 #include "base/json.h"
+#include "base/program/print.h"
 #include "train/commands.h"
 #include "train/report.h"
 
