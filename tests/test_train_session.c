@@ -2,6 +2,7 @@
  * program cmkd-train, whoever trains beside it, whoever fails, and however their turns lie. */
 #include "tests/support_train.h"
 #include <math.h>
+#include "base/program/environment.h"
 #include "cmkd/train.h"
 
 enum { STUDENTS = 3 };
@@ -496,7 +497,9 @@ static void sessions_refuse(void **state) {
   cmkd_student_close(NULL);
 }
 
-int main(void) {
+int main(int argc, char **argv) {
+  (void)argc;
+  cmkd_environment_start(argv); /* threads that wait do not spin for long: students train in this process */
   const struct CMUnitTest tests[] = {cmocka_unit_test(three_at_once_from_a_cache),
                                      cmocka_unit_test(three_at_once_from_a_live_teacher),
                                      cmocka_unit_test(each_alone),
