@@ -46,15 +46,30 @@ int64_t cmkd_graph_macs(const cmkd_graph *graph) {
   for (int i = 0; i < graph->ops; i++) {
     const cmkd_op *op = &graph->op[i];
     cmkd_shape out = graph->tensor[op->out];
-    if (op->kind == CMKD_OP_CONV || op->kind == CMKD_OP_LINEAR) sum += graph->param[op->param[0]].count * out.h * out.w;
+    if (cmkd_op_traits_of(op->kind)->weighted) sum += graph->param[op->param[0]].count * out.h * out.w;
   }
   return sum;
 }
 
+const cmkd_op_traits *cmkd_op_traits_of(cmkd_op_kind kind) {
+  static const cmkd_op_traits traits[] = {[CMKD_OP_CONV] = {"conv", 1, 1, 2, 2, 1},
+                                          [CMKD_OP_NORM] = {"norm", 1, 2, 4, 2, 0},
+                                          [CMKD_OP_ADD] = {"add", 2, 2, 0, 0, 0},
+                                          [CMKD_OP_ACT] = {"act", 1, 1, 0, 0, 0},
+                                          [CMKD_OP_MAXPOOL] = {"maxpool", 1, 1, 0, 0, 0},
+                                          [CMKD_OP_AVGPOOL] = {"avgpool", 1, 1, 0, 0, 0},
+                                          [CMKD_OP_GLOBALPOOL] = {"globalpool", 1, 1, 0, 0, 0},
+                                          [CMKD_OP_LINEAR] = {"linear", 1, 1, 2, 2, 1},
+                                          [CMKD_OP_PADSHORTCUT] = {"padshortcut", 1, 1, 0, 0, 0},
+                                          [CMKD_OP_CONCAT] = {"concat", 2, 2, 0, 0, 0},
+                                          [CMKD_OP_SLICE] = {"slice", 1, 1, 0, 0, 0},
+                                          [CMKD_OP_SHUFFLE] = {"shuffle", 1, 1, 0, 0, 0}};
+  return (unsigned)kind < sizeof traits / sizeof *traits ? &traits[kind] : NULL;
+}
+
 const char *cmkd_op_name(cmkd_op_kind kind) {
-  static const char *const names[] = {"conv",       "norm",   "add",         "act",    "maxpool", "avgpool",
-                                      "globalpool", "linear", "padshortcut", "concat", "slice",   "shuffle"};
-  return (unsigned)kind < sizeof names / sizeof *names ? names[kind] : "unknown";
+  const cmkd_op_traits *traits = cmkd_op_traits_of(kind);
+  return traits ? traits->name : "unknown";
 }
 
 static int good_shape(cmkd_shape s) {
@@ -169,7 +184,8 @@ static cmkd_status check_params(const cmkd_graph *graph, const cmkd_op *op, cmkd
 }
 
 static int takes_second(const cmkd_op *op) {
-  return op->kind == CMKD_OP_ADD || op->kind == CMKD_OP_CONCAT || (op->kind == CMKD_OP_NORM && op->in[1] >= 0);
+  const cmkd_op_traits *traits = cmkd_op_traits_of(op->kind);
+  return traits && (traits->inputs_needed == 2 || (traits->inputs_possible == 2 && op->in[1] >= 0));
 }
 
 static cmkd_status check_op(const cmkd_graph *graph, const cmkd_op *op, const uint8_t *written, cmkd_error *err) {
@@ -230,7 +246,7 @@ cmkd_status cmkd_graph_check(const cmkd_graph *graph, cmkd_error *err) {
     status = check_op(graph, op, written, err);
     if (status != CMKD_OK) break;
     written[op->out] = 1;
-    int slots = op->kind == CMKD_OP_NORM ? 4 : op->kind == CMKD_OP_CONV || op->kind == CMKD_OP_LINEAR ? 2 : 0;
+    const int slots = cmkd_op_traits_of(op->kind)->params;
     for (int slot = 0; slot < slots && status == CMKD_OK; slot++) {
       int index = op->param[slot];
       if (index >= 0 && used[index]++)

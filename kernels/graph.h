@@ -13,12 +13,18 @@
 extern "C" {
 #endif
 
+/* A new kind takes: its line here, its traits and shape rule in graph.c, a function in nets/builder.c and a node in
+ * nets/onnx.c; a rule in double (a file in kernels/ref, its declaration in ref/ops.h, a line in the table of
+ * ref/backend.c); a case forwards and one backwards in kernels/cpu/ops.c and in kernels/cuda/pointwise.cu or pool.cu.
+ * tests/test_ref_ops.c then checks the rule's gradient by differences, and cpu and cuda are compared with ref where a
+ * network of tests/support_backend.c has the kind. Kinds with parameters of their own also concern the layouts in
+ * kernels/cpu/model.c and kernels/cuda/model.c. */
 typedef enum cmkd_op_kind {
   CMKD_OP_CONV, /* in0 -> out; params: weight, bias or -1 */
-  CMKD_OP_NORM, /* out = act(batchnorm(in0) [+ in1]); params: weight, bias, mean, var. Folded into the conv at inference
-                 */
-  CMKD_OP_ADD,  /* out = act(in0 + in1) */
-  CMKD_OP_ACT,  /* out = act(in0) */
+  /* out = act(batchnorm(in0) [+ in1]); params: weight, bias, mean, var. Folded into a convolution at inference */
+  CMKD_OP_NORM,
+  CMKD_OP_ADD,         /* out = act(in0 + in1) */
+  CMKD_OP_ACT,         /* out = act(in0) */
   CMKD_OP_MAXPOOL,     /* kernel, stride, pad; padding never wins */
   CMKD_OP_AVGPOOL,     /* kernel, stride, pad; count_include_pad as in PyTorch's default */
   CMKD_OP_GLOBALPOOL,  /* mean over h, w: out is (1, 1, c) */
@@ -98,7 +104,17 @@ typedef struct cmkd_graph {
   cmkd_graph_output output[CMKD_MAX_OUTPUTS]; /* (outputs) "logits", "features", then any others */
 } cmkd_graph;
 
-const char *cmkd_op_name(cmkd_op_kind kind); /* "conv" */
+/* What everybody asks about a kind. */
+typedef struct cmkd_op_traits {
+  const char *name;    /* "conv" */
+  int inputs_needed;   /* 1 or 2 */
+  int inputs_possible; /* likewise */
+  int params;          /* slots of cmkd_op.param in use */
+  int trained;         /* how many of them, the first ones, are trained */
+  int weighted;        /* multiplies by a weight matrix: param[0] is the weight, param[1] the bias or -1 */
+} cmkd_op_traits;
+const cmkd_op_traits *cmkd_op_traits_of(cmkd_op_kind kind); /* NULL: no such kind */
+const char *cmkd_op_name(cmkd_op_kind kind);                /* "unknown" for no such kind */
 /* Shape rule of an op kind: the output for inputs in0, in1 (ADD, CONCAT). out_c: output channels where the inputs do
  * not fix them (CONV, LINEAR, PADSHORTCUT, SLICE). Fails where a window does not fit, groups do not divide, or a
  * product would leave the range. */

@@ -172,8 +172,7 @@ static cmkd_status place_gradients(const cmkd_graph *graph, cmkd_plan *plan, con
 
 /* Weights that an op reads for every chunk, in bytes. */
 static size_t weights_of(const cmkd_graph *graph, int op) {
-  const int p =
-      graph->op[op].kind == CMKD_OP_CONV || graph->op[op].kind == CMKD_OP_LINEAR ? graph->op[op].param[0] : -1;
+  const int p = cmkd_op_traits_of(graph->op[op].kind)->weighted ? graph->op[op].param[0] : -1;
   return p < 0 ? 0 : sizeof(float) * (size_t)graph->param[p].count;
 }
 

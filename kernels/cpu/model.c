@@ -57,7 +57,7 @@ static cmkd_conv_geometry geometry_of(const cmkd_graph *graph, const cmkd_op *op
                               op->kernel_h, op->kernel_w, op->stride, op->pad, op->groups, 1};
 }
 
-static int is_conv(const cmkd_op *op) { return op->kind == CMKD_OP_CONV || op->kind == CMKD_OP_LINEAR; }
+static int is_conv(const cmkd_op *op) { return cmkd_op_traits_of(op->kind)->weighted; }
 
 static size_t padded(size_t floats) { return (floats + 15) / 16 * 16; }
 
@@ -160,7 +160,7 @@ static int items_alloc(cmkd_be_model *m) {
     m->items = 0;
     for (int i = 0; i < graph->ops; i++) {
       const cmkd_op *op = &graph->op[i];
-      int slots = op->kind == CMKD_OP_NORM || is_conv(op) ? 2 : 0, channels = graph->tensor[op->out].c;
+      const int slots = cmkd_op_traits_of(op->kind)->trained, channels = graph->tensor[op->out].c;
       for (int s = 0; s < slots; s++) {
         if (op->param[s] < 0) continue;
         int sliced = is_conv(op) && s == 0 && !m->op[i].conv->dnnl, step = sliced ? 16 : channels;

@@ -27,8 +27,9 @@ typedef struct cpu_op {
   size_t channel; /* NORM: first channel in the statistics arrays; CONV, LINEAR with bias: in bias_sum */
 } cpu_op;
 
-/* What one thread writes. Statistics are partial sums over its images until the threads have met; every thread then
- * combines all lanes in lane order for itself, so that no second meeting is needed. */
+/* The memory that one thread writes; as many as the backend has threads. Statistics are partial sums over the lane's
+ * images until a barrier; every thread then combines those of all lanes in lane order for itself, which gives each the
+ * same bits and needs no second barrier. */
 typedef struct cpu_lane {
   float *floats;
   double *doubles; /* the memory behind the rest */

@@ -19,6 +19,7 @@ typedef struct cpu_chunk {
   float *const *outputs;        /* INFER: the caller's */
 } cpu_chunk;
 
+/* Where the chunk's images of a tensor lie: in the thread's own buffer, or in the arena of the whole batch. */
 static float *place(const cpu_chunk *c, const cmkd_plan_buffer *p) {
   if (!p->used) return NULL;
   return p->local ? c->lane->local + p->offset * (size_t)c->stride
@@ -244,7 +245,7 @@ static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
 
 /* ---- a TRAIN step ---- */
 
-/* One thread's part of a phase: what the meeting before it has made known, then its slice of the batch. */
+/* One lane's part of a phase: the statistics that the barrier before it has completed, then its slice of the batch. */
 static void run_lane(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread,
                      const cmkd_plan_phase *phase) {
   for (int s = phase->first; s < phase->first + phase->steps; s++) {
