@@ -10,8 +10,16 @@ cmkd_status cmkd_dataset_replay(const cmkd_dataset *data, cmkd_policy policy, co
   for (uint32_t i = 0; i < count; i++)
     if (rows[i] >= data->n) return cmkd_fail(err, CMKD_ERR_VALUE, "sample %u: the data set has %u", rows[i], data->n);
 #pragma omp parallel for schedule(static) if (count > 64)
-  for (uint32_t i = 0; i < count; i++)
-    cmkd_augment_bytes_cpu(policy, data->pixels, &rows[i], seeds ? &seeds[i] : NULL, 1, data->height, data->width,
-                           data->channels, out + i * image);
+  for (uint32_t i = 0; i < count; i++) {
+    const cmkd_gather one = {.policy = policy,
+                             .pixels = data->pixels,
+                             .rows = &rows[i],
+                             .seeds = seeds ? &seeds[i] : NULL,
+                             .count = 1,
+                             .h = data->height,
+                             .w = data->width,
+                             .c = data->channels};
+    cmkd_augment_bytes_cpu(&one, out + i * image);
+  }
   return CMKD_OK;
 }

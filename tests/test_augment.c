@@ -20,8 +20,9 @@ static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
   }
   seeds[count - 1] = cmkd_clean_seed(policy);
   memset(out, 0xff, count * floats * sizeof *out);
-  cmkd_augment_bytes_cpu(policy, pixels, rows, seeds, (int)count, h, w, c, bytes);
-  cmkd_augment_cpu(policy, pixels, rows, seeds, (int)count, h, w, c, mean, std, stride_c, out);
+  cmkd_gather gather = {policy, pixels, rows, seeds, (int)count, h, w, c};
+  cmkd_augment_bytes_cpu(&gather, bytes);
+  cmkd_augment_cpu(&gather, mean, std, stride_c, out);
   for (uint32_t i = 0; i < count; i++) {
     cmkd_augment_ref(policy, seeds[i], pixels + rows[i] * image, expected, h, w, c);
     assert_memory_equal(bytes + i * image, expected, image);
@@ -31,7 +32,9 @@ static void check_shape(cmkd_policy policy, int h, int w, int c, int stride_c) {
         assert_memory_equal(&out[i * floats + (size_t)(p * stride_c + k)], &want, 4);
       }
   }
-  cmkd_augment_bytes_cpu(policy, pixels, rows, NULL, 1, h, w, c, bytes); /* no seeds: clean */
+  gather.seeds = NULL;
+  gather.count = 1;
+  cmkd_augment_bytes_cpu(&gather, bytes);
   assert_memory_equal(bytes, pixels + rows[0] * image, image);
   free(out);
   free(expected);

@@ -23,8 +23,9 @@ static void write_expected(const char *path, const char *cache_path, const cmkd_
     assert_ok(cmkd_cache_read(cache, v, 0, SAMPLES, logits, &err));
     for (uint32_t i = 0; i < SAMPLES; i++) {
       uint8_t *at = out + (v * SAMPLES + i) * row;
-      cmkd_augment_bytes_cpu(cmkd_cache_get_info(cache)->identity.policy, data->pixels, &i, &seeds[i], 1, SIDE, SIDE, 1,
-                             at);
+      const cmkd_gather one = {
+          cmkd_cache_get_info(cache)->identity.policy, data->pixels, &i, &seeds[i], 1, SIDE, SIDE, 1};
+      cmkd_augment_bytes_cpu(&one, at);
       memcpy(at + IMAGE, logits + i * CLASSES, CLASSES * sizeof(float));
       memcpy(at + IMAGE + CLASSES * sizeof(float), &seeds[i], 8);
     }

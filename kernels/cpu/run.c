@@ -148,9 +148,15 @@ static void apply_norm(cpu_chunk *c, const cmkd_plan_step *step) {
 static void gather(cpu_chunk *c) {
   const cmkd_image_set *im = &c->images->set;
   const cmkd_model_config *config = &c->m->config;
-  cmkd_augment_cpu(config->policy, im->pixels, c->step->rows + c->first,
-                   c->step->seeds ? c->step->seeds + c->first : NULL, c->n, im->h, im->w, im->c, config->mean,
-                   config->std, im->c, value(c, 0));
+  const cmkd_gather rows = {.policy = config->policy,
+                            .pixels = im->pixels,
+                            .rows = c->step->rows + c->first,
+                            .seeds = c->step->seeds ? c->step->seeds + c->first : NULL,
+                            .count = c->n,
+                            .h = im->h,
+                            .w = im->w,
+                            .c = im->c};
+  cmkd_augment_cpu(&rows, config->mean, config->std, im->c, value(c, 0));
 }
 
 /* Batch norm with running statistics that could not be folded. */

@@ -66,7 +66,7 @@ template <class T> __global__ void __launch_bounds__(IMAGE_THREADS)
   }
 }
 
-static cmkd_status prepare(image_args *a, const cmkd_cuda_gather *g, int stride_c, unsigned *blocks, cmkd_error *err) {
+static cmkd_status prepare(image_args *a, const cmkd_gather *g, int stride_c, unsigned *blocks, cmkd_error *err) {
   const int64_t total = (int64_t)g->count * g->h * g->w;
   if (!g->pixels || !g->rows || g->count < 1 || g->h < 1 || g->w < 1 || g->c < 1 || g->h > 4096 || g->w > 4096 ||
       stride_c < g->c || stride_c > 1024 || total > (int64_t)IMAGE_THREADS * 2147483647)
@@ -87,7 +87,7 @@ static cmkd_status prepare(image_args *a, const cmkd_cuda_gather *g, int stride_
   return CMKD_OK;
 }
 
-cmkd_status cmkd_cuda_augment_bytes(const cmkd_cuda_gather *gather, uint8_t *target, void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_augment_bytes(const cmkd_gather *gather, uint8_t *target, void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;
   CMKD_TRY(prepare(&a, gather, gather->c, &blocks, err));
@@ -95,7 +95,7 @@ cmkd_status cmkd_cuda_augment_bytes(const cmkd_cuda_gather *gather, uint8_t *tar
   return launch_status("augment", err);
 }
 
-cmkd_status cmkd_cuda_augment(const cmkd_cuda_gather *gather, const float *table, int stride_c, cmkd_dtype dtype,
+cmkd_status cmkd_cuda_augment(const cmkd_gather *gather, const float *table, int stride_c, cmkd_dtype dtype,
                               void *target, void *stream, cmkd_error *err) {
   image_args a;
   unsigned blocks = 0;

@@ -4,7 +4,7 @@
 #ifndef CMKD_KERNELS_CUDA_KERNELS_H
 #define CMKD_KERNELS_CUDA_KERNELS_H
 #include "cmkd/loss_cuda.h"
-#include "cmkd/views.h"
+#include "kernels/augment.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -21,14 +21,8 @@ typedef struct cmkd_cuda_agreement_batch {
 cmkd_status cmkd_cuda_agreement_add(const cmkd_cuda_agreement_batch *batch, void *scratch, cmkd_agreement *sums,
                                     void *stream, cmkd_error *err);
 
-/* Rows of uint8 images, cropped and flipped: the bytes of kernels/augment.h. */
-typedef struct cmkd_cuda_gather {
-  cmkd_policy policy;
-  const uint8_t *pixels; /* (n, h, w, c) */
-  const uint32_t *rows;  /* (count), each below n */
-  const uint64_t *seeds; /* (count); NULL: every row clean */
-  int count, h, w, c;
-} cmkd_cuda_gather;
+/* Rows of uint8 images, cropped and flipped (kernels/augment.h). */
+
 /* Host memory: table (c, 256), what a pixel's value becomes. Made on the host, so that normalisation is the CPU's to
  * the bit. */
 static inline void cmkd_cuda_pixel_table(const float *mean, const float *std, int c, float *table) {
@@ -37,10 +31,10 @@ static inline void cmkd_cuda_pixel_table(const float *mean, const float *std, in
       table[k * 256 + p] = ((float)p / 255.0f - mean[k]) / std[k];
 }
 /* target (count, h, w, c). */
-cmkd_status cmkd_cuda_augment_bytes(const cmkd_cuda_gather *gather, uint8_t *target, void *stream, cmkd_error *err);
+cmkd_status cmkd_cuda_augment_bytes(const cmkd_gather *gather, uint8_t *target, void *stream, cmkd_error *err);
 /* target (count, h, w, stride_c) of `dtype`: channel k of pixel p is table[k * 256 + p] rounded to dtype; channels from
  * c on are 0. */
-cmkd_status cmkd_cuda_augment(const cmkd_cuda_gather *gather, const float *table, int stride_c, cmkd_dtype dtype,
+cmkd_status cmkd_cuda_augment(const cmkd_gather *gather, const float *table, int stride_c, cmkd_dtype dtype,
                               void *target, void *stream, cmkd_error *err);
 
 /* Rows of a resident array as its cache stores them. */
@@ -71,8 +65,8 @@ typedef struct cmkd_cuda_functions {
                            cmkd_error *);
   size_t (*agreement_scratch)(int64_t, int64_t);
   cmkd_status (*agreement_add)(const cmkd_cuda_agreement_batch *, void *, cmkd_agreement *, void *, cmkd_error *);
-  cmkd_status (*augment_bytes)(const cmkd_cuda_gather *, uint8_t *, void *, cmkd_error *);
-  cmkd_status (*augment)(const cmkd_cuda_gather *, const float *, int, cmkd_dtype, void *, void *, cmkd_error *);
+  cmkd_status (*augment_bytes)(const cmkd_gather *, uint8_t *, void *, cmkd_error *);
+  cmkd_status (*augment)(const cmkd_gather *, const float *, int, cmkd_dtype, void *, void *, cmkd_error *);
   cmkd_status (*rows)(const cmkd_cuda_stored_rows *, const uint32_t *, int, float *, void *, cmkd_error *);
 } cmkd_cuda_functions_table;
 #define CMKD_CUDA_FUNCTIONS_VERSION 3

@@ -153,14 +153,14 @@ static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmk
 
 static cmkd_status queue_gather(const walk *w, const cmkd_be_images *images, cmkd_error *err) {
   const cmkd_be_model *m = w->m;
-  const cmkd_cuda_gather gather = {.policy = m->config.policy,
-                                   .pixels = images->resident ? images->resident : m->input.pixels,
-                                   .rows = m->input.rows,
-                                   .seeds = m->input.seeds,
-                                   .count = w->count,
-                                   .h = images->set.h,
-                                   .w = images->set.w,
-                                   .c = images->set.c};
+  const cmkd_gather gather = {.policy = m->config.policy,
+                              .pixels = images->resident ? images->resident : m->input.pixels,
+                              .rows = m->input.rows,
+                              .seeds = m->input.seeds,
+                              .count = w->count,
+                              .h = images->set.h,
+                              .w = images->set.w,
+                              .c = images->set.c};
   return cmkd_cuda_augment(&gather, m->pixel_table, cmkd_cuda_stride(images->set.c), m->backend->dtype, value(w, 0),
                            m->backend->stream, err);
 }

@@ -94,8 +94,9 @@ static void images_are_the_same_bytes(void **state) {
         set_order(k % ORDERS, 1);
         void *d_pixels = gpu_put(pixels, n * image), *d_rows = gpu_put(rows, (size_t)count * 4),
              *d_seeds = clean ? NULL : gpu_put(seeds, (size_t)count * 8), *d_got = gpu_buffer((size_t)count * image);
-        cmkd_augment_bytes_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, want);
-        const cmkd_cuda_gather gather = {(cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c};
+        const cmkd_gather on_host = {(cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c};
+        const cmkd_gather gather = {(cmkd_policy)policy, d_pixels, d_rows, d_seeds, count, h, w, c};
+        cmkd_augment_bytes_cpu(&on_host, want);
         assert_ok(gpu->augment_bytes(&gather, d_got, NULL, &err));
         gpu_get(got, d_got, (size_t)count * image);
         assert_memory_equal(got, want, (size_t)count * image);
@@ -103,8 +104,7 @@ static void images_are_the_same_bytes(void **state) {
           const size_t floats = (size_t)(count * h * w * stride);
           float *want_f = malloc(floats * 4), *got_f = malloc(floats * 4);
           void *d_table = gpu_put(table, sizeof table), *d_f = gpu_buffer(floats * 4);
-          cmkd_augment_cpu((cmkd_policy)policy, pixels, rows, clean ? NULL : seeds, count, h, w, c, mean, std, stride,
-                           want_f);
+          cmkd_augment_cpu(&on_host, mean, std, stride, want_f);
           assert_ok(gpu->augment(&gather, d_table, stride, CMKD_F32, d_f, NULL, &err));
           gpu_get(got_f, d_f, floats * 4);
           assert_memory_equal(got_f, want_f, floats * 4);
@@ -332,9 +332,9 @@ static void arguments_are_checked(void **state) {
   assert_int_equal(gpu->agreement_scratch(1, 1), 0);
   assert_int_equal(gpu->agreement_scratch(1, 131073), 0);
   const cmkd_cuda_agreement_batch doubles = {1, 4, x, x, CMKD_F64, CMKD_F32, 2};
-  const cmkd_cuda_gather none = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1},
-                         grey = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1},
-                         coloured = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3};
+  const cmkd_gather none = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 0, 1, 1, 1},
+                    grey = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 1},
+                    coloured = {CMKD_AUGMENT_NONE, &byte, &row, NULL, 1, 1, 1, 3};
   const cmkd_cuda_stored_rows nowhere = {CMKD_F16, 4, NULL, NULL, NULL}, no_ranges = {CMKD_U8, 4, &byte, NULL, NULL};
   assert_int_equal(gpu->agreement_add(&doubles, x, (cmkd_agreement *)x, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(gpu->augment_bytes(&none, &byte, NULL, &err), CMKD_ERR_VALUE);
