@@ -65,15 +65,15 @@ static void keep_active(bench *b, const cmkd_be_model *model) {
 
 /* Logits of an inference model, then one training step at learning rate 0: gradients, and parameters after it
  * (statistics moved). */
-static void run(bench *b, const char *device, const char *arch, int side, int channels, int classes, int rows, int draw,
-                int active) {
+static void run(bench *b, const char *device, const char *arch, cmkd_net_shape shape, int rows, int draw, int active) {
+  const int side = shape.height, channels = shape.channels, classes = shape.classes;
   char seed_name[32];
   *b = (bench){.rows = rows};
   snprintf(seed_name, sizeof seed_name, "images%d", draw);
   cmkd_backend_options options = {0};
   cmkd_environment_backend(&options);
   assert_ok(cmkd_backend_find(device, &options, &b->table, &err));
-  assert_ok(cmkd_net_build(arch, (cmkd_net_shape){side, side, channels, classes}, &b->graph, &err));
+  assert_ok(cmkd_net_build(arch, shape, &b->graph, &err));
   assert_ok(cmkd_params_create(b->graph, &b->params, &err));
   assert_ok(cmkd_params_create(b->graph, &b->grads, &err));
   for (int i = 0; i < b->graph->params; i++)
@@ -227,7 +227,7 @@ static void replay(const char *device, const char *arch, int tensors, const capa
   assert_int_equal(fscanf(f, "cmkd-parity-2 %63s %d %d %d %d draw %d margin %lf", name, &side, &channels, &classes,
                           &rows, &draw, &margin),
                    7);
-  run(&b, device, name, side, channels, classes, rows, draw, 0);
+  run(&b, device, name, (cmkd_net_shape){side, side, channels, classes}, rows, draw, 0);
   const double grad_tolerance = allowed == &in_float && margin < SAFE ? FLIP : allowed->grad;
   int seen = 0, row = 0;
   double want[3], most = 0;
@@ -298,7 +298,8 @@ LARGE(ON_CPU)
 /* run DEVICE ARCH SIDE CHANNELS CLASSES ROWS OUT WEIGHTS: everything for parity.py check. */
 static int run_for_tool(char **word) {
   bench b;
-  run(&b, word[2], word[3], atoi(word[4]), atoi(word[5]), atoi(word[6]), atoi(word[7]), 0, 1);
+  run(&b, word[2], word[3], (cmkd_net_shape){atoi(word[4]), atoi(word[4]), atoi(word[5]), atoi(word[6])}, atoi(word[7]),
+      0, 1);
   cmkd_tensor *t = calloc((size_t)(b.graph->params + b.graph->ops) + 2, sizeof *t);
   char(*names)[128] = calloc((size_t)(b.graph->params + b.graph->ops), sizeof *names);
   double loss = b.result.loss.loss;

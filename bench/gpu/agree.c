@@ -96,7 +96,15 @@ static void world_close(world *w) {
 
 static cmkd_status side_open(const world *w, const char *name, const char *precision_of, const cmkd_params *start,
                              bench_side *out, cmkd_error *err) {
-  return bench_side_open(name, precision_of, (int)threads, w->graph, w->loss, (int)batch, &w->data, start, out, err);
+  return bench_side_open(&(bench_setup){.device = name,
+                                        .precision = precision_of,
+                                        .threads = (int)threads,
+                                        .batch = (int)batch,
+                                        .graph = w->graph,
+                                        .loss = w->loss,
+                                        .data = &w->data,
+                                        .params = start},
+                         out, err);
 }
 
 /* ---- files of answers ---- */

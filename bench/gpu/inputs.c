@@ -67,7 +67,16 @@ static cmkd_status set_probe(json_t *o, const cmkd_loss *given, cmkd_error *err)
     cmkd_params_init(g, 1, &p);
     status = bench_data_create(shape, 16, 1, &data, err);
   }
-  if (status == CMKD_OK) status = bench_side_open("ref", "fp32", 1, g, given, 4, &data, &p, &s, err);
+  if (status == CMKD_OK)
+    status = bench_side_open(&(bench_setup){.device = "ref",
+                                            .precision = "fp32",
+                                            .threads = 1,
+                                            .batch = 4,
+                                            .graph = g,
+                                            .loss = given,
+                                            .data = &data,
+                                            .params = &p},
+                             &s, err);
   if (status == CMKD_OK) status = bench_steps_create(3, 4, shape.classes, &block, err);
   if (status == CMKD_OK) {
     bench_steps_fill(&block, &data, 0, 4, cmkd_loss_needs_teacher(given), 0.05);

@@ -111,7 +111,15 @@ static cmkd_status measure(cmkd_error *err) {
     status =
         bench_data_create((cmkd_net_shape){(int)side, (int)side, 3, (int)classes}, (uint32_t)images, 1, &data, err);
   if (status == CMKD_OK)
-    status = bench_side_open(device, precision, (int)threads, graph, loss, (int)batch, &data, &params, &s, err);
+    status = bench_side_open(&(bench_setup){.device = device,
+                                            .precision = precision,
+                                            .threads = (int)threads,
+                                            .batch = (int)batch,
+                                            .graph = graph,
+                                            .loss = loss,
+                                            .data = &data,
+                                            .params = &params},
+                             &s, err);
   if (status == CMKD_OK)
     status = time_blocks(&s, &data, train, train && cmkd_loss_needs_teacher(loss), seconds, &last_loss, err);
   if (status == CMKD_OK) report(graph, &s, train, seconds, last_loss);

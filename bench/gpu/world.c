@@ -115,30 +115,28 @@ cmkd_status bench_backend_find(const char *device, const cmkd_backend_options *o
   return status;
 }
 
-cmkd_status bench_side_open(const char *device, const char *precision, int threads, const cmkd_graph *graph,
-                            const cmkd_loss *loss, int batch, const bench_data *data, const cmkd_params *params,
-                            bench_side *out, cmkd_error *err) {
-  const cmkd_net_shape s = data->shape;
+cmkd_status bench_side_open(const bench_setup *setup, bench_side *out, cmkd_error *err) {
+  const cmkd_net_shape s = setup->data->shape;
   memset(out, 0, sizeof *out);
-  cmkd_backend_options options = {.threads = threads, .precision = precision};
+  cmkd_backend_options options = {.threads = setup->threads, .precision = setup->precision};
   cmkd_environment_backend(&options);
-  CMKD_TRY(bench_backend_find(device, &options, &out->table, err));
+  CMKD_TRY(bench_backend_find(setup->device, &options, &out->table, err));
   CMKD_TRY(out->table->open(&options, &out->backend, err));
-  const cmkd_image_set set = {data->pixels, data->labels, data->n, s.height, s.width, s.channels};
+  const cmkd_image_set set = {setup->data->pixels, setup->data->labels, setup->data->n, s.height, s.width, s.channels};
   CMKD_TRY(out->table->images_create(out->backend, &set, &out->images, err));
   CMKD_TRY(out->table->model_create(out->backend,
-                                    &(cmkd_model_config){.graph = graph,
-                                                         .batch = batch,
-                                                         .train = loss != NULL,
+                                    &(cmkd_model_config){.graph = setup->graph,
+                                                         .batch = setup->batch,
+                                                         .train = setup->loss != NULL,
                                                          .mean = {.5f, .5f, .5f},
                                                          .std = {.25f, .25f, .25f},
                                                          .policy = CMKD_AUGMENT_CROP_FLIP,
-                                                         .loss = loss,
+                                                         .loss = setup->loss,
                                                          .momentum = .9f,
                                                          .weight_decay = 5e-4f,
                                                          .kappa = 2},
                                     &out->model, err));
-  return out->table->upload(out->model, CMKD_SLOT_VALUE, (const float *const *)params->value, err);
+  return out->table->upload(out->model, CMKD_SLOT_VALUE, (const float *const *)setup->params->value, err);
 }
 
 void bench_side_close(bench_side *side) {

@@ -36,6 +36,16 @@ void bench_steps_free(bench_steps *s);
 cmkd_status bench_backend_find(const char *device, const cmkd_backend_options *options, const cmkd_backend_table **out,
                                cmkd_error *err);
 
+/* What is to run where. loss NULL: inference alone. */
+typedef struct bench_setup {
+  const char *device, *precision;
+  int threads, batch;
+  const cmkd_graph *graph;
+  const cmkd_loss *loss;
+  const bench_data *data;
+  const cmkd_params *params;
+} bench_setup;
+
 /* A network on a backend. Close it whatever open gave back; borrows graph, loss and data. */
 typedef struct bench_side {
   const cmkd_backend_table *table;
@@ -43,9 +53,7 @@ typedef struct bench_side {
   cmkd_be_images *images;
   cmkd_be_model *model;
 } bench_side;
-cmkd_status bench_side_open(const char *device, const char *precision, int threads, const cmkd_graph *graph,
-                            const cmkd_loss *loss, int batch, const bench_data *data, const cmkd_params *params,
-                            bench_side *out, cmkd_error *err);
+cmkd_status bench_side_open(const bench_setup *setup, bench_side *out, cmkd_error *err);
 void bench_side_close(bench_side *side);
 
 /* Trains the block's first n steps in one run(), as captured graphs of several where the device has them, and waits

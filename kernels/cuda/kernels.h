@@ -21,7 +21,7 @@ typedef struct cmkd_cuda_agreement_batch {
 cmkd_status cmkd_cuda_agreement_add(const cmkd_cuda_agreement_batch *batch, void *scratch, cmkd_agreement *sums,
                                     void *stream, cmkd_error *err);
 
-/* Rows of uint8 images, cropped and flipped (kernels/augment.h). */
+/* Images gathered and transformed: the bytes of kernels/augment.h. */
 
 /* Host memory: table (c, 256), what a pixel's value becomes. Made on the host, so that normalisation is the CPU's to
  * the bit. */
