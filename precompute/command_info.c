@@ -22,6 +22,21 @@ static json_t *class_names(const cmkd_cache_info *info) {
   return cmkd_json_end(&array);
 }
 
+static json_t *arrays_json(const cmkd_cache_info *info) {
+  cmkd_json list = cmkd_json_array();
+  for (uint32_t i = 0; i < info->array_count; i++) {
+    const cmkd_cache_array *a = &info->arrays[i];
+    cmkd_json shape = cmkd_json_array(), o = cmkd_json_object();
+    for (int d = 0; d < a->dims; d++)
+      cmkd_json_append(&shape, json_integer(a->shape[d]));
+    cmkd_json_set(&o, "name", json_string(a->name));
+    cmkd_json_set(&o, "dtype", json_string(cmkd_dtype_name(a->dtype)));
+    cmkd_json_set(&o, "shape", cmkd_json_end(&shape));
+    cmkd_json_append(&list, cmkd_json_end(&o));
+  }
+  return cmkd_json_end(&list);
+}
+
 static json_t *teacher_json(const cmkd_cache_identity *id) {
   cmkd_json o = cmkd_json_object();
   cmkd_json_set(&o, "name", json_string(id->teacher_name));
@@ -62,6 +77,7 @@ static cmkd_status print_json(const char *path, const cmkd_cache_info *info, int
   cmkd_json_set(&o, "cache_seed", json_string(seed));
   cmkd_json_set(&o, "rng", json_string(id->rng_version));
   cmkd_json_set(&o, "tool_version", json_string(id->tool_version));
+  if (info->array_count) cmkd_json_set(&o, "arrays", arrays_json(info));
   if (names && info->class_names) cmkd_json_set(&o, "class_names", class_names(info));
   return cmkd_json_print(cmkd_json_end(&o), 9, err);
 }
@@ -70,6 +86,18 @@ static void print_floats(const char *before, const float *x, int n) {
   printf("%s", before);
   for (int i = 0; i < n; i++)
     printf("%s%.4f", i ? "," : "", (double)x[i]);
+}
+
+static void print_arrays(const cmkd_cache_info *info) {
+  for (uint32_t i = 0; i < info->array_count; i++) {
+    const cmkd_cache_array *a = &info->arrays[i];
+    printf("  array     %s, %s, rows of ", a->name, cmkd_dtype_name(a->dtype));
+    for (int d = 0; d < a->dims; d++)
+      printf("%s%u", d ? " x " : "", a->shape[d]);
+    printf("\n");
+  }
+  if (info->unknown_arrays)
+    printf("  array     %u more, of types that this version does not know\n", info->unknown_arrays);
 }
 
 static void print_human(const char *path, const cmkd_cache_info *info, int names) {
@@ -82,6 +110,7 @@ static void print_human(const char *path, const cmkd_cache_info *info, int names
   if (info->kept < info->classes)
     printf("            top-k: the %u largest of a row, the rest one tie; rank-based losses such as cmkd refuse it\n",
            info->kept);
+  print_arrays(info);
   printf("  size      %s in %u shards, %.1f bytes a row (logits alone %.1f)\n", cmkd_bytes(info->bytes, bytes),
          info->shards, (double)info->bytes / rows, (double)info->logit_bytes / rows);
   printf("  data      %s %s, %u images%s, fingerprint %.16s\n", id->dataset, id->split, id->dataset_n,

@@ -783,6 +783,18 @@ static void reshaping_carries_them(void **state) {
   }
   cmkd_cache_close(cache);
   runs(dir, "subset plain.h5 c.h5 --samples 100-229 --quiet");
+  if (run_command(&output, "cd '%s' && '%s/cmkd-cache' info full.h5 && '%s/cmkd-cache' info --json full.h5", dir,
+                  build ? build : "build", build ? build : "build") != 0)
+    fail_msg("%s", output);
+  for (int a = 0; a < SYNTHETIC_ARRAYS; a++) {
+    char line[512];
+    snprintf(line, sizeof line, "  array     %s, %s, rows of %u", synthetic_arrays[a].name,
+             cmkd_dtype_name(synthetic_arrays[a].dtype), synthetic_arrays[a].shape[0]);
+    assert_non_null(strstr(output, line));
+    snprintf(line, sizeof line, "{\"name\":\"%s\",\"dtype\":\"%s\",\"shape\":[%u", synthetic_arrays[a].name,
+             cmkd_dtype_name(synthetic_arrays[a].dtype), synthetic_arrays[a].shape[0]);
+    assert_non_null(strstr(output, line));
+  }
   if (run_command(&output, "cd '%s' && '%s/cmkd-cache' merge z.h5 a.h5 c.h5 --quiet", dir, build ? build : "build") !=
           1 ||
       !strstr(output, "named arrays"))
