@@ -89,11 +89,11 @@ typedef struct cmkd_model_config {
   cmkd_reduce reduce;
 } cmkd_model_config;
 
-/* A target's rows in one step: values (count, width); or, where an array is resident, row i is rows[index[i]], index
- * (count). All NULL: this step has no such target. */
+/* A target's rows in one step: values (count, width); or, where an array is resident, row i is number index[i] of
+ * `resident`, index (count). All NULL: this step has no such target. */
 typedef struct cmkd_target {
   const float *values;
-  const cmkd_be_rows *rows;
+  const cmkd_be_rows *resident;
   const uint32_t *index;
 } cmkd_target;
 

@@ -6,7 +6,7 @@
 #define MOST_BYTES (2 << 20)    /* what they may take of the third where weights do not fit into the second */
 
 void cmkd_plan_free(cmkd_plan *plan) {
-  free(plan->step);
+  free(plan->item);
   free(plan->phase);
   free(plan->value);
   free(plan->grad);
@@ -26,42 +26,42 @@ static size_t size_in_arena(const cmkd_graph *graph, const cmkd_plan *plan, int 
 static cmkd_status plan_alloc(const cmkd_graph *graph, cmkd_plan_layout layout, cmkd_plan *plan, cmkd_error *err) {
   size_t ops = (size_t)graph->ops, tensors = (size_t)graph->tensors;
   *plan = (cmkd_plan){.layout = layout};
-  plan->step = calloc(4 * ops + 4, sizeof *plan->step);
+  plan->item = calloc(4 * ops + 4, sizeof *plan->item);
   plan->phase = calloc(4 * ops + 4, sizeof *plan->phase);
   plan->value = calloc(tensors, sizeof *plan->value);
   plan->grad = calloc(tensors, sizeof *plan->grad);
-  if (plan->step && plan->phase && plan->value && plan->grad) return CMKD_OK;
+  if (plan->item && plan->phase && plan->value && plan->grad) return CMKD_OK;
   cmkd_plan_free(plan);
   return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
 }
 
-static cmkd_plan_step *add_step(cmkd_plan *plan, cmkd_step_kind kind, int op) {
-  cmkd_plan_step *step = &plan->step[plan->steps++];
-  *step = (cmkd_plan_step){.kind = kind, .op = op, .norm = -1};
-  plan->phase[plan->phases - 1].steps++;
+static cmkd_plan_item *add_step(cmkd_plan *plan, cmkd_plan_item_kind kind, int op) {
+  cmkd_plan_item *step = &plan->item[plan->items++];
+  *step = (cmkd_plan_item){.kind = kind, .op = op, .norm = -1};
+  plan->phase[plan->phases - 1].items++;
   return step;
 }
 
 static void new_phase(cmkd_plan *plan) {
-  if (plan->phases && !plan->phase[plan->phases - 1].steps) return;
-  plan->phase[plan->phases++] = (cmkd_plan_phase){plan->steps, 0, 1};
+  if (plan->phases && !plan->phase[plan->phases - 1].items) return;
+  plan->phase[plan->phases++] = (cmkd_plan_phase){plan->items, 0, 1};
 }
 
 /* Batch norms of `tensor` gather its statistics in the phase that writes it. */
 static void add_moments(const cmkd_graph *graph, cmkd_plan *plan, int tensor) {
   for (int i = 0; i < graph->ops; i++)
-    if (graph->op[i].kind == CMKD_OP_NORM && graph->op[i].in[0] == tensor) add_step(plan, CMKD_STEP_MOMENTS, i);
+    if (graph->op[i].kind == CMKD_OP_NORM && graph->op[i].in[0] == tensor) add_step(plan, CMKD_PLAN_MOMENTS, i);
 }
 
 static void plan_forward(const cmkd_graph *graph, cmkd_plan *plan, int *written) {
   new_phase(plan);
-  add_step(plan, CMKD_STEP_GATHER, -1);
+  add_step(plan, CMKD_PLAN_GATHER, -1);
   add_moments(graph, plan, 0);
   written[0] = 0;
   for (int i = 0; i < graph->ops; i++) {
     const cmkd_op *op = &graph->op[i];
     if (op->kind == CMKD_OP_NORM && written[op->in[0]] == plan->phases - 1) new_phase(plan);
-    add_step(plan, CMKD_STEP_FORWARD, i);
+    add_step(plan, CMKD_PLAN_FORWARD, i);
     written[op->out] = plan->phases - 1;
     add_moments(graph, plan, op->out);
   }
@@ -78,7 +78,7 @@ static void touch(life *lives, int tensor, int phase) {
   l->last = phase;
 }
 
-static void write_input(const cmkd_plan *plan, cmkd_plan_step *step, life *lives, int input, int tensor) {
+static void write_input(const cmkd_plan *plan, cmkd_plan_item *step, life *lives, int input, int tensor) {
   if (tensor <= 0) {
     step->skip[input] = 1;
     return;
@@ -101,12 +101,12 @@ static void plan_backward(const cmkd_graph *graph, const int *roots, int count, 
   for (int i = graph->ops - 1; i >= 0; i--) {
     const cmkd_op *op = &graph->op[i];
     if (!lives[op->out].written) continue; /* nothing that counts reads it */
-    cmkd_plan_step *step;
+    cmkd_plan_item *step;
     if (op->kind == CMKD_OP_NORM) {
-      add_step(plan, CMKD_STEP_REDUCE, i);
+      add_step(plan, CMKD_PLAN_NORM_SUMS, i);
       touch(lives, op->out, plan->phases - 1);
       new_phase(plan);
-      step = add_step(plan, CMKD_STEP_APPLY, i);
+      step = add_step(plan, CMKD_PLAN_NORM_BACKWARD, i);
       touch(lives, op->out, plan->phases - 1);
       write_input(plan, step, lives, 0, op->in[0]);
       if (op->in[1] > 0 && !lives[op->in[1]].written) { /* the masked output gradient is the shortcut's gradient */
@@ -116,13 +116,13 @@ static void plan_backward(const cmkd_graph *graph, const int *roots, int count, 
       } else
         write_input(plan, step, lives, 1, op->in[1]);
     } else {
-      step = add_step(plan, CMKD_STEP_BACKWARD, i);
+      step = add_step(plan, CMKD_PLAN_BACKWARD, i);
       touch(lives, op->out, plan->phases - 1);
       write_input(plan, step, lives, 0, op->in[0]);
       write_input(plan, step, lives, 1, op->in[1]);
     }
   }
-  if (!plan->phase[plan->phases - 1].steps) plan->phases--;
+  if (!plan->phase[plan->phases - 1].items) plan->phases--;
 }
 
 /* Gradients that cross phases share arena slots, smallest fitting first, in order of birth. */
@@ -182,15 +182,15 @@ static void choose_chunks(const cmkd_graph *graph, cmkd_plan *plan, const size_t
   for (int p = 0; p < plan->phases; p++) {
     cmkd_plan_phase *phase = &plan->phase[p];
     size_t largest = 1, weights = 0;
-    for (int s = phase->first; s < phase->first + phase->steps; s++) {
-      const cmkd_plan_step *step = &plan->step[s];
+    for (int s = phase->first; s < phase->first + phase->items; s++) {
+      const cmkd_plan_item *step = &plan->item[s];
       size_t bytes = 0;
       if (step->op >= 0)
         for (int t = 0; t < 3; t++) {
           int tensor = t < 2 ? graph->op[step->op].in[t] : graph->op[step->op].out;
           if (tensor >= 0) bytes += sizeof(float) * size_of(graph, plan, tensor);
         }
-      if (step->kind == CMKD_STEP_BACKWARD) bytes *= 2;
+      if (step->kind == CMKD_PLAN_BACKWARD) bytes *= 2;
       largest = bytes > largest ? bytes : largest;
       if (step->op >= 0 && weights_of(graph, step->op) > weights) weights = weights_of(graph, step->op);
     }
@@ -264,8 +264,8 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
     free(last);
     return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning `%s`", graph->arch);
   }
-  for (int s = 0; s < plan->steps; s++) {
-    const cmkd_plan_step *step = &plan->step[s];
+  for (int s = 0; s < plan->items; s++) {
+    const cmkd_plan_item *step = &plan->item[s];
     if (step->op < 0) continue;
     for (int i = 0; i < 2; i++) {
       if (graph->op[step->op].in[i] >= 0) last[graph->op[step->op].in[i]] = s;
@@ -273,11 +273,11 @@ static cmkd_status place_values(const cmkd_graph *graph, cmkd_plan *plan, cmkd_e
     }
   }
   for (int i = 0; i < graph->outputs; i++)
-    last[graph->output[i].tensor] = plan->steps;
+    last[graph->output[i].tensor] = plan->items;
   size_t top = 0;
-  for (int s = 0; s < plan->steps; s++) {
-    const cmkd_plan_step *step = &plan->step[s];
-    if (step->kind == CMKD_STEP_OUTPUT) continue;
+  for (int s = 0; s < plan->items; s++) {
+    const cmkd_plan_item *step = &plan->item[s];
+    if (step->kind == CMKD_PLAN_OUTPUT) continue;
     int kept = 0, out = step->op < 0 ? 0 : graph->op[step->norm >= 0 ? step->norm : step->op].out;
     for (int i = 0; i < count; i++)
       if (live[i].last >= s) live[kept++] = live[i];
@@ -305,18 +305,18 @@ cmkd_status cmkd_plan_infer(const cmkd_graph *graph, cmkd_plan_layout layout, in
   CMKD_TRY(plan_alloc(graph, layout, plan, err));
   find_folds(graph, folded);
   new_phase(plan);
-  add_step(plan, CMKD_STEP_GATHER, -1);
+  add_step(plan, CMKD_PLAN_GATHER, -1);
   for (int i = 0; i < graph->ops; i++) {
     if (folded[i] >= 0) continue;
     int conv = -1;
     for (int j = 0; j < i && conv < 0; j++)
       if (folded[j] == i) conv = j;
     if (conv < 0)
-      add_step(plan, CMKD_STEP_FORWARD, i);
+      add_step(plan, CMKD_PLAN_FORWARD, i);
     else
-      add_step(plan, CMKD_STEP_FUSED, conv)->norm = i;
+      add_step(plan, CMKD_PLAN_FUSED, conv)->norm = i;
   }
-  add_step(plan, CMKD_STEP_OUTPUT, -1);
+  add_step(plan, CMKD_PLAN_OUTPUT, -1);
   cmkd_status status = place_values(graph, plan, err);
   if (status != CMKD_OK) {
     cmkd_plan_free(plan);

@@ -22,26 +22,26 @@
 #include "cmkd/status.h"
 #include "kernels/graph.h"
 
-typedef enum cmkd_step_kind {
-  CMKD_STEP_GATHER,   /* rows of uint8 images -> tensor 0 */
-  CMKD_STEP_FORWARD,  /* the op itself */
-  CMKD_STEP_FUSED,    /* INFER: convolution `op` with batch norm `norm`, its addition and activation */
-  CMKD_STEP_MOMENTS,  /* statistics of what batch norm `op` reads */
-  CMKD_STEP_REDUCE,   /* batch norm's backward sums; masks its output gradient in place where that is passed on */
-  CMKD_STEP_APPLY,    /* batch norm's input gradients */
-  CMKD_STEP_BACKWARD, /* gradient of any other op */
-  CMKD_STEP_OUTPUT    /* INFER: logits and features to the caller */
-} cmkd_step_kind;
+typedef enum cmkd_plan_item_kind {
+  CMKD_PLAN_GATHER,        /* rows of uint8 images -> tensor 0 */
+  CMKD_PLAN_FORWARD,       /* the op itself */
+  CMKD_PLAN_FUSED,         /* INFER: convolution `op` with batch norm `norm`, its addition and activation */
+  CMKD_PLAN_MOMENTS,       /* statistics of what batch norm `op` reads */
+  CMKD_PLAN_NORM_SUMS,     /* batch norm's backward sums; masks its output gradient in place where that is passed on */
+  CMKD_PLAN_NORM_BACKWARD, /* batch norm's input gradients */
+  CMKD_PLAN_BACKWARD,      /* gradient of any other op */
+  CMKD_PLAN_OUTPUT         /* INFER: logits and features to the caller */
+} cmkd_plan_item_kind;
 
-typedef struct cmkd_plan_step {
-  cmkd_step_kind kind;
+typedef struct cmkd_plan_item {
+  cmkd_plan_item_kind kind;
   int op, norm;
   int accumulate[2]; /* backward: input gradient i has been written before and is added to */
   int skip[2];       /* backward: input gradient i is not wanted, or is the same memory */
-} cmkd_plan_step;
+} cmkd_plan_item;
 
 typedef struct cmkd_plan_phase {
-  int first, steps, chunk;
+  int first, items, chunk;
 } cmkd_plan_phase;
 
 /* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the
@@ -58,9 +58,9 @@ typedef struct cmkd_plan_layout {
 } cmkd_plan_layout;
 
 typedef struct cmkd_plan {
-  cmkd_plan_step *step;
+  cmkd_plan_item *item;
   cmkd_plan_phase *phase;
-  int steps, phases, backward;    /* backward: the first phase after the loss */
+  int items, phases, backward;    /* backward: the first phase after the loss */
   cmkd_plan_buffer *value, *grad; /* (tensors) */
   size_t arena, local; /* numbers per image of the batch; numbers per thread (training) or per image (inference without
                           `local`) */

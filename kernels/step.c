@@ -98,7 +98,7 @@ int cmkd_gradient_roots(const cmkd_model_config *config, int roots[CMKD_MAX_OUTP
 /* ---- a step ---- */
 
 static int has_target(const cmkd_step *step, int target) {
-  return step->target[target].values || step->target[target].rows;
+  return step->target[target].values || step->target[target].resident;
 }
 
 static cmkd_status check_train_step(const cmkd_model_config *config, const cmkd_image_set *images,
@@ -112,7 +112,7 @@ static cmkd_status check_train_step(const cmkd_model_config *config, const cmkd_
       return cmkd_fail(err, CMKD_ERR_VALUE, "a step without target `%s`, which an objective reads",
                        config->objective[i].target);
   for (int i = 0; i < CMKD_MAX_TARGETS; i++) {
-    if (!step->target[i].rows) continue;
+    if (!step->target[i].resident) continue;
     if (!resident) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "this device keeps no rows; give them with each step");
     if (!step->target[i].index)
       return cmkd_fail(err, CMKD_ERR_VALUE, "a step names resident rows without saying which");

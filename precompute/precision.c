@@ -50,7 +50,7 @@ static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uin
                               codec->name);
   }
   codec->encode(logits, rows, C, items, numbers, numbers + SAMPLE);
-  cmkd_shuffle(items, items + n * 4, n, codec->item);
+  cmkd_byte_shuffle(items, items + n * 4, n, codec->item);
   codec->decode(&(cmkd_chunk_view){items + n * 4, n, C, numbers, numbers + SAMPLE}, 0, rows, back);
   *out = rms(logits, back, n);
   free(items);

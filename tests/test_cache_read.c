@@ -44,13 +44,13 @@ static void check_items(const synthetic *s, cmkd_cache *cache, uint32_t view) {
   const size_t C = s->classes, numbers = count * C;
   const cmkd_codec *codec;
   assert_ok(cmkd_codec_find(s->codec, &codec, &err));
-  assert_int_equal(cmkd_cache_item(cache), codec->item);
+  assert_int_equal(cmkd_cache_logit_bytes(cache), codec->item);
   uint8_t *items = malloc(numbers * 4), *planes = malloc(numbers * 4);
   uint16_t *max = malloc(count * 2), *range = malloc(count * 2);
   float *want = malloc(numbers * 4), *got = malloc(numbers * 4);
   assert_ok(cmkd_cache_read(cache, view, first, count, want, &err));
   assert_ok(cmkd_cache_read_items(cache, view, first, count, items, max, range, &err));
-  cmkd_shuffle(items, planes, numbers, codec->item);
+  cmkd_byte_shuffle(items, planes, numbers, codec->item);
   codec->decode(&(cmkd_chunk_view){planes, numbers, C, max, range}, 0, count, got);
   assert_memory_equal(got, want, numbers * 4);
   if (codec->row_numbers)

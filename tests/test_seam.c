@@ -478,7 +478,7 @@ static void steps_are_checked(void **state) {
     refuses_step(&s, step, CMKD_ERR_VALUE, "without target `hint`");
     step = good, step.target[CMKD_TARGET_TEACHER].values = NULL;
     refuses_step(&s, step, CMKD_ERR_VALUE, "needs teacher logits");
-    step = good, step.target[1].rows = (const cmkd_be_rows *)&step;
+    step = good, step.target[1].resident = (const cmkd_be_rows *)&step;
     refuses_step(&s, step, CMKD_ERR_UNSUPPORTED, "keeps no rows");
     step = good, step.entropy_mean = -1;
     refuses_step(&s, step, CMKD_ERR_VALUE, "mean entropy");

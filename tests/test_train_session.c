@@ -72,7 +72,7 @@ static cmkd_session *open_session(const kind *k) {
     o.cache = cached;
   assert_ok(cmkd_session_open(&o, &session, &err));
   const char *note;
-  assert_ok(cmkd_session_test_teacher(session, NULL, &note, &err));
+  assert_ok(cmkd_session_load_test_logits(session, NULL, &note, &err));
   assert_null(note);
   return session;
 }
@@ -395,7 +395,7 @@ static cmkd_student *open_by(const cmkd_session_options *options, const char *na
   cmkd_error err;
   char out[1400];
   assert_ok(cmkd_session_open(options, session, &err));
-  assert_ok(cmkd_session_test_teacher(*session, NULL, NULL, &err));
+  assert_ok(cmkd_session_load_test_logits(*session, NULL, NULL, &err));
   cmkd_student_options_default(&o);
   set_one(&o);
   snprintf(out, sizeof out, "%s/%s", dir, name);

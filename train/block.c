@@ -49,7 +49,7 @@ cmkd_status cmkd_block_fill(cmkd_step_block *b, cmkd_source *source, int64_t fir
     CMKD_TRY(cmkd_source_next(source, count, &out, err));
     cmkd_target teacher = {.values = out.teacher};
     if (source->in.resident)
-      teacher = (cmkd_target){.rows = cmkd_resident_rows(source->in.resident), .index = out.index};
+      teacher = (cmkd_target){.resident = cmkd_resident_rows(source->in.resident), .index = out.index};
     b->step[i] = (cmkd_step){.count = (int)count,
                              .rows = out.rows,
                              .seeds = out.seeds,

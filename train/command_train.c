@@ -87,7 +87,7 @@ static cmkd_status test_teacher(run *r, FILE *out, cmkd_error *err) {
   const cmkd_watch watch = {.self = &progress, .stop = stop_on_signal, .progress = show_progress};
   cmkd_progress_start(&progress, "teacher on the test split", "images", r->session->test->n, 0,
                       r->options.quiet || !r->options.session.teacher);
-  cmkd_status status = cmkd_session_test_teacher(r->session, &watch, &note, err);
+  cmkd_status status = cmkd_session_load_test_logits(r->session, &watch, &note, err);
   cmkd_progress_end(&progress);
   if (out && status == CMKD_OK && note) fprintf(out, "note      %s\n", note);
   return status;

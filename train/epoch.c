@@ -216,9 +216,9 @@ static cmkd_status write_epoch(cmkd_student *s, const cmkd_epoch_report *report,
   state->last = *score;
   if (tested && is_better(s, score)) {
     state->best = *score;
-    CMKD_TRY(cmkd_weights_record(s, score, s->folder.best, err));
+    CMKD_TRY(cmkd_student_write_weights(s, score, s->folder.best, err));
   }
-  CMKD_TRY(cmkd_weights_record(s, score, s->folder.last, err));
+  CMKD_TRY(cmkd_student_write_weights(s, score, s->folder.last, err));
   cmkd_piece log = {state->log, strlen(state->log)};
   CMKD_TRY(cmkd_file_write(s->folder.log, &log, 1, err));
   memset(&state->sums, 0, sizeof state->sums);

@@ -62,8 +62,8 @@ static void list_numbers(const float *values, int count, char *out, size_t size)
     at += (size_t)snprintf(out + at, size - at, "%s%.9g", i ? "," : "", (double)values[i]);
 }
 
-cmkd_status cmkd_weights_record(const cmkd_student *student, const cmkd_score *score, const char *path,
-                                cmkd_error *err) {
+cmkd_status cmkd_student_write_weights(const cmkd_student *student, const cmkd_score *score, const char *path,
+                                       cmkd_error *err) {
   const cmkd_settings *s = &student->settings;
   const char *teacher_sha256 = cmkd_session_teacher_sha256(student->session);
   const char *keys[16], *values[16];

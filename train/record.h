@@ -11,8 +11,8 @@ json_t *cmkd_score_json(const cmkd_score *score);
 void cmkd_score_from_sums(const cmkd_epoch_sums *sums, cmkd_score *score);
 /* Safetensors with the metadata of the run; `score` belongs to these weights. Nothing in it tells a cache from a live
  * teacher: equal numbers make equal files. */
-cmkd_status cmkd_weights_record(const cmkd_student *student, const cmkd_score *score, const char *path,
-                                cmkd_error *err);
+cmkd_status cmkd_student_write_weights(const cmkd_student *student, const cmkd_score *score, const char *path,
+                                       cmkd_error *err);
 /* Opens steps.jsonl for appending and drops the lines past `total_steps`. */
 cmkd_status cmkd_steps_open(const char *path, int64_t total_steps, FILE **out, cmkd_error *err);
 typedef struct cmkd_step_line {

@@ -43,7 +43,7 @@ void cmkd_resident_close(cmkd_resident *r) {
 cmkd_status cmkd_resident_load(cmkd_resident *r, uint32_t view, cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(r->cache);
   const uint64_t n = info->samples;
-  const size_t row = (size_t)info->classes * (size_t)cmkd_cache_item(r->cache);
+  const size_t row = (size_t)info->classes * (size_t)cmkd_cache_logit_bytes(r->cache);
   if (r->loaded[view]) return CMKD_OK;
   uint8_t *items = malloc((size_t)n * (row + 4)); /* the rows, then two halves of each */
   if (!items) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the logits of one view");

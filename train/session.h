@@ -19,7 +19,7 @@ struct cmkd_session {
   cmkd_teacher *teacher;   /* live, on the training images; or NULL */
   cmkd_teacher *on_test;   /* a callback's, on the test images; a network is opened when it is asked for; or NULL */
   cmkd_resident *resident; /* the cache's logits on the device, or NULL */
-  /* from cmkd_session_test_teacher on */
+  /* from cmkd_session_load_test_logits on */
   float *test_teacher; /* (test->n, classes) or NULL */
   char note[512];      /* why test_teacher is NULL though there is a teacher; else empty */
 };

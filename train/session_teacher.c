@@ -82,7 +82,8 @@ static cmkd_status open_test_cache(cmkd_session *s, cmkd_error *err) {
   return status;
 }
 
-cmkd_status cmkd_session_test_teacher(cmkd_session *s, const cmkd_watch *watch, const char **note, cmkd_error *err) {
+cmkd_status cmkd_session_load_test_logits(cmkd_session *s, const cmkd_watch *watch, const char **note,
+                                          cmkd_error *err) {
   const int live = s->settings.source == CMKD_SOURCE_TEACHER;
   if (note) *note = s->note[0] ? s->note : NULL;
   if (s->settings.source == CMKD_SOURCE_LABELS || s->test_teacher || s->note[0]) return CMKD_OK;

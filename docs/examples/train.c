@@ -60,7 +60,7 @@ static cmkd_status run(const cmkd_session_options *options, const char *folder, 
                        cmkd_student *students[STUDENTS], cmkd_error *err) {
   const char *note;
   CMKD_TRY(cmkd_session_open(options, session, err));
-  CMKD_TRY(cmkd_session_test_teacher(*session, NULL, &note, err));
+  CMKD_TRY(cmkd_session_load_test_logits(*session, NULL, &note, err));
   printf("on %s%s%s\n", cmkd_session_device(*session), note ? "; " : "", note ? note : "");
   CMKD_TRY(open_students(*session, options->cache != NULL, folder, students, err));
   return train_epoch(students, err);

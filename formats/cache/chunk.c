@@ -56,7 +56,7 @@ size_t cmkd_chunk_encode(cmkd_chunk_coder *coder, const uint8_t *items, size_t e
     ZSTD_CCtx_setParameter(coder->in, ZSTD_c_minMatch, 7);
     ZSTD_CCtx_setParameter(coder->in, ZSTD_c_checksumFlag, 1);
   }
-  if (item > 1) cmkd_shuffle(items, scratch, elements, item);
+  if (item > 1) cmkd_byte_shuffle(items, scratch, elements, item);
   size_t size = compress_planes(coder->in, item > 1 ? scratch : items, elements, item, out);
   if (!size) return 0;
   uint32_t sum = cmkd_fletcher32(out, size);

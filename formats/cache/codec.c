@@ -100,7 +100,7 @@ int64_t cmkd_codec_first_refused(const cmkd_codec *codec, const float *values, s
   return bad;
 }
 
-void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) {
+void cmkd_byte_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) {
   const cmkd_codec_kernels *kernels = cmkd_codec_kernels_get();
   if (item == 2 && kernels->shuffle2) {
     kernels->shuffle2(in, out, count);

@@ -48,7 +48,7 @@ int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit);
 /* Index of the first element that the codec cannot hold, or -1. */
 int64_t cmkd_codec_first_refused(const cmkd_codec *codec, const float *values, size_t count);
 /* items -> planes, as HDF5's shuffle filter: out[p * count + e] = in[e * item + p]. */
-void cmkd_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item);
+void cmkd_byte_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item);
 
 /* Vector versions of the inner loops; a NULL entry means the portable loop serves. */
 typedef struct cmkd_codec_kernels {

@@ -76,8 +76,8 @@ CMKD_API void cmkd_session_close(cmkd_session *session);
  * those are NaN, and nothing else differs. A live teacher runs over the whole split here. A cache without logits of the
  * test split is no failure unless test_cache asked for them: *note (may be NULL) then says why, owned by the session;
  * else it is NULL. Call before the first student ends an epoch; nothing happens a second time, or without a teacher. */
-CMKD_API cmkd_status cmkd_session_test_teacher(cmkd_session *session, const cmkd_watch *watch, const char **note,
-                                               cmkd_error *err);
+CMKD_API cmkd_status cmkd_session_load_test_logits(cmkd_session *session, const cmkd_watch *watch, const char **note,
+                                                   cmkd_error *err);
 /* What computes, as one line; owned by the session. */
 CMKD_API const char *cmkd_session_device(const cmkd_session *session);
 

@@ -49,9 +49,10 @@ typedef struct cmkd_cpu_kernels {
                  int64_t px, int c);
   /* sum1 (c) += sum of dz, sum2 (c) += sum of dz * (x - mean), over pixels. masked (px, c) receives dz; it may be dy
    * itself, or NULL. */
-  void (*norm_reduce)(const cmkd_norm_gradient *g, float *masked, double *sum1, double *sum2);
+  void (*norm_backward_sums)(const cmkd_norm_gradient *g, float *masked, double *sum1, double *sum2);
   /* dx (px, c) = scale * dz + slope * (x - mean) + offset, added to what is there if accumulate. slope, offset (c). */
-  void (*norm_apply)(const cmkd_norm_gradient *g, const float *slope, const float *offset, int accumulate, float *dx);
+  void (*norm_backward)(const cmkd_norm_gradient *g, const float *slope, const float *offset, int accumulate,
+                        float *dx);
   /* sum (c) += x (px, c) over pixels. */
   void (*channel_sums)(const float *x, int64_t px, int c, double *sum);
 

@@ -166,7 +166,7 @@ INLINE void reduce_vectors(const cmkd_norm_gradient *g, int at, float *masked, d
     }
 }
 
-static void norm_reduce(const cmkd_norm_gradient *g, float *masked, double *sum1, double *sum2) {
+static void norm_backward_sums(const cmkd_norm_gradient *g, float *masked, double *sum1, double *sum2) {
   int at = 0;
   for (; at + 4 * VF <= g->c; at += 4 * VF)
     reduce_vectors(g, at, masked, sum1, sum2, 4, 0);
@@ -189,8 +189,8 @@ INLINE void apply_vector(const cmkd_norm_gradient *g, const float *slope, const 
   store_part(dx + o, d, part);
 }
 
-static void norm_apply(const cmkd_norm_gradient *gradient, const float *slope, const float *offset, int accumulate,
-                       float *dx) {
+static void norm_backward(const cmkd_norm_gradient *gradient, const float *slope, const float *offset, int accumulate,
+                          float *dx) {
   const cmkd_norm_gradient g = *gradient; /* a copy, which stores to dx cannot change */
   const int whole = g.c / VF * VF, part = g.c % VF;
   for (int64_t i = 0, pixel = 0; i < g.px; i++, pixel += g.c) {

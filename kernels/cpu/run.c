@@ -93,7 +93,7 @@ static void reduce_norm(cpu_chunk *c, int index) {
                                 .act = op->act,
                                 .px = pixels_of(c, op->out),
                                 .c = c->m->graph->tensor[op->out].c};
-  c->m->backend->kernels->norm_reduce(&g, passed_on ? dy : NULL, lane->sum1 + at, lane->sum2 + at);
+  c->m->backend->kernels->norm_backward_sums(&g, passed_on ? dy : NULL, lane->sum1 + at, lane->sum2 + at);
 }
 
 /* All lanes' backward sums: dx = scale * (dz - mean(dz) - (x - mean) * rstd^2 * mean(dz * (x - mean))). */
@@ -117,7 +117,7 @@ static void combine_sums(cmkd_be_model *m, int thread, int index, int count) {
   }
 }
 
-static void apply_norm(cpu_chunk *c, const cmkd_plan_step *step) {
+static void apply_norm(cpu_chunk *c, const cmkd_plan_item *step) {
   const cmkd_graph *graph = c->m->graph;
   const cmkd_cpu_kernels *k = c->m->backend->kernels;
   const cmkd_op *op = &graph->op[step->op];
@@ -135,7 +135,8 @@ static void apply_norm(cpu_chunk *c, const cmkd_plan_step *step) {
                                 .act = act,
                                 .px = px,
                                 .c = channels};
-  if (!step->skip[0]) k->norm_apply(&g, lane->slope + at, lane->offset + at, step->accumulate[0], grad(c, op->in[0]));
+  if (!step->skip[0])
+    k->norm_backward(&g, lane->slope + at, lane->offset + at, step->accumulate[0], grad(c, op->in[0]));
   if (op->in[1] < 0 || step->skip[1]) return;
   if (step->accumulate[1])
     k->add(grad(c, op->in[1]), dy, px * channels);
@@ -181,12 +182,12 @@ static cmkd_cpu_op_call call_of(const cpu_chunk *c, const cmkd_op *op) {
                             .in = {value(c, op->in[0]), value(c, op->in[1])}};
 }
 
-static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
+static void forward(cpu_chunk *c, const cmkd_plan_item *step) {
   const cmkd_be_model *m = c->m;
   const cmkd_op *op = &m->graph->op[step->op];
   const cpu_op *o = &m->op[step->op];
   const size_t at = o->channel;
-  if (step->kind == CMKD_STEP_FUSED) {
+  if (step->kind == CMKD_PLAN_FUSED) {
     const cmkd_op *norm = &m->graph->op[step->norm];
     cmkd_epilogue e = {m->packed + o->bias, value(c, norm->in[1]), norm->act};
     cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->folded, &e, value(c, norm->out));
@@ -203,7 +204,7 @@ static void forward(cpu_chunk *c, const cmkd_plan_step *step) {
                                 op->act, value(c, op->out), pixels_of(c, op->out), m->graph->tensor[op->out].c);
 }
 
-static void backward(cpu_chunk *c, const cmkd_plan_step *step) {
+static void backward(cpu_chunk *c, const cmkd_plan_item *step) {
   const cmkd_be_model *m = c->m;
   const cmkd_op *op = &m->graph->op[step->op];
   const cpu_op *o = &m->op[step->op];
@@ -234,17 +235,17 @@ static void output(cpu_chunk *c) {
 }
 
 static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
-  for (int s = phase->first; s < phase->first + phase->steps; s++) {
-    const cmkd_plan_step *step = &c->plan->step[s];
+  for (int s = phase->first; s < phase->first + phase->items; s++) {
+    const cmkd_plan_item *step = &c->plan->item[s];
     switch (step->kind) {
-    case CMKD_STEP_GATHER: gather(c); break;
-    case CMKD_STEP_FORWARD:
-    case CMKD_STEP_FUSED: forward(c, step); break;
-    case CMKD_STEP_MOMENTS: add_moments(c, step->op); break;
-    case CMKD_STEP_REDUCE: reduce_norm(c, step->op); break;
-    case CMKD_STEP_APPLY: apply_norm(c, step); break;
-    case CMKD_STEP_BACKWARD: backward(c, step); break;
-    case CMKD_STEP_OUTPUT: output(c); break;
+    case CMKD_PLAN_GATHER: gather(c); break;
+    case CMKD_PLAN_FORWARD:
+    case CMKD_PLAN_FUSED: forward(c, step); break;
+    case CMKD_PLAN_MOMENTS: add_moments(c, step->op); break;
+    case CMKD_PLAN_NORM_SUMS: reduce_norm(c, step->op); break;
+    case CMKD_PLAN_NORM_BACKWARD: apply_norm(c, step); break;
+    case CMKD_PLAN_BACKWARD: backward(c, step); break;
+    case CMKD_PLAN_OUTPUT: output(c); break;
     }
   }
 }
@@ -254,10 +255,10 @@ static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
 /* One lane's part of a phase: the statistics that the barrier before it has completed, then its slice of the batch. */
 static void run_lane(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread,
                      const cmkd_plan_phase *phase) {
-  for (int s = phase->first; s < phase->first + phase->steps; s++) {
-    const cmkd_plan_step *p = &m->train.step[s];
-    if (p->kind == CMKD_STEP_FORWARD && m->graph->op[p->op].kind == CMKD_OP_NORM) combine_moments(m, thread, p->op);
-    if (p->kind == CMKD_STEP_APPLY) combine_sums(m, thread, p->op, step->count);
+  for (int s = phase->first; s < phase->first + phase->items; s++) {
+    const cmkd_plan_item *p = &m->train.item[s];
+    if (p->kind == CMKD_PLAN_FORWARD && m->graph->op[p->op].kind == CMKD_OP_NORM) combine_moments(m, thread, p->op);
+    if (p->kind == CMKD_PLAN_NORM_BACKWARD) combine_sums(m, thread, p->op, step->count);
   }
   const int first = (int)((int64_t)step->count * thread / m->backend->threads),
             end = (int)((int64_t)step->count * (thread + 1) / m->backend->threads);

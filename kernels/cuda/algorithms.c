@@ -41,9 +41,9 @@ cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list,
 }
 
 /* The step of the backward plan that computes an op's gradients; NULL: there is none, its output has no gradient. */
-static const cmkd_plan_step *backward_step(const cmkd_be_model *m, int op) {
-  for (int s = 0; s < m->train.steps; s++)
-    if (m->train.step[s].op == op && m->train.step[s].kind == CMKD_STEP_BACKWARD) return &m->train.step[s];
+static const cmkd_plan_item *backward_step(const cmkd_be_model *m, int op) {
+  for (int s = 0; s < m->train.items; s++)
+    if (m->train.item[s].op == op && m->train.item[s].kind == CMKD_PLAN_BACKWARD) return &m->train.item[s];
   return NULL;
 }
 
@@ -71,7 +71,7 @@ static cmkd_status select_op(cmkd_be_model *m, cmkd_list list, int index, int co
     request.act = norm ? norm->act : CMKD_ACT_NONE;
     return select_one(m, &request, &algorithm[request.pass], workspace, err);
   }
-  const cmkd_plan_step *step = backward_step(m, index);
+  const cmkd_plan_item *step = backward_step(m, index);
   request.pass = CMKD_CONV_FORWARD;
   CMKD_TRY(select_one(m, &request, &algorithm[request.pass], workspace, err));
   if (!step) return CMKD_OK;

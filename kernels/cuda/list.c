@@ -93,7 +93,7 @@ static cmkd_status conv_forward(const walk *w, int index, int norm, cmkd_error *
   return cmkd_cuda_conv_epilogue(&shape, &e, y, stream, err);
 }
 
-static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
+static cmkd_status conv_backward(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
   cmkd_be_model *m = w->m;
   const cmkd_op *op = &m->graph->op[step->op];
   const cuda_op *o = &m->op[step->op];
@@ -114,7 +114,7 @@ static cmkd_status conv_backward(const walk *w, const cmkd_plan_step *step, cmkd
                        value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
 }
 
-static cmkd_status queue_forward(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
+static cmkd_status queue_forward(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
   const cmkd_op *op = &w->m->graph->op[step->op];
   void *stream = w->m->backend->stream;
   if (cuda_is_conv(op)) return conv_forward(w, step->op, step->norm, err);
@@ -128,12 +128,12 @@ static cmkd_status queue_forward(const walk *w, const cmkd_plan_step *step, cmkd
   return cmkd_cuda_forward(&call, stream, err);
 }
 
-static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
+static cmkd_status queue_backward(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
   const cmkd_op *op = &w->m->graph->op[step->op];
   void *stream = w->m->backend->stream;
-  if (step->kind == CMKD_STEP_BACKWARD && cuda_is_conv(op)) return conv_backward(w, step, err);
+  if (step->kind == CMKD_PLAN_BACKWARD && cuda_is_conv(op)) return conv_backward(w, step, err);
   void *const dx[2] = {step->skip[0] ? NULL : grad(w, op->in[0]), step->skip[1] ? NULL : grad(w, op->in[1])};
-  if (step->kind == CMKD_STEP_BACKWARD) {
+  if (step->kind == CMKD_PLAN_BACKWARD) {
     cmkd_cuda_call call = call_of(w, op);
     call.dy = grad(w, op->out);
     for (int i = 0; i < 2; i++) {
@@ -147,7 +147,7 @@ static cmkd_status queue_backward(const walk *w, const cmkd_plan_step *step, cmk
   norm.accumulate = step->accumulate[0];
   norm.dresidual = dx[1];
   norm.accumulate_residual = step->accumulate[1];
-  if (step->kind == CMKD_STEP_REDUCE) return cmkd_cuda_norm_reduce(&norm, stream, err);
+  if (step->kind == CMKD_PLAN_NORM_SUMS) return cmkd_cuda_norm_backward_sums(&norm, stream, err);
   return cmkd_cuda_norm_backward(&norm, stream, err);
 }
 
@@ -178,33 +178,33 @@ static cmkd_status queue_outputs(const walk *w, cmkd_error *err) {
   return CMKD_OK;
 }
 
-static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_step *step,
+static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_item *step,
                                    cmkd_error *err) {
   switch (step->kind) {
-  case CMKD_STEP_GATHER: return queue_gather(w, images, err);
-  case CMKD_STEP_FORWARD:
-  case CMKD_STEP_FUSED: return queue_forward(w, step, err);
-  case CMKD_STEP_REDUCE:
-  case CMKD_STEP_APPLY:
-  case CMKD_STEP_BACKWARD: return queue_backward(w, step, err);
-  case CMKD_STEP_OUTPUT: return queue_outputs(w, err);
-  case CMKD_STEP_MOMENTS: break; /* with the norm itself */
+  case CMKD_PLAN_GATHER: return queue_gather(w, images, err);
+  case CMKD_PLAN_FORWARD:
+  case CMKD_PLAN_FUSED: return queue_forward(w, step, err);
+  case CMKD_PLAN_NORM_SUMS:
+  case CMKD_PLAN_NORM_BACKWARD:
+  case CMKD_PLAN_BACKWARD: return queue_backward(w, step, err);
+  case CMKD_PLAN_OUTPUT: return queue_outputs(w, err);
+  case CMKD_PLAN_MOMENTS: break; /* with the norm itself */
   }
   return CMKD_OK;
 }
 
-static cuda_class class_of(const walk *w, const cmkd_plan_step *step) {
+static cuda_class class_of(const walk *w, const cmkd_plan_item *step) {
   if (step->op < 0) return CUDA_INPUT;
   if (w->m->graph->op[step->op].kind == CMKD_OP_NORM) return CUDA_NORM;
   if (!cuda_is_conv(&w->m->graph->op[step->op])) return CUDA_OTHER;
-  return step->kind == CMKD_STEP_BACKWARD ? CUDA_CONV_DATA : CUDA_CONV_FORWARD;
+  return step->kind == CMKD_PLAN_BACKWARD ? CUDA_CONV_DATA : CUDA_CONV_FORWARD;
 }
 
 /* CMKD_CUDA_CHECK: waits, and names what failed. */
 static cmkd_status checked(const cmkd_be_model *m, const char *what, cmkd_error *err) {
   return m->backend->check ? cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), what, err) : CMKD_OK;
 }
-static cmkd_status checked_step(const walk *w, const cmkd_plan_step *step, cmkd_error *err) {
+static cmkd_status checked_step(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
   static const char *const kinds[] = {"gather",        "forward",  "forward",  "moments",
                                       "backward sums", "backward", "backward", "output"};
   char what[160];
@@ -215,10 +215,10 @@ static cmkd_status checked_step(const walk *w, const cmkd_plan_step *step, cmkd_
 
 static cmkd_status queue_phases(const walk *w, const cmkd_be_images *images, int from, int to, cmkd_error *err) {
   for (int p = from; p < to; p++)
-    for (int s = w->plan->phase[p].first; s < w->plan->phase[p].first + w->plan->phase[p].steps; s++) {
-      CMKD_TRY(queue_plan_step(w, images, &w->plan->step[s], err));
-      cmkd_cuda_profile_mark(w->m, class_of(w, &w->plan->step[s]));
-      CMKD_TRY(checked_step(w, &w->plan->step[s], err));
+    for (int s = w->plan->phase[p].first; s < w->plan->phase[p].first + w->plan->phase[p].items; s++) {
+      CMKD_TRY(queue_plan_step(w, images, &w->plan->item[s], err));
+      cmkd_cuda_profile_mark(w->m, class_of(w, &w->plan->item[s]));
+      CMKD_TRY(checked_step(w, &w->plan->item[s], err));
     }
   return CMKD_OK;
 }
@@ -354,8 +354,8 @@ static cmkd_status queue_begin(cmkd_be_model *m, const cuda_step_kind *kind, cmk
 static cmkd_status queue_backward_update(const walk *w, const cuda_step_kind *kind, cmkd_error *err) {
   cmkd_be_model *m = w->m;
   CMKD_TRY(queue_objectives(w, err));
-  CMKD_TRY(cmkd_cuda_judge(m->output[CMKD_OUTPUT_LOGITS], m->input.labels, kind->count, m->graph->classes, m->state,
-                           m->backend->stream, err));
+  CMKD_TRY(cmkd_cuda_count_correct(m->output[CMKD_OUTPUT_LOGITS], m->input.labels, kind->count, m->graph->classes,
+                                   m->state, m->backend->stream, err));
   cmkd_cuda_profile_mark(m, CUDA_LOSS);
   CMKD_TRY(checked(m, "the loss", err));
   CMKD_TRY(queue_phases(w, kind->images, m->train.backward, m->train.phases, err));

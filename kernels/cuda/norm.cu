@@ -201,7 +201,7 @@ template <class T> __global__ void __launch_bounds__(TILE_THREADS)
 
 /* Sums of g = dy where the activation let through, and of g xhat, of one slab and tile. */
 template <class T> __global__ void __launch_bounds__(TILE_THREADS)
-    norm_reduce_kernel(const __grid_constant__ norm_args a) {
+    norm_backward_sums_kernel(const __grid_constant__ norm_args a) {
   CMKD_SHARED(double, shared, TILE_CAPACITY);
   CMKD_SHARED(double, sum_of, TILE_CHANNELS);
   CMKD_SHARED(double, product_of, TILE_CHANNELS);
@@ -400,7 +400,7 @@ static cmkd_status run(const cmkd_cuda_norm *norm, norm_pass pass, void *stream,
     if (pass == NORM_MOMENTS)
       CMKD_LAUNCH(norm_moments_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
     else if (pass == NORM_REDUCE)
-      CMKD_LAUNCH(norm_reduce_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
+      CMKD_LAUNCH(norm_backward_sums_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
     else if (pass == NORM_BACKWARD)
       CMKD_LAUNCH(norm_backward_kernel<T>, grid, block, 0, (cudaStream_t)stream, a);
     else
@@ -415,7 +415,7 @@ cmkd_status cmkd_cuda_norm_moments(const cmkd_cuda_norm *norm, void *stream, cmk
 cmkd_status cmkd_cuda_norm_forward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
   return run(norm, NORM_FORWARD, stream, err);
 }
-cmkd_status cmkd_cuda_norm_reduce(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_norm_backward_sums(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {
   return run(norm, NORM_REDUCE, stream, err);
 }
 cmkd_status cmkd_cuda_norm_backward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err) {

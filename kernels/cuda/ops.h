@@ -52,7 +52,7 @@ size_t cmkd_cuda_norm_scratch(int64_t pixels, int c);
 cmkd_status cmkd_cuda_norm_moments(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 cmkd_status cmkd_cuda_norm_forward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 /* Backward is reduce, then backward. Reduce: the sums of masked dy and of masked dy * xhat. */
-cmkd_status cmkd_cuda_norm_reduce(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
+cmkd_status cmkd_cuda_norm_backward_sums(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 cmkd_status cmkd_cuda_norm_backward(const cmkd_cuda_norm *norm, void *stream, cmkd_error *err);
 /* With running statistics instead of the batch's: y = act(gamma (x - mean) / sqrt(var + eps) + beta [+ residual]);
  * reads gamma, beta, mean, var. */

@@ -74,7 +74,7 @@ static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, cons
   }
   for (int t = 0; t < m->targets; t++) {
     const cmkd_target *target = &step->target[t];
-    if (target->rows && q->index[t])
+    if (target->resident && q->index[t])
       memcpy(slot + q->index[t], target->index, count * sizeof *target->index);
     else if (target->values && q->target[t])
       memcpy(slot + q->target[t], target->values, count * (size_t)m->width[t] * sizeof(float));

@@ -8,7 +8,7 @@ enum { STEPS_A_GRAPH = 8 };
 static cuda_step_kind kind_of(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step) {
   cuda_step_kind kind = {.list = CMKD_LIST_TRAIN, .count = step->count, .images = images};
   for (int t = 0; t < m->targets; t++) {
-    kind.rows[t] = step->target[t].rows;
+    kind.rows[t] = step->target[t].resident;
     if (step->target[t].values && !kind.rows[t]) kind.values |= 1u << t;
   }
   return kind;
@@ -79,13 +79,13 @@ static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, con
 static cmkd_status check_rows(const cmkd_be_model *m, const cmkd_step *step, cmkd_error *err) {
   for (int t = 0; t < CMKD_MAX_TARGETS; t++) {
     const cmkd_target *target = &step->target[t];
-    if (!target->rows) continue;
-    if (t >= m->targets || target->rows->width != m->width[t])
-      return cmkd_fail(err, CMKD_ERR_VALUE, "resident rows of %d numbers for target %d", target->rows->width, t);
+    if (!target->resident) continue;
+    if (t >= m->targets || target->resident->width != m->width[t])
+      return cmkd_fail(err, CMKD_ERR_VALUE, "resident rows of %d numbers for target %d", target->resident->width, t);
     for (int i = 0; i < step->count; i++)
-      if (target->index[i] >= target->rows->n)
+      if (target->index[i] >= target->resident->n)
         return cmkd_fail(err, CMKD_ERR_VALUE, "teacher row %u of %llu resident ones", target->index[i],
-                         (unsigned long long)target->rows->n);
+                         (unsigned long long)target->resident->n);
   }
   return CMKD_OK;
 }
@@ -97,7 +97,7 @@ cmkd_status cmkd_cuda_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
     CMKD_TRY(cmkd_step_check(&m->config, list, &images->set, &steps[i], 1, err));
     if (list == CMKD_LIST_TRAIN) CMKD_TRY(check_rows(m, &steps[i], err));
     for (int t = 0; t < m->targets && list == CMKD_LIST_TRAIN; t++)
-      if (steps[i].target[t].values && !steps[i].target[t].rows) carries |= CUDA_CARRIES_TARGET(t);
+      if (steps[i].target[t].values && !steps[i].target[t].resident) carries |= CUDA_CARRIES_TARGET(t);
   }
   CMKD_TRY(cmkd_cuda_use(m->backend, err));
   CMKD_TRY(cmkd_cuda_queue_make(m, carries, err));

@@ -104,8 +104,8 @@ __global__ void __launch_bounds__(STEP_THREADS)
   if (better < 5) atomicAdd(&state->top5, 1);
 }
 
-cmkd_status cmkd_cuda_judge(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state,
-                            void *stream, cmkd_error *err) {
+cmkd_status cmkd_cuda_count_correct(const float *logits, const int32_t *labels, int count, int classes,
+                                    cmkd_cuda_state *state, void *stream, cmkd_error *err) {
   if (!logits || !labels || !state || count < 1 || classes < 1)
     return cmkd_fail(err, CMKD_ERR_VALUE, "judge: %d rows of %d classes, or a pointer, is out of range", count,
                      classes);

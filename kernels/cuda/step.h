@@ -73,8 +73,8 @@ typedef struct cmkd_cuda_sizes {
 cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *queue, const cmkd_cuda_input *input, const cmkd_cuda_sizes *sizes,
                             cmkd_cuda_state *state, void *stream, cmkd_error *err);
 /* Top-1, top-5 (ties as in kernels/backend.h) and whether the step may update: state->skip. logits (count, classes). */
-cmkd_status cmkd_cuda_judge(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state,
-                            void *stream, cmkd_error *err);
+cmkd_status cmkd_cuda_count_correct(const float *logits, const int32_t *labels, int count, int classes,
+                                    cmkd_cuda_state *state, void *stream, cmkd_error *err);
 /* grad *= state->scale */
 cmkd_status cmkd_cuda_scale(float *grad, int64_t count, const cmkd_cuda_state *state, void *stream, cmkd_error *err);
 

@@ -313,7 +313,7 @@ static void hits_are_counted(void **state) {
     cmkd_cuda_state s = {.loss = {.bad_row = order ? -1 : 4}};
     set_order(order, 4);
     void *d = gpu_put(&s, sizeof s);
-    assert_ok(GPU(cmkd_cuda_judge)(gpu_put(z, sizeof z), gpu_put(labels, sizeof labels), B, C, d, NULL, &err));
+    assert_ok(GPU(cmkd_cuda_count_correct)(gpu_put(z, sizeof z), gpu_put(labels, sizeof labels), B, C, d, NULL, &err));
     gpu_get(&s, d, sizeof s);
     assert_int_equal(s.top1, top1);
     assert_int_equal(s.top5, top5);

@@ -143,7 +143,7 @@ static void check_backward(norm_test *t, cmkd_cuda_norm norm, cmkd_ref_call ref)
   ref.grad[0] = dgamma;
   ref.grad[1] = dbeta;
   cmkd_ref_rules[CMKD_OP_NORM].backward(&ref);
-  assert_ok(GPU(cmkd_cuda_norm_reduce)(&norm, NULL, &err));
+  assert_ok(GPU(cmkd_cuda_norm_backward_sums)(&norm, NULL, &err));
   assert_ok(GPU(cmkd_cuda_norm_backward)(&norm, NULL, &err));
   get_row(t->row, norm.dgamma, c, 1, "dgamma", t->name);
   compare(t->row, dgamma, (size_t)c, CMKD_F32, t->loose, "dgamma", t->name);
@@ -311,7 +311,7 @@ static void arguments_are_checked(void **state) {
   assert_int_equal(GPU(cmkd_cuda_norm_moments)(&norm, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_moments)(&empty, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_forward)(&norm, NULL, &err), CMKD_ERR_VALUE);
-  assert_int_equal(GPU(cmkd_cuda_norm_reduce)(&norm, NULL, &err), CMKD_ERR_VALUE);
+  assert_int_equal(GPU(cmkd_cuda_norm_backward_sums)(&norm, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_backward)(&norm, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_infer)(&norm, NULL, &err), CMKD_ERR_VALUE);
   assert_int_equal(GPU(cmkd_cuda_norm_running)(&(cmkd_cuda_running){.channels = 1}, 1, NULL, &err), CMKD_ERR_VALUE);

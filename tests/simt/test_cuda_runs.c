@@ -152,7 +152,7 @@ static void resident_teacher_rows_are_the_same_bytes(void **state) {
     uint32_t index[16];
     assert_ok(cmkd_codec_find(codecs[c], &codec, &err));
     codec->encode(d.teacher, ROWS, CLASSES, stored, top, range);
-    cmkd_shuffle(stored, planes, ROWS * CLASSES, codec->item);
+    cmkd_byte_shuffle(stored, planes, ROWS * CLASSES, codec->item);
     cmkd_chunk_view chunk = {planes, ROWS * CLASSES, CLASSES, top, range};
     codec->decode(&chunk, 0, ROWS, decoded);
     for (int i = 0; i < 16; i++) {
@@ -176,7 +176,8 @@ static void resident_teacher_rows_are_the_same_bytes(void **state) {
         steps[i] = step_of(&d, i * 4, 4, 0.02);
         steps[i].target[CMKD_TARGET_TEACHER].values = resident ? NULL : rows + i * 4 * CLASSES;
         if (resident)
-          steps[i].target[CMKD_TARGET_TEACHER].rows = store, steps[i].target[CMKD_TARGET_TEACHER].index = index + i * 4;
+          steps[i].target[CMKD_TARGET_TEACHER].resident = store,
+          steps[i].target[CMKD_TARGET_TEACHER].index = index + i * 4;
       }
       assert_ok(cuda->upload(s.model, CMKD_SLOT_VALUE, (const float *const *)start.value, &err));
       assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, 4, NULL, &err));
@@ -274,7 +275,7 @@ static void kernels_are_loaded_before_they_are_captured(void **state) {
     if (kind >= 2) {
       assert_ok(cuda->rows_create(s.backend, codecs[kind - 2], 2, CLASSES, &store[kind - 2], &err));
       assert_ok(cuda->rows_write(store[kind - 2], 0, 2, rows, planes, planes, &err));
-      step.target[CMKD_TARGET_TEACHER].rows = store[kind - 2], step.target[CMKD_TARGET_TEACHER].index = index;
+      step.target[CMKD_TARGET_TEACHER].resident = store[kind - 2], step.target[CMKD_TARGET_TEACHER].index = index;
     }
     for (int i = 0; i < 3; i++)
       assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, &err));

@@ -398,7 +398,7 @@ static void a_target_may_be_resident(void **state) {
     assert_ok(cuda->rows_write(rows, 0, 64, t.target[FEATURE], NULL, NULL, &err));
     for (int i = 0; i < RUNS; i++) {
       steps[i] = tapped_step(&t, i * 4, 4);
-      if (resident) steps[i].target[FEATURE] = (cmkd_target){.rows = rows, .index = index + i * 4};
+      if (resident) steps[i].target[FEATURE] = (cmkd_target){.resident = rows, .index = index + i * 4};
     }
     assert_ok(cmkd_params_create(t.graph, &end[resident], &err));
     assert_ok(cuda->run(s.model, CMKD_LIST_TRAIN, s.images, steps, RUNS, NULL, &err));

@@ -142,7 +142,7 @@ cmkd_status cmkd_cache_read_array(cmkd_cache *cache, const char *name, uint32_t 
   return bulk_read(cache, &b, err);
 }
 
-int cmkd_cache_item(const cmkd_cache *cache) { return cmkd_cache_layout_at(cache, 0)->codec->item; }
+int cmkd_cache_logit_bytes(const cmkd_cache *cache) { return cmkd_cache_layout_at(cache, 0)->codec->item; }
 
 cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, void *items,
                                   uint16_t *row_max, uint16_t *row_range, cmkd_error *err) {

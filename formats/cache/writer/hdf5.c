@@ -32,10 +32,11 @@ static const H5Z_class2_t filter_class = {.version = H5Z_CLASS_T_VERS,
                                           .name = FILTER_NAME,
                                           .filter = no_filter};
 
-/* libhdf5 builds its file in the memory of a cmkd_image, which stays when the file is closed and serves the next one:
- * no copy, no fresh pages. The image comes as the callbacks' user data, which libhdf5 wants to copy and free, too. */
+/* libhdf5 builds its file in the memory of a cmkd_file_image, which stays when the file is closed and serves the next
+ * one: no copy, no fresh pages. The image comes as the callbacks' user data, which libhdf5 wants to copy and free, too.
+ */
 static void *image_resize(void *old, size_t size, H5FD_file_image_op_t op, void *user) {
-  cmkd_image *out = user;
+  cmkd_file_image *out = user;
   (void)old;
   (void)op;
   if (size <= out->capacity) return out->bytes;
@@ -64,15 +65,15 @@ static herr_t user_keep(void *user) {
   return 0;
 }
 
-void cmkd_image_free(cmkd_image *image) {
+void cmkd_file_image_free(cmkd_file_image *image) {
   free(image->bytes);
-  *image = (cmkd_image){NULL, 0, 0};
+  *image = (cmkd_file_image){NULL, 0, 0};
 }
 
 /* Sticky failure: after the first error every step is skipped, and closing still works. */
 typedef struct image {
   hid_t file;
-  cmkd_image *out;
+  cmkd_file_image *out;
   int failed;
 } image;
 static hid_t keep(image *im, hid_t id) {
@@ -285,7 +286,7 @@ typedef struct quiet {
   H5E_auto2_t function;
   void *data;
 } quiet;
-static void enter(quiet *q, cmkd_image *out) {
+static void enter(quiet *q, cmkd_file_image *out) {
   pthread_mutex_lock(&lock);
   out->size = 0;
   H5Eget_auto2(H5E_DEFAULT, &q->function, &q->data);
@@ -312,7 +313,7 @@ static void layout(image *im, const cmkd_layout *l, const cmkd_chunk_table *tabl
 }
 
 cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
-                            cmkd_image *out, cmkd_error *err) {
+                            cmkd_file_image *out, cmkd_error *err) {
   const int row_numbers = head->layouts[0].codec->row_numbers;
   quiet q;
   image im = {.file = -1, .out = out};
@@ -343,7 +344,7 @@ cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, 
                    : CMKD_OK;
 }
 
-cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *out, cmkd_error *err) {
+cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_file_image *out, cmkd_error *err) {
   quiet q;
   image im = {.file = -1, .out = out};
   enter(&q, out);

@@ -15,16 +15,17 @@ typedef struct cmkd_shard_data {
   const uint16_t *row_max, *row_range; /* (views, n) halves, or NULL */
 } cmkd_shard_data;
 
-/* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with cmkd_image_free. */
-typedef struct cmkd_image {
+/* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with
+ * cmkd_file_image_free. */
+typedef struct cmkd_file_image {
   uint8_t *bytes;
   size_t size, capacity;
-} cmkd_image;
-void cmkd_image_free(cmkd_image *image);
+} cmkd_file_image;
+void cmkd_file_image_free(cmkd_file_image *image);
 
 /* Builds the image and fills meta's extents (offset, size, hash). Same input, same bytes. */
 cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
-                            cmkd_image *image, cmkd_error *err);
+                            cmkd_file_image *image, cmkd_error *err);
 /* The master's: attributes and one external link a shard, /shard-00000 -> FOLDER/shard-00000-of-00064.h5 : / */
-cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_image *image, cmkd_error *err);
+cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_file_image *image, cmkd_error *err);
 #endif

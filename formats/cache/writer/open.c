@@ -302,7 +302,7 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   if (w->session.fd >= 0 && w->folder) rmdir(w->folder); /* succeeds only when nothing was built */
   cmkd_lock_release(&w->session);
   cmkd_writer_buffers_free(w);
-  cmkd_image_free(&w->image);
+  cmkd_file_image_free(&w->image);
   pthread_mutex_destroy(&w->mutex);
   pthread_mutex_destroy(&w->buffer_mutex);
   pthread_cond_destroy(&w->work);

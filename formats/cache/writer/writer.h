@@ -56,7 +56,7 @@ struct cmkd_cache_writer {
   cmkd_shard_work *filling;  /* begun and not ended, or NULL */
   uint64_t added;            /* cmkd_cache_writer_add: samples so far */
   int add_open, add_skip;    /* a shard was begun by add; it was found done */
-  cmkd_image image;          /* of the shard being published, then of the master */
+  cmkd_file_image image;     /* of the shard being published, then of the master */
 
   pthread_mutex_t buffer_mutex;
   cmkd_free_buffer *free_buffers; /* each fit for any chunk, raw or compressed; guarded by buffer_mutex */
