@@ -53,7 +53,7 @@ for name in $names build cache train; do
   if [ "$name" = loss_cuda ]; then
     if [ -e "$build/simt/libcmkd-cuda.so" ]; then # device memory is host memory there
       compile loss_cuda -Itests/examples -L"$build/simt" -lcmkd-cuda
-      [ ! -e "$work/loss_cuda" ] || run loss_cuda '^loss 2\.180918$'
+      [ ! -e "$work/loss_cuda" ] || LD_LIBRARY_PATH=$build/simt:$LD_LIBRARY_PATH run loss_cuda '^loss 2\.180918$'
     else
       skip loss_cuda 'loss_cuda needs the emulated device (tests/simt)'
     fi
