@@ -42,9 +42,9 @@ cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *
   for (uint32_t a = 0; a < head->layout_count; a++) {
     cmkd_chunk_table *table = meta->tables + a;
     table->rows = cmkd_layout_rows(head->layouts + a, meta->samples);
-    table->blocks = (meta->samples + table->rows - 1) / table->rows;
+    table->chunks_per_view = (meta->samples + table->rows - 1) / table->rows;
     table->extents = next;
-    next += views * table->blocks;
+    next += views * table->chunks_per_view;
   }
   meta->seeds = next;
   meta->row_max = row_numbers ? meta->seeds + views : NULL;
@@ -207,7 +207,7 @@ static json_t *extents_json(const cmkd_extent *extents, size_t count) {
 }
 
 static json_t *table_json(const cmkd_cache_head *head, const cmkd_chunk_table *table) {
-  return extents_json(table->extents, (size_t)head->views * table->blocks);
+  return extents_json(table->extents, (size_t)head->views * table->chunks_per_view);
 }
 
 char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta) {

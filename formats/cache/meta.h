@@ -35,9 +35,9 @@ typedef struct cmkd_extent {
 
 /* The chunks of one layout in one shard. */
 typedef struct cmkd_chunk_table {
-  uint32_t rows;        /* samples of a chunk; the last chunk may be padded with zeros */
-  uint32_t blocks;      /* chunks along the sample axis */
-  cmkd_extent *extents; /* (views, blocks) */
+  uint32_t rows;            /* samples of a chunk; the last chunk may be padded with zeros */
+  uint32_t chunks_per_view; /* along the sample axis */
+  cmkd_extent *extents;     /* (views, chunks_per_view) */
 } cmkd_chunk_table;
 
 /* All tables lie in one allocation, that of `tables`. */
@@ -102,7 +102,7 @@ char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta);
 char *cmkd_master_json(const cmkd_master_meta *meta);
 /* Is `text` the configuration of `head`, all of it known to this version? */
 int cmkd_cache_head_is(const cmkd_cache_head *head, const char *text);
-/* SHA-256 over the configuration (without named arrays, which the shards' blocks tell) and the shards' blocks: equal
- * for equal content, whatever the file names. Fills meta->fingerprint. */
+/* SHA-256 over the configuration (without named arrays, which the shards' user blocks tell) and the shards' user
+ * blocks: equal for equal content, whatever the file names. Fills meta->fingerprint. */
 cmkd_status cmkd_master_fingerprint(cmkd_master_meta *meta, cmkd_error *err);
 #endif

@@ -221,7 +221,7 @@ static void check_overlap(parser *p, const cmkd_cache_head *head, const cmkd_sha
   if (p->what || head->layout_count == 1) return;
   size_t count = 0;
   for (uint32_t a = 0; a < head->layout_count; a++)
-    count += (size_t)head->views * meta->tables[a].blocks;
+    count += (size_t)head->views * meta->tables[a].chunks_per_view;
   cmkd_extent *sorted = malloc(count * sizeof *sorted);
   if (!sorted) {
     wrong(p, "named_chunks");
@@ -266,7 +266,7 @@ static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmk
     const cmkd_layout *layout = head->layouts + a;
     const cmkd_chunk_table *table = meta->tables + a;
     size_t raw = table->rows * cmkd_layout_row_bytes(layout);
-    extent_rule rule = {(size_t)head->views * table->blocks, payload, 5, ZSTD_compressBound(raw) + 4};
+    extent_rule rule = {(size_t)head->views * table->chunks_per_view, payload, 5, ZSTD_compressBound(raw) + 4};
     if (a)
       parse_extents(p, json_object_get(named, layout->array.name), "named_chunks", rule, table->extents);
     else

@@ -6,7 +6,7 @@
 #define CMKD_FORMATS_CACHE_PARSE_H
 #include "formats/cache/meta.h"
 
-/* `payload` bytes follow the block. */
+/* `payload` bytes follow the user block. */
 cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
                                   cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err);
 /* Checks the fingerprint, too. */

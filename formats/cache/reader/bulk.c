@@ -6,9 +6,8 @@
 #include "base/cpu.h"
 #include "formats/cache/reader/reader.h"
 
-/* A bulk read is a list of chunks, numbered as if every shard had as many blocks as the first, that threads take in
- * turn.
- */
+/* A bulk read is a list of chunks that threads take in turn. Every shard has as many numbers as the first shard has
+ * chunks a view: those that a shorter last shard leaves unused are passed over. */
 typedef struct bulk {
   const cmkd_cache *cache;
   uint32_t layout, view;
@@ -16,7 +15,8 @@ typedef struct bulk {
   float *values;         /* (count, elements) decoded, or NULL and: */
   uint8_t *items;        /* (count, elements) as stored */
   uint16_t *row_max, *row_range;
-  uint32_t first_shard, blocks; /* blocks: of the first shard, and numbers of each */
+  uint32_t first_shard;
+  uint32_t chunks_per_shard; /* of the view; numbers of each shard */
   atomic_uint_fast64_t next;
   uint64_t chunks;
   atomic_int failed;
@@ -46,10 +46,10 @@ static void copy_items(const bulk *b, const cmkd_chunk_view *chunk, size_t first
   memcpy(b->row_range + at, chunk->row_range + first, rows * sizeof *b->row_range);
 }
 
-static cmkd_status read_chunk(const bulk *b, const cmkd_shard *shard, uint32_t block, scratch *with, cmkd_error *err) {
+static cmkd_status read_chunk(const bulk *b, const cmkd_shard *shard, uint32_t number, scratch *with, cmkd_error *err) {
   const cmkd_layout *layout = cmkd_cache_layout_at(b->cache, b->layout);
   const uint32_t rows = shard->meta.tables[b->layout].rows;
-  const size_t C = layout->array.elements, offset = (size_t)block * rows;
+  const size_t C = layout->array.elements, offset = (size_t)number * rows;
   uint64_t start = shard->meta.first + offset, end = start + rows;
   if (end > shard->meta.first + shard->meta.samples) end = shard->meta.first + shard->meta.samples;
   uint64_t from = start > b->first ? start : b->first, to = end < b->first + b->count ? end : b->first + b->count;
@@ -58,7 +58,7 @@ static cmkd_status read_chunk(const bulk *b, const cmkd_shard *shard, uint32_t b
     CMKD_TRY(cmkd_shard_row_numbers(shard, b->view, with->max, with->range, err));
     with->numbers_of = shard;
   }
-  const cmkd_chunk_place place = {shard, b->layout, b->view, block};
+  const cmkd_chunk_place place = {shard, b->layout, b->view, number};
   CMKD_TRY(cmkd_shard_chunk(b->cache, place, with->coder, with->stored, with->raw, err));
   const cmkd_chunk_view chunk = {with->raw, rows * C, C, with->max ? with->max + offset : NULL,
                                  with->max ? with->range + offset : NULL};
@@ -83,9 +83,9 @@ static void *run(void *argument) {
   while (err.status == CMKD_OK && !atomic_load(&b->failed)) {
     uint64_t number = atomic_fetch_add(&b->next, 1);
     if (number >= b->chunks) break;
-    const cmkd_shard *shard = cache->shards + b->first_shard + number / b->blocks;
-    const uint32_t block = (uint32_t)(number % b->blocks);
-    if (block < shard->meta.tables[b->layout].blocks) read_chunk(b, shard, block, &with, &err);
+    const cmkd_shard *shard = cache->shards + b->first_shard + number / b->chunks_per_shard;
+    const uint32_t chunk = (uint32_t)(number % b->chunks_per_shard);
+    if (chunk < shard->meta.tables[b->layout].chunks_per_view) read_chunk(b, shard, chunk, &with, &err);
   }
   if (err.status != CMKD_OK) {
     pthread_mutex_lock(&b->mutex);
@@ -110,8 +110,8 @@ static cmkd_status bulk_read(cmkd_cache *cache, bulk *b, cmkd_error *err) {
   const uint32_t shard_rows = cache->master.head.shard_rows, last = (uint32_t)((b->first + b->count - 1) / shard_rows);
   b->cache = cache;
   b->first_shard = (uint32_t)(b->first / shard_rows);
-  b->blocks = cache->shards[0].meta.tables[b->layout].blocks;
-  b->chunks = (uint64_t)(last - b->first_shard + 1) * b->blocks;
+  b->chunks_per_shard = cache->shards[0].meta.tables[b->layout].chunks_per_view;
+  b->chunks = (uint64_t)(last - b->first_shard + 1) * b->chunks_per_shard;
   pthread_mutex_init(&b->mutex, NULL);
   enum { MOST_THREADS = 64 };
   pthread_t threads[MOST_THREADS];

@@ -133,7 +133,7 @@ static void fill_info(cmkd_cache *cache) {
   for (uint32_t k = 0; k < head->shards; k++) {
     const cmkd_shard *shard = cache->shards + k;
     info->bytes += shard->file_size;
-    for (size_t i = 0; i < (size_t)head->views * shard->meta.tables[0].blocks; i++)
+    for (size_t i = 0; i < (size_t)head->views * shard->meta.tables[0].chunks_per_view; i++)
       info->logit_bytes += shard->meta.tables[0].extents[i].size;
   }
   memcpy(info->sha256, cache->master.fingerprint, sizeof info->sha256);
@@ -239,7 +239,7 @@ cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, cmkd_chunk_place at, cmkd_
   return cmkd_fail(err, status,
                    "%s: chunk %u of view %u%s%s is corrupt; delete that file and run the same build again (cmkd-cache "
                    "verify lists all such)",
-                   at.shard->path, at.block, at.view, at.layout ? " of /" : "", at.layout ? layout->array.name : "");
+                   at.shard->path, at.chunk, at.view, at.layout ? " of /" : "", at.layout ? layout->array.name : "");
 }
 
 cmkd_status cmkd_shard_row_numbers(const cmkd_shard *shard, uint32_t view, uint16_t *max, uint16_t *range,

@@ -4,7 +4,7 @@
 
 #define UNUSED UINT32_MAX
 #define LONG_RUN 4   /* rows in a row that are worth decoding straight from their chunk */
-#define SAMPLE 4096u /* rows at the front that tell a full shuffle from one by blocks */
+#define SAMPLE 4096u /* rows at the front that tell a shuffle of all samples from one of parts of them */
 
 static cmkd_divider divider_of(uint32_t d) { return (cmkd_divider){d > 1 ? UINT64_MAX / d + 1 : 0, d}; }
 
@@ -12,7 +12,7 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   const cmkd_cache *cache = p->cache;
   const cmkd_cache_head *head = &cache->master.head;
   for (uint32_t k = 0; k < head->shards; k++)
-    p->chunk_count += cache->shards[k].meta.tables[p->layout].blocks;
+    p->chunk_count += cache->shards[k].meta.tables[p->layout].chunks_per_view;
   p->first_chunk = malloc(head->shards * sizeof *p->first_chunk);
   p->chunks = malloc(p->chunk_count * sizeof *p->chunks);
   p->schedule = malloc((size_t)p->chunk_count * 2 * sizeof *p->schedule);
@@ -21,8 +21,8 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   p->retire = p->schedule + p->chunk_count;
   for (uint32_t k = 0, g = 0; k < head->shards; k++) {
     p->first_chunk[k] = g;
-    for (uint32_t b = 0; b < cache->shards[k].meta.tables[p->layout].blocks; b++)
-      p->chunks[g++] = (cmkd_order_chunk){k, b, UNUSED, UNUSED};
+    for (uint32_t number = 0; number < cache->shards[k].meta.tables[p->layout].chunks_per_view; number++)
+      p->chunks[g++] = (cmkd_order_chunk){k, number, UNUSED, UNUSED};
   }
   p->last_shard = head->shards - 1;
   p->by_shard = divider_of(head->shard_rows);
@@ -71,8 +71,8 @@ static cmkd_status invert(cmkd_order_plan *p, cmkd_error *err) {
   for (uint32_t g = 0; g < p->chunk_count; g++) {
     const cmkd_shard *shard = cache->shards + p->chunks[g].shard;
     const uint32_t whole = shard->meta.tables[p->layout].rows;
-    uint32_t start = p->chunks[g].block * whole, left = shard->meta.samples - start, rows = left < whole ? left : whole,
-             i = 0;
+    uint32_t start = p->chunks[g].number * whole, left = shard->meta.samples - start,
+             rows = left < whole ? left : whole, i = 0;
     while (i < rows && position[shard->meta.first + start + i] == UINT32_MAX)
       i++;
     if (i < rows) p->schedule[p->scheduled++] = g;

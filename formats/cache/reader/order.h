@@ -14,8 +14,8 @@ static inline uint32_t cmkd_divide(cmkd_divider by, uint32_t x) {
 }
 
 typedef struct cmkd_order_chunk {
-  uint32_t shard, block;
-  uint32_t first, last; /* rows of the order that use it */
+  uint32_t shard, number; /* number: along the sample axis of the shard */
+  uint32_t first, last;   /* rows of the order that use it */
 } cmkd_order_chunk;
 
 typedef struct cmkd_order_plan {
@@ -62,8 +62,8 @@ typedef struct cmkd_row_location {
 static inline cmkd_row_location cmkd_order_locate(const cmkd_order_plan *p, uint32_t sample) {
   uint32_t shard = cmkd_divide(p->by_shard, sample), inside = sample - shard * p->by_shard.d;
   cmkd_divider by = shard == p->last_shard ? p->by_last_chunk : p->by_chunk;
-  uint32_t block = cmkd_divide(by, inside);
-  return (cmkd_row_location){p->first_chunk[shard] + block, inside - block * by.d};
+  uint32_t number = cmkd_divide(by, inside);
+  return (cmkd_row_location){p->first_chunk[shard] + number, inside - number * by.d};
 }
 
 /* How many of order[0 .. count) follow each other in the chunk of the first, whose place is `at`. */
@@ -71,7 +71,7 @@ static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *
                                       cmkd_row_location at) {
   const cmkd_order_chunk *chunk = p->chunks + at.chunk;
   const uint32_t rows = cmkd_order_chunk_rows(p, chunk->shard);
-  uint32_t left = p->cache->shards[chunk->shard].meta.samples - chunk->block * rows,
+  uint32_t left = p->cache->shards[chunk->shard].meta.samples - chunk->number * rows,
            most = (left < rows ? left : rows) - at.row, run = 1;
   if (count < most) most = count;
   while (run < most && order[run] == order[0] + run)

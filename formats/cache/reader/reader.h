@@ -47,11 +47,11 @@ cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent,
 /* Which chunk. */
 typedef struct cmkd_chunk_place {
   const cmkd_shard *shard;
-  uint32_t layout, view, block;
+  uint32_t layout, view, chunk; /* chunk: along the sample axis */
 } cmkd_chunk_place;
 static inline const cmkd_extent *cmkd_chunk_extent(cmkd_chunk_place at) {
   const cmkd_chunk_table *table = at.shard->meta.tables + at.layout;
-  return table->extents + (size_t)at.view * table->blocks + at.block;
+  return table->extents + (size_t)at.view * table->chunks_per_view + at.chunk;
 }
 /* Reads and decompresses a chunk: raw bytes, still shuffled, into `raw` (a whole chunk's); `stored` as cmkd_chunk_bound
  * of it. */

@@ -149,7 +149,7 @@ void cmkd_stream_free(cmkd_stream *s) {
 static void decode_rows(const cmkd_stream *s, cmkd_row_location at, uint32_t rows, float *out) {
   const cmkd_order_chunk *chunk = s->plan.chunks + at.chunk;
   const uint32_t whole = cmkd_order_chunk_rows(&s->plan, chunk->shard);
-  const size_t first = s->cache->shards[chunk->shard].meta.first + (size_t)chunk->block * whole;
+  const size_t first = s->cache->shards[chunk->shard].meta.first + (size_t)chunk->number * whole;
   cmkd_chunk_view view = {cmkd_stream_slot_bytes(s, at.chunk), whole * s->elements, s->elements,
                           s->row_max ? s->row_max + first : NULL, s->row_max ? s->row_range + first : NULL};
   s->codec->decode(&view, at.row, rows, out);

@@ -51,7 +51,7 @@ static void scatter(const cmkd_stream *s, const cmkd_order_chunk *chunk, const c
   const cmkd_shard *shard = s->cache->shards + chunk->shard;
   const uint32_t whole = cmkd_order_chunk_rows(&s->plan, chunk->shard);
   size_t C = s->elements, plane = whole * C, item = (size_t)s->codec->item;
-  uint32_t start = chunk->block * whole, left = shard->meta.samples - start, rows = left < whole ? left : whole;
+  uint32_t start = chunk->number * whole, left = shard->meta.samples - start, rows = left < whole ? left : whole;
   const uint32_t *position = s->plan.position + shard->meta.first + start;
   if (s->stride % 64) { /* short rows */
     for (uint32_t r = 0; r < rows; r++)
@@ -135,7 +135,7 @@ static cmkd_status take_chunk(cmkd_stream *s, const cmkd_stream_worker *with, cm
   cmkd_stream_slot *slot = s->slots + number;
   if (!s->table) slot->index = s->free_slots[--s->free_count];
   pthread_mutex_unlock(&s->mutex);
-  const cmkd_chunk_place place = {s->cache->shards + chunk->shard, s->layout, s->view, chunk->block};
+  const cmkd_chunk_place place = {s->cache->shards + chunk->shard, s->layout, s->view, chunk->number};
   cmkd_status status = cmkd_shard_chunk(s->cache, place, with->coder, with->stored,
                                         s->table ? with->raw : cmkd_stream_slot_bytes(s, number), err);
   if (s->table && status == CMKD_OK) scatter(s, chunk, with);

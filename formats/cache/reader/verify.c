@@ -69,7 +69,7 @@ static cmkd_status check_chunk(const verify *v, cmkd_chunk_place at, const scrat
   const cmkd_cache *cache = v->cache;
   const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
   const uint32_t samples = at.shard->meta.samples, whole = at.shard->meta.tables[at.layout].rows;
-  size_t C = layout->array.elements, offset = (size_t)at.block * whole,
+  size_t C = layout->array.elements, offset = (size_t)at.chunk * whole,
          rows = samples - offset < whole ? samples - offset : whole;
   const cmkd_extent *extent = cmkd_chunk_extent(at);
   CMKD_TRY(cmkd_shard_chunk(cache, at, s->coder, s->stored, s->raw, err));
@@ -77,7 +77,7 @@ static cmkd_status check_chunk(const verify *v, cmkd_chunk_place at, const scrat
     return cmkd_fail(
         err, CMKD_ERR_FORMAT,
         "%s: chunk %u of view %u%s%s does not match its hash; delete that file and run the same build again",
-        at.shard->path, at.block, at.view, at.layout ? " of /" : "", at.layout ? layout->array.name : "");
+        at.shard->path, at.chunk, at.view, at.layout ? " of /" : "", at.layout ? layout->array.name : "");
   cmkd_chunk_view chunk = {s->raw, whole * C, C, NULL, NULL};
   if (layout->codec->row_numbers) {
     chunk.row_max = s->numbers + offset;
@@ -97,8 +97,8 @@ static cmkd_status check_shard(const verify *v, uint32_t k, const scratch *s, cm
     if (has_row_numbers(v))
       CMKD_TRY(cmkd_shard_row_numbers(shard, view, s->numbers, s->numbers + shard->meta.samples, err));
     for (uint32_t a = 0; a < v->cache->master.head.layout_count; a++)
-      for (uint32_t block = 0; block < shard->meta.tables[a].blocks; block++)
-        CMKD_TRY(check_chunk(v, (cmkd_chunk_place){shard, a, view, block}, s, err));
+      for (uint32_t chunk = 0; chunk < shard->meta.tables[a].chunks_per_view; chunk++)
+        CMKD_TRY(check_chunk(v, (cmkd_chunk_place){shard, a, view, chunk}, s, err));
   }
   return CMKD_OK;
 }
@@ -106,7 +106,7 @@ static cmkd_status check_shard(const verify *v, uint32_t k, const scratch *s, cm
 static uint64_t chunks_of(const cmkd_cache_head *head, const cmkd_shard *shard) {
   uint64_t chunks = 0;
   for (uint32_t a = 0; a < head->layout_count; a++)
-    chunks += (uint64_t)shard->meta.tables[a].blocks * head->views;
+    chunks += (uint64_t)shard->meta.tables[a].chunks_per_view * head->views;
   return chunks;
 }
 

@@ -151,9 +151,9 @@ static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
   CMKD_TRY(check_values(w, &r, err));
   const cmkd_chunk_table *table = s->meta.tables + r.layout;
   for (uint32_t left = r.count; left; left -= r.count) {
-    uint32_t block = r.first / table->rows, start = block * table->rows;
+    uint32_t number = r.first / table->rows, start = number * table->rows;
     uint32_t whole = s->meta.samples - start < table->rows ? s->meta.samples - start : table->rows;
-    uint64_t index = s->first_chunk[r.layout] + (uint64_t)r.view * table->blocks + block;
+    uint64_t index = s->first_chunk[r.layout] + (uint64_t)r.view * table->chunks_per_view + number;
     cmkd_chunk_work *chunk = s->chunks + index;
     r.count = left < start + table->rows - r.first ? left : start + table->rows - r.first;
     if (!chunk->items && !chunk->filled) chunk->items = new_items(w, r.layout, table->rows, whole);

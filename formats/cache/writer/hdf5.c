@@ -245,10 +245,10 @@ static void chunks(image *im, const chunked *c, const uint8_t *const *data, cons
   }
   hid_t set =
       im->failed ? -1 : keep(im, H5Dcreate2(im->file, c->name, c->type, space, H5P_DEFAULT, create, H5P_DEFAULT));
-  size_t blocks = (size_t)((c->dims[0] + c->chunk[0] - 1) / c->chunk[0]);
+  size_t per_view = (size_t)((c->dims[0] + c->chunk[0] - 1) / c->chunk[0]);
   for (int pass = 0; pass < 2; pass++) { /* places are asked for when all are written */
-    for (size_t i = 0; i < blocks * c->dims[1] && !im->failed; i++) {
-      hsize_t at[MAX_RANK] = {i % blocks * c->chunk[0], i / blocks}, stored = 0;
+    for (size_t i = 0; i < per_view * c->dims[1] && !im->failed; i++) {
+      hsize_t at[MAX_RANK] = {i % per_view * c->chunk[0], i / per_view}, stored = 0;
       unsigned mask = 0;
       haddr_t address = HADDR_UNDEF;
       if (!pass) {
@@ -333,8 +333,8 @@ cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, 
   flat(&im, "sample_id", H5T_NATIVE_UINT64, H5T_STD_U64LE, n, data->ids, &meta->sample_id);
   flat(&im, "label", H5T_NATIVE_INT32, H5T_STD_I32LE, n, data->labels, &meta->label);
   class_names(&im, head);
-  size_t at = views * meta->tables[0].blocks;
-  for (uint32_t a = 1; a < head->layout_count; at += views * meta->tables[a++].blocks)
+  size_t at = views * meta->tables[0].chunks_per_view;
+  for (uint32_t a = 1; a < head->layout_count; at += views * meta->tables[a++].chunks_per_view)
     layout(&im, head->layouts + a, meta->tables + a, n, views, half, data->chunks + at, data->sizes + at);
   H5Tclose(half);
   image_close(&im);

@@ -33,8 +33,8 @@ static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, cmk
   return status;
 }
 
-/* Block before image, written to PATH.tmp, synced, renamed. Gives the hash of the block, which covers the whole file.
- */
+/* User block before image, written to PATH.tmp, synced, renamed. Gives the hash of the user block, which covers the
+ * whole file. */
 static cmkd_status write_file(const char *path, int kind, const char *json, const cmkd_file_image *image,
                               char block_sha256[CMKD_SHA256_HEX], uint64_t *file_size, cmkd_error *err) {
   char payload_sha256[CMKD_SHA256_HEX];

@@ -49,7 +49,7 @@ cmkd_status cmkd_shard_work_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_
   CMKD_TRY(cmkd_shard_meta_alloc(&s->meta, &w->head, err));
   for (uint32_t a = 0; a < w->head.layout_count; a++) {
     s->first_chunk[a] = s->chunk_count;
-    s->chunk_count += (uint64_t)w->head.views * s->meta.tables[a].blocks;
+    s->chunk_count += (uint64_t)w->head.views * s->meta.tables[a].chunks_per_view;
   }
   size_t n = s->meta.samples, cells = n * w->head.views;
   s->chunks = calloc(s->chunk_count, sizeof *s->chunks);
