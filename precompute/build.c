@@ -93,7 +93,7 @@ static cmkd_status fill_spec(build *b, const cmkd_build_options *o, cmkd_error *
   spec->views = views + (id->clean_view ? 1 : 0);
   spec->classes = (uint32_t)cmkd_teacher_spec(b->teacher)->classes;
   spec->class_names = data->class_names;
-  spec->shard_rows = o->shard_rows;
+  spec->shard_samples = o->shard_samples;
   spec->threads = o->threads;
   return CMKD_OK;
 }

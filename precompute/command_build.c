@@ -272,7 +272,7 @@ static cmkd_status build_companion(const options *o, const place *at, const job 
   test.label = "teacher, test split";
   test.policy = CMKD_AUGMENT_NONE;
   test.build.out = path;
-  test.build.samples = test.build.views = test.build.shard_rows = 0;
+  test.build.samples = test.build.views = test.build.shard_samples = 0;
   test.build.all_variants = test.build.clean_view = 0;
   const cmkd_status status = build_split(o, at, &test, json, err);
   free(path);
@@ -316,7 +316,7 @@ cmkd_status cmkd_command_build(int argc, char **argv, cmkd_error *err) {
                      .clean_view = o.clean_view,
                      .cache_seed = o.seed,
                      .codec = o.codec,
-                     .shard_rows = (uint32_t)o.shard_rows,
+                     .shard_samples = (uint32_t)o.shard_rows,
                      .threads = (int)o.threads},
            .split = o.split,
            .label = "teacher"};

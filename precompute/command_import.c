@@ -171,7 +171,7 @@ static cmkd_status fill_spec(const import *im, cmkd_cache_spec *spec, cmkd_error
   spec->views = im->V;
   spec->classes = im->C;
   spec->class_names = im->set->class_names;
-  spec->shard_rows = (uint32_t)im->shard_rows;
+  spec->shard_samples = (uint32_t)im->shard_rows;
   return CMKD_OK;
 }
 

@@ -263,7 +263,7 @@ cmkd_status cmkd_command_merge(int argc, char **argv, cmkd_error *err) {
     m.shape.position = m.position;
     m.shape.views = m.views;
     m.shape.quiet = quiet;
-    m.shape.spec.shard_rows = (uint32_t)shard_rows;
+    m.shape.spec.shard_samples = (uint32_t)shard_rows;
     status = cmkd_reshape_run(&m.shape, NULL, err);
   }
   cmkd_close_all(m.caches, m.count);

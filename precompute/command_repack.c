@@ -147,7 +147,7 @@ cmkd_status cmkd_command_repack(int argc, char **argv, cmkd_error *err) {
                         .quiet = quiet,
                         .allow_top_k = allow_top_k};
   cmkd_reshape_spec(info, codec_name, &shape.spec);
-  shape.spec.shard_rows = (uint32_t)shard_rows;
+  shape.spec.shard_samples = (uint32_t)shard_rows;
   damage d = {0};
   if (status == CMKD_OK) status = cmkd_reshape_run(&shape, NULL, err);
   if (status == CMKD_OK) status = cmkd_cache_open(paths[1], &out, err);

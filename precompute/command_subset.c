@@ -121,7 +121,7 @@ cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   cmkd_reshape_view *views = malloc(info->views * sizeof *views);
   cmkd_reshape shape = {.out = paths[1], .label = "subset", .inputs = &in, .count = 1, .quiet = quiet};
   cmkd_reshape_spec(info, codec, &shape.spec);
-  shape.spec.shard_rows = (uint32_t)shard_rows;
+  shape.spec.shard_samples = (uint32_t)shard_rows;
   cmkd_status status = views ? choose_samples(in, &s, &position, &shape.spec.samples, err)
                              : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   if (status == CMKD_OK) status = choose_views(info, &s, &shape, views, err);

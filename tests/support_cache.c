@@ -21,7 +21,7 @@ int32_t synthetic_label(const synthetic *s, uint64_t sample) {
 }
 
 const cmkd_cache_array synthetic_arrays[SYNTHETIC_ARRAYS] = {
-    {.name = "aux", .dtype = CMKD_F32, .dims = 1, .shape = {5}, .chunk_rows = 17},
+    {.name = "aux", .dtype = CMKD_F32, .dims = 1, .shape = {5}, .chunk_samples = 17},
     {.name = "map.layer-3", .dtype = CMKD_F16, .dims = 2, .shape = {3, 2}},
     {.name = "mask", .dtype = CMKD_U8, .dims = 3, .shape = {1, 7, 1}},
 };
@@ -99,8 +99,8 @@ void synthetic_spec(const synthetic *s, cmkd_cache_spec *spec) {
   spec->samples = s->samples;
   spec->views = s->views;
   spec->classes = s->classes;
-  spec->shard_rows = s->shard_rows;
-  spec->chunk_rows = s->chunk_rows;
+  spec->shard_samples = s->shard_samples;
+  spec->chunk_samples = s->chunk_samples;
   spec->threads = s->threads;
   spec->class_names = s->names && s->classes == 10 ? names : NULL;
   spec->arrays = synthetic_arrays;

@@ -6,7 +6,7 @@
 #include "cmkd/cache_writer.h"
 
 typedef struct synthetic {
-  uint32_t samples, views, classes, shard_rows, chunk_rows;
+  uint32_t samples, views, classes, shard_samples, chunk_samples;
   const char *codec;
   uint64_t seed;
   int threads;

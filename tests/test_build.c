@@ -80,7 +80,7 @@ static cmkd_teacher *simple_teacher(simple *s) {
 
 static cmkd_build_options small(const char *out) {
   return (cmkd_build_options){
-      .out = out, .views = 3, .clean_view = 1, .cache_seed = 5, .codec = "f32", .shard_rows = 11, .threads = 1};
+      .out = out, .views = 3, .clean_view = 1, .cache_seed = 5, .codec = "f32", .shard_samples = 11, .threads = 1};
 }
 
 static const char *out_in(const char *dir) {

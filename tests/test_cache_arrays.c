@@ -22,8 +22,8 @@ static cmkd_error err;
 static const synthetic small = {.samples = 230,
                                 .views = 2,
                                 .classes = 10,
-                                .shard_rows = 50,
-                                .chunk_rows = 20,
+                                .shard_samples = 50,
+                                .chunk_samples = 20,
                                 .codec = "f16",
                                 .seed = 5,
                                 .threads = 2,
@@ -116,7 +116,7 @@ static void what_is_put_comes_back(void **state) {
       assert_memory_equal(info->arrays[a].shape, synthetic_arrays[a].shape, sizeof info->arrays[a].shape);
       assert_int_equal(info->arrays[a].elements, synthetic_elements(a));
     }
-    assert_int_equal(info->arrays[0].chunk_rows, 17);
+    assert_int_equal(info->arrays[0].chunk_samples, 17);
     for (uint32_t i = 0; i < s.samples; i++)
       order[i] = i;
     check_content(&s, cache, order, s.samples);
@@ -184,7 +184,7 @@ static void long_rows(void **state) {
   assert_ok(cmkd_cache_writer_finish(w, &err));
   cmkd_cache_writer_close(w);
   cmkd_cache *cache = opened(path);
-  assert_int_equal(cmkd_cache_get_info(cache)->arrays[0].chunk_rows, 16); /* 264 KB of 16.5 KB rows */
+  assert_int_equal(cmkd_cache_get_info(cache)->arrays[0].chunk_samples, 16); /* 264 KB of 16.5 KB rows */
   for (uint32_t block = 0; block <= 16; block += 16) {
     const cmkd_stream_options options = {.array = "wide"};
     cmkd_stream *stream;
@@ -356,7 +356,7 @@ static void bad_declarations_are_refused(void **state) {
       {.name = "x", .dims = 2, .shape = {4, 0}},
       {.name = "x", .dims = 1, .shape = {(1 << 18) + 1}},
       {.name = "x", .dims = 6, .shape = {UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX, UINT32_MAX}},
-      {.name = "x", .dims = 1, .shape = {1 << 14}, .chunk_rows = 17},
+      {.name = "x", .dims = 1, .shape = {1 << 14}, .chunk_samples = 17},
       {.name = "x", .dtype = CMKD_BF16, .dims = 1, .shape = {4}},
       {.name = "x", .dtype = CMKD_I64, .dims = 1, .shape = {4}},
   };

@@ -23,8 +23,8 @@ static cmkd_error err;
 static const synthetic small = {.samples = 230,
                                 .views = 2,
                                 .classes = 10,
-                                .shard_rows = 50,
-                                .chunk_rows = 20,
+                                .shard_samples = 50,
+                                .chunk_samples = 20,
                                 .codec = "f16",
                                 .seed = 5,
                                 .threads = 2};

@@ -120,8 +120,8 @@ static void new_caches_are_written_the_same(void **state) {
     const synthetic s = {.samples = 12,
                          .views = 2,
                          .classes = 10,
-                         .shard_rows = head.shard_rows,
-                         .chunk_rows = head.layouts[0].array.chunk_rows,
+                         .shard_samples = head.shard_samples,
+                         .chunk_samples = head.layouts[0].array.chunk_samples,
                          .codec = codecs[i],
                          .seed = 2026,
                          .names = 1};

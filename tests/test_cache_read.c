@@ -92,19 +92,31 @@ static void reads_what_was_written(void **state) {
   (void)state;
   const char *dir = scratch_dir();
   const synthetic shapes[] = {
-      {.samples = 1000, .views = 3, .classes = 100, .shard_rows = 300, .chunk_rows = 128, .codec = "f16", .seed = 1},
+      {.samples = 1000,
+       .views = 3,
+       .classes = 100,
+       .shard_samples = 300,
+       .chunk_samples = 128,
+       .codec = "f16",
+       .seed = 1},
       {.samples = 257,
        .views = 2,
        .classes = 10,
-       .shard_rows = 100,
-       .chunk_rows = 32,
+       .shard_samples = 100,
+       .chunk_samples = 32,
        .codec = "f32",
        .seed = UINT64_MAX,
        .names = 1},
-      {.samples = 513, .views = 2, .classes = 37, .shard_rows = 200, .chunk_rows = 64, .codec = "u8sqrt", .seed = 3},
+      {.samples = 513,
+       .views = 2,
+       .classes = 37,
+       .shard_samples = 200,
+       .chunk_samples = 64,
+       .codec = "u8sqrt",
+       .seed = 3},
       {.samples = 70, .views = 1, .classes = 1000, .codec = "f16", .seed = 4},
       {.samples = 1, .views = 1, .classes = 2, .codec = "u8sqrt", .seed = 5},
-      {.samples = 33, .views = 5, .classes = 1, .shard_rows = 32, .codec = "f16", .seed = 6},
+      {.samples = 33, .views = 5, .classes = 1, .shard_samples = 32, .codec = "f16", .seed = 6},
   };
   for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
     char *path = cmkd_format("%s/cache%zu.h5", dir, i);
@@ -155,8 +167,8 @@ static void streams_any_order(void **state) {
     synthetic s = {.samples = 5000,
                    .views = 2,
                    .classes = 20,
-                   .shard_rows = 1700,
-                   .chunk_rows = 100,
+                   .shard_samples = 1700,
+                   .chunk_samples = 100,
                    .codec = codecs[k],
                    .seed = 9};
     char *path = cmkd_format("%s/cache.h5", scratch_dir());
@@ -188,8 +200,8 @@ static void streams_shuffles_of_long_rows(void **state) {
     synthetic s = {.samples = 3333,
                    .views = 2,
                    .classes = 157,
-                   .shard_rows = 960,
-                   .chunk_rows = 48,
+                   .shard_samples = 960,
+                   .chunk_samples = 48,
                    .codec = codecs[k],
                    .seed = 3};
     char *path = cmkd_format("%s/cache.h5", scratch_dir());
@@ -211,7 +223,7 @@ static void streams_shuffles_of_long_rows(void **state) {
 static void one_row_chunks_do_not_deadlock(void **state) {
   (void)state;
   synthetic s = {
-      .samples = 300, .views = 1, .classes = 50, .shard_rows = 50, .chunk_rows = 1, .codec = "f16", .seed = 9};
+      .samples = 300, .views = 1, .classes = 50, .shard_samples = 50, .chunk_samples = 1, .codec = "f16", .seed = 9};
   char *path = cmkd_format("%s/cache.h5", scratch_dir());
   cmkd_cache *cache = open_built(&s, path);
   uint32_t order[300];
@@ -223,7 +235,7 @@ static void one_row_chunks_do_not_deadlock(void **state) {
 
 static void stream_refuses(void **state) {
   (void)state;
-  synthetic s = {.samples = 1000, .views = 1, .classes = 50, .chunk_rows = 10, .codec = "f16", .seed = 9};
+  synthetic s = {.samples = 1000, .views = 1, .classes = 50, .chunk_samples = 10, .codec = "f16", .seed = 9};
   char *path = cmkd_format("%s/cache.h5", scratch_dir());
   cmkd_cache *cache = open_built(&s, path);
   uint32_t order[1000];
@@ -277,8 +289,8 @@ static void h5py_reads_it(void **state) {
     synthetic s = {.samples = 700,
                    .views = 3,
                    .classes = 10,
-                   .shard_rows = 300,
-                   .chunk_rows = 128,
+                   .shard_samples = 300,
+                   .chunk_samples = 128,
                    .codec = codecs[k],
                    .seed = 11,
                    .names = 1};
@@ -327,7 +339,7 @@ static void h5py_reads_it(void **state) {
 /* --dump CODEC FILE: builds a cache with this process's instruction set and writes all decoded rows beside it */
 static int dump(const char *codec, const char *path) {
   synthetic s = {
-      .samples = 333, .views = 2, .classes = 77, .shard_rows = 200, .chunk_rows = 64, .codec = codec, .seed = 2};
+      .samples = 333, .views = 2, .classes = 77, .shard_samples = 200, .chunk_samples = 64, .codec = codec, .seed = 2};
   cmkd_cache *cache;
   float *rows = malloc(333 * 77 * 2 * sizeof *rows);
   char *name = cmkd_format("%s.rows", path);

@@ -16,7 +16,7 @@ static const char *dir;
 
 static synthetic base(void) {
   return (synthetic){
-      .samples = N, .views = V, .classes = C, .shard_rows = 128, .chunk_rows = 32, .codec = "f32", .seed = 5};
+      .samples = N, .views = V, .classes = C, .shard_samples = 128, .chunk_samples = 32, .codec = "f32", .seed = 5};
 }
 
 /* $CMKD_BUILD/cmkd-cache ARGS in the scratch folder */

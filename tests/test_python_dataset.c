@@ -45,8 +45,8 @@ static void yields_our_bytes(void **state) {
     synthetic s = {.samples = SAMPLES,
                    .views = VIEWS,
                    .classes = CLASSES,
-                   .shard_rows = 40,
-                   .chunk_rows = 16,
+                   .shard_samples = 40,
+                   .chunk_samples = 16,
                    .codec = codecs[k],
                    .seed = 5};
     const char *dir = scratch_dir();

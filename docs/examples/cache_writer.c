@@ -50,7 +50,7 @@ static cmkd_status write_cache(const char *path, cmkd_error *err) {
   cmkd_cache_spec spec = {.samples = SAMPLES,
                           .views = VIEWS,
                           .classes = CLASSES,
-                          .shard_rows = 4, /* two shards; 0 lets the library choose */
+                          .shard_samples = 4, /* two shards; 0 lets the library choose */
                           .arrays = &features,
                           .array_count = 1};
   memset(spec.identity.teacher_sha256, '0', 64); /* of the weight file */

@@ -29,10 +29,10 @@ cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *
   const int row_numbers = head->layouts[0].codec->row_numbers;
   const size_t views = head->views;
   size_t extents = views * (row_numbers ? 3 : 1);
-  meta->first = (uint64_t)meta->index * head->shard_rows;
+  meta->first = (uint64_t)meta->index * head->shard_samples;
   meta->samples = cmkd_shard_samples(head, meta->index);
   for (uint32_t a = 0; a < head->layout_count; a++) {
-    uint32_t rows = cmkd_layout_rows(head->layouts + a, meta->samples);
+    uint32_t rows = cmkd_layout_chunk_samples(head->layouts + a, meta->samples);
     extents += views * ((meta->samples + rows - 1) / rows);
   }
   meta->tables = calloc(1, head->layout_count * sizeof *meta->tables + extents * sizeof(cmkd_extent));
@@ -41,8 +41,8 @@ cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *
   cmkd_extent *next = (cmkd_extent *)(meta->tables + head->layout_count);
   for (uint32_t a = 0; a < head->layout_count; a++) {
     cmkd_chunk_table *table = meta->tables + a;
-    table->rows = cmkd_layout_rows(head->layouts + a, meta->samples);
-    table->chunks_per_view = (meta->samples + table->rows - 1) / table->rows;
+    table->chunk_samples = cmkd_layout_chunk_samples(head->layouts + a, meta->samples);
+    table->chunks_per_view = (meta->samples + table->chunk_samples - 1) / table->chunk_samples;
     table->extents = next;
     next += views * table->chunks_per_view;
   }
@@ -52,14 +52,14 @@ cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *
   return CMKD_OK;
 }
 
-void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_rows) {
+void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_samples) {
   static const cmkd_dtype dtypes[] = {[1] = CMKD_U8, [2] = CMKD_F16, [4] = CMKD_F32};
   head->layouts[0] = (cmkd_layout){.array = {.name = "logits",
                                              .dtype = dtypes[codec->item],
                                              .dims = 1,
                                              .shape = {head->classes},
                                              .elements = head->classes,
-                                             .chunk_rows = chunk_rows},
+                                             .chunk_samples = chunk_samples},
                                    .codec = codec};
   head->layout_count = 1;
 }
@@ -154,7 +154,7 @@ static json_t *layout_json(const cmkd_layout *layout) {
   cmkd_json_set(&o, "name", json_string(layout->array.name));
   cmkd_json_set(&o, "dtype", json_string(layout->codec->name));
   cmkd_json_set(&o, "shape", cmkd_json_end(&shape));
-  cmkd_json_set(&o, "chunk_rows", json_integer(layout->array.chunk_rows));
+  cmkd_json_set(&o, "chunk_rows", json_integer(layout->array.chunk_samples));
   return cmkd_json_end(&o);
 }
 
@@ -174,8 +174,8 @@ static cmkd_json head_json(const cmkd_cache_head *head, const char *format, int 
   cmkd_json_set(&o, "shape", json_pack("[I,i,i]", (json_int_t)head->samples, (int)head->views, (int)head->classes));
   cmkd_json_set(&o, "class_names", class_names_json(head));
   cmkd_json_set(&o, "shards", json_integer(head->shards));
-  cmkd_json_set(&o, "shard_rows", json_integer(head->shard_rows));
-  cmkd_json_set(&o, "chunk_rows", json_integer(head->layouts[0].array.chunk_rows));
+  cmkd_json_set(&o, "shard_rows", json_integer(head->shard_samples));
+  cmkd_json_set(&o, "chunk_rows", json_integer(head->layouts[0].array.chunk_samples));
   if (named_arrays && head->layout_count > 1) cmkd_json_set(&o, "named_arrays", layouts_json(head));
   return o;
 }

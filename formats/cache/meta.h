@@ -21,7 +21,7 @@ typedef struct cmkd_cache_head {
   cmkd_cache_identity identity;
   uint64_t samples;
   uint32_t views, classes;
-  uint32_t shards, shard_rows;                    /* rows: samples */
+  uint32_t shards, shard_samples;                 /* samples of a shard; the last may have fewer */
   char **class_names;                             /* (classes) or NULL; owned */
   cmkd_layout layouts[1 + CMKD_CACHE_MAX_ARRAYS]; /* (layout_count): the logits, then the named arrays */
   uint32_t layout_count;
@@ -35,7 +35,7 @@ typedef struct cmkd_extent {
 
 /* The chunks of one layout in one shard. */
 typedef struct cmkd_chunk_table {
-  uint32_t rows;            /* samples of a chunk; the last chunk may be padded with zeros */
+  uint32_t chunk_samples;   /* the last chunk may be padded with zeros */
   uint32_t chunks_per_view; /* along the sample axis */
   cmkd_extent *extents;     /* (views, chunks_per_view) */
 } cmkd_chunk_table;
@@ -71,7 +71,7 @@ void cmkd_master_meta_free(cmkd_master_meta *meta);
 cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head, cmkd_error *err);
 
 /* Layout 0: the logits, from head->classes and the codec of head->identity. */
-void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_rows);
+void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_samples);
 /* Checks name, type and shape of a named array; fills layout->codec and elements. NULL, or the key that is wrong. */
 const char *cmkd_layout_check(cmkd_layout *layout);
 /* Is there a layout of that name among the first `count`? */
@@ -79,19 +79,19 @@ int cmkd_layout_find(const cmkd_cache_head *head, uint32_t count, const char *na
 static inline size_t cmkd_layout_row_bytes(const cmkd_layout *layout) {
   return layout->array.elements * (size_t)layout->codec->item;
 }
-/* Raw bytes of a whole chunk of chunk_rows samples, the most that a chunk of this layout has. */
+/* Raw bytes of a whole chunk of chunk_samples samples, the most that a chunk of this layout has. */
 static inline size_t cmkd_layout_chunk_bytes(const cmkd_layout *layout) {
-  return layout->array.chunk_rows * cmkd_layout_row_bytes(layout);
+  return layout->array.chunk_samples * cmkd_layout_row_bytes(layout);
 }
 
-/* Geometry. Shard k holds samples [k * shard_rows, ...). */
+/* Samples in shard k, which begins with sample k * shard_samples. */
 static inline uint32_t cmkd_shard_samples(const cmkd_cache_head *head, uint32_t k) {
-  uint64_t first = (uint64_t)k * head->shard_rows, left = head->samples - first;
-  return left < head->shard_rows ? (uint32_t)left : head->shard_rows;
+  uint64_t first = (uint64_t)k * head->shard_samples, left = head->samples - first;
+  return left < head->shard_samples ? (uint32_t)left : head->shard_samples;
 }
-/* Rows of a chunk in a shard of n samples: the last, shorter shard may have smaller chunks. */
-static inline uint32_t cmkd_layout_rows(const cmkd_layout *layout, uint32_t n) {
-  return layout->array.chunk_rows < n ? layout->array.chunk_rows : n;
+/* Samples of a chunk in a shard of n samples: the last, shorter shard may have smaller chunks. */
+static inline uint32_t cmkd_layout_chunk_samples(const cmkd_layout *layout, uint32_t n) {
+  return layout->array.chunk_samples < n ? layout->array.chunk_samples : n;
 }
 void cmkd_shard_name(const cmkd_cache_head *head, uint32_t k, char name[40]); /* shard-00000-of-00064.h5 */
 

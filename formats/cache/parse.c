@@ -139,11 +139,11 @@ static int parse_layout(parser *p, const json_t *o, const cmkd_cache_head *head,
   array->dims = (int)json_array_size(shape);
   for (int d = 0; d < array->dims; d++)
     array->shape[d] = (uint32_t)number(p, json_array_get(shape, (size_t)d), "shape", 1, CMKD_CACHE_CHUNK_LIMIT);
-  array->chunk_rows = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_rows);
+  array->chunk_samples = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_samples);
   const char *bad = p->what ? p->what : cmkd_layout_check(layout);
   if (bad)
     wrong(p, bad);
-  else if ((uint64_t)array->chunk_rows * cmkd_layout_row_bytes(layout) > CMKD_CACHE_CHUNK_LIMIT)
+  else if ((uint64_t)array->chunk_samples * cmkd_layout_row_bytes(layout) > CMKD_CACHE_CHUNK_LIMIT)
     wrong(p, "chunk_rows");
   else if (cmkd_layout_find(head, head->layout_count, array->name, &twin))
     wrong(p, "name");
@@ -175,13 +175,13 @@ static void parse_head(parser *p, const json_t *o, const char *format, cmkd_cach
   head->views = (uint32_t)number(p, json_array_get(shape, 1), "shape", 1, CMKD_CACHE_MAX_VIEWS);
   head->classes = (uint32_t)number(p, json_array_get(shape, 2), "shape", 1, CMKD_CACHE_MAX_CLASSES);
   head->shards = (uint32_t)get_number(p, o, "shards", 1, CMKD_CACHE_MAX_SHARDS);
-  head->shard_rows = (uint32_t)get_number(p, o, "shard_rows", 1, INT32_MAX);
-  uint32_t chunk_rows = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_rows);
-  if ((head->samples + head->shard_rows - 1) / head->shard_rows != head->shards) wrong(p, "shards");
+  head->shard_samples = (uint32_t)get_number(p, o, "shard_rows", 1, INT32_MAX);
+  uint32_t chunk_samples = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_samples);
+  if ((head->samples + head->shard_samples - 1) / head->shard_samples != head->shards) wrong(p, "shards");
   if (p->what) return;
   if (codec->thin && cmkd_codec_keep(head->identity.codec) >= head->classes) wrong(p, "codec");
-  cmkd_layout_of_logits(head, codec, chunk_rows);
-  if ((uint64_t)chunk_rows * cmkd_layout_row_bytes(head->layouts) > CMKD_CACHE_CHUNK_LIMIT) wrong(p, "chunk_rows");
+  cmkd_layout_of_logits(head, codec, chunk_samples);
+  if ((uint64_t)chunk_samples * cmkd_layout_row_bytes(head->layouts) > CMKD_CACHE_CHUNK_LIMIT) wrong(p, "chunk_rows");
   if (!p->what) parse_class_names(p, json_object_get(o, "class_names"), head);
   if (!p->what) parse_layouts(p, json_object_get(o, "named_arrays"), head);
 }
@@ -250,7 +250,7 @@ static cmkd_status verdict(const parser *p, cmkd_error *err) {
 static void check_tables(parser *p, const json_t *o, const cmkd_cache_head *head, uint32_t n) {
   for (uint32_t a = 0; a < head->layout_count && !p->what; a++) {
     const cmkd_layout *layout = head->layouts + a;
-    uint32_t rows = cmkd_layout_rows(layout, n);
+    uint32_t rows = cmkd_layout_chunk_samples(layout, n);
     const json_t *table =
         a ? json_object_get(json_object_get(o, "named_chunks"), layout->array.name) : json_object_get(o, "logits");
     if (json_array_size(table) != (uint64_t)head->views * ((n + rows - 1) / rows))
@@ -265,7 +265,7 @@ static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmk
   for (uint32_t a = 0; a < head->layout_count; a++) {
     const cmkd_layout *layout = head->layouts + a;
     const cmkd_chunk_table *table = meta->tables + a;
-    size_t raw = table->rows * cmkd_layout_row_bytes(layout);
+    size_t raw = table->chunk_samples * cmkd_layout_row_bytes(layout);
     extent_rule rule = {(size_t)head->views * table->chunks_per_view, payload, 5, ZSTD_compressBound(raw) + 4};
     if (a)
       parse_extents(p, json_object_get(named, layout->array.name), "named_chunks", rule, table->extents);
@@ -295,7 +295,8 @@ cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payloa
     meta->index = (uint32_t)get_number(&p, shard, "index", 0, head->shards - 1);
     uint32_t n = cmkd_shard_samples(head, meta->index);
     get_number(&p, shard, "samples", n, n);
-    get_number(&p, shard, "first", (uint64_t)meta->index * head->shard_rows, (uint64_t)meta->index * head->shard_rows);
+    get_number(&p, shard, "first", (uint64_t)meta->index * head->shard_samples,
+               (uint64_t)meta->index * head->shard_samples);
     if ((uint64_t)n * 12 > payload) wrong(&p, "logits");
     check_tables(&p, o, head, n);
   }
@@ -317,7 +318,7 @@ static void parse_files(parser *p, const json_t *files, cmkd_master_meta *meta) 
   for (uint32_t k = 0; k < meta->head.shards && !p->what; k++) {
     const json_t *entry = json_array_get(files, k), *file = json_array_get(entry, 0), *sha = json_array_get(entry, 4);
     cmkd_shard_entry *s = meta->shards + k;
-    uint64_t first = (uint64_t)k * meta->head.shard_rows;
+    uint64_t first = (uint64_t)k * meta->head.shard_samples;
     uint32_t n = cmkd_shard_samples(&meta->head, k);
     if (!json_is_array(entry) || json_array_size(entry) != 5 || !json_is_string(file) || !json_is_string(sha) ||
         !is_hex(json_string_value(sha), 64)) {

@@ -7,7 +7,7 @@
  * twice at once. Builds with teachers of their own are independent.
  *
  * Errors: messages call an option by its name on the command line of cmkd-cache: "--shard-rows" is the field
- * shard_rows. No pointer may be NULL unless that is said; `err` may always be. */
+ * shard_samples. No pointer may be NULL unless that is said; `err` may always be. */
 #ifndef CMKD_BUILD_H
 #define CMKD_BUILD_H
 #include <stdint.h>
@@ -51,17 +51,17 @@ CMKD_API void cmkd_teacher_close(cmkd_teacher *teacher);
 
 /* What to build. All zero but `out` is a good start; strings are borrowed during the call. */
 typedef struct cmkd_build_options {
-  const char *out;     /* the cache, best ending in .h5; its shards go to a folder beside it */
-  uint32_t samples;    /* the first so many of the split; 0: all */
-  uint32_t views;      /* augmented views of an image, 1 to 65535; 0: 4, or 1 without augmentation */
-  int all_variants;    /* 1: the views are all variants of the policy; `views` is ignored */
-  int clean_view;      /* 1: one more view, the image as it is; without augmentation that is the one there is */
-  uint64_t cache_seed; /* that views are drawn from */
-  const char *codec;   /* "f16", "f32", "u8sqrt", "topk:K" (docs/cache-format.md); NULL: "f16" */
-  uint32_t shard_rows; /* samples of a shard; 0: about 4 MB of raw logits */
-  int threads;         /* that compress; 0: all cores */
-  unsigned part;       /* this process builds the shards k with k % parts == part, */
-  unsigned parts;      /* and the master only where it builds all; 0: 1 */
+  const char *out;        /* the cache, best ending in .h5; its shards go to a folder beside it */
+  uint32_t samples;       /* the first so many of the split; 0: all */
+  uint32_t views;         /* augmented views of an image, 1 to 65535; 0: 4, or 1 without augmentation */
+  int all_variants;       /* 1: the views are all variants of the policy; `views` is ignored */
+  int clean_view;         /* 1: one more view, the image as it is; without augmentation that is the one there is */
+  uint64_t cache_seed;    /* that views are drawn from */
+  const char *codec;      /* "f16", "f32", "u8sqrt", "topk:K" (docs/cache-format.md); NULL: "f16" */
+  uint32_t shard_samples; /* samples of a shard; 0: about 4 MB of raw logits */
+  int threads;            /* that compress; 0: all cores */
+  unsigned part;          /* this process builds the shards k with k % parts == part, */
+  unsigned parts;         /* and the master only where it builds all; 0: 1 */
 } cmkd_build_options;
 
 typedef struct cmkd_build_progress {

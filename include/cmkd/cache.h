@@ -53,7 +53,7 @@ typedef struct cmkd_cache_array {
   int dims;         /* of a row, 1 to CMKD_CACHE_ARRAY_DIMS */
   uint32_t shape[CMKD_CACHE_ARRAY_DIMS]; /* of a row; at most 1 MiB as stored */
   uint32_t elements;                     /* numbers in a row, the product of shape; not read by the writer */
-  uint32_t chunk_rows;                   /* samples of a chunk; the writer takes 0 for: chosen from the shape */
+  uint32_t chunk_samples;                /* samples of a chunk; the writer takes 0 for: chosen from the shape */
 } cmkd_cache_array;
 
 typedef struct cmkd_cache_info {

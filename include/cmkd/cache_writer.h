@@ -29,8 +29,8 @@ typedef struct cmkd_cache_spec {
   uint32_t views;                 /* with the clean one; 1 to 65536 */
   uint32_t classes;               /* 1 to 131072 */
   const char *const *class_names; /* (classes) UTF-8, or NULL */
-  uint32_t shard_rows;            /* samples of a shard; 0: chosen from the shape */
-  uint32_t chunk_rows;            /* samples of a chunk, the unit of reading; 0: chosen from the shape */
+  uint32_t shard_samples;         /* samples of a shard; 0: chosen from the shape */
+  uint32_t chunk_samples;         /* samples of a chunk, the unit of reading; 0: chosen from the shape */
   int threads;                    /* that compress; 0: as many as there are cores. Does not show in the files */
   const cmkd_cache_array *arrays; /* (array_count) named arrays beside the logits, or NULL */
   uint32_t array_count;           /* 0 to CMKD_CACHE_MAX_ARRAYS */
@@ -69,7 +69,7 @@ CMKD_API void cmkd_cache_writer_close(cmkd_cache_writer *writer);
  * multiples of that, from a multiple of it, are compressed soonest. */
 CMKD_API uint32_t cmkd_cache_writer_shards(const cmkd_cache_writer *writer);
 CMKD_API void cmkd_cache_writer_range(const cmkd_cache_writer *writer, uint32_t k, uint64_t *first, uint32_t *count);
-CMKD_API uint32_t cmkd_cache_writer_chunk_rows(const cmkd_cache_writer *writer);
+CMKD_API uint32_t cmkd_cache_writer_chunk_samples(const cmkd_cache_writer *writer);
 
 /* Claims shard k, in any order; one shard is filled at a time. Only after *state CMKD_CACHE_SHARD_NEEDED may samples,
  * put, end and abandon follow. */

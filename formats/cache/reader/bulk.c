@@ -48,7 +48,7 @@ static void copy_items(const bulk *b, const cmkd_chunk_view *chunk, size_t first
 
 static cmkd_status read_chunk(const bulk *b, const cmkd_shard *shard, uint32_t number, scratch *with, cmkd_error *err) {
   const cmkd_layout *layout = cmkd_cache_layout_at(b->cache, b->layout);
-  const uint32_t rows = shard->meta.tables[b->layout].rows;
+  const uint32_t rows = shard->meta.tables[b->layout].chunk_samples;
   const size_t C = layout->array.elements, offset = (size_t)number * rows;
   uint64_t start = shard->meta.first + offset, end = start + rows;
   if (end > shard->meta.first + shard->meta.samples) end = shard->meta.first + shard->meta.samples;
@@ -73,11 +73,11 @@ static void *run(void *argument) {
   bulk *b = argument;
   const cmkd_cache *cache = b->cache;
   const cmkd_layout *layout = cmkd_cache_layout_at(cache, b->layout);
-  const size_t raw = cmkd_layout_chunk_bytes(layout), shard_rows = cache->master.head.shard_rows;
+  const size_t raw = cmkd_layout_chunk_bytes(layout), shard_samples = cache->master.head.shard_samples;
   scratch with = {.coder = cmkd_chunk_coder_create(), .stored = malloc(cmkd_chunk_bound(raw)), .raw = malloc(raw)};
   cmkd_error err = {0};
-  if (layout->codec->row_numbers) with.max = malloc(shard_rows * 4);
-  if (with.max) with.range = with.max + shard_rows;
+  if (layout->codec->row_numbers) with.max = malloc(shard_samples * 4);
+  if (with.max) with.range = with.max + shard_samples;
   if (!with.coder || !with.stored || !with.raw || (layout->codec->row_numbers && !with.max))
     cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to read it", cache->path);
   while (err.status == CMKD_OK && !atomic_load(&b->failed)) {
@@ -107,15 +107,16 @@ static cmkd_status bulk_read(cmkd_cache *cache, bulk *b, cmkd_error *err) {
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: samples %" PRIu64 "..%" PRIu64 " do not exist; it has %" PRIu64,
                      cache->path, b->first, b->first + b->count, cache->info.samples);
   if (!b->count) return CMKD_OK;
-  const uint32_t shard_rows = cache->master.head.shard_rows, last = (uint32_t)((b->first + b->count - 1) / shard_rows);
+  const uint32_t shard_samples = cache->master.head.shard_samples,
+                 last = (uint32_t)((b->first + b->count - 1) / shard_samples);
   b->cache = cache;
-  b->first_shard = (uint32_t)(b->first / shard_rows);
+  b->first_shard = (uint32_t)(b->first / shard_samples);
   b->chunks_per_shard = cache->shards[0].meta.tables[b->layout].chunks_per_view;
   b->chunks = (uint64_t)(last - b->first_shard + 1) * b->chunks_per_shard;
   pthread_mutex_init(&b->mutex, NULL);
   enum { MOST_THREADS = 64 };
   pthread_t threads[MOST_THREADS];
-  uint64_t touched = b->count / cmkd_cache_layout_at(cache, b->layout)->array.chunk_rows + 1;
+  uint64_t touched = b->count / cmkd_cache_layout_at(cache, b->layout)->array.chunk_samples + 1;
   int wanted = cmkd_cpu_count(), started = 0;
   if (wanted > MOST_THREADS) wanted = MOST_THREADS;
   if ((uint64_t)wanted > touched) wanted = (int)touched;

@@ -231,7 +231,7 @@ cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, cmkd_chunk_place at, cmkd_
                              uint8_t *raw, cmkd_error *err) {
   const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
   const cmkd_extent *extent = cmkd_chunk_extent(at);
-  const size_t raw_size = at.shard->meta.tables[at.layout].rows * cmkd_layout_row_bytes(layout);
+  const size_t raw_size = at.shard->meta.tables[at.layout].chunk_samples * cmkd_layout_row_bytes(layout);
   CMKD_TRY(read_extent(at.shard, extent, stored, err));
   cmkd_error inner = {0};
   cmkd_status status = cmkd_chunk_decode(coder, stored, (size_t)extent->size, raw, raw_size, "it", &inner);

@@ -25,9 +25,9 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
       p->chunks[g++] = (cmkd_order_chunk){k, number, UNUSED, UNUSED};
   }
   p->last_shard = head->shards - 1;
-  p->by_shard = divider_of(head->shard_rows);
-  p->by_chunk = divider_of(cmkd_cache_layout_at(cache, p->layout)->array.chunk_rows);
-  p->by_last_chunk = divider_of(cache->shards[p->last_shard].meta.tables[p->layout].rows);
+  p->by_shard = divider_of(head->shard_samples);
+  p->by_chunk = divider_of(cmkd_cache_layout_at(cache, p->layout)->array.chunk_samples);
+  p->by_last_chunk = divider_of(cache->shards[p->last_shard].meta.tables[p->layout].chunk_samples);
   return CMKD_OK;
 }
 
@@ -70,7 +70,7 @@ static cmkd_status invert(cmkd_order_plan *p, cmkd_error *err) {
   }
   for (uint32_t g = 0; g < p->chunk_count; g++) {
     const cmkd_shard *shard = cache->shards + p->chunks[g].shard;
-    const uint32_t whole = shard->meta.tables[p->layout].rows;
+    const uint32_t whole = shard->meta.tables[p->layout].chunk_samples;
     uint32_t start = p->chunks[g].number * whole, left = shard->meta.samples - start,
              rows = left < whole ? left : whole, i = 0;
     while (i < rows && position[shard->meta.first + start + i] == UINT32_MAX)

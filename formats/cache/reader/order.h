@@ -51,7 +51,7 @@ cmkd_status cmkd_order_plan_make(cmkd_order_plan *plan, const cmkd_cache *cache,
 void cmkd_order_plan_free(cmkd_order_plan *plan);
 
 /* Samples of a chunk of that shard. */
-static inline uint32_t cmkd_order_chunk_rows(const cmkd_order_plan *p, uint32_t shard) {
+static inline uint32_t cmkd_order_chunk_samples(const cmkd_order_plan *p, uint32_t shard) {
   return shard == p->last_shard ? p->by_last_chunk.d : p->by_chunk.d;
 }
 
@@ -70,7 +70,7 @@ static inline cmkd_row_location cmkd_order_locate(const cmkd_order_plan *p, uint
 static inline uint32_t cmkd_order_run(const cmkd_order_plan *p, const uint32_t *order, uint32_t count,
                                       cmkd_row_location at) {
   const cmkd_order_chunk *chunk = p->chunks + at.chunk;
-  const uint32_t rows = cmkd_order_chunk_rows(p, chunk->shard);
+  const uint32_t rows = cmkd_order_chunk_samples(p, chunk->shard);
   uint32_t left = p->cache->shards[chunk->shard].meta.samples - chunk->number * rows,
            most = (left < rows ? left : rows) - at.row, run = 1;
   if (count < most) most = count;

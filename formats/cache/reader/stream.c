@@ -51,7 +51,7 @@ static cmkd_status plan_memory(cmkd_stream *s, uint64_t memory, int threads, cmk
                      "--shuffle-block (for example %u) "
                      "or raise the limit (--stream-memory MB)",
                      s->cache->path, (double)s->plan.live * (double)raw / 1e9, (double)memory / 1e9,
-                     layout->array.chunk_rows);
+                     layout->array.chunk_samples);
   }
   /* some more chunks ride out a busy scheduler; many more would only leave the core's cache */
   const uint64_t wanted = (uint64_t)s->plan.live + 8 + 8 * (uint64_t)threads;
@@ -148,7 +148,7 @@ void cmkd_stream_free(cmkd_stream *s) {
 
 static void decode_rows(const cmkd_stream *s, cmkd_row_location at, uint32_t rows, float *out) {
   const cmkd_order_chunk *chunk = s->plan.chunks + at.chunk;
-  const uint32_t whole = cmkd_order_chunk_rows(&s->plan, chunk->shard);
+  const uint32_t whole = cmkd_order_chunk_samples(&s->plan, chunk->shard);
   const size_t first = s->cache->shards[chunk->shard].meta.first + (size_t)chunk->number * whole;
   cmkd_chunk_view view = {cmkd_stream_slot_bytes(s, at.chunk), whole * s->elements, s->elements,
                           s->row_max ? s->row_max + first : NULL, s->row_max ? s->row_range + first : NULL};

@@ -20,7 +20,7 @@ static inline source look_up(const cmkd_stream *s, uint32_t row, int item, size_
   if (s->table) return (source){s->table + row * s->stride, C};
   uint32_t sample = s->plan.order[row];
   cmkd_row_location at = cmkd_order_locate(&s->plan, sample);
-  size_t plane = cmkd_order_chunk_rows(&s->plan, s->plan.chunks[at.chunk].shard) * C;
+  size_t plane = cmkd_order_chunk_samples(&s->plan, s->plan.chunks[at.chunk].shard) * C;
   source from = {cmkd_stream_slot_bytes(s, at.chunk) + at.row * C, plane};
   for (int p = 0; p < item; p++) {
     const uint8_t *bytes = from.bytes + (size_t)p * plane;
@@ -49,7 +49,7 @@ static inline void store_line(uint8_t *to, const uint8_t *from) {
 /* The rows of a decoded chunk go to their places in the order. */
 static void scatter(const cmkd_stream *s, const cmkd_order_chunk *chunk, const cmkd_stream_worker *with) {
   const cmkd_shard *shard = s->cache->shards + chunk->shard;
-  const uint32_t whole = cmkd_order_chunk_rows(&s->plan, chunk->shard);
+  const uint32_t whole = cmkd_order_chunk_samples(&s->plan, chunk->shard);
   size_t C = s->elements, plane = whole * C, item = (size_t)s->codec->item;
   uint32_t start = chunk->number * whole, left = shard->meta.samples - start, rows = left < whole ? left : whole;
   const uint32_t *position = s->plan.position + shard->meta.first + start;

@@ -68,7 +68,7 @@ static cmkd_status refuse_value(const cmkd_cache *cache, cmkd_chunk_place at, ui
 static cmkd_status check_chunk(const verify *v, cmkd_chunk_place at, const scratch *s, cmkd_error *err) {
   const cmkd_cache *cache = v->cache;
   const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
-  const uint32_t samples = at.shard->meta.samples, whole = at.shard->meta.tables[at.layout].rows;
+  const uint32_t samples = at.shard->meta.samples, whole = at.shard->meta.tables[at.layout].chunk_samples;
   size_t C = layout->array.elements, offset = (size_t)at.chunk * whole,
          rows = samples - offset < whole ? samples - offset : whole;
   const cmkd_extent *extent = cmkd_chunk_extent(at);
@@ -113,11 +113,11 @@ static uint64_t chunks_of(const cmkd_cache_head *head, const cmkd_shard *shard) 
 static void *run(void *argument) {
   verify *v = argument;
   const cmkd_cache_head *head = &v->cache->master.head;
-  const size_t samples = head->shard_rows < head->samples ? head->shard_rows : (size_t)head->samples;
+  const size_t samples = head->shard_samples < head->samples ? head->shard_samples : (size_t)head->samples;
   size_t raw = 0, elements = 0;
   for (uint32_t a = 0; a < head->layout_count; a++) {
     const cmkd_layout *layout = head->layouts + a;
-    const size_t numbers = (size_t)layout->array.chunk_rows * layout->array.elements;
+    const size_t numbers = (size_t)layout->array.chunk_samples * layout->array.elements;
     if (numbers > elements) elements = numbers;
     if (cmkd_layout_chunk_bytes(layout) > raw) raw = cmkd_layout_chunk_bytes(layout);
   }

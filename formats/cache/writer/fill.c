@@ -85,7 +85,7 @@ static void encode(cmkd_cache_writer *w, const rows *r, uint8_t *items) {
   const cmkd_layout *layout = w->head.layouts + r->layout;
   const cmkd_codec *codec = layout->codec;
   const size_t C = layout->array.elements, n = s->meta.samples, row = cmkd_layout_row_bytes(layout);
-  uint8_t *target = items + r->first % s->meta.tables[r->layout].rows * row;
+  uint8_t *target = items + r->first % s->meta.tables[r->layout].chunk_samples * row;
   uint16_t *max = codec->row_numbers ? s->row_max + r->view * n + r->first : NULL,
            *range = codec->row_numbers ? s->row_range + r->view * n + r->first : NULL;
   if (codec->thin)
@@ -151,12 +151,12 @@ static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
   CMKD_TRY(check_values(w, &r, err));
   const cmkd_chunk_table *table = s->meta.tables + r.layout;
   for (uint32_t left = r.count; left; left -= r.count) {
-    uint32_t number = r.first / table->rows, start = number * table->rows;
-    uint32_t whole = s->meta.samples - start < table->rows ? s->meta.samples - start : table->rows;
+    uint32_t number = r.first / table->chunk_samples, start = number * table->chunk_samples;
+    uint32_t whole = s->meta.samples - start < table->chunk_samples ? s->meta.samples - start : table->chunk_samples;
     uint64_t index = s->first_chunk[r.layout] + (uint64_t)r.view * table->chunks_per_view + number;
     cmkd_chunk_work *chunk = s->chunks + index;
-    r.count = left < start + table->rows - r.first ? left : start + table->rows - r.first;
-    if (!chunk->items && !chunk->filled) chunk->items = new_items(w, r.layout, table->rows, whole);
+    r.count = left < start + table->chunk_samples - r.first ? left : start + table->chunk_samples - r.first;
+    if (!chunk->items && !chunk->filled) chunk->items = new_items(w, r.layout, table->chunk_samples, whole);
     if (chunk->filled + r.count > whole)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u.. of view %u came twice", w->path, r.first, r.view);
     if (!chunk->items)
@@ -204,7 +204,7 @@ void cmkd_cache_writer_abandon(cmkd_cache_writer *w) {
 
 /* Begins the shard that sample w->added opens, waiting for another process that has it in work. */
 static cmkd_status add_begin(cmkd_cache_writer *w, cmkd_error *err) {
-  uint32_t k = (uint32_t)(w->added / w->head.shard_rows);
+  uint32_t k = (uint32_t)(w->added / w->head.shard_samples);
   cmkd_cache_shard_state state;
   for (;;) {
     CMKD_TRY(cmkd_cache_writer_begin(w, k, &state, err));
@@ -226,8 +226,8 @@ cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *w, uint32_t count, const ui
     if (w->added >= w->head.samples)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: more than the promised %" PRIu64 " samples", w->path, w->head.samples);
     if (!w->add_open) CMKD_TRY(add_begin(w, err));
-    uint32_t at = (uint32_t)(w->added % w->head.shard_rows),
-             n = cmkd_shard_samples(&w->head, (uint32_t)(w->added / w->head.shard_rows));
+    uint32_t at = (uint32_t)(w->added % w->head.shard_samples),
+             n = cmkd_shard_samples(&w->head, (uint32_t)(w->added / w->head.shard_samples));
     uint32_t step = count < n - at ? count : n - at;
     if (!w->add_skip) {
       CMKD_TRY(check_labels(w, step, ids, labels, err));

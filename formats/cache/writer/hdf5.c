@@ -306,7 +306,7 @@ static void layout(image *im, const cmkd_layout *l, const cmkd_chunk_table *tabl
                .filters = 1,
                .item = l->codec->item,
                .dims = {n, views},
-               .chunk = {table->rows, 1}};
+               .chunk = {table->chunk_samples, 1}};
   for (int d = 0; d < l->array.dims; d++)
     c.dims[2 + d] = c.chunk[2 + d] = l->array.shape[d];
   chunks(im, &c, data, sizes, table->extents);
@@ -351,7 +351,7 @@ cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_file_image *out,
   image_open(&im, 1u << 16);
   identity(&im, &meta->head, "cmkd-cache");
   number(&im, "shards", meta->head.shards);
-  number(&im, "shard_rows", meta->head.shard_rows);
+  number(&im, "shard_rows", meta->head.shard_samples);
   text(&im, "cache_sha256", meta->fingerprint);
   class_names(&im, &meta->head);
   for (uint32_t k = 0; k < meta->head.shards && !im.failed; k++) {

@@ -13,11 +13,11 @@
 #include "formats/cache/paths.h"
 #include "formats/cache/writer/writer.h"
 
-#define CHUNK_BYTES 200000u      /* raw bytes of a chunk: at least this, in a power of two of rows */
+#define CHUNK_BYTES 200000u      /* raw bytes of a chunk: at least this, in a power of two of samples */
 #define SHARD_BYTES (4ull << 20) /* raw bytes of a shard, unless that makes over 1024 of them */
 #define SHARD_BYTES_MOST (128ull << 20)
 
-static uint64_t chunk_rows_for(uint64_t row_bytes, uint32_t asked) {
+static uint64_t chunk_samples_for(uint64_t row_bytes, uint32_t asked) {
   uint64_t rows = 1;
   if (asked) return asked;
   while (rows * row_bytes < CHUNK_BYTES)
@@ -25,9 +25,9 @@ static uint64_t chunk_rows_for(uint64_t row_bytes, uint32_t asked) {
   return rows;
 }
 
-/* Rows of shards and chunks, where the spec leaves them open. The layouts are there but for their chunk_rows. */
+/* Samples of shards and chunks, where the spec leaves them open. The layouts are there but for their chunk_samples. */
 static void choose_geometry(const cmkd_cache_spec *spec, cmkd_cache_head *head) {
-  const uint64_t chunk = chunk_rows_for(cmkd_layout_row_bytes(head->layouts), spec->chunk_rows),
+  const uint64_t chunk = chunk_samples_for(cmkd_layout_row_bytes(head->layouts), spec->chunk_samples),
                  most = spec->samples < INT32_MAX ? spec->samples : INT32_MAX;
   uint64_t row = 0;
   for (uint32_t a = 0; a < head->layout_count; a++)
@@ -37,16 +37,16 @@ static void choose_geometry(const cmkd_cache_spec *spec, cmkd_cache_head *head) 
   if (target > SHARD_BYTES_MOST) target = SHARD_BYTES_MOST;
   uint64_t rows = target / (row * spec->views) / chunk * chunk;
   if (rows < chunk) rows = chunk;
-  if (spec->shard_rows) rows = spec->shard_rows;
+  if (spec->shard_samples) rows = spec->shard_samples;
   if (rows > most) rows = most;
-  head->shard_rows = (uint32_t)rows;
+  head->shard_samples = (uint32_t)rows;
   uint64_t shards = (spec->samples + rows - 1) / rows;
   head->shards = shards > UINT32_MAX ? UINT32_MAX : (uint32_t)shards;
   for (uint32_t a = 0; a < head->layout_count; a++) {
     const cmkd_layout *layout = head->layouts + a;
     uint64_t of_chunk =
-        chunk_rows_for(cmkd_layout_row_bytes(layout), a ? spec->arrays[a - 1].chunk_rows : spec->chunk_rows);
-    head->layouts[a].array.chunk_rows = (uint32_t)(of_chunk < rows ? of_chunk : rows);
+        chunk_samples_for(cmkd_layout_row_bytes(layout), a ? spec->arrays[a - 1].chunk_samples : spec->chunk_samples);
+    head->layouts[a].array.chunk_samples = (uint32_t)(of_chunk < rows ? of_chunk : rows);
   }
 }
 
@@ -144,7 +144,7 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmk
   for (uint32_t a = 0; a < head->layout_count; a++)
     if (cmkd_layout_chunk_bytes(head->layouts + a) > CMKD_CACHE_CHUNK_LIMIT)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: chunks of %u rows are over %u bytes; lower the chunk rows", path,
-                       head->layouts[a].array.chunk_rows, CMKD_CACHE_CHUNK_LIMIT);
+                       head->layouts[a].array.chunk_samples, CMKD_CACHE_CHUNK_LIMIT);
   return take_class_names(spec, head, err);
 }
 
@@ -208,7 +208,7 @@ static cmkd_status open_common(cmkd_cache_writer *w, int threads, cmkd_error *er
   for (uint32_t k = 0; k < w->head.shards; k++) {
     cmkd_shard_entry *entry = w->entries + k;
     cmkd_shard_name(&w->head, k, entry->file);
-    entry->first = (uint64_t)k * w->head.shard_rows;
+    entry->first = (uint64_t)k * w->head.shard_samples;
     entry->samples = cmkd_shard_samples(&w->head, k);
   }
   CMKD_TRY(check_target(w, err));
@@ -320,7 +320,7 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
 }
 
 uint32_t cmkd_cache_writer_shards(const cmkd_cache_writer *w) { return w->head.shards; }
-uint32_t cmkd_cache_writer_chunk_rows(const cmkd_cache_writer *w) { return w->head.layouts[0].array.chunk_rows; }
+uint32_t cmkd_cache_writer_chunk_samples(const cmkd_cache_writer *w) { return w->head.layouts[0].array.chunk_samples; }
 void cmkd_cache_writer_range(const cmkd_cache_writer *w, uint32_t k, uint64_t *first, uint32_t *count) {
   *first = w->entries[k].first;
   *count = w->entries[k].samples;

@@ -16,7 +16,7 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
 static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
   const cmkd_layout *layout = w->head.layouts + job->layout;
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
-  size_t elements = (size_t)job->shard->meta.tables[job->layout].rows * layout->array.elements;
+  size_t elements = (size_t)job->shard->meta.tables[job->layout].chunk_samples * layout->array.elements;
   chunk->stored = cmkd_writer_buffer_take(w);
   if (coder && planes && chunk->stored)
     chunk->size = cmkd_chunk_encode(coder, chunk->items, elements, layout->codec->item, planes, chunk->stored);
