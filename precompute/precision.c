@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "formats/cache/chunk.h"
 
 enum { SAMPLE = 256 };
 

@@ -4,6 +4,7 @@
 #include "base/file.h"
 #include "base/half.h"
 #include "base/rng.h"
+#include "formats/cache/chunk.h"
 #include "formats/cache/codec.h"
 #include "tests/support_cache.h"
 

@@ -1,4 +1,4 @@
-/* The registry of codecs, and what they share: finding bad numbers and HDF5's byte shuffle. */
+/* The registry of codecs, and what they share: the choice of vector loops, and finding bad numbers. */
 #include "formats/cache/codec.h"
 #include <math.h>
 #include <stdatomic.h>
@@ -98,15 +98,4 @@ int64_t cmkd_codec_first_refused(const cmkd_codec *codec, const float *values, s
   for (size_t i = 0; codec->whole && i < sound; i++)
     if (!(values[i] >= 0 && values[i] == floorf(values[i]))) return (int64_t)i;
   return bad;
-}
-
-void cmkd_byte_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) {
-  const cmkd_codec_kernels *kernels = cmkd_codec_kernels_get();
-  if (item == 2 && kernels->shuffle2) {
-    kernels->shuffle2(in, out, count);
-    return;
-  }
-  for (int p = 0; p < item; p++)
-    for (size_t e = 0; e < count; e++)
-      out[(size_t)p * count + e] = in[e * (size_t)item + (size_t)p];
 }

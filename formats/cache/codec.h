@@ -1,6 +1,6 @@
 /* How a row of C numbers becomes bytes: of logits, C classes; of a named array, C elements. One file a codec, one line
  * in the registry (codec.c). A codec turns (rows, C) floats into (rows, C) items of 1, 2 or 4 bytes, plus at most two
- * half-precision numbers a row; compression is the chunk's business (chunk.h). */
+ * float16 numbers a row; compression is the chunk's business (chunk.h). */
 #ifndef CMKD_FORMATS_CACHE_CODEC_H
 #define CMKD_FORMATS_CACHE_CODEC_H
 #include <stddef.h>
@@ -11,9 +11,9 @@
 /* Decoding reads a chunk as it comes out of zstd: byte-shuffled, item byte p of element e at raw[p * plane + e]. */
 typedef struct cmkd_chunk_view {
   const uint8_t *raw;
-  size_t plane;                        /* elements in a whole chunk: chunk rows * C */
+  size_t plane;                        /* elements in a whole chunk: its samples * C */
   size_t classes;                      /* C */
-  const uint16_t *row_max, *row_range; /* (chunk rows), halves; NULL unless the codec has row numbers */
+  const uint16_t *row_max, *row_range; /* (samples of the chunk) float16; NULL unless the codec has row numbers */
 } cmkd_chunk_view;
 
 typedef struct cmkd_codec {
@@ -37,8 +37,8 @@ typedef struct cmkd_codec {
 
 /* The codec of logits. Unknown names fail with CMKD_ERR_USAGE and suggest the nearest. "topk:K" is topk. */
 cmkd_status cmkd_codec_find(const char *name, const cmkd_codec **out, cmkd_error *err);
-/* The codec that stores numbers of a named array as they are, and the one of that name; NULL for other types and names.
- */
+/* The codec that stores numbers of a named array as they are, and the one of that name; NULL for other types and
+ * names. */
 const cmkd_codec *cmkd_codec_of_dtype(cmkd_dtype dtype);
 const cmkd_codec *cmkd_codec_of_dtype_name(const char *name, cmkd_dtype *dtype);
 uint32_t cmkd_codec_keep(const char *name); /* K of "topk:K", 0 of codecs that keep all */
@@ -47,10 +47,9 @@ uint32_t cmkd_codec_keep(const char *name); /* K of "topk:K", 0 of codecs that k
 int64_t cmkd_codec_first_bad(const float *logits, size_t count, double limit);
 /* Index of the first element that the codec cannot hold, or -1. */
 int64_t cmkd_codec_first_refused(const cmkd_codec *codec, const float *values, size_t count);
-/* items -> planes, as HDF5's shuffle filter: out[p * count + e] = in[e * item + p]. */
-void cmkd_byte_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item);
 
-/* Vector versions of the inner loops; a NULL entry means the portable loop serves. */
+/* Vector versions of the inner loops, of codecs and of the byte shuffle (chunk.h); a NULL entry means the portable loop
+ * serves. */
 typedef struct cmkd_codec_kernels {
   void (*half_from_float)(const float *in, uint16_t *out, size_t count);
   void (*float_from_half_planes)(const uint8_t *low, const uint8_t *high, float *out, size_t count);

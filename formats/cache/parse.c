@@ -272,14 +272,14 @@ static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmk
     else
       parse_extents(p, json_object_get(o, "logits"), "logits", rule, table->extents);
   }
-  const extent_rule seeds = {head->views, payload, 8 * n, 8 * n}, halves = {head->views, payload, 2 * n, 2 * n};
+  const extent_rule seeds = {head->views, payload, 8 * n, 8 * n}, row_numbers = {head->views, payload, 2 * n, 2 * n};
   const extent_rule ids = {1, payload, 8 * n, 8 * n}, labels = {1, payload, 4 * n, 4 * n};
   parse_extents(p, json_object_get(arrays, "seeds"), "seeds", seeds, meta->seeds);
   parse_extents(p, json_object_get(arrays, "sample_id"), "sample_id", ids, &meta->sample_id);
   parse_extents(p, json_object_get(arrays, "label"), "label", labels, &meta->label);
   if (!meta->row_max) return;
-  parse_extents(p, json_object_get(arrays, "row_max"), "row_max", halves, meta->row_max);
-  parse_extents(p, json_object_get(arrays, "row_range"), "row_range", halves, meta->row_range);
+  parse_extents(p, json_object_get(arrays, "row_max"), "row_max", row_numbers, meta->row_max);
+  parse_extents(p, json_object_get(arrays, "row_range"), "row_range", row_numbers, meta->row_range);
 }
 
 cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,

@@ -93,11 +93,11 @@ CMKD_API cmkd_status cmkd_cache_seeds(cmkd_cache *cache, uint32_t view, uint64_t
 CMKD_API cmkd_status cmkd_cache_read(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count, float *logits,
                                      cmkd_error *err);
 
-/* Bytes of one class as the cache stores it: 1, 2 or 4. */
+/* Bytes of one logit as the cache stores it: 1, 2 or 4. */
 CMKD_API int cmkd_cache_logit_bytes(const cmkd_cache *cache);
 /* The same rows as they are stored, for programs that decode on a device: items (count, classes) of
- * cmkd_cache_logit_bytes bytes, little endian; row_max, row_range (count) halves of codec u8sqrt, ignored and best NULL
- * for the others. CMKD_ERR_UNSUPPORTED for topk, whose rows are read decoded only. */
+ * cmkd_cache_logit_bytes bytes, little endian; row_max, row_range (count) the float16 numbers of each row of codec
+ * u8sqrt, ignored and best NULL for the others. CMKD_ERR_UNSUPPORTED for topk, whose rows are read decoded only. */
 CMKD_API cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uint64_t first, uint64_t count,
                                            void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
 

@@ -1,6 +1,7 @@
 /* Runs of the CUDA backend that must give the same bytes: at once or in parts, captured or op by op, with data on the
  * device or streamed, cut and resumed, on one of two devices. */
 #include <jansson.h>
+#include "formats/cache/chunk.h"
 #include "formats/cache/codec.h"
 #include "tests/simt/backend.h"
 

@@ -13,7 +13,7 @@ typedef struct cmkd_shard_data {
   const int32_t *labels; /* (n) */
   const uint64_t *ids;   /* (n) */
   const uint64_t *seeds; /* (views, n): a column of /seeds after the other */
-  const uint16_t *row_max, *row_range; /* (views, n) halves, or NULL */
+  const uint16_t *row_max, *row_range; /* (views, n) float16, or NULL */
 } cmkd_shard_data;
 
 /* An image: `size` bytes. The memory is kept from one image to the next; start with zeros, end with

@@ -21,7 +21,7 @@ typedef struct cmkd_shard_work {
   cmkd_shard_meta meta;
   uint64_t *seeds, *ids;         /* (views, n), (n): one allocation with the three below */
   int32_t *labels;               /* (n) */
-  uint16_t *row_max, *row_range; /* (views, n) halves, or NULL */
+  uint16_t *row_max, *row_range; /* (views, n) float16, or NULL */
   cmkd_chunk_work *chunks;       /* of each layout (views, chunks_per_view), one after the other */
   uint64_t chunk_count;
   uint64_t first_chunk[1 + CMKD_CACHE_MAX_ARRAYS]; /* (layouts) */
