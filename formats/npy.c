@@ -1,4 +1,5 @@
 #include "formats/npy.h"
+#include "base/bytes.h"
 #include "base/file.h"
 #include "formats/weights/tensors.h"
 #include <stdio.h>
@@ -123,12 +124,12 @@ damaged:
 
 static cmkd_status parse(const uint8_t *bytes, size_t size, const char *name, cmkd_npy *array, cmkd_error *err) {
   if (size < 10 || memcmp(bytes, "\x93NUMPY", 6)) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a .npy file", name);
-  size_t start = bytes[6] == 1 ? 10 : 12, length = (size_t)bytes[8] | (size_t)bytes[9] << 8;
+  size_t start = bytes[6] == 1 ? 10 : 12;
   if (bytes[6] < 1 || bytes[6] > 3 || bytes[7] != 0)
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: .npy version %u.%u; known are 1.0 to 3.0", name, bytes[6],
                      bytes[7]);
   if (size < start) return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header", name);
-  if (start == 12) length |= (size_t)bytes[10] << 16 | (size_t)bytes[11] << 24;
+  size_t length = (size_t)cmkd_load_little(bytes + 8, start == 10 ? 2 : 4);
   if (length > MAX_HEADER || length > size - start)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated in its header of %zu bytes", name, length);
   CMKD_TRY(parse_header((text){(const char *)bytes + start, (const char *)bytes + start + length}, name, array, err));

@@ -4,6 +4,7 @@
 #include <string.h>
 #define ZSTD_STATIC_LINKING_ONLY /* ZSTD_d_forceIgnoreChecksum */
 #include <zstd.h>
+#include "base/bytes.h"
 #include "formats/cache/hash.h"
 #include "formats/cache/codec.h"
 
@@ -70,14 +71,8 @@ size_t cmkd_chunk_encode(cmkd_chunk_coder *coder, const uint8_t *items, size_t e
   if (item > 1) cmkd_byte_shuffle(items, scratch, elements, item);
   size_t size = compress_planes(coder->in, item > 1 ? scratch : items, elements, item, out);
   if (!size) return 0;
-  uint32_t sum = cmkd_fletcher32(out, size);
-  for (int i = 0; i < 4; i++)
-    out[size + (size_t)i] = (uint8_t)(sum >> 8 * i);
+  cmkd_store_little(out + size, 4, cmkd_fletcher32(out, size));
   return size + 4;
-}
-
-static uint32_t load32(const uint8_t *p) {
-  return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
 }
 
 cmkd_status cmkd_chunk_decode(cmkd_chunk_coder *coder, const uint8_t *stored, size_t size, uint8_t *out, size_t raw,
@@ -96,7 +91,7 @@ cmkd_status cmkd_chunk_decode(cmkd_chunk_coder *coder, const uint8_t *stored, si
   if (sound) {
     size_t got = ZSTD_decompressDCtx(coder->out, out, raw, stored, frame);
     sound = !ZSTD_isError(got) && got == raw;
-    if (sound && coder->own_sum) sound = load32(stored + frame - 4) == (uint32_t)cmkd_xxh64(out, raw);
+    if (sound && coder->own_sum) sound = cmkd_load_little(stored + frame - 4, 4) == (uint32_t)cmkd_xxh64(out, raw);
   }
   if (!sound)
     return cmkd_fail(err, CMKD_ERR_FORMAT,

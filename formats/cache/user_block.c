@@ -4,22 +4,10 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include "base/bytes.h"
 #include "base/file.h"
 
-static const uint8_t magic[8] = {'C', 'M', 'K', 'D', '\r', '\n', 0x1A, '\n'};
-
-static void put32(uint8_t *p, uint32_t x) {
-  for (int i = 0; i < 4; i++)
-    p[i] = (uint8_t)(x >> 8 * i);
-}
-static void put64(uint8_t *p, uint64_t x) {
-  for (int i = 0; i < 8; i++)
-    p[i] = (uint8_t)(x >> 8 * i);
-}
-static uint32_t get32(const uint8_t *p) {
-  return p[0] | (uint32_t)p[1] << 8 | (uint32_t)p[2] << 16 | (uint32_t)p[3] << 24;
-}
-static uint64_t get64(const uint8_t *p) { return get32(p) | (uint64_t)get32(p + 4) << 32; }
+const uint8_t cmkd_user_block_magic[8] = {'C', 'M', 'K', 'D', '\r', '\n', 0x1A, '\n'};
 
 static void bytes_of_hex(const char *hex, uint8_t out[32]) {
   for (int i = 0; i < 64; i++) {
@@ -41,12 +29,12 @@ uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, cons
   uint8_t *block = calloc(1, size);
   char json_sha256[CMKD_SHA256_HEX];
   if (!block) return NULL;
-  memcpy(block, magic, 8);
-  put32(block + 8, CMKD_USER_BLOCK_VERSION);
-  put32(block + 12, (uint32_t)kind);
-  put64(block + 16, size);
-  put64(block + 24, size + payload_size);
-  put64(block + 32, json_size);
+  memcpy(block, cmkd_user_block_magic, 8);
+  cmkd_store_little(block + 8, 4, CMKD_USER_BLOCK_VERSION);
+  cmkd_store_little(block + 12, 4, (uint32_t)kind);
+  cmkd_store_little(block + 16, 8, size);
+  cmkd_store_little(block + 24, 8, size + payload_size);
+  cmkd_store_little(block + 32, 8, json_size);
   cmkd_sha256(json, json_size, json_sha256);
   bytes_of_hex(json_sha256, block + 64);
   bytes_of_hex(payload_sha256, block + 96);
@@ -57,16 +45,18 @@ uint8_t *cmkd_user_block_make(int kind, const char *json, size_t json_size, cons
 
 cmkd_status cmkd_user_block_peek(const uint8_t *header, size_t size, uint64_t file_size, const char *path,
                                  uint64_t *block_size, cmkd_error *err) {
-  if (size < CMKD_USER_BLOCK_HEADER || file_size < CMKD_USER_BLOCK_HEADER || memcmp(header, magic, 8) != 0) {
+  if (size < CMKD_USER_BLOCK_HEADER || file_size < CMKD_USER_BLOCK_HEADER ||
+      memcmp(header, cmkd_user_block_magic, 8) != 0) {
     if (size >= 8 && !memcmp(header, "\x89HDF\r\n\x1a\n", 8))
       return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: an HDF5 file, but not a cache made by cmkd-cache", path);
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: not a cache file (made by cmkd-cache build)", path);
   }
-  uint32_t version = get32(header + 8);
+  uint32_t version = (uint32_t)cmkd_load_little(header + 8, 4);
   if (version != CMKD_USER_BLOCK_VERSION)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: cache format version %u; this program reads version %d: update it",
                      path, version, CMKD_USER_BLOCK_VERSION);
-  uint64_t block = get64(header + 16), whole = get64(header + 24), json = get64(header + 32);
+  uint64_t block = cmkd_load_little(header + 16, 8), whole = cmkd_load_little(header + 24, 8),
+           json = cmkd_load_little(header + 32, 8);
   if (whole != file_size) {
     return cmkd_fail(err, CMKD_ERR_FORMAT,
                      "%s: %llu bytes, but its header says %llu: truncated or changed; run the build again", path,
@@ -86,11 +76,11 @@ cmkd_status cmkd_user_block_parse(const uint8_t *bytes, size_t size, uint64_t fi
   if (size < block_size)
     return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: truncated inside its header; run the build again", path);
   memset(out, 0, sizeof *out);
-  out->kind = (int)get32(bytes + 12);
+  out->kind = (int)cmkd_load_little(bytes + 12, 4);
   out->block_size = block_size;
   out->file_size = file_size;
   out->json = (const char *)bytes + CMKD_USER_BLOCK_HEADER;
-  out->json_size = (size_t)get64(bytes + 32);
+  out->json_size = (size_t)cmkd_load_little(bytes + 32, 8);
   hex_of_bytes(bytes + 96, out->payload_sha256);
   char stored[CMKD_SHA256_HEX], found[CMKD_SHA256_HEX];
   hex_of_bytes(bytes + 64, stored);

@@ -9,6 +9,7 @@
 
 #define CMKD_USER_BLOCK_HEADER 128
 #define CMKD_USER_BLOCK_VERSION 1
+extern const uint8_t cmkd_user_block_magic[8]; /* the first bytes of each file */
 enum cmkd_user_block_kind { CMKD_USER_BLOCK_SHARD = 1, CMKD_USER_BLOCK_MASTER = 2 };
 
 typedef struct cmkd_user_block {

@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include "base/bytes.h"
 #include "formats/cache/chunk.h"
 #include "formats/cache/hash.h"
 
@@ -114,9 +115,7 @@ static void builder_close(h5_builder *h5) {
   }
   /* superblock 3: byte 11 says "open for writing", and the checksum in bytes 44-47 is that of another moment */
   superblock[11] = 0;
-  uint32_t sum = cmkd_lookup3(superblock, 44);
-  for (int i = 0; i < 4; i++)
-    superblock[44 + i] = (uint8_t)(sum >> 8 * i);
+  cmkd_store_little(superblock + 44, 4, cmkd_lookup3(superblock, 44));
   memcpy(h5->out->bytes, superblock, sizeof superblock);
   h5->out->size = (size_t)bytes;
 }

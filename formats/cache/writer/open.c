@@ -165,7 +165,7 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
   close(fd);
   free(bytes);
   if (status != CMKD_OK) {
-    if (got == 8 && !memcmp(start, "CMKD\r\n\x1a\n", 8)) return CMKD_OK;
+    if (got == 8 && !memcmp(start, cmkd_user_block_magic, 8)) return CMKD_OK;
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists and is not a cache; choose another --out or move it away",
                      w->path);
   }
