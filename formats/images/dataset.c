@@ -1,6 +1,6 @@
 /* The registry of data sets: names, shapes, readers, and the fingerprint that ties a cache to its pixels.
- * A new data set is one entry in `registry` and its name in cmkd_dataset_names, and a reader (reader.h) if its files
- * are of a new kind. Will not do: download. Remedies name the package or archive instead. */
+ * A new data set is a name and an entry in `registry`, and a reader (reader.h) if its files are of a new kind. Nothing
+ * is downloaded: remedies name the package or archive instead. */
 #include "cmkd/dataset.h"
 #include "base/bytes.h"
 #include "base/hash.h"
@@ -14,8 +14,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { FASHION_MNIST, MNIST, CIFAR10, CIFAR100, ENTRIES };
+
+static const char *const names[ENTRIES + 1] = {[FASHION_MNIST] = "fashion-mnist",
+                                               [MNIST] = "mnist",
+                                               [CIFAR10] = "cifar10",
+                                               [CIFAR100] = "cifar100",
+                                               [ENTRIES] = NULL};
+
 typedef struct entry {
-  const char *name;
   const cmkd_image_reader *reader;
   int height, width, channels, classes;
   float mean[3], std[3]; /* of pixels / 255 in the training split, as the literature rounds them */
@@ -25,67 +32,58 @@ typedef struct entry {
   const char *remedy;
 } entry;
 
-static const entry registry[] = {
-    {.name = "fashion-mnist",
-     .reader = &cmkd_image_reader_idx,
-     .height = 28,
-     .width = 28,
-     .channels = 1,
-     .classes = 10,
-     .mean = {.2860f},
-     .std = {.3530f},
-     .policy = CMKD_AUGMENT_CROP_FLIP,
-     .class_names = cmkd_names_fashion,
-     .folders = {"fashion-mnist", "FashionMNIST"},
-     .subfolders = {"", "raw", "FashionMNIST/raw"},
-     .remedy = "or apt install dataset-fashion-mnist"},
-    {.name = "mnist",
-     .reader = &cmkd_image_reader_idx,
-     .height = 28,
-     .width = 28,
-     .channels = 1,
-     .classes = 10,
-     .mean = {.1307f},
-     .std = {.3081f},
-     .policy = CMKD_AUGMENT_CROP,
-     .class_names = cmkd_names_digits,
-     .folders = {"mnist", "MNIST"},
-     .subfolders = {"", "raw", "MNIST/raw"},
-     .remedy = "with its four IDX files"},
-    {.name = "cifar10",
-     .reader = &cmkd_image_reader_cifar10,
-     .height = 32,
-     .width = 32,
-     .channels = 3,
-     .classes = 10,
-     .mean = {.4914f, .4822f, .4465f},
-     .std = {.2023f, .1994f, .2010f},
-     .policy = CMKD_AUGMENT_CROP_FLIP,
-     .class_names = cmkd_names_cifar10,
-     .folders = {"cifar10", "cifar-10", "cifar-10-batches-bin"},
-     .subfolders = {"", "cifar-10-batches-bin"},
-     .remedy = "with the unpacked cifar-10-binary.tar.gz"},
-    {.name = "cifar100",
-     .reader = &cmkd_image_reader_cifar100,
-     .height = 32,
-     .width = 32,
-     .channels = 3,
-     .classes = 100,
-     .mean = {.5071f, .4867f, .4408f},
-     .std = {.2675f, .2565f, .2761f},
-     .policy = CMKD_AUGMENT_CROP_FLIP,
-     .class_names = cmkd_names_cifar100,
-     .folders = {"cifar100", "cifar-100", "cifar-100-binary"},
-     .subfolders = {"", "cifar-100-binary"},
-     .remedy = "with the unpacked cifar-100-binary.tar.gz"},
+static const entry registry[ENTRIES] = {
+    [FASHION_MNIST] = {.reader = &cmkd_image_reader_idx,
+                       .height = 28,
+                       .width = 28,
+                       .channels = 1,
+                       .classes = 10,
+                       .mean = {.2860f},
+                       .std = {.3530f},
+                       .policy = CMKD_AUGMENT_CROP_FLIP,
+                       .class_names = cmkd_names_fashion,
+                       .folders = {"fashion-mnist", "FashionMNIST"},
+                       .subfolders = {"", "raw", "FashionMNIST/raw"},
+                       .remedy = "or apt install dataset-fashion-mnist"},
+    [MNIST] = {.reader = &cmkd_image_reader_idx,
+               .height = 28,
+               .width = 28,
+               .channels = 1,
+               .classes = 10,
+               .mean = {.1307f},
+               .std = {.3081f},
+               .policy = CMKD_AUGMENT_CROP,
+               .class_names = cmkd_names_digits,
+               .folders = {"mnist", "MNIST"},
+               .subfolders = {"", "raw", "MNIST/raw"},
+               .remedy = "with its four IDX files"},
+    [CIFAR10] = {.reader = &cmkd_image_reader_cifar10,
+                 .height = 32,
+                 .width = 32,
+                 .channels = 3,
+                 .classes = 10,
+                 .mean = {.4914f, .4822f, .4465f},
+                 .std = {.2023f, .1994f, .2010f},
+                 .policy = CMKD_AUGMENT_CROP_FLIP,
+                 .class_names = cmkd_names_cifar10,
+                 .folders = {"cifar10", "cifar-10", "cifar-10-batches-bin"},
+                 .subfolders = {"", "cifar-10-batches-bin"},
+                 .remedy = "with the unpacked cifar-10-binary.tar.gz"},
+    [CIFAR100] = {.reader = &cmkd_image_reader_cifar100,
+                  .height = 32,
+                  .width = 32,
+                  .channels = 3,
+                  .classes = 100,
+                  .mean = {.5071f, .4867f, .4408f},
+                  .std = {.2675f, .2565f, .2761f},
+                  .policy = CMKD_AUGMENT_CROP_FLIP,
+                  .class_names = cmkd_names_cifar100,
+                  .folders = {"cifar100", "cifar-100", "cifar-100-binary"},
+                  .subfolders = {"", "cifar-100-binary"},
+                  .remedy = "with the unpacked cifar-100-binary.tar.gz"},
 };
-#define ENTRIES (sizeof registry / sizeof *registry)
 
-const char *const *cmkd_dataset_names(void) {
-  static const char *const names[] = {"fashion-mnist", "mnist", "cifar10", "cifar100", NULL};
-  _Static_assert(sizeof names / sizeof *names == ENTRIES + 1, "names of all entries");
-  return names;
-}
+const char *const *cmkd_dataset_names(void) { return names; }
 
 /* "CIFAR-100", "fashion_mnist": case, '-' and '_' do not count. */
 static int same_name(const char *a, size_t length, const char *b) {
@@ -100,33 +98,34 @@ static int same_name(const char *a, size_t length, const char *b) {
   }
 }
 
-static cmkd_status find_entry(const char *spec, const entry **out, cmkd_error *err) {
+/* Index of the entry that a SPEC names. */
+static cmkd_status find_entry(const char *spec, size_t *index, cmkd_error *err) {
   size_t length = strcspn(spec, ":");
-  for (size_t i = 0; i < ENTRIES; i++)
-    if (same_name(spec, length, registry[i].name)) {
-      *out = &registry[i];
-      return CMKD_OK;
-    }
-  char word[64];
+  for (*index = 0; *index < ENTRIES; ++*index)
+    if (same_name(spec, length, names[*index])) return CMKD_OK;
+  char word[64], known[256] = "";
   snprintf(word, sizeof word, "%.*s", (int)(length < 63 ? length : 63), spec);
-  const char *near = cmkd_nearest(word, cmkd_dataset_names());
+  for (size_t i = 0; i < ENTRIES; i++) {
+    const size_t used = strlen(known);
+    snprintf(known + used, sizeof known - used, "%s%s", i ? ", " : "", names[i]);
+  }
+  const char *near = cmkd_nearest(word, names);
   return cmkd_fail(err, CMKD_ERR_USAGE,
-                   "no data set is called '%s'%s%s%s; --data takes NAME or NAME:DIR, NAME one of fashion-mnist, mnist, "
-                   "cifar10, cifar100",
-                   word, near ? "; did you mean '" : "", near ? near : "", near ? "'" : "");
+                   "no data set is called '%s'%s%s%s; it is given as NAME or NAME:DIR, NAME one of %s", word,
+                   near ? "; did you mean '" : "", near ? near : "", near ? "'" : "", known);
 }
 
 cmkd_status cmkd_dataset_name(const char *spec, char name[32], cmkd_error *err) {
-  const entry *e;
-  CMKD_TRY(find_entry(spec, &e, err));
-  snprintf(name, 32, "%s", e->name);
+  size_t index;
+  CMKD_TRY(find_entry(spec, &index, err));
+  snprintf(name, 32, "%s", names[index]);
   return CMKD_OK;
 }
 
 cmkd_status cmkd_dataset_policy(const char *spec, cmkd_policy *out, cmkd_error *err) {
-  const entry *e;
-  CMKD_TRY(find_entry(spec, &e, err));
-  *out = e->policy;
+  size_t index;
+  CMKD_TRY(find_entry(spec, &index, err));
+  *out = registry[index].policy;
   return CMKD_OK;
 }
 
@@ -155,17 +154,18 @@ static cmkd_status fingerprint(cmkd_dataset *data, cmkd_error *err) {
 cmkd_status cmkd_dataset_open(const char *spec, const char *split, const cmkd_dataset_options *options,
                               cmkd_dataset **out, cmkd_error *err) {
   static const cmkd_dataset_options defaults;
-  const entry *e;
+  size_t index;
   if (!options) options = &defaults;
   *out = NULL;
-  CMKD_TRY(find_entry(spec, &e, err));
+  CMKD_TRY(find_entry(spec, &index, err));
+  const entry *e = registry + index;
   int test = !strcmp(split, "test");
   if (!test && strcmp(split, "train"))
     return cmkd_fail(err, CMKD_ERR_USAGE, "no split is called '%.60s'; there are train and test", split);
   const char *colon = strchr(spec, ':');
   cmkd_dataset *data = calloc(1, sizeof *data);
   if (!data) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  snprintf(data->name, sizeof data->name, "%s", e->name);
+  snprintf(data->name, sizeof data->name, "%s", names[index]);
   snprintf(data->split, sizeof data->split, "%s", split);
   data->height = e->height;
   data->width = e->width;
@@ -174,7 +174,7 @@ cmkd_status cmkd_dataset_open(const char *spec, const char *split, const cmkd_da
   memcpy(data->mean, e->mean, sizeof data->mean);
   memcpy(data->std, e->std, sizeof data->std);
   data->class_names = e->class_names;
-  const cmkd_places places = {e->name, e->reader, e->folders, e->subfolders, e->remedy};
+  const cmkd_places places = {names[index], e->reader, e->folders, e->subfolders, e->remedy};
   cmkd_status status = cmkd_dataset_locate(&places, options, colon ? colon + 1 : NULL, test, &data->path, err);
   if (status == CMKD_OK) status = e->reader->read(data->path, test, data, err);
   if (status == CMKD_OK) status = fingerprint(data, err);

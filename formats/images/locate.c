@@ -38,7 +38,7 @@ static cmkd_status look_in_given(const cmkd_places *p, const char *base, int tes
   struct stat st;
   if (!base[0])
     return cmkd_fail(err, CMKD_ERR_USAGE,
-                     "--data %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places",
+                     "data set %s: no folder behind the colon; give %s:DIR, or %s alone to search the usual places",
                      p->name, p->name, p->name);
   if (stat(base, &st) != 0)
     return cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder; %s needs one that holds %s", base, p->name,
@@ -77,8 +77,7 @@ static cmkd_status locate_usual(const cmkd_places *p, const cmkd_dataset_options
       free(base);
       if (*out) return CMKD_OK;
     }
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give --data %s:DIR %s", p->name, looked, p->name,
-                   p->remedy);
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give %s:DIR %s", p->name, looked, p->name, p->remedy);
 }
 
 cmkd_status cmkd_dataset_locate(const cmkd_places *places, const cmkd_dataset_options *options, const char *given,
