@@ -85,8 +85,9 @@ static cmkd_status export_tensors(cmkd_cache *cache, const char *out, cmkd_progr
   };
   const char *const keys[] = {"cache_sha256", "teacher_sha256", "teacher_name", "dataset",
                               "split",        "fingerprint",    "augment",      "rng"};
-  const char *const values[] = {info->sha256,    id->teacher_sha256,           id->teacher_name, id->dataset, id->split,
-                                id->fingerprint, cmkd_policy_name(id->policy), id->rng_version};
+  const char *const values[] = {
+      info->content_sha256, id->teacher_sha256,           id->teacher_name, id->dataset, id->split,
+      id->fingerprint,      cmkd_policy_name(id->policy), id->rng_version};
   if (status == CMKD_OK) status = cmkd_weights_write(out, tensors, 4, keys, values, 8, err);
   free(logits);
   free(view);

@@ -57,7 +57,7 @@ static cmkd_status print_json(const char *path, const cmkd_cache_info *info, int
   snprintf(seed, sizeof seed, "%" PRIu64, id->cache_seed);
   cmkd_json o = cmkd_json_object();
   cmkd_json_set(&o, "cache", cmkd_json_string(path));
-  cmkd_json_set(&o, "sha256", json_string(info->sha256));
+  cmkd_json_set(&o, "sha256", json_string(info->content_sha256));
   cmkd_json_set(&o, "samples", json_integer((json_int_t)info->samples));
   cmkd_json_set(&o, "views", json_integer(info->views));
   cmkd_json_set(&o, "classes", json_integer(info->classes));
@@ -127,7 +127,7 @@ static void print_human(const char *path, const cmkd_cache_info *info, int names
     print_floats(" / ", id->std, id->channels);
     printf("\n");
   }
-  printf("  cache     sha256 %s, written by %s\n", info->sha256, id->tool_version);
+  printf("  cache     sha256 %s, written by %s\n", info->content_sha256, id->tool_version);
   for (uint32_t c = 0; names && info->class_names && c < info->classes; c++)
     printf("  class %-4u%s\n", c, info->class_names[c]);
 }

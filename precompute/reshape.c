@@ -275,7 +275,7 @@ void cmkd_reshape_spec(const cmkd_cache_info *info, const char *codec, cmkd_cach
 static json_t *describe(const char *out, const cmkd_cache_info *info, double per_row) {
   return json_pack("{s:o,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", cmkd_json_string(out), "samples",
                    (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes, "bytes",
-                   (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->sha256);
+                   (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->content_sha256);
 }
 
 cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err) {
@@ -288,7 +288,7 @@ cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err) {
     status = cmkd_json_print(describe(out, info, per_row), 9, err);
   else
     printf("%s: %" PRIu64 " samples x %u views x %u classes, %" PRIu64 " bytes, %.1f a row, sha256 %.16s\n", out,
-           info->samples, info->views, info->classes, info->bytes, per_row, info->sha256);
+           info->samples, info->views, info->classes, info->bytes, per_row, info->content_sha256);
   cmkd_cache_close(cache);
   return status;
 }

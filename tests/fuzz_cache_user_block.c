@@ -7,7 +7,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   cmkd_error err;
   cmkd_user_block block;
-  cmkd_cache_head head;
+  cmkd_cache_config config;
   cmkd_shard_meta shard;
   cmkd_master_meta master;
   if (size == 0) return 0;
@@ -16,8 +16,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   size--;
   if (kind == 0)
     return cmkd_user_block_parse(data, size, size, "fuzz", &block, &err) == CMKD_OK && block.json_size > size;
-  if (kind == 1 && cmkd_shard_json_parse((const char *)data, size, size * 16, "fuzz", &head, &shard, &err) == CMKD_OK) {
-    cmkd_cache_head_free(&head);
+  if (kind == 1 &&
+      cmkd_shard_json_parse((const char *)data, size, size * 16, "fuzz", &config, &shard, &err) == CMKD_OK) {
+    cmkd_cache_config_free(&config);
     cmkd_shard_meta_free(&shard);
   }
   if (kind == 2 && cmkd_master_json_parse((const char *)data, size, "fuzz", &master, &err) == CMKD_OK)

@@ -134,7 +134,7 @@ static void what_is_put_comes_back(void **state) {
     assert_memory_equal(a, b, sizeof a);
     assert_int_equal(info->logit_bytes, cmkd_cache_get_info(without)->logit_bytes);
     assert_int_equal(cmkd_cache_get_info(without)->array_count, 0);
-    assert_string_not_equal(info->sha256, cmkd_cache_get_info(without)->sha256);
+    assert_string_not_equal(info->content_sha256, cmkd_cache_get_info(without)->content_sha256);
     cmkd_cache_verify(cache, 1, 1, NULL, NULL, &report);
     assert_int_equal(report.problems, 0);
     cmkd_cache_close(cache);
@@ -480,7 +480,7 @@ static void forge(const char *dir, edit shards, edit master, void (*damage)(char
   assert_ok(cmkd_file_read(path, 1 << 24, &bytes, &size, &err));
   assert_ok(cmkd_user_block_parse(bytes, size, size, path, &block, &err));
   assert_ok(cmkd_master_json_parse(block.json, block.json_size, path, &meta, &err));
-  for (uint32_t k = 0; k < meta.head.shards; k++) {
+  for (uint32_t k = 0; k < meta.config.shards; k++) {
     char *shard = cmkd_format("%s/t.shards/%s", dir, meta.shards[k].file);
     uint8_t *data;
     size_t length;
@@ -496,7 +496,7 @@ static void forge(const char *dir, edit shards, edit master, void (*damage)(char
     free(data);
     free(shard);
   }
-  assert_ok(cmkd_master_fingerprint(&meta, &err));
+  assert_ok(cmkd_master_content_sha256(&meta, &err));
   char *old = cmkd_master_json(&meta), *json = edited(old, master);
   rewrite(path, CMKD_USER_BLOCK_MASTER, json, bytes + block.block_size, size - (size_t)block.block_size, NULL);
   free(old);

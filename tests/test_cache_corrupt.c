@@ -51,7 +51,7 @@ static void load(cmkd_cache *cache, truth *t, int *refused) {
     *refused |= 32;
   else
     memcpy(t->ids, ids, sizeof t->ids);
-  memcpy(t->sha256, cmkd_cache_get_info(cache)->sha256, 65);
+  memcpy(t->sha256, cmkd_cache_get_info(cache)->content_sha256, 65);
 }
 
 /* 0: opening failed; 1: something was refused; 2: all read and equal to `expected`. verify must have noticed either

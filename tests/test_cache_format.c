@@ -56,7 +56,7 @@ static void old_caches_read_the_same(void **state) {
     assert_int_equal(report.problems, 0);
     hash_of(cache, content);
     assert_string_equal(content, known[i].content);
-    assert_string_equal(info->sha256, known[i].cache);
+    assert_string_equal(info->content_sha256, known[i].cache);
     cmkd_cache_close(cache);
     free(path);
   }
@@ -90,14 +90,14 @@ static void block_is_laid_out_as_documented(void **state) {
   free(data);
 }
 
-static char *configuration_of(const char *path, cmkd_cache_head *head) {
+static char *configuration_of(const char *path, cmkd_cache_config *config) {
   uint8_t *data;
   size_t size;
   cmkd_user_block block;
   cmkd_shard_meta meta;
   assert_ok(cmkd_file_read(path, 1 << 20, &data, &size, &err));
   assert_ok(cmkd_user_block_parse(data, size, size, path, &block, &err));
-  assert_ok(cmkd_shard_json_parse(block.json, block.json_size, size - block.block_size, path, head, &meta, &err));
+  assert_ok(cmkd_shard_json_parse(block.json, block.json_size, size - block.block_size, path, config, &meta, &err));
   const char *end = strstr(block.json, ",\"shard\":"); /* between the configuration and what is the shard's own */
   assert_non_null(end);
   char *text = strndup(block.json, (size_t)(end - block.json));
@@ -115,21 +115,21 @@ static void new_caches_are_written_the_same(void **state) {
     const char *dir = scratch_dir();
     char *old = cmkd_format("tests/data/cache-%s.shards/shard-00001-of-00002.h5", codecs[i]),
          *path = cmkd_format("%s/t.h5", dir), *shard = cmkd_format("%s/t.shards/shard-00001-of-00002.h5", dir);
-    cmkd_cache_head head, again;
-    char *before = configuration_of(old, &head);
+    cmkd_cache_config config, again;
+    char *before = configuration_of(old, &config);
     const synthetic s = {.samples = 12,
                          .views = 2,
                          .classes = 10,
-                         .shard_samples = head.shard_samples,
-                         .chunk_samples = head.layouts[0].array.chunk_samples,
+                         .shard_samples = config.shard_samples,
+                         .chunk_samples = config.layouts[0].array.chunk_samples,
                          .codec = codecs[i],
                          .seed = 2026,
                          .names = 1};
     assert_ok(synthetic_build(&s, path, NULL, &err));
     char *now = configuration_of(shard, &again);
     assert_string_equal(before, now);
-    cmkd_cache_head_free(&head);
-    cmkd_cache_head_free(&again);
+    cmkd_cache_config_free(&config);
+    cmkd_cache_config_free(&again);
     free(before);
     free(now);
     free(old);

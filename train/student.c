@@ -71,7 +71,7 @@ static cmkd_status describe(cmkd_student *s, cmkd_error *err) {
   if (o->cache) cmkd_json_set(&environment, "cache", cmkd_json_string(o->cache));
   if (session->teacher) cmkd_json_set(&environment, "teacher", cmkd_json_string(cmkd_teacher_name(session->teacher)));
   s->environment = cmkd_json_end(&environment);
-  s->settings_json = cmkd_settings_json(&s->settings, session->train, info ? info->sha256 : NULL,
+  s->settings_json = cmkd_settings_json(&s->settings, session->train, info ? info->content_sha256 : NULL,
                                         cmkd_session_teacher_sha256(session));
   return s->settings_json && s->environment ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
 }

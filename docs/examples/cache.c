@@ -15,7 +15,7 @@ static void print_identity(const cmkd_cache_info *info) {
   printf("teacher %s (%.16s), data %s/%s, views %s\n", id->teacher_name, id->teacher_sha256, id->dataset, id->split,
          cmkd_policy_name(id->policy));
   printf("%" PRIu64 " samples, %u views, %u classes, %s, fingerprint %.16s\n", info->samples, info->views,
-         info->classes, id->codec, info->sha256);
+         info->classes, id->codec, info->content_sha256);
   for (uint32_t a = 0; a < info->array_count; a++)
     printf("array %s: %s, %u numbers a row\n", info->arrays[a].name, cmkd_dtype_name(info->arrays[a].dtype),
            info->arrays[a].elements);

@@ -5,43 +5,43 @@
 #include <string.h>
 #include "base/json.h"
 
-void cmkd_cache_head_free(cmkd_cache_head *head) {
-  for (uint32_t c = 0; head->class_names && c < head->classes; c++)
-    free(head->class_names[c]);
-  free(head->class_names);
-  head->class_names = NULL;
+void cmkd_cache_config_free(cmkd_cache_config *config) {
+  for (uint32_t c = 0; config->class_names && c < config->classes; c++)
+    free(config->class_names[c]);
+  free(config->class_names);
+  config->class_names = NULL;
 }
 void cmkd_shard_meta_free(cmkd_shard_meta *meta) {
   free(meta->tables);
   meta->tables = NULL;
 }
 void cmkd_master_meta_free(cmkd_master_meta *meta) {
-  cmkd_cache_head_free(&meta->head);
+  cmkd_cache_config_free(&meta->config);
   free(meta->shards);
   meta->shards = NULL;
 }
 
-void cmkd_shard_name(const cmkd_cache_head *head, uint32_t k, char name[40]) {
-  snprintf(name, 40, "shard-%05u-of-%05u.h5", k % 100000, head->shards % 100000);
+void cmkd_shard_name(const cmkd_cache_config *config, uint32_t k, char name[40]) {
+  snprintf(name, 40, "shard-%05u-of-%05u.h5", k % 100000, config->shards % 100000);
 }
 
-cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *head, cmkd_error *err) {
-  const int row_numbers = head->layouts[0].codec->row_numbers;
-  const size_t views = head->views;
+cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_config *config, cmkd_error *err) {
+  const int row_numbers = config->layouts[0].codec->row_numbers;
+  const size_t views = config->views;
   size_t extents = views * (row_numbers ? 3 : 1);
-  meta->first = (uint64_t)meta->index * head->shard_samples;
-  meta->samples = cmkd_shard_samples(head, meta->index);
-  for (uint32_t a = 0; a < head->layout_count; a++) {
-    uint32_t rows = cmkd_layout_chunk_samples(head->layouts + a, meta->samples);
+  meta->first = (uint64_t)meta->index * config->shard_samples;
+  meta->samples = cmkd_shard_samples(config, meta->index);
+  for (uint32_t a = 0; a < config->layout_count; a++) {
+    uint32_t rows = cmkd_layout_chunk_samples(config->layouts + a, meta->samples);
     extents += views * ((meta->samples + rows - 1) / rows);
   }
-  meta->tables = calloc(1, head->layout_count * sizeof *meta->tables + extents * sizeof(cmkd_extent));
+  meta->tables = calloc(1, config->layout_count * sizeof *meta->tables + extents * sizeof(cmkd_extent));
   if (!meta->tables)
     return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a shard's chunk table (%zu entries)", extents);
-  cmkd_extent *next = (cmkd_extent *)(meta->tables + head->layout_count);
-  for (uint32_t a = 0; a < head->layout_count; a++) {
+  cmkd_extent *next = (cmkd_extent *)(meta->tables + config->layout_count);
+  for (uint32_t a = 0; a < config->layout_count; a++) {
     cmkd_chunk_table *table = meta->tables + a;
-    table->chunk_samples = cmkd_layout_chunk_samples(head->layouts + a, meta->samples);
+    table->chunk_samples = cmkd_layout_chunk_samples(config->layouts + a, meta->samples);
     table->chunks_per_view = (meta->samples + table->chunk_samples - 1) / table->chunk_samples;
     table->extents = next;
     next += views * table->chunks_per_view;
@@ -52,16 +52,16 @@ cmkd_status cmkd_shard_meta_alloc(cmkd_shard_meta *meta, const cmkd_cache_head *
   return CMKD_OK;
 }
 
-void cmkd_layout_of_logits(cmkd_cache_head *head, const cmkd_codec *codec, uint32_t chunk_samples) {
+void cmkd_layout_of_logits(cmkd_cache_config *config, const cmkd_codec *codec, uint32_t chunk_samples) {
   static const cmkd_dtype dtypes[] = {[1] = CMKD_U8, [2] = CMKD_F16, [4] = CMKD_F32};
-  head->layouts[0] = (cmkd_layout){.array = {.name = "logits",
-                                             .dtype = dtypes[codec->item],
-                                             .dims = 1,
-                                             .shape = {head->classes},
-                                             .elements = head->classes,
-                                             .chunk_samples = chunk_samples},
-                                   .codec = codec};
-  head->layout_count = 1;
+  config->layouts[0] = (cmkd_array_layout){.array = {.name = "logits",
+                                                     .dtype = dtypes[codec->item],
+                                                     .dims = 1,
+                                                     .shape = {config->classes},
+                                                     .elements = config->classes,
+                                                     .chunk_samples = chunk_samples},
+                                           .codec = codec};
+  config->layout_count = 1;
 }
 
 /* A name is also that of an HDF5 dataset in the shard's root. */
@@ -77,7 +77,7 @@ static int good_name(const char *name) {
   return 1;
 }
 
-const char *cmkd_layout_check(cmkd_layout *layout) {
+const char *cmkd_layout_check(cmkd_array_layout *layout) {
   cmkd_cache_array *array = &layout->array;
   uint64_t elements = 1;
   if (!memchr(array->name, 0, sizeof array->name) || !good_name(array->name)) return "name";
@@ -92,9 +92,9 @@ const char *cmkd_layout_check(cmkd_layout *layout) {
   return NULL;
 }
 
-int cmkd_layout_find(const cmkd_cache_head *head, uint32_t count, const char *name, uint32_t *index) {
+int cmkd_layout_find(const cmkd_cache_config *config, uint32_t count, const char *name, uint32_t *index) {
   for (uint32_t a = 0; a < count; a++)
-    if (!strcmp(head->layouts[a].array.name, name)) {
+    if (!strcmp(config->layouts[a].array.name, name)) {
       *index = a;
       return 1;
     }
@@ -139,15 +139,15 @@ static json_t *identity_json(const cmkd_cache_identity *id) {
   return cmkd_json_end(&o);
 }
 
-static json_t *class_names_json(const cmkd_cache_head *head) {
-  if (!head->class_names) return json_null();
+static json_t *class_names_json(const cmkd_cache_config *config) {
+  if (!config->class_names) return json_null();
   cmkd_json names = cmkd_json_array();
-  for (uint32_t c = 0; c < head->classes; c++)
-    cmkd_json_append(&names, json_string(head->class_names[c]));
+  for (uint32_t c = 0; c < config->classes; c++)
+    cmkd_json_append(&names, json_string(config->class_names[c]));
   return cmkd_json_end(&names);
 }
 
-static json_t *layout_json(const cmkd_layout *layout) {
+static json_t *layout_json(const cmkd_array_layout *layout) {
   cmkd_json o = cmkd_json_object(), shape = cmkd_json_array();
   for (int d = 0; d < layout->array.dims; d++)
     cmkd_json_append(&shape, json_integer(layout->array.shape[d]));
@@ -158,25 +158,26 @@ static json_t *layout_json(const cmkd_layout *layout) {
   return cmkd_json_end(&o);
 }
 
-static json_t *layouts_json(const cmkd_cache_head *head) {
+static json_t *layouts_json(const cmkd_cache_config *config) {
   cmkd_json array = cmkd_json_array();
-  for (uint32_t a = 1; a < head->layout_count; a++)
-    cmkd_json_append(&array, layout_json(head->layouts + a));
+  for (uint32_t a = 1; a < config->layout_count; a++)
+    cmkd_json_append(&array, layout_json(config->layouts + a));
   return cmkd_json_end(&array);
 }
 
 /* `format` NULL: left out. Named arrays are mentioned only where there are any. */
-static cmkd_json head_json(const cmkd_cache_head *head, const char *format, int named_arrays) {
+static cmkd_json config_json(const cmkd_cache_config *config, const char *format, int named_arrays) {
   cmkd_json o = cmkd_json_object();
   if (format) cmkd_json_set(&o, "format", json_string(format));
   cmkd_json_set(&o, "schema", json_integer(1));
-  cmkd_json_set(&o, "identity", identity_json(&head->identity));
-  cmkd_json_set(&o, "shape", json_pack("[I,i,i]", (json_int_t)head->samples, (int)head->views, (int)head->classes));
-  cmkd_json_set(&o, "class_names", class_names_json(head));
-  cmkd_json_set(&o, "shards", json_integer(head->shards));
-  cmkd_json_set(&o, "shard_rows", json_integer(head->shard_samples));
-  cmkd_json_set(&o, "chunk_rows", json_integer(head->layouts[0].array.chunk_samples));
-  if (named_arrays && head->layout_count > 1) cmkd_json_set(&o, "named_arrays", layouts_json(head));
+  cmkd_json_set(&o, "identity", identity_json(&config->identity));
+  cmkd_json_set(&o, "shape",
+                json_pack("[I,i,i]", (json_int_t)config->samples, (int)config->views, (int)config->classes));
+  cmkd_json_set(&o, "class_names", class_names_json(config));
+  cmkd_json_set(&o, "shards", json_integer(config->shards));
+  cmkd_json_set(&o, "shard_rows", json_integer(config->shard_samples));
+  cmkd_json_set(&o, "chunk_rows", json_integer(config->layouts[0].array.chunk_samples));
+  if (named_arrays && config->layout_count > 1) cmkd_json_set(&o, "named_arrays", layouts_json(config));
   return o;
 }
 
@@ -187,10 +188,10 @@ static char *dump(cmkd_json json) {
   return text;
 }
 
-char *cmkd_cache_head_text(const cmkd_cache_head *head) { return dump(head_json(head, NULL, 1)); }
+char *cmkd_cache_config_text(const cmkd_cache_config *config) { return dump(config_json(config, NULL, 1)); }
 
-int cmkd_cache_head_is(const cmkd_cache_head *head, const char *text) {
-  char *mine = head->unknown_arrays ? NULL : cmkd_cache_head_text(head);
+int cmkd_cache_config_is(const cmkd_cache_config *config, const char *text) {
+  char *mine = config->unknown_arrays ? NULL : cmkd_cache_config_text(config);
   int same = mine && !strcmp(mine, text);
   free(mine);
   return same;
@@ -206,57 +207,57 @@ static json_t *extents_json(const cmkd_extent *extents, size_t count) {
   return cmkd_json_end(&array);
 }
 
-static json_t *table_json(const cmkd_cache_head *head, const cmkd_chunk_table *table) {
-  return extents_json(table->extents, (size_t)head->views * table->chunks_per_view);
+static json_t *table_json(const cmkd_cache_config *config, const cmkd_chunk_table *table) {
+  return extents_json(table->extents, (size_t)config->views * table->chunks_per_view);
 }
 
-char *cmkd_shard_json(const cmkd_cache_head *head, const cmkd_shard_meta *meta) {
-  cmkd_json o = head_json(head, "cmkd-shard", 1), arrays = cmkd_json_object();
+char *cmkd_shard_json(const cmkd_cache_config *config, const cmkd_shard_meta *meta) {
+  cmkd_json o = config_json(config, "cmkd-shard", 1), arrays = cmkd_json_object();
   cmkd_json_set(&o, "shard",
                 json_pack("{s:i,s:I,s:i}", "index", (int)meta->index, "first", (json_int_t)meta->first, "samples",
                           (int)meta->samples));
-  cmkd_json_set(&o, "logits", table_json(head, meta->tables));
-  cmkd_json_set(&arrays, "seeds", extents_json(meta->seeds, head->views));
+  cmkd_json_set(&o, "logits", table_json(config, meta->tables));
+  cmkd_json_set(&arrays, "seeds", extents_json(meta->seeds, config->views));
   cmkd_json_set(&arrays, "sample_id", extents_json(&meta->sample_id, 1));
   cmkd_json_set(&arrays, "label", extents_json(&meta->label, 1));
-  if (meta->row_max) cmkd_json_set(&arrays, "row_max", extents_json(meta->row_max, head->views));
-  if (meta->row_max) cmkd_json_set(&arrays, "row_range", extents_json(meta->row_range, head->views));
+  if (meta->row_max) cmkd_json_set(&arrays, "row_max", extents_json(meta->row_max, config->views));
+  if (meta->row_max) cmkd_json_set(&arrays, "row_range", extents_json(meta->row_range, config->views));
   cmkd_json_set(&o, "arrays", cmkd_json_end(&arrays));
-  if (head->layout_count > 1) {
+  if (config->layout_count > 1) {
     cmkd_json tables = cmkd_json_object();
-    for (uint32_t a = 1; a < head->layout_count; a++)
-      cmkd_json_set(&tables, head->layouts[a].array.name, table_json(head, meta->tables + a));
+    for (uint32_t a = 1; a < config->layout_count; a++)
+      cmkd_json_set(&tables, config->layouts[a].array.name, table_json(config, meta->tables + a));
     cmkd_json_set(&o, "named_chunks", cmkd_json_end(&tables));
   }
   return dump(o);
 }
 
 char *cmkd_master_json(const cmkd_master_meta *meta) {
-  cmkd_json o = head_json(&meta->head, "cmkd-cache", 1), shards = cmkd_json_array();
+  cmkd_json o = config_json(&meta->config, "cmkd-cache", 1), shards = cmkd_json_array();
   cmkd_json_set(&o, "folder", json_string(meta->folder));
-  for (uint32_t k = 0; k < meta->head.shards; k++) {
+  for (uint32_t k = 0; k < meta->config.shards; k++) {
     const cmkd_shard_entry *s = meta->shards + k;
     cmkd_json_append(&shards, json_pack("[s,I,I,i,s]", s->file, (json_int_t)s->size, (json_int_t)s->first,
                                         (int)s->samples, s->block_sha256));
   }
   cmkd_json_set(&o, "files", cmkd_json_end(&shards));
-  cmkd_json_set(&o, "cache_sha256", json_string(meta->fingerprint));
+  cmkd_json_set(&o, "cache_sha256", json_string(meta->content_sha256));
   return dump(o);
 }
 
-cmkd_status cmkd_master_fingerprint(cmkd_master_meta *meta, cmkd_error *err) {
-  char *text = dump(head_json(&meta->head, NULL, 0));
+cmkd_status cmkd_master_content_sha256(cmkd_master_meta *meta, cmkd_error *err) {
+  char *text = dump(config_json(&meta->config, NULL, 0));
   cmkd_hasher *hasher = cmkd_hasher_start();
   if (text && hasher) {
     cmkd_hasher_update(hasher, "cmkd-cache-1\n", 13);
     cmkd_hasher_update(hasher, text, strlen(text));
-    for (uint32_t k = 0; k < meta->head.shards; k++) {
+    for (uint32_t k = 0; k < meta->config.shards; k++) {
       cmkd_hasher_update(hasher, "\n", 1);
       cmkd_hasher_update(hasher, meta->shards[k].block_sha256, 64);
     }
   }
   int failed = !text || !hasher;
-  cmkd_hasher_finish(hasher, meta->fingerprint);
+  cmkd_hasher_finish(hasher, meta->content_sha256);
   free(text);
   return failed ? cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for the cache's fingerprint") : CMKD_OK;
 }

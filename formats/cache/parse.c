@@ -103,27 +103,27 @@ static void parse_identity(parser *p, const json_t *o, cmkd_cache_identity *id) 
   get_text(p, o, "tool_version", id->tool_version, sizeof id->tool_version);
 }
 
-static void parse_class_names(parser *p, const json_t *names, cmkd_cache_head *head) {
+static void parse_class_names(parser *p, const json_t *names, cmkd_cache_config *config) {
   if (json_is_null(names)) return;
-  if (!json_is_array(names) || json_array_size(names) != head->classes) {
+  if (!json_is_array(names) || json_array_size(names) != config->classes) {
     wrong(p, "class_names");
     return;
   }
-  head->class_names = calloc(head->classes, sizeof *head->class_names);
-  if (!head->class_names) {
+  config->class_names = calloc(config->classes, sizeof *config->class_names);
+  if (!config->class_names) {
     wrong(p, "class_names");
     return;
   }
-  for (uint32_t c = 0; c < head->classes; c++) {
+  for (uint32_t c = 0; c < config->classes; c++) {
     const json_t *name = json_array_get(names, c);
-    head->class_names[c] = strdup(json_is_string(name) ? json_string_value(name) : "");
-    if (!json_is_string(name) || !head->class_names[c] || strlen(head->class_names[c]) != json_string_length(name))
+    config->class_names[c] = strdup(json_is_string(name) ? json_string_value(name) : "");
+    if (!json_is_string(name) || !config->class_names[c] || strlen(config->class_names[c]) != json_string_length(name))
       wrong(p, "class_names");
   }
 }
 
 /* 0: of an unknown type, to be ignored. */
-static int parse_layout(parser *p, const json_t *o, const cmkd_cache_head *head, cmkd_layout *layout) {
+static int parse_layout(parser *p, const json_t *o, const cmkd_cache_config *config, cmkd_array_layout *layout) {
   cmkd_cache_array *array = &layout->array;
   const json_t *shape = json_object_get(o, "shape");
   char dtype[32];
@@ -139,51 +139,51 @@ static int parse_layout(parser *p, const json_t *o, const cmkd_cache_head *head,
   array->dims = (int)json_array_size(shape);
   for (int d = 0; d < array->dims; d++)
     array->shape[d] = (uint32_t)number(p, json_array_get(shape, (size_t)d), "shape", 1, CMKD_CACHE_CHUNK_LIMIT);
-  array->chunk_samples = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_samples);
+  array->chunk_samples = (uint32_t)get_number(p, o, "chunk_rows", 1, config->shard_samples);
   const char *bad = p->what ? p->what : cmkd_layout_check(layout);
   if (bad)
     wrong(p, bad);
   else if ((uint64_t)array->chunk_samples * cmkd_layout_row_bytes(layout) > CMKD_CACHE_CHUNK_LIMIT)
     wrong(p, "chunk_rows");
-  else if (cmkd_layout_find(head, head->layout_count, array->name, &twin))
+  else if (cmkd_layout_find(config, config->layout_count, array->name, &twin))
     wrong(p, "name");
   return !p->what;
 }
 
-static void parse_layouts(parser *p, const json_t *arrays, cmkd_cache_head *head) {
+static void parse_layouts(parser *p, const json_t *arrays, cmkd_cache_config *config) {
   if (!arrays) return;
   if (!json_is_array(arrays) || json_array_size(arrays) > CMKD_CACHE_MAX_ARRAYS) wrong(p, "named_arrays");
   for (size_t i = 0; !p->what && i < json_array_size(arrays); i++) {
-    if (parse_layout(p, json_array_get(arrays, i), head, head->layouts + head->layout_count))
-      head->layout_count++;
+    if (parse_layout(p, json_array_get(arrays, i), config, config->layouts + config->layout_count))
+      config->layout_count++;
     else
-      head->unknown_arrays++;
+      config->unknown_arrays++;
   }
 }
 
-static void parse_head(parser *p, const json_t *o, const char *format, cmkd_cache_head *head) {
+static void parse_config(parser *p, const json_t *o, const char *format, cmkd_cache_config *config) {
   char text[32];
   const cmkd_codec *codec = NULL;
   get_text(p, o, "format", text, sizeof text);
   if (strcmp(text, format) != 0) wrong(p, "format");
   get_number(p, o, "schema", 1, 1);
-  parse_identity(p, json_object_get(o, "identity"), &head->identity);
-  if (cmkd_codec_find(head->identity.codec, &codec, NULL) != CMKD_OK) wrong(p, "codec");
+  parse_identity(p, json_object_get(o, "identity"), &config->identity);
+  if (cmkd_codec_find(config->identity.codec, &codec, NULL) != CMKD_OK) wrong(p, "codec");
   const json_t *shape = json_object_get(o, "shape");
   if (!json_is_array(shape) || json_array_size(shape) != 3) wrong(p, "shape");
-  head->samples = number(p, json_array_get(shape, 0), "shape", 1, UINT32_MAX);
-  head->views = (uint32_t)number(p, json_array_get(shape, 1), "shape", 1, CMKD_CACHE_MAX_VIEWS);
-  head->classes = (uint32_t)number(p, json_array_get(shape, 2), "shape", 1, CMKD_CACHE_MAX_CLASSES);
-  head->shards = (uint32_t)get_number(p, o, "shards", 1, CMKD_CACHE_MAX_SHARDS);
-  head->shard_samples = (uint32_t)get_number(p, o, "shard_rows", 1, INT32_MAX);
-  uint32_t chunk_samples = (uint32_t)get_number(p, o, "chunk_rows", 1, head->shard_samples);
-  if ((head->samples + head->shard_samples - 1) / head->shard_samples != head->shards) wrong(p, "shards");
+  config->samples = number(p, json_array_get(shape, 0), "shape", 1, UINT32_MAX);
+  config->views = (uint32_t)number(p, json_array_get(shape, 1), "shape", 1, CMKD_CACHE_MAX_VIEWS);
+  config->classes = (uint32_t)number(p, json_array_get(shape, 2), "shape", 1, CMKD_CACHE_MAX_CLASSES);
+  config->shards = (uint32_t)get_number(p, o, "shards", 1, CMKD_CACHE_MAX_SHARDS);
+  config->shard_samples = (uint32_t)get_number(p, o, "shard_rows", 1, INT32_MAX);
+  uint32_t chunk_samples = (uint32_t)get_number(p, o, "chunk_rows", 1, config->shard_samples);
+  if ((config->samples + config->shard_samples - 1) / config->shard_samples != config->shards) wrong(p, "shards");
   if (p->what) return;
-  if (codec->thin && cmkd_codec_keep(head->identity.codec) >= head->classes) wrong(p, "codec");
-  cmkd_layout_of_logits(head, codec, chunk_samples);
-  if ((uint64_t)chunk_samples * cmkd_layout_row_bytes(head->layouts) > CMKD_CACHE_CHUNK_LIMIT) wrong(p, "chunk_rows");
-  if (!p->what) parse_class_names(p, json_object_get(o, "class_names"), head);
-  if (!p->what) parse_layouts(p, json_object_get(o, "named_arrays"), head);
+  if (codec->thin && cmkd_codec_keep(config->identity.codec) >= config->classes) wrong(p, "codec");
+  cmkd_layout_of_logits(config, codec, chunk_samples);
+  if ((uint64_t)chunk_samples * cmkd_layout_row_bytes(config->layouts) > CMKD_CACHE_CHUNK_LIMIT) wrong(p, "chunk_rows");
+  if (!p->what) parse_class_names(p, json_object_get(o, "class_names"), config);
+  if (!p->what) parse_layouts(p, json_object_get(o, "named_arrays"), config);
 }
 
 /* What the extents of an array must be: their count, and where and how large each may be. */
@@ -217,11 +217,11 @@ static int by_offset(const void *a, const void *b) {
 }
 
 /* Chunks of named arrays may share no byte with each other or with those of the logits. */
-static void check_overlap(parser *p, const cmkd_cache_head *head, const cmkd_shard_meta *meta) {
-  if (p->what || head->layout_count == 1) return;
+static void check_overlap(parser *p, const cmkd_cache_config *config, const cmkd_shard_meta *meta) {
+  if (p->what || config->layout_count == 1) return;
   size_t count = 0;
-  for (uint32_t a = 0; a < head->layout_count; a++)
-    count += (size_t)head->views * meta->tables[a].chunks_per_view;
+  for (uint32_t a = 0; a < config->layout_count; a++)
+    count += (size_t)config->views * meta->tables[a].chunks_per_view;
   cmkd_extent *sorted = malloc(count * sizeof *sorted);
   if (!sorted) {
     wrong(p, "named_chunks");
@@ -247,32 +247,33 @@ static cmkd_status verdict(const parser *p, cmkd_error *err) {
 }
 
 /* The JSON arrays that hold the chunk tables: so long, the text itself pays for the memory of their extents. */
-static void check_tables(parser *p, const json_t *o, const cmkd_cache_head *head, uint32_t n) {
-  for (uint32_t a = 0; a < head->layout_count && !p->what; a++) {
-    const cmkd_layout *layout = head->layouts + a;
+static void check_tables(parser *p, const json_t *o, const cmkd_cache_config *config, uint32_t n) {
+  for (uint32_t a = 0; a < config->layout_count && !p->what; a++) {
+    const cmkd_array_layout *layout = config->layouts + a;
     uint32_t rows = cmkd_layout_chunk_samples(layout, n);
     const json_t *table =
         a ? json_object_get(json_object_get(o, "named_chunks"), layout->array.name) : json_object_get(o, "logits");
-    if (json_array_size(table) != (uint64_t)head->views * ((n + rows - 1) / rows))
+    if (json_array_size(table) != (uint64_t)config->views * ((n + rows - 1) / rows))
       wrong(p, a ? "named_chunks" : "logits");
   }
 }
 
-static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmkd_cache_head *head,
+static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmkd_cache_config *config,
                          cmkd_shard_meta *meta) {
   const json_t *arrays = json_object_get(o, "arrays"), *named = json_object_get(o, "named_chunks");
   const uint64_t n = meta->samples;
-  for (uint32_t a = 0; a < head->layout_count; a++) {
-    const cmkd_layout *layout = head->layouts + a;
+  for (uint32_t a = 0; a < config->layout_count; a++) {
+    const cmkd_array_layout *layout = config->layouts + a;
     const cmkd_chunk_table *table = meta->tables + a;
     size_t raw = table->chunk_samples * cmkd_layout_row_bytes(layout);
-    extent_rule rule = {(size_t)head->views * table->chunks_per_view, payload, 5, ZSTD_compressBound(raw) + 4};
+    extent_rule rule = {(size_t)config->views * table->chunks_per_view, payload, 5, ZSTD_compressBound(raw) + 4};
     if (a)
       parse_extents(p, json_object_get(named, layout->array.name), "named_chunks", rule, table->extents);
     else
       parse_extents(p, json_object_get(o, "logits"), "logits", rule, table->extents);
   }
-  const extent_rule seeds = {head->views, payload, 8 * n, 8 * n}, row_numbers = {head->views, payload, 2 * n, 2 * n};
+  const extent_rule seeds = {config->views, payload, 8 * n, 8 * n},
+                    row_numbers = {config->views, payload, 2 * n, 2 * n};
   const extent_rule ids = {1, payload, 8 * n, 8 * n}, labels = {1, payload, 4 * n, 4 * n};
   parse_extents(p, json_object_get(arrays, "seeds"), "seeds", seeds, meta->seeds);
   parse_extents(p, json_object_get(arrays, "sample_id"), "sample_id", ids, &meta->sample_id);
@@ -283,49 +284,49 @@ static void parse_tables(parser *p, const json_t *o, uint64_t payload, const cmk
 }
 
 cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
-                                  cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err) {
+                                  cmkd_cache_config *config, cmkd_shard_meta *meta, cmkd_error *err) {
   parser p = {path, NULL};
-  memset(head, 0, sizeof *head);
+  memset(config, 0, sizeof *config);
   memset(meta, 0, sizeof *meta);
   json_t *o = load(&p, json, size);
-  parse_head(&p, o, "cmkd-shard", head);
+  parse_config(&p, o, "cmkd-shard", config);
   const json_t *shard = json_object_get(o, "shard");
   cmkd_status status = CMKD_OK;
   if (!p.what) {
-    meta->index = (uint32_t)get_number(&p, shard, "index", 0, head->shards - 1);
-    uint32_t n = cmkd_shard_samples(head, meta->index);
+    meta->index = (uint32_t)get_number(&p, shard, "index", 0, config->shards - 1);
+    uint32_t n = cmkd_shard_samples(config, meta->index);
     get_number(&p, shard, "samples", n, n);
-    get_number(&p, shard, "first", (uint64_t)meta->index * head->shard_samples,
-               (uint64_t)meta->index * head->shard_samples);
+    get_number(&p, shard, "first", (uint64_t)meta->index * config->shard_samples,
+               (uint64_t)meta->index * config->shard_samples);
     if ((uint64_t)n * 12 > payload) wrong(&p, "logits");
-    check_tables(&p, o, head, n);
+    check_tables(&p, o, config, n);
   }
-  if (!p.what) status = cmkd_shard_meta_alloc(meta, head, err);
+  if (!p.what) status = cmkd_shard_meta_alloc(meta, config, err);
   if (!p.what && status == CMKD_OK) {
-    parse_tables(&p, o, payload, head, meta);
-    check_overlap(&p, head, meta);
+    parse_tables(&p, o, payload, config, meta);
+    check_overlap(&p, config, meta);
   }
   json_decref(o);
   if (status == CMKD_OK) status = verdict(&p, err);
   if (status != CMKD_OK) {
-    cmkd_cache_head_free(head);
+    cmkd_cache_config_free(config);
     cmkd_shard_meta_free(meta);
   }
   return status;
 }
 
 static void parse_files(parser *p, const json_t *files, cmkd_master_meta *meta) {
-  for (uint32_t k = 0; k < meta->head.shards && !p->what; k++) {
+  for (uint32_t k = 0; k < meta->config.shards && !p->what; k++) {
     const json_t *entry = json_array_get(files, k), *file = json_array_get(entry, 0), *sha = json_array_get(entry, 4);
     cmkd_shard_entry *s = meta->shards + k;
-    uint64_t first = (uint64_t)k * meta->head.shard_samples;
-    uint32_t n = cmkd_shard_samples(&meta->head, k);
+    uint64_t first = (uint64_t)k * meta->config.shard_samples;
+    uint32_t n = cmkd_shard_samples(&meta->config, k);
     if (!json_is_array(entry) || json_array_size(entry) != 5 || !json_is_string(file) || !json_is_string(sha) ||
         !is_hex(json_string_value(sha), 64)) {
       wrong(p, "files");
       return;
     }
-    cmkd_shard_name(&meta->head, k,
+    cmkd_shard_name(&meta->config, k,
                     s->file); /* the name follows from the place: a path of another kind can't be smuggled in */
     if (strcmp(s->file, json_string_value(file)) != 0) wrong(p, "files");
     s->size = number(p, json_array_get(entry, 1), "files", 512, INT64_MAX);
@@ -340,22 +341,22 @@ cmkd_status cmkd_master_json_parse(const char *json, size_t size, const char *pa
   parser p = {path, NULL};
   memset(meta, 0, sizeof *meta);
   json_t *o = load(&p, json, size);
-  parse_head(&p, o, "cmkd-cache", &meta->head);
+  parse_config(&p, o, "cmkd-cache", &meta->config);
   get_text(&p, o, "folder", meta->folder, sizeof meta->folder);
   if (!meta->folder[0] || strchr(meta->folder, '/') || !strcmp(meta->folder, ".") || !strcmp(meta->folder, ".."))
     wrong(&p, "folder");
-  get_sha(&p, o, "cache_sha256", meta->fingerprint);
+  get_sha(&p, o, "cache_sha256", meta->content_sha256);
   const json_t *files = json_object_get(o, "files");
-  if (!p.what && (!json_is_array(files) || json_array_size(files) != meta->head.shards)) wrong(&p, "files");
-  if (!p.what && !(meta->shards = calloc(meta->head.shards, sizeof *meta->shards))) wrong(&p, "files");
+  if (!p.what && (!json_is_array(files) || json_array_size(files) != meta->config.shards)) wrong(&p, "files");
+  if (!p.what && !(meta->shards = calloc(meta->config.shards, sizeof *meta->shards))) wrong(&p, "files");
   if (!p.what) parse_files(&p, files, meta);
   json_decref(o);
   cmkd_status status = verdict(&p, err);
-  if (status == CMKD_OK) { /* the fingerprint is a function of the rest */
+  if (status == CMKD_OK) { /* the hash is a function of the rest */
     char stored[CMKD_SHA256_HEX];
-    memcpy(stored, meta->fingerprint, sizeof stored);
-    status = cmkd_master_fingerprint(meta, err);
-    if (status == CMKD_OK && strcmp(stored, meta->fingerprint) != 0)
+    memcpy(stored, meta->content_sha256, sizeof stored);
+    status = cmkd_master_content_sha256(meta, err);
+    if (status == CMKD_OK && strcmp(stored, meta->content_sha256) != 0)
       status = cmkd_fail(err, CMKD_ERR_FORMAT, "%s: its fingerprint does not match its content; build it again", path);
   }
   if (status != CMKD_OK) cmkd_master_meta_free(meta);

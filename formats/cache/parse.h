@@ -8,8 +8,8 @@
 
 /* `payload` bytes follow the user block. */
 cmkd_status cmkd_shard_json_parse(const char *json, size_t size, uint64_t payload, const char *path,
-                                  cmkd_cache_head *head, cmkd_shard_meta *meta, cmkd_error *err);
-/* Checks the fingerprint, too. */
+                                  cmkd_cache_config *config, cmkd_shard_meta *meta, cmkd_error *err);
+/* Checks the content's hash, too. */
 cmkd_status cmkd_master_json_parse(const char *json, size_t size, const char *path, cmkd_master_meta *meta,
                                    cmkd_error *err);
 #endif

@@ -33,7 +33,7 @@ typedef struct cmkd_cache_identity {
                              not measured */
   char dataset[32];       /* "cifar100" */
   char split[8];          /* "train" or "test" */
-  char fingerprint[65];   /* SHA-256 of the whole split (cmkd/dataset.h), or "" */
+  char fingerprint[65];   /* of the data set's whole split, SHA-256 (cmkd/dataset.h), or "" */
   uint32_t dataset_n;     /* samples of the whole split */
   cmkd_policy policy;     /* how a view's pixels follow from its seed */
   char rng_version[32];   /* the rules that drew the seeds */
@@ -67,9 +67,9 @@ typedef struct cmkd_cache_info {
   uint32_t array_count;
   uint32_t unknown_arrays; /* of types that it does not know: passed over */
   uint32_t shards;
-  uint64_t bytes;       /* on disk, all files */
-  uint64_t logit_bytes; /* of them compressed logits */
-  char sha256[65];      /* fingerprint of the whole cache: equal for equal content, whatever the file names */
+  uint64_t bytes;          /* on disk, all files */
+  uint64_t logit_bytes;    /* of them compressed logits */
+  char content_sha256[65]; /* of the whole cache: equal for equal content, whatever the file names */
 } cmkd_cache_info;
 
 typedef struct cmkd_cache cmkd_cache;

@@ -47,7 +47,7 @@ static void copy_items(const bulk *b, const cmkd_chunk_view *chunk, size_t first
 }
 
 static cmkd_status read_chunk(const bulk *b, const cmkd_shard *shard, uint32_t number, scratch *with, cmkd_error *err) {
-  const cmkd_layout *layout = cmkd_cache_layout_at(b->cache, b->layout);
+  const cmkd_array_layout *layout = cmkd_cache_layout_at(b->cache, b->layout);
   const uint32_t rows = shard->meta.tables[b->layout].chunk_samples;
   const size_t C = layout->array.elements, offset = (size_t)number * rows;
   uint64_t start = shard->meta.first + offset, end = start + rows;
@@ -72,8 +72,8 @@ static cmkd_status read_chunk(const bulk *b, const cmkd_shard *shard, uint32_t n
 static void *run(void *argument) {
   bulk *b = argument;
   const cmkd_cache *cache = b->cache;
-  const cmkd_layout *layout = cmkd_cache_layout_at(cache, b->layout);
-  const size_t raw = cmkd_layout_chunk_bytes(layout), shard_samples = cache->master.head.shard_samples;
+  const cmkd_array_layout *layout = cmkd_cache_layout_at(cache, b->layout);
+  const size_t raw = cmkd_layout_chunk_bytes(layout), shard_samples = cache->master.config.shard_samples;
   scratch with = {.coder = cmkd_chunk_coder_create(), .stored = malloc(cmkd_chunk_bound(raw)), .raw = malloc(raw)};
   cmkd_error err = {0};
   if (layout->codec->row_numbers) with.max = malloc(shard_samples * 4);
@@ -107,7 +107,7 @@ static cmkd_status bulk_read(cmkd_cache *cache, bulk *b, cmkd_error *err) {
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: samples %" PRIu64 "..%" PRIu64 " do not exist; it has %" PRIu64,
                      cache->path, b->first, b->first + b->count, cache->info.samples);
   if (!b->count) return CMKD_OK;
-  const uint32_t shard_samples = cache->master.head.shard_samples,
+  const uint32_t shard_samples = cache->master.config.shard_samples,
                  last = (uint32_t)((b->first + b->count - 1) / shard_samples);
   b->cache = cache;
   b->first_shard = (uint32_t)(b->first / shard_samples);

@@ -74,7 +74,7 @@ static char *find_folder(const cmkd_cache *cache) {
 static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k, cmkd_error *err) {
   const cmkd_shard_entry *entry = cache->master.shards + k;
   cmkd_shard *shard = cache->shards + k;
-  cmkd_cache_head head = {0};
+  cmkd_cache_config config = {0};
   cmkd_user_block block;
   uint8_t *bytes = NULL;
   char hex[CMKD_SHA256_HEX];
@@ -94,20 +94,20 @@ static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k,
                        "%s: not the shard that %s was finished with; run the same cmkd-cache build again", shard->path,
                        cache->path);
   if (status == CMKD_OK)
-    status = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, shard->path, &head,
-                                   &shard->meta, err);
+    status = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, shard->path,
+                                   &config, &shard->meta, err);
   shard->block_size = block.block_size;
   shard->file_size = block.file_size;
   memcpy(shard->payload_sha256, block.payload_sha256, sizeof block.payload_sha256);
   free(bytes);
   if (status != CMKD_OK) return status;
-  char *mine = cmkd_cache_head_text(&cache->master.head), *its = cmkd_cache_head_text(&head);
+  char *mine = cmkd_cache_config_text(&cache->master.config), *its = cmkd_cache_config_text(&config);
   if (!mine || !its || strcmp(mine, its) != 0 || shard->meta.index != k)
     status = cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: belongs to another cache than %s", shard->path, cache->path);
   free(mine);
   free(its);
-  cmkd_cache_head_free(&head);
-  if (cache->master.head.shards > KEEP_OPEN) {
+  cmkd_cache_config_free(&config);
+  if (cache->master.config.shards > KEEP_OPEN) {
     close(shard->fd);
     shard->fd = -1;
   }
@@ -115,28 +115,28 @@ static cmkd_status open_shard(cmkd_cache *cache, const char *folder, uint32_t k,
 }
 
 static void fill_info(cmkd_cache *cache) {
-  const cmkd_cache_head *head = &cache->master.head;
+  const cmkd_cache_config *config = &cache->master.config;
   cmkd_cache_info *info = &cache->info;
-  info->identity = head->identity;
-  info->samples = head->samples;
-  info->views = head->views;
-  info->classes = head->classes;
-  info->kept = head->layouts[0].codec->thin ? cmkd_codec_keep(head->identity.codec) : head->classes;
-  info->class_names = (const char *const *)head->class_names;
+  info->identity = config->identity;
+  info->samples = config->samples;
+  info->views = config->views;
+  info->classes = config->classes;
+  info->kept = config->layouts[0].codec->thin ? cmkd_codec_keep(config->identity.codec) : config->classes;
+  info->class_names = (const char *const *)config->class_names;
   info->arrays = cache->arrays;
-  info->array_count = head->layout_count - 1;
-  info->unknown_arrays = head->unknown_arrays;
+  info->array_count = config->layout_count - 1;
+  info->unknown_arrays = config->unknown_arrays;
   for (uint32_t a = 0; a < info->array_count; a++)
-    cache->arrays[a] = head->layouts[1 + a].array;
-  info->shards = head->shards;
+    cache->arrays[a] = config->layouts[1 + a].array;
+  info->shards = config->shards;
   info->bytes = cache->master_size;
-  for (uint32_t k = 0; k < head->shards; k++) {
+  for (uint32_t k = 0; k < config->shards; k++) {
     const cmkd_shard *shard = cache->shards + k;
     info->bytes += shard->file_size;
-    for (size_t i = 0; i < (size_t)head->views * shard->meta.tables[0].chunks_per_view; i++)
+    for (size_t i = 0; i < (size_t)config->views * shard->meta.tables[0].chunks_per_view; i++)
       info->logit_bytes += shard->meta.tables[0].extents[i].size;
   }
-  memcpy(info->sha256, cache->master.fingerprint, sizeof info->sha256);
+  memcpy(info->content_sha256, cache->master.content_sha256, sizeof info->content_sha256);
 }
 
 cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err) {
@@ -148,13 +148,13 @@ cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err)
   char *folder = NULL;
   cmkd_status status = cache->path ? open_master(cache, err) : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", path);
   if (status == CMKD_OK) {
-    cache->shards = calloc(cache->master.head.shards, sizeof *cache->shards);
+    cache->shards = calloc(cache->master.config.shards, sizeof *cache->shards);
     folder = find_folder(cache);
     if (!cache->shards || !folder) status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", path);
-    for (uint32_t k = 0; cache->shards && k < cache->master.head.shards; k++)
+    for (uint32_t k = 0; cache->shards && k < cache->master.config.shards; k++)
       cache->shards[k].fd = -1;
   }
-  for (uint32_t k = 0; status == CMKD_OK && k < cache->master.head.shards; k++)
+  for (uint32_t k = 0; status == CMKD_OK && k < cache->master.config.shards; k++)
     status = open_shard(cache, folder, k, err);
   free(folder);
   if (status != CMKD_OK) {
@@ -168,7 +168,7 @@ cmkd_status cmkd_cache_open(const char *path, cmkd_cache **out, cmkd_error *err)
 
 void cmkd_cache_close(cmkd_cache *cache) {
   if (!cache) return;
-  for (uint32_t k = 0; cache->shards && k < cache->master.head.shards; k++) {
+  for (uint32_t k = 0; cache->shards && k < cache->master.config.shards; k++) {
     if (cache->shards[k].fd >= 0) close(cache->shards[k].fd);
     cmkd_shard_meta_free(&cache->shards[k].meta);
     free(cache->shards[k].path);
@@ -186,9 +186,9 @@ void cmkd_cache_close(cmkd_cache *cache) {
 const cmkd_cache_info *cmkd_cache_get_info(const cmkd_cache *cache) { return &cache->info; }
 
 cmkd_status cmkd_cache_layout(const cmkd_cache *cache, const char *name, uint32_t *layout, cmkd_error *err) {
-  const cmkd_cache_head *head = &cache->master.head;
+  const cmkd_cache_config *config = &cache->master.config;
   *layout = 0;
-  if (!name || cmkd_layout_find(head, head->layout_count, name, layout)) return CMKD_OK;
+  if (!name || cmkd_layout_find(config, config->layout_count, name, layout)) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds no array \"%.64s\"", cache->path, name);
 }
 
@@ -229,7 +229,7 @@ cmkd_status cmkd_shard_array(const cmkd_shard *shard, const cmkd_extent *extent,
 
 cmkd_status cmkd_shard_chunk(const cmkd_cache *cache, cmkd_chunk_place at, cmkd_chunk_coder *coder, uint8_t *stored,
                              uint8_t *raw, cmkd_error *err) {
-  const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
+  const cmkd_array_layout *layout = cmkd_cache_layout_at(cache, at.layout);
   const cmkd_extent *extent = cmkd_chunk_extent(at);
   const size_t raw_size = at.shard->meta.tables[at.layout].chunk_samples * cmkd_layout_row_bytes(layout);
   CMKD_TRY(read_extent(at.shard, extent, stored, err));

@@ -10,22 +10,22 @@ static cmkd_divider divider_of(uint32_t d) { return (cmkd_divider){d > 1 ? UINT6
 
 static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   const cmkd_cache *cache = p->cache;
-  const cmkd_cache_head *head = &cache->master.head;
-  for (uint32_t k = 0; k < head->shards; k++)
+  const cmkd_cache_config *config = &cache->master.config;
+  for (uint32_t k = 0; k < config->shards; k++)
     p->chunk_count += cache->shards[k].meta.tables[p->layout].chunks_per_view;
-  p->first_chunk = malloc(head->shards * sizeof *p->first_chunk);
+  p->first_chunk = malloc(config->shards * sizeof *p->first_chunk);
   p->chunks = malloc(p->chunk_count * sizeof *p->chunks);
   p->schedule = malloc((size_t)p->chunk_count * 2 * sizeof *p->schedule);
   if (!p->first_chunk || !p->chunks || !p->schedule)
     return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", cache->path);
   p->retire = p->schedule + p->chunk_count;
-  for (uint32_t k = 0, g = 0; k < head->shards; k++) {
+  for (uint32_t k = 0, g = 0; k < config->shards; k++) {
     p->first_chunk[k] = g;
     for (uint32_t number = 0; number < cache->shards[k].meta.tables[p->layout].chunks_per_view; number++)
       p->chunks[g++] = (cmkd_order_chunk){k, number, UNUSED, UNUSED};
   }
-  p->last_shard = head->shards - 1;
-  p->by_shard = divider_of(head->shard_samples);
+  p->last_shard = config->shards - 1;
+  p->by_shard = divider_of(config->shard_samples);
   p->by_chunk = divider_of(cmkd_cache_layout_at(cache, p->layout)->array.chunk_samples);
   p->by_last_chunk = divider_of(cache->shards[p->last_shard].meta.tables[p->layout].chunk_samples);
   return CMKD_OK;

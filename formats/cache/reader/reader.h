@@ -24,7 +24,7 @@ struct cmkd_cache {
   char *path;
   cmkd_master_meta master;
   uint64_t master_size;
-  cmkd_shard *shards; /* (master.head.shards) */
+  cmkd_shard *shards; /* (master.config.shards) */
   cmkd_cache_info info;
   cmkd_cache_array arrays[CMKD_CACHE_MAX_ARRAYS]; /* of info */
   pthread_mutex_t mutex;                          /* guards what follows */
@@ -36,8 +36,8 @@ struct cmkd_cache {
 cmkd_status cmkd_cache_check_view(const cmkd_cache *cache, uint32_t view, cmkd_error *err);
 /* The layout of that name; NULL and "logits" are those of the logits, 0. */
 cmkd_status cmkd_cache_layout(const cmkd_cache *cache, const char *name, uint32_t *layout, cmkd_error *err);
-static inline const cmkd_layout *cmkd_cache_layout_at(const cmkd_cache *cache, uint32_t layout) {
-  return cache->master.head.layouts + layout;
+static inline const cmkd_array_layout *cmkd_cache_layout_at(const cmkd_cache *cache, uint32_t layout) {
+  return cache->master.config.layouts + layout;
 }
 
 /* Bytes of an extent into `out` (its size), their XXH64 checked; `what` for the message. */

@@ -37,7 +37,7 @@ static inline size_t round_up(size_t size) { return (size + 63) / 64 * 64; }
 
 /* Plans the order, and divides the memory that it may use. */
 static cmkd_status plan_memory(cmkd_stream *s, uint64_t memory, int threads, cmkd_error *err) {
-  const cmkd_layout *layout = cmkd_cache_layout_at(s->cache, s->layout);
+  const cmkd_array_layout *layout = cmkd_cache_layout_at(s->cache, s->layout);
   const size_t item = (size_t)s->codec->item, row = cmkd_layout_row_bytes(layout),
                raw = cmkd_layout_chunk_bytes(layout);
   const uint64_t most = memory / raw;

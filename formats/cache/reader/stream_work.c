@@ -164,7 +164,7 @@ int cmkd_stream_work_once(cmkd_stream *s, const cmkd_stream_worker *with) {
 }
 
 int cmkd_stream_worker_make(cmkd_stream_worker *worker, const cmkd_stream *s) {
-  const cmkd_layout *layout = cmkd_cache_layout_at(s->cache, s->layout);
+  const cmkd_array_layout *layout = cmkd_cache_layout_at(s->cache, s->layout);
   const size_t raw = cmkd_layout_chunk_bytes(layout), row = cmkd_layout_row_bytes(layout);
   *worker = (cmkd_stream_worker){.coder = cmkd_chunk_coder_create(), .stored = malloc(cmkd_chunk_bound(raw))};
   if (!s->table) return worker->coder && worker->stored;

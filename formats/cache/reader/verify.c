@@ -67,7 +67,7 @@ static cmkd_status refuse_value(const cmkd_cache *cache, cmkd_chunk_place at, ui
 
 static cmkd_status check_chunk(const verify *v, cmkd_chunk_place at, const scratch *s, cmkd_error *err) {
   const cmkd_cache *cache = v->cache;
-  const cmkd_layout *layout = cmkd_cache_layout_at(cache, at.layout);
+  const cmkd_array_layout *layout = cmkd_cache_layout_at(cache, at.layout);
   const uint32_t samples = at.shard->meta.samples, whole = at.shard->meta.tables[at.layout].chunk_samples;
   size_t C = layout->array.elements, offset = (size_t)at.chunk * whole,
          rows = samples - offset < whole ? samples - offset : whole;
@@ -96,27 +96,27 @@ static cmkd_status check_shard(const verify *v, uint32_t k, const scratch *s, cm
   for (uint32_t view = 0; v->deep && view < v->cache->info.views; view++) {
     if (has_row_numbers(v))
       CMKD_TRY(cmkd_shard_row_numbers(shard, view, s->numbers, s->numbers + shard->meta.samples, err));
-    for (uint32_t a = 0; a < v->cache->master.head.layout_count; a++)
+    for (uint32_t a = 0; a < v->cache->master.config.layout_count; a++)
       for (uint32_t chunk = 0; chunk < shard->meta.tables[a].chunks_per_view; chunk++)
         CMKD_TRY(check_chunk(v, (cmkd_chunk_place){shard, a, view, chunk}, s, err));
   }
   return CMKD_OK;
 }
 
-static uint64_t chunks_of(const cmkd_cache_head *head, const cmkd_shard *shard) {
+static uint64_t chunks_of(const cmkd_cache_config *config, const cmkd_shard *shard) {
   uint64_t chunks = 0;
-  for (uint32_t a = 0; a < head->layout_count; a++)
-    chunks += (uint64_t)shard->meta.tables[a].chunks_per_view * head->views;
+  for (uint32_t a = 0; a < config->layout_count; a++)
+    chunks += (uint64_t)shard->meta.tables[a].chunks_per_view * config->views;
   return chunks;
 }
 
 static void *run(void *argument) {
   verify *v = argument;
-  const cmkd_cache_head *head = &v->cache->master.head;
-  const size_t samples = head->shard_samples < head->samples ? head->shard_samples : (size_t)head->samples;
+  const cmkd_cache_config *config = &v->cache->master.config;
+  const size_t samples = config->shard_samples < config->samples ? config->shard_samples : (size_t)config->samples;
   size_t raw = 0, elements = 0;
-  for (uint32_t a = 0; a < head->layout_count; a++) {
-    const cmkd_layout *layout = head->layouts + a;
+  for (uint32_t a = 0; a < config->layout_count; a++) {
+    const cmkd_array_layout *layout = config->layouts + a;
     const size_t numbers = (size_t)layout->array.chunk_samples * layout->array.elements;
     if (numbers > elements) elements = numbers;
     if (cmkd_layout_chunk_bytes(layout) > raw) raw = cmkd_layout_chunk_bytes(layout);
@@ -129,7 +129,7 @@ static void *run(void *argument) {
                .coder = cmkd_chunk_coder_create()};
   int fine = s.stored && s.raw && s.small && s.rows && s.numbers && s.coder;
   pthread_mutex_lock(&v->mutex);
-  while (v->next < head->shards) {
+  while (v->next < config->shards) {
     uint32_t k = v->next++;
     pthread_mutex_unlock(&v->mutex);
     cmkd_error err = {0};
@@ -139,8 +139,8 @@ static void *run(void *argument) {
     cmkd_verify_report *report = v->report;
     report->shards++;
     report->bytes += v->cache->shards[k].file_size;
-    if (v->deep) report->chunks += chunks_of(head, v->cache->shards + k);
-    if (v->deep) report->rows += (uint64_t)v->cache->shards[k].meta.samples * head->views;
+    if (v->deep) report->chunks += chunks_of(config, v->cache->shards + k);
+    if (v->deep) report->rows += (uint64_t)v->cache->shards[k].meta.samples * config->views;
     if (status != CMKD_OK && !report->problems++) report->first = err;
     if (v->each) v->each(v->self, k, status == CMKD_OK ? NULL : &err);
   }

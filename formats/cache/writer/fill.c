@@ -7,7 +7,7 @@
 #include "formats/cache/writer/writer.h"
 
 cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_cache_shard_state *state, cmkd_error *err) {
-  if (w->filling || k >= w->head.shards)
+  if (w->filling || k >= w->config.shards)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: shard %u cannot be begun now", w->path, k);
   CMKD_TRY(cmkd_writer_failed(w, err));
   char *shard = cmkd_writer_shard_path(w, k), *path = shard ? cmkd_format("%s.lock", shard) : NULL;
@@ -26,7 +26,7 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_cache
   if (cmkd_writer_check(w, k)) {
     cmkd_lock_release(&lock);
     pthread_mutex_lock(&w->mutex);
-    if (!known) w->stats.reused_rows += (uint64_t)w->entries[k].samples * w->head.views;
+    if (!known) w->stats.reused_rows += (uint64_t)w->entries[k].samples * w->config.views;
     pthread_mutex_unlock(&w->mutex);
     *state = CMKD_CACHE_SHARD_DONE;
     return CMKD_OK;
@@ -44,10 +44,10 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_cache
 static cmkd_status check_labels(const cmkd_cache_writer *w, size_t count, const uint64_t *ids, const int32_t *labels,
                                 cmkd_error *err) {
   for (size_t i = 0; i < count; i++)
-    if (labels[i] < 0 || (uint32_t)labels[i] >= w->head.classes)
+    if (labels[i] < 0 || (uint32_t)labels[i] >= w->config.classes)
       return cmkd_fail(err, CMKD_ERR_VALUE,
                        "sample %" PRIu64 ": label %d is outside 0..%u; is this the right data set?", ids[i], labels[i],
-                       w->head.classes - 1);
+                       w->config.classes - 1);
   return CMKD_OK;
 }
 
@@ -55,7 +55,7 @@ static cmkd_status check_labels(const cmkd_cache_writer *w, size_t count, const 
 static void take_samples(cmkd_cache_writer *w, size_t at, size_t count, const uint64_t *ids, const int32_t *labels,
                          const uint64_t *seeds) {
   cmkd_shard_work *s = w->filling;
-  const size_t n = s->meta.samples, views = w->head.views;
+  const size_t n = s->meta.samples, views = w->config.views;
   memcpy(s->ids + at, ids, count * sizeof *ids);
   memcpy(s->labels + at, labels, count * sizeof *labels);
   for (size_t v = 0; v < views; v++)
@@ -82,7 +82,7 @@ typedef struct rows {
 /* The rows lie in one chunk. */
 static void encode(cmkd_cache_writer *w, const rows *r, uint8_t *items) {
   const cmkd_shard_work *s = w->filling;
-  const cmkd_layout *layout = w->head.layouts + r->layout;
+  const cmkd_array_layout *layout = w->config.layouts + r->layout;
   const cmkd_codec *codec = layout->codec;
   const size_t C = layout->array.elements, n = s->meta.samples, row = cmkd_layout_row_bytes(layout);
   uint8_t *target = items + r->first % s->meta.tables[r->layout].chunk_samples * row;
@@ -101,7 +101,7 @@ static void encode(cmkd_cache_writer *w, const rows *r, uint8_t *items) {
 }
 
 static cmkd_status refuse_value(const cmkd_cache_writer *w, const rows *r, size_t bad, cmkd_error *err) {
-  const cmkd_layout *layout = w->head.layouts + r->layout;
+  const cmkd_array_layout *layout = w->config.layouts + r->layout;
   const size_t C = layout->array.elements, row = bad / C, at = bad % C;
   const float value = r->values[row * r->stride + at];
   const uint64_t sample = w->filling->meta.first + r->first + row;
@@ -121,7 +121,7 @@ static cmkd_status refuse_value(const cmkd_cache_writer *w, const rows *r, size_
 }
 
 static cmkd_status check_values(const cmkd_cache_writer *w, const rows *r, cmkd_error *err) {
-  const cmkd_layout *layout = w->head.layouts + r->layout;
+  const cmkd_array_layout *layout = w->config.layouts + r->layout;
   const size_t C = layout->array.elements;
   int64_t bad = -1;
   if (r->stride == C)
@@ -136,7 +136,7 @@ static cmkd_status check_values(const cmkd_cache_writer *w, const rows *r, cmkd_
 
 /* Edge chunks are stored full: zeros behind the last row. */
 static uint8_t *new_items(cmkd_cache_writer *w, uint32_t layout, uint32_t rows_of_chunk, uint32_t used) {
-  size_t row = cmkd_layout_row_bytes(w->head.layouts + layout);
+  size_t row = cmkd_layout_row_bytes(w->config.layouts + layout);
   uint8_t *items = cmkd_writer_buffer_take(w);
   if (items) memset(items + used * row, 0, (rows_of_chunk - used) * row);
   return items;
@@ -144,8 +144,8 @@ static uint8_t *new_items(cmkd_cache_writer *w, uint32_t layout, uint32_t rows_o
 
 static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
   cmkd_shard_work *s = w->filling;
-  if (!s || r.view >= w->head.views || r.first > s->meta.samples || r.count > s->meta.samples - r.first ||
-      r.stride < w->head.layouts[r.layout].array.elements)
+  if (!s || r.view >= w->config.views || r.first > s->meta.samples || r.count > s->meta.samples - r.first ||
+      r.stride < w->config.layouts[r.layout].array.elements)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u..%u of view %u are outside the shard", w->path, r.first,
                      r.first + r.count, r.view);
   CMKD_TRY(check_values(w, &r, err));
@@ -181,7 +181,7 @@ cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *w, uint32_t view, uint32_t 
 cmkd_status cmkd_cache_writer_put_array(cmkd_cache_writer *w, const char *name, uint32_t view, uint32_t first,
                                         uint32_t count, const float *values, size_t stride, cmkd_error *err) {
   uint32_t layout = 0;
-  if (!cmkd_layout_find(&w->head, w->head.layout_count, name, &layout) || !layout)
+  if (!cmkd_layout_find(&w->config, w->config.layout_count, name, &layout) || !layout)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: no named array \"%.64s\" was declared", w->path, name);
   return put(w, (rows){layout, view, first, count, values, stride}, err);
 }
@@ -204,7 +204,7 @@ void cmkd_cache_writer_abandon(cmkd_cache_writer *w) {
 
 /* Begins the shard that sample w->added opens, waiting for another process that has it in work. */
 static cmkd_status add_begin(cmkd_cache_writer *w, cmkd_error *err) {
-  uint32_t k = (uint32_t)(w->added / w->head.shard_samples);
+  uint32_t k = (uint32_t)(w->added / w->config.shard_samples);
   cmkd_cache_shard_state state;
   for (;;) {
     CMKD_TRY(cmkd_cache_writer_begin(w, k, &state, err));
@@ -219,15 +219,16 @@ static cmkd_status add_begin(cmkd_cache_writer *w, cmkd_error *err) {
 
 cmkd_status cmkd_cache_writer_add(cmkd_cache_writer *w, uint32_t count, const uint64_t *ids, const int32_t *labels,
                                   const uint64_t *seeds, const float *logits, cmkd_error *err) {
-  size_t views = w->head.views, C = w->head.classes;
-  if (w->head.layout_count > 1)
+  size_t views = w->config.views, C = w->config.classes;
+  if (w->config.layout_count > 1)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: has named arrays, so shards are begun, put and ended", w->path);
   while (count) {
-    if (w->added >= w->head.samples)
-      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: more than the promised %" PRIu64 " samples", w->path, w->head.samples);
+    if (w->added >= w->config.samples)
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: more than the promised %" PRIu64 " samples", w->path,
+                       w->config.samples);
     if (!w->add_open) CMKD_TRY(add_begin(w, err));
-    uint32_t at = (uint32_t)(w->added % w->head.shard_samples),
-             n = cmkd_shard_samples(&w->head, (uint32_t)(w->added / w->head.shard_samples));
+    uint32_t at = (uint32_t)(w->added % w->config.shard_samples),
+             n = cmkd_shard_samples(&w->config, (uint32_t)(w->added / w->config.shard_samples));
     uint32_t step = count < n - at ? count : n - at;
     if (!w->add_skip) {
       CMKD_TRY(check_labels(w, step, ids, labels, err));

@@ -145,14 +145,14 @@ static void number(h5_builder *h5, const char *name, int64_t value) {
   attribute(h5, name, H5T_NATIVE_INT64, H5T_STD_I64LE, 0, &value);
 }
 
-static void identity(h5_builder *h5, const cmkd_cache_head *head, const char *format) {
-  const cmkd_cache_identity *id = &head->identity;
+static void identity(h5_builder *h5, const cmkd_cache_config *config, const char *format) {
+  const cmkd_cache_identity *id = &config->identity;
   text(h5, "format", format);
   number(h5, "schema", 1);
   text(h5, "codec", id->codec);
-  number(h5, "samples", (int64_t)head->samples);
-  number(h5, "views", head->views);
-  number(h5, "classes", head->classes);
+  number(h5, "samples", (int64_t)config->samples);
+  number(h5, "views", config->views);
+  number(h5, "classes", config->classes);
   text(h5, "teacher_sha256", id->teacher_sha256);
   text(h5, "teacher_arch", id->teacher_arch);
   text(h5, "teacher_name", id->teacher_name);
@@ -203,20 +203,20 @@ static void flat(h5_builder *h5, const char *name, hid_t memory, hid_t stored, h
   H5Pclose(create);
 }
 
-static void class_names(h5_builder *h5, const cmkd_cache_head *head) {
-  if (!head->class_names || h5->failed) return;
+static void class_names(h5_builder *h5, const cmkd_cache_config *config) {
+  if (!config->class_names || h5->failed) return;
   size_t width = 1;
-  for (uint32_t c = 0; c < head->classes; c++)
-    if (strlen(head->class_names[c]) > width) width = strlen(head->class_names[c]);
-  char *table = width < 1024 ? calloc(head->classes, width) : NULL;
+  for (uint32_t c = 0; c < config->classes; c++)
+    if (strlen(config->class_names[c]) > width) width = strlen(config->class_names[c]);
+  char *table = width < 1024 ? calloc(config->classes, width) : NULL;
   if (!table) {
     h5->failed = 1;
     return;
   }
-  for (uint32_t c = 0; c < head->classes; c++)
-    memcpy(table + c * width, head->class_names[c], strlen(head->class_names[c]));
+  for (uint32_t c = 0; c < config->classes; c++)
+    memcpy(table + c * width, config->class_names[c], strlen(config->class_names[c]));
   hid_t type = text_type(width);
-  flat(h5, "class_names", type, type, head->classes, table, NULL);
+  flat(h5, "class_names", type, type, config->classes, table, NULL);
   H5Tclose(type);
   free(table);
 }
@@ -297,7 +297,7 @@ static void leave(const quiet *q) {
   pthread_mutex_unlock(&lock);
 }
 
-static void layout(h5_builder *h5, const cmkd_layout *l, const cmkd_chunk_table *table, hsize_t n, hsize_t views,
+static void layout(h5_builder *h5, const cmkd_array_layout *l, const cmkd_chunk_table *table, hsize_t n, hsize_t views,
                    hid_t half, const uint8_t *const *data, const size_t *sizes) {
   const hid_t types[] = {[1] = H5T_STD_U8LE, [2] = half, [4] = H5T_IEEE_F32LE};
   chunked c = {.name = l->array.name,
@@ -312,30 +312,30 @@ static void layout(h5_builder *h5, const cmkd_layout *l, const cmkd_chunk_table 
   chunks(h5, &c, data, sizes, table->extents);
 }
 
-cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_config *config, cmkd_shard_meta *meta, const cmkd_shard_data *data,
                             cmkd_file_image *out, cmkd_error *err) {
-  const int row_numbers = head->layouts[0].codec->row_numbers;
+  const int row_numbers = config->layouts[0].codec->row_numbers;
   quiet q;
   h5_builder h5 = {.file = -1, .out = out};
   enter(&q, out);
   need(&h5, H5Zregister(&filter_class));
   builder_open(&h5, 4u << 20);
-  identity(&h5, head, "cmkd-shard");
+  identity(&h5, config, "cmkd-shard");
   number(&h5, "shard", meta->index);
-  number(&h5, "shards", head->shards);
+  number(&h5, "shards", config->shards);
   number(&h5, "first_sample", (int64_t)meta->first);
   hid_t half = half_type();
-  hsize_t n = meta->samples, views = head->views;
-  layout(&h5, head->layouts, meta->tables, n, views, half, data->chunks, data->sizes);
+  hsize_t n = meta->samples, views = config->views;
+  layout(&h5, config->layouts, meta->tables, n, views, half, data->chunks, data->sizes);
   columns(&h5, "seeds", H5T_STD_U64LE, data->seeds, 8, n, views, meta->seeds);
   if (row_numbers) columns(&h5, "row_max", half, data->row_max, 2, n, views, meta->row_max);
   if (row_numbers) columns(&h5, "row_range", half, data->row_range, 2, n, views, meta->row_range);
   flat(&h5, "sample_id", H5T_NATIVE_UINT64, H5T_STD_U64LE, n, data->ids, &meta->sample_id);
   flat(&h5, "label", H5T_NATIVE_INT32, H5T_STD_I32LE, n, data->labels, &meta->label);
-  class_names(&h5, head);
+  class_names(&h5, config);
   size_t at = views * meta->tables[0].chunks_per_view;
-  for (uint32_t a = 1; a < head->layout_count; at += views * meta->tables[a++].chunks_per_view)
-    layout(&h5, head->layouts + a, meta->tables + a, n, views, half, data->chunks + at, data->sizes + at);
+  for (uint32_t a = 1; a < config->layout_count; at += views * meta->tables[a++].chunks_per_view)
+    layout(&h5, config->layouts + a, meta->tables + a, n, views, half, data->chunks + at, data->sizes + at);
   H5Tclose(half);
   builder_close(&h5);
   leave(&q);
@@ -349,12 +349,12 @@ cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_file_image *out,
   h5_builder h5 = {.file = -1, .out = out};
   enter(&q, out);
   builder_open(&h5, 1u << 16);
-  identity(&h5, &meta->head, "cmkd-cache");
-  number(&h5, "shards", meta->head.shards);
-  number(&h5, "shard_rows", meta->head.shard_samples);
-  text(&h5, "cache_sha256", meta->fingerprint);
-  class_names(&h5, &meta->head);
-  for (uint32_t k = 0; k < meta->head.shards && !h5.failed; k++) {
+  identity(&h5, &meta->config, "cmkd-cache");
+  number(&h5, "shards", meta->config.shards);
+  number(&h5, "shard_rows", meta->config.shard_samples);
+  text(&h5, "cache_sha256", meta->content_sha256);
+  class_names(&h5, &meta->config);
+  for (uint32_t k = 0; k < meta->config.shards && !h5.failed; k++) {
     char name[16], target[320];
     snprintf(name, sizeof name, "shard-%05u", k % 100000);
     snprintf(target, sizeof target, "%s/%s", meta->folder, meta->shards[k].file);

@@ -25,7 +25,7 @@ typedef struct cmkd_file_image {
 void cmkd_file_image_free(cmkd_file_image *image);
 
 /* Builds the image and fills meta's extents (offset, size, hash). Same input, same bytes. */
-cmkd_status cmkd_hdf5_shard(const cmkd_cache_head *head, cmkd_shard_meta *meta, const cmkd_shard_data *data,
+cmkd_status cmkd_hdf5_shard(const cmkd_cache_config *config, cmkd_shard_meta *meta, const cmkd_shard_data *data,
                             cmkd_file_image *image, cmkd_error *err);
 /* The master's: attributes and one external link a shard, /shard-00000 -> FOLDER/shard-00000-of-00064.h5 : / */
 cmkd_status cmkd_hdf5_master(const cmkd_master_meta *meta, cmkd_file_image *image, cmkd_error *err);

@@ -26,12 +26,12 @@ static uint64_t chunk_samples_for(uint64_t row_bytes, uint32_t asked) {
 }
 
 /* Samples of shards and chunks, where the spec leaves them open. The layouts are there but for their chunk_samples. */
-static void choose_geometry(const cmkd_cache_spec *spec, cmkd_cache_head *head) {
-  const uint64_t chunk = chunk_samples_for(cmkd_layout_row_bytes(head->layouts), spec->chunk_samples),
+static void choose_geometry(const cmkd_cache_spec *spec, cmkd_cache_config *config) {
+  const uint64_t chunk = chunk_samples_for(cmkd_layout_row_bytes(config->layouts), spec->chunk_samples),
                  most = spec->samples < INT32_MAX ? spec->samples : INT32_MAX;
   uint64_t row = 0;
-  for (uint32_t a = 0; a < head->layout_count; a++)
-    row += cmkd_layout_row_bytes(head->layouts + a);
+  for (uint32_t a = 0; a < config->layout_count; a++)
+    row += cmkd_layout_row_bytes(config->layouts + a);
   uint64_t target = row * spec->views * spec->samples / 1024;
   if (target < SHARD_BYTES) target = SHARD_BYTES;
   if (target > SHARD_BYTES_MOST) target = SHARD_BYTES_MOST;
@@ -39,50 +39,50 @@ static void choose_geometry(const cmkd_cache_spec *spec, cmkd_cache_head *head) 
   if (rows < chunk) rows = chunk;
   if (spec->shard_samples) rows = spec->shard_samples;
   if (rows > most) rows = most;
-  head->shard_samples = (uint32_t)rows;
+  config->shard_samples = (uint32_t)rows;
   uint64_t shards = (spec->samples + rows - 1) / rows;
-  head->shards = shards > UINT32_MAX ? UINT32_MAX : (uint32_t)shards;
-  for (uint32_t a = 0; a < head->layout_count; a++) {
-    const cmkd_layout *layout = head->layouts + a;
+  config->shards = shards > UINT32_MAX ? UINT32_MAX : (uint32_t)shards;
+  for (uint32_t a = 0; a < config->layout_count; a++) {
+    const cmkd_array_layout *layout = config->layouts + a;
     uint64_t of_chunk =
         chunk_samples_for(cmkd_layout_row_bytes(layout), a ? spec->arrays[a - 1].chunk_samples : spec->chunk_samples);
-    head->layouts[a].array.chunk_samples = (uint32_t)(of_chunk < rows ? of_chunk : rows);
+    config->layouts[a].array.chunk_samples = (uint32_t)(of_chunk < rows ? of_chunk : rows);
   }
 }
 
 /* The layouts of the logits and of the named arrays. */
 static cmkd_status take_layouts(const char *path, const cmkd_cache_spec *spec, const cmkd_codec *codec,
-                                cmkd_cache_head *head, cmkd_error *err) {
-  cmkd_layout_of_logits(head, codec, 0);
+                                cmkd_cache_config *config, cmkd_error *err) {
+  cmkd_layout_of_logits(config, codec, 0);
   if (spec->array_count > CMKD_CACHE_MAX_ARRAYS)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u named arrays; at most %d", path, spec->array_count,
                      CMKD_CACHE_MAX_ARRAYS);
   for (uint32_t i = 0; i < spec->array_count; i++) {
-    cmkd_layout *layout = head->layouts + head->layout_count;
-    *layout = (cmkd_layout){.array = spec->arrays[i]};
+    cmkd_array_layout *layout = config->layouts + config->layout_count;
+    *layout = (cmkd_array_layout){.array = spec->arrays[i]};
     const char *bad = cmkd_layout_check(layout);
     uint32_t twin;
     if (bad)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the %s of named array %u (\"%.40s\") is none that a cache can hold",
                        path, bad, i + 1, layout->array.name);
-    if (cmkd_layout_find(head, head->layout_count, layout->array.name, &twin))
+    if (cmkd_layout_find(config, config->layout_count, layout->array.name, &twin))
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: two named arrays are called \"%s\"", path, layout->array.name);
     for (int d = layout->array.dims; d < CMKD_CACHE_ARRAY_DIMS; d++)
       layout->array.shape[d] = 0;
-    head->layout_count++;
+    config->layout_count++;
   }
   return CMKD_OK;
 }
 
-static cmkd_status take_class_names(const cmkd_cache_spec *spec, cmkd_cache_head *head, cmkd_error *err) {
+static cmkd_status take_class_names(const cmkd_cache_spec *spec, cmkd_cache_config *config, cmkd_error *err) {
   if (!spec->class_names) return CMKD_OK;
-  head->class_names = calloc(spec->classes, sizeof *head->class_names);
-  for (uint32_t c = 0; head->class_names && c < spec->classes; c++)
-    if (!(head->class_names[c] = strdup(spec->class_names[c]))) {
-      cmkd_cache_head_free(head);
+  config->class_names = calloc(spec->classes, sizeof *config->class_names);
+  for (uint32_t c = 0; config->class_names && c < spec->classes; c++)
+    if (!(config->class_names[c] = strdup(spec->class_names[c]))) {
+      cmkd_cache_config_free(config);
       break;
     }
-  return head->class_names ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for class names");
+  return config->class_names ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for class names");
 }
 
 static int is_sha256(const char *text) { return strspn(text, "0123456789abcdef") == 64 && !text[64]; }
@@ -114,7 +114,8 @@ static const char *bad_identity(const cmkd_cache_identity *id) {
   return NULL;
 }
 
-static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmkd_cache_head *head, cmkd_error *err) {
+static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmkd_cache_config *config,
+                              cmkd_error *err) {
   const cmkd_codec *codec;
   const char *bad = bad_identity(&spec->identity);
   if (bad) return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the identity's %s is none that a cache can hold", path, bad);
@@ -132,20 +133,20 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmk
   if (codec->thin && cmkd_codec_keep(spec->identity.codec) >= spec->classes)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: codec %s keeps all of %u logits; use f16", path, spec->identity.codec,
                      spec->classes);
-  head->identity = spec->identity;
-  head->samples = spec->samples;
-  head->views = spec->views;
-  head->classes = spec->classes;
-  CMKD_TRY(take_layouts(path, spec, codec, head, err));
-  choose_geometry(spec, head);
-  if (head->shards > CMKD_CACHE_MAX_SHARDS)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, head->shards,
+  config->identity = spec->identity;
+  config->samples = spec->samples;
+  config->views = spec->views;
+  config->classes = spec->classes;
+  CMKD_TRY(take_layouts(path, spec, codec, config, err));
+  choose_geometry(spec, config);
+  if (config->shards > CMKD_CACHE_MAX_SHARDS)
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, config->shards,
                      CMKD_CACHE_MAX_SHARDS);
-  for (uint32_t a = 0; a < head->layout_count; a++)
-    if (cmkd_layout_chunk_bytes(head->layouts + a) > CMKD_CACHE_CHUNK_LIMIT)
+  for (uint32_t a = 0; a < config->layout_count; a++)
+    if (cmkd_layout_chunk_bytes(config->layouts + a) > CMKD_CACHE_CHUNK_LIMIT)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: chunks of %u rows are over %u bytes; lower the chunk rows", path,
-                       head->layouts[a].array.chunk_samples, CMKD_CACHE_CHUNK_LIMIT);
-  return take_class_names(spec, head, err);
+                       config->layouts[a].array.chunk_samples, CMKD_CACHE_CHUNK_LIMIT);
+  return take_class_names(spec, config, err);
 }
 
 /* What stands under PATH already? Nothing, or a master of this same cache: go on. A damaged master is replaced; all
@@ -169,13 +170,13 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists and is not a cache; choose another --out or move it away",
                      w->path);
   }
-  int same = cmkd_cache_head_is(&meta.head, w->head_text);
+  int same = cmkd_cache_config_is(&meta.config, w->config_text);
   if (!same) {
     cmkd_fail(err, CMKD_ERR_MISMATCH,
               "%s: holds another cache (%s %s, %" PRIu64 " samples, %u views, %s, seed %" PRIu64
               "); choose another --out, or remove it and %s",
-              w->path, meta.head.identity.dataset, meta.head.identity.split, meta.head.samples, meta.head.views,
-              meta.head.identity.codec, meta.head.identity.cache_seed, w->folder);
+              w->path, meta.config.identity.dataset, meta.config.identity.split, meta.config.samples, meta.config.views,
+              meta.config.identity.codec, meta.config.identity.cache_seed, w->folder);
   }
   cmkd_master_meta_free(&meta);
   return same ? CMKD_OK : CMKD_ERR_MISMATCH;
@@ -187,7 +188,7 @@ static cmkd_status share_session(cmkd_cache_writer *w, cmkd_error *err) {
       *refusal = cmkd_format(
           "%s: another cmkd-cache is building a different cache there now; choose another --out or wait for it",
           w->path);
-  cmkd_sha256(w->head_text, strlen(w->head_text), word);
+  cmkd_sha256(w->config_text, strlen(w->config_text), word);
   cmkd_status status = path && refusal ? cmkd_lock_share(path, word, refusal, &w->session, err)
                                        : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory");
   free(path);
@@ -196,20 +197,20 @@ static cmkd_status share_session(cmkd_cache_writer *w, cmkd_error *err) {
 }
 
 static cmkd_status open_common(cmkd_cache_writer *w, int threads, cmkd_error *err) {
-  const cmkd_codec *codec = w->head.layouts[0].codec;
-  w->keep = cmkd_codec_keep(w->head.identity.codec);
-  w->thin = codec->thin ? malloc(w->head.classes * sizeof *w->thin) : NULL;
+  const cmkd_codec *codec = w->config.layouts[0].codec;
+  w->keep = cmkd_codec_keep(w->config.identity.codec);
+  w->thin = codec->thin ? malloc(w->config.classes * sizeof *w->thin) : NULL;
   if (codec->thin && !w->thin) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", w->path);
-  w->head_text = cmkd_cache_head_text(&w->head);
-  w->entries = calloc(w->head.shards, sizeof *w->entries);
-  if (!w->head_text)
+  w->config_text = cmkd_cache_config_text(&w->config);
+  w->entries = calloc(w->config.shards, sizeof *w->entries);
+  if (!w->config_text)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: a name (teacher, class) is not UTF-8, or memory is short", w->path);
-  if (!w->entries) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %u shards", w->path, w->head.shards);
-  for (uint32_t k = 0; k < w->head.shards; k++) {
+  if (!w->entries) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %u shards", w->path, w->config.shards);
+  for (uint32_t k = 0; k < w->config.shards; k++) {
     cmkd_shard_entry *entry = w->entries + k;
-    cmkd_shard_name(&w->head, k, entry->file);
-    entry->first = (uint64_t)k * w->head.shard_samples;
-    entry->samples = cmkd_shard_samples(&w->head, k);
+    cmkd_shard_name(&w->config, k, entry->file);
+    entry->first = (uint64_t)k * w->config.shard_samples;
+    entry->samples = cmkd_shard_samples(&w->config, k);
   }
   CMKD_TRY(check_target(w, err));
   CMKD_TRY(cmkd_make_dirs(w->folder, err));
@@ -253,13 +254,13 @@ cmkd_status cmkd_cache_writer_open(const char *path, const cmkd_cache_spec *spec
   cmkd_cache_writer *w;
   *out = NULL;
   cmkd_status status = writer_create(path, &w, err);
-  if (status == CMKD_OK) status = check_spec(path, spec, &w->head, err);
+  if (status == CMKD_OK) status = check_spec(path, spec, &w->config, err);
   if (status == CMKD_OK) status = open_common(w, spec->threads, err);
   return opened(status, w, out);
 }
 
 /* The spec of any readable shard in the folder. */
-static cmkd_status find_head(cmkd_cache_writer *w, cmkd_error *err) {
+static cmkd_status find_config(cmkd_cache_writer *w, cmkd_error *err) {
   DIR *dir = opendir(w->folder);
   if (!dir) return cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder of shards; build a part first", w->folder);
   int found = 0;
@@ -272,7 +273,7 @@ static cmkd_status find_head(cmkd_cache_writer *w, cmkd_error *err) {
     cmkd_user_block block;
     cmkd_shard_meta meta = {0};
     if (fd >= 0 && cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) == CMKD_OK)
-      found = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &w->head,
+      found = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &w->config,
                                     &meta, NULL) == CMKD_OK;
     if (fd >= 0) close(fd);
     cmkd_shard_meta_free(&meta);
@@ -287,8 +288,8 @@ cmkd_status cmkd_cache_writer_join(const char *path, cmkd_cache_writer **out, cm
   cmkd_cache_writer *w;
   *out = NULL;
   cmkd_status status = writer_create(path, &w, err);
-  if (status == CMKD_OK) status = find_head(w, err);
-  if (status == CMKD_OK && w->head.unknown_arrays)
+  if (status == CMKD_OK) status = find_config(w, err);
+  if (status == CMKD_OK && w->config.unknown_arrays)
     status = cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
                        "%s: holds named arrays of a newer cmkd-cache; finish it with that one", w->folder);
   if (status == CMKD_OK) status = open_common(w, 1, err);
@@ -308,9 +309,9 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   pthread_cond_destroy(&w->work);
   pthread_cond_destroy(&w->space);
   pthread_cond_destroy(&w->changed);
-  cmkd_cache_head_free(&w->head);
+  cmkd_cache_config_free(&w->config);
   free(w->entries);
-  free(w->head_text);
+  free(w->config_text);
   free(w->thin);
   free(w->path);
   free(w->dir);
@@ -319,8 +320,10 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   free(w);
 }
 
-uint32_t cmkd_cache_writer_shards(const cmkd_cache_writer *w) { return w->head.shards; }
-uint32_t cmkd_cache_writer_chunk_samples(const cmkd_cache_writer *w) { return w->head.layouts[0].array.chunk_samples; }
+uint32_t cmkd_cache_writer_shards(const cmkd_cache_writer *w) { return w->config.shards; }
+uint32_t cmkd_cache_writer_chunk_samples(const cmkd_cache_writer *w) {
+  return w->config.layouts[0].array.chunk_samples;
+}
 void cmkd_cache_writer_range(const cmkd_cache_writer *w, uint32_t k, uint64_t *first, uint32_t *count) {
   *first = w->entries[k].first;
   *count = w->entries[k].samples;

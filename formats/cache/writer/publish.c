@@ -12,7 +12,7 @@
 
 char *cmkd_writer_shard_path(const cmkd_cache_writer *w, uint32_t k) {
   char name[40];
-  cmkd_shard_name(&w->head, k, name);
+  cmkd_shard_name(&w->config, k, name);
   return cmkd_path_join(w->folder, name);
 }
 
@@ -27,7 +27,7 @@ static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, cmk
     sizes[i] = shard->chunks[i].size;
   }
   cmkd_shard_data data = {chunks, sizes, shard->labels, shard->ids, shard->seeds, shard->row_max, shard->row_range};
-  if (status == CMKD_OK) status = cmkd_hdf5_shard(&w->head, &shard->meta, &data, &w->image, err);
+  if (status == CMKD_OK) status = cmkd_hdf5_shard(&w->config, &shard->meta, &data, &w->image, err);
   free(chunks);
   free(sizes);
   return status;
@@ -61,7 +61,7 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
     cmkd_writer_buffer_return(w, shard->chunks[i].stored);
     shard->chunks[i].stored = NULL;
   }
-  char *json = cmkd_shard_json(&w->head, &shard->meta), *path = cmkd_writer_shard_path(w, k), sha256[CMKD_SHA256_HEX];
+  char *json = cmkd_shard_json(&w->config, &shard->meta), *path = cmkd_writer_shard_path(w, k), sha256[CMKD_SHA256_HEX];
   uint64_t file_size = 0;
   cmkd_status status = path ? write_file(path, CMKD_USER_BLOCK_SHARD, json, &w->image, sha256, &file_size, err)
                             : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a file name");
@@ -72,10 +72,10 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
   cmkd_shard_entry *entry = w->entries + k;
   entry->size = file_size;
   memcpy(entry->block_sha256, sha256, sizeof sha256);
-  uint64_t rows = (uint64_t)shard->meta.samples * w->head.views;
+  uint64_t rows = (uint64_t)shard->meta.samples * w->config.views;
   w->stats.rows += rows;
-  for (uint32_t a = 0; a < w->head.layout_count; a++)
-    w->stats.raw_bytes += rows * cmkd_layout_row_bytes(w->head.layouts + a);
+  for (uint32_t a = 0; a < w->config.layout_count; a++)
+    w->stats.raw_bytes += rows * cmkd_layout_row_bytes(w->config.layouts + a);
   w->stats.file_bytes += file_size;
   w->stats.write_seconds += cmkd_seconds() - start;
   pthread_mutex_unlock(&w->mutex);
@@ -84,20 +84,20 @@ cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cm
 
 static int shard_is_ours(cmkd_cache_writer *w, uint32_t k, int fd, const char *path) {
   cmkd_user_block block;
-  cmkd_cache_head head = {0};
+  cmkd_cache_config config = {0};
   cmkd_shard_meta meta = {0};
   uint8_t *bytes = NULL;
   char hex[CMKD_SHA256_HEX];
   if (cmkd_user_block_read(fd, path, CMKD_USER_BLOCK_SHARD, &bytes, &block, NULL) != CMKD_OK) return 0;
-  int ours = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &head, &meta,
-                                   NULL) == CMKD_OK &&
-             cmkd_cache_head_is(&head, w->head_text) && meta.index == k &&
+  int ours = cmkd_shard_json_parse(block.json, block.json_size, block.file_size - block.block_size, path, &config,
+                                   &meta, NULL) == CMKD_OK &&
+             cmkd_cache_config_is(&config, w->config_text) && meta.index == k &&
              cmkd_payload_sha256(fd, &block, path, hex, NULL) == CMKD_OK && !strcmp(hex, block.payload_sha256);
   if (ours) {
     w->entries[k].size = block.file_size;
     cmkd_sha256(bytes, (size_t)block.block_size, w->entries[k].block_sha256);
   }
-  cmkd_cache_head_free(&head);
+  cmkd_cache_config_free(&config);
   cmkd_shard_meta_free(&meta);
   free(bytes);
   return ours;
@@ -116,7 +116,7 @@ int cmkd_writer_check(cmkd_cache_writer *w, uint32_t k) {
 static cmkd_status missing(cmkd_cache_writer *w, cmkd_error *err) {
   char list[128] = "";
   uint32_t count = 0;
-  for (uint32_t k = 0; k < w->head.shards; k++) {
+  for (uint32_t k = 0; k < w->config.shards; k++) {
     if (cmkd_writer_check(w, k)) continue;
     size_t at = strlen(list);
     if (count++ < 8) snprintf(list + at, sizeof list - at, "%s%u", at ? ", " : "", k);
@@ -124,16 +124,16 @@ static cmkd_status missing(cmkd_cache_writer *w, cmkd_error *err) {
   if (!count) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_FORMAT,
                    "%s: %u of %u shards are missing or damaged (%s%s); run the same build again, or its missing parts",
-                   w->folder, count, w->head.shards, list, count > 8 ? ", ..." : "");
+                   w->folder, count, w->config.shards, list, count > 8 ? ", ..." : "");
 }
 
 static cmkd_status write_master(cmkd_cache_writer *w, cmkd_error *err) {
-  cmkd_master_meta meta = {.head = w->head, .shards = w->entries};
+  cmkd_master_meta meta = {.config = w->config, .shards = w->entries};
   char sha256[CMKD_SHA256_HEX];
   uint64_t file_size;
   if ((size_t)snprintf(meta.folder, sizeof meta.folder, "%s", w->folder_name) >= sizeof meta.folder)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the name is too long", w->path);
-  CMKD_TRY(cmkd_master_fingerprint(&meta, err));
+  CMKD_TRY(cmkd_master_content_sha256(&meta, err));
   CMKD_TRY(cmkd_hdf5_master(&meta, &w->image, err));
   char *json = cmkd_master_json(&meta);
   cmkd_status status = write_file(w->path, CMKD_USER_BLOCK_MASTER, json, &w->image, sha256, &file_size, err);

@@ -14,7 +14,7 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
 
 /* `planes` holds any raw chunk of this cache. 0: failed. */
 static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
-  const cmkd_layout *layout = w->head.layouts + job->layout;
+  const cmkd_array_layout *layout = w->config.layouts + job->layout;
   cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
   size_t elements = (size_t)job->shard->meta.tables[job->layout].chunk_samples * layout->array.elements;
   chunk->stored = cmkd_writer_buffer_take(w);

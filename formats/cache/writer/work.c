@@ -6,8 +6,8 @@
 /* Buffers are used again and again: a few hundred KB from malloc would be fresh pages each time. */
 size_t cmkd_writer_buffer_size(const cmkd_cache_writer *w) {
   size_t raw = 0;
-  for (uint32_t a = 0; a < w->head.layout_count; a++) {
-    size_t of_layout = cmkd_layout_chunk_bytes(w->head.layouts + a);
+  for (uint32_t a = 0; a < w->config.layout_count; a++) {
+    size_t of_layout = cmkd_layout_chunk_bytes(w->config.layouts + a);
     if (of_layout > raw) raw = of_layout;
   }
   return cmkd_chunk_bound(raw);
@@ -40,18 +40,18 @@ void cmkd_writer_buffers_free(cmkd_cache_writer *w) {
 }
 
 cmkd_status cmkd_shard_work_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_work **out, cmkd_error *err) {
-  const int row_numbers = w->head.layouts[0].codec->row_numbers;
+  const int row_numbers = w->config.layouts[0].codec->row_numbers;
   cmkd_shard_work *s = calloc(1, sizeof *s);
   *out = s;
   if (!s) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u", k);
   s->lock = (cmkd_lock)CMKD_LOCK_NONE;
   s->meta.index = k;
-  CMKD_TRY(cmkd_shard_meta_alloc(&s->meta, &w->head, err));
-  for (uint32_t a = 0; a < w->head.layout_count; a++) {
+  CMKD_TRY(cmkd_shard_meta_alloc(&s->meta, &w->config, err));
+  for (uint32_t a = 0; a < w->config.layout_count; a++) {
     s->first_chunk[a] = s->chunk_count;
-    s->chunk_count += (uint64_t)w->head.views * s->meta.tables[a].chunks_per_view;
+    s->chunk_count += (uint64_t)w->config.views * s->meta.tables[a].chunks_per_view;
   }
-  size_t n = s->meta.samples, cells = n * w->head.views;
+  size_t n = s->meta.samples, cells = n * w->config.views;
   s->chunks = calloc(s->chunk_count, sizeof *s->chunks);
   s->seeds = malloc(cells * 8 + n * 8 + n * 4 + (row_numbers ? cells * 4 : 0)); /* seeds | ids | labels | max | range */
   if (!s->chunks || !s->seeds)

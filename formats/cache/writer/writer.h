@@ -47,8 +47,8 @@ typedef struct cmkd_free_buffer {
 struct cmkd_cache_writer {
   char *path, *dir;           /* the master; the folder it lies in */
   char *folder, *folder_name; /* of the shards: whole path, last part */
-  cmkd_cache_head head;
-  char *head_text;           /* the configuration: builds with equal text make equal caches */
+  cmkd_cache_config config;
+  char *config_text;         /* builds with equal text make equal caches */
   uint32_t keep;             /* of codecs that keep K logits: K, else 0 */
   float *thin;               /* (classes) for them, else NULL */
   cmkd_shard_entry *entries; /* (shards); block_sha256 is empty until known to be done */
