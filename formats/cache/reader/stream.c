@@ -103,7 +103,7 @@ cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *o
   s->helps = threads > 1;
   threads -= s->helps; /* the caller is one of them whenever it would wait */
   pthread_mutex_init(&s->mutex, NULL);
-  pthread_cond_init(&s->work, NULL);
+  pthread_cond_init(&s->due, NULL);
   pthread_cond_init(&s->progress, NULL);
   cmkd_status status = plan_memory(s, options && options->memory ? options->memory : DEFAULT_MEMORY, threads, err);
   if (status == CMKD_OK) status = load_row_numbers(s, err);
@@ -125,13 +125,13 @@ void cmkd_stream_free(cmkd_stream *s) {
   if (!s) return;
   pthread_mutex_lock(&s->mutex);
   s->stop = 1;
-  pthread_cond_broadcast(&s->work);
+  pthread_cond_broadcast(&s->due);
   pthread_mutex_unlock(&s->mutex);
   for (int i = 0; i < s->thread_count; i++)
     pthread_join(s->threads[i], NULL);
   cmkd_region_return(s->cache, s->region);
   pthread_mutex_destroy(&s->mutex);
-  pthread_cond_destroy(&s->work);
+  pthread_cond_destroy(&s->due);
   pthread_cond_destroy(&s->progress);
   cmkd_order_plan_free(&s->plan);
   cmkd_stream_worker_free(&s->caller);

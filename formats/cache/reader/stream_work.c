@@ -107,7 +107,7 @@ static int chunk_due(const cmkd_stream *s) { return s->next < s->plan.scheduled 
 
 void cmkd_stream_wake(cmkd_stream *s) {
   if (s->waiting) pthread_cond_signal(&s->progress);
-  if (s->sleeping && (piece_due(s) || chunk_due(s))) pthread_cond_signal(&s->work);
+  if (s->sleeping && (piece_due(s) || chunk_due(s))) pthread_cond_signal(&s->due);
 }
 
 void cmkd_stream_retire(cmkd_stream *s, uint32_t done) {
@@ -157,7 +157,7 @@ int cmkd_stream_work_once(cmkd_stream *s, const cmkd_stream_worker *with) {
   else if (take_chunk(s, with, &err) != CMKD_OK) {
     if (s->failure.status == CMKD_OK) s->failure = err;
     s->stop = 1;
-    pthread_cond_broadcast(&s->work);
+    pthread_cond_broadcast(&s->due);
   }
   cmkd_stream_wake(s);
   return 1;
@@ -193,7 +193,7 @@ void *cmkd_stream_run(void *argument) {
   while (!s->stop) {
     if (cmkd_stream_work_once(s, &mine)) continue;
     s->sleeping++;
-    pthread_cond_wait(&s->work, &s->mutex);
+    pthread_cond_wait(&s->due, &s->mutex);
     s->sleeping--;
   }
   pthread_mutex_unlock(&s->mutex);

@@ -50,7 +50,7 @@ struct cmkd_stream {
   cmkd_stream_worker caller;
 
   pthread_mutex_t mutex;   /* guards the rest */
-  pthread_cond_t work;     /* there is something to do */
+  pthread_cond_t due;      /* there is something to do */
   pthread_cond_t progress; /* a chunk or a piece is there */
   uint32_t next, prefix;   /* of the schedule: taken by a thread; all there up to here */
   uint32_t next_piece;     /* pieces taken by a thread */

@@ -31,7 +31,7 @@ cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *w, uint32_t k, cmkd_cache
     *state = CMKD_CACHE_SHARD_DONE;
     return CMKD_OK;
   }
-  status = cmkd_shard_work_create(w, k, &w->filling, err);
+  status = cmkd_shard_buffer_create(w, k, &w->filling, err);
   if (w->filling)
     w->filling->lock = lock;
   else
@@ -51,10 +51,10 @@ static cmkd_status check_labels(const cmkd_cache_writer *w, size_t count, const 
   return CMKD_OK;
 }
 
-/* Samples [at, at + count) of the shard in work. */
+/* Samples [at, at + count) of the shard that is being filled. */
 static void take_samples(cmkd_cache_writer *w, size_t at, size_t count, const uint64_t *ids, const int32_t *labels,
                          const uint64_t *seeds) {
-  cmkd_shard_work *s = w->filling;
+  cmkd_shard_buffer *s = w->filling;
   const size_t n = s->meta.samples, views = w->config.views;
   memcpy(s->ids + at, ids, count * sizeof *ids);
   memcpy(s->labels + at, labels, count * sizeof *labels);
@@ -72,7 +72,7 @@ cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *w, const uint64_t *ids,
   return CMKD_OK;
 }
 
-/* Rows [first, first + count) of one view of the shard in work, of one layout. */
+/* Rows [first, first + count) of one view of the shard that is being filled, of one layout. */
 typedef struct rows {
   uint32_t layout, view, first, count;
   const float *values; /* (count, elements), the next row `stride` floats on */
@@ -81,7 +81,7 @@ typedef struct rows {
 
 /* The rows lie in one chunk. */
 static void encode(cmkd_cache_writer *w, const rows *r, uint8_t *items) {
-  const cmkd_shard_work *s = w->filling;
+  const cmkd_shard_buffer *s = w->filling;
   const cmkd_array_layout *layout = w->config.layouts + r->layout;
   const cmkd_codec *codec = layout->codec;
   const size_t C = layout->array.elements, n = s->meta.samples, row = cmkd_layout_row_bytes(layout);
@@ -143,7 +143,7 @@ static uint8_t *new_items(cmkd_cache_writer *w, uint32_t layout, uint32_t rows_o
 }
 
 static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
-  cmkd_shard_work *s = w->filling;
+  cmkd_shard_buffer *s = w->filling;
   if (!s || r.view >= w->config.views || r.first > s->meta.samples || r.count > s->meta.samples - r.first ||
       r.stride < w->config.layouts[r.layout].array.elements)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u..%u of view %u are outside the shard", w->path, r.first,
@@ -154,7 +154,7 @@ static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
     uint32_t number = r.first / table->chunk_samples, start = number * table->chunk_samples;
     uint32_t whole = s->meta.samples - start < table->chunk_samples ? s->meta.samples - start : table->chunk_samples;
     uint64_t index = s->first_chunk[r.layout] + (uint64_t)r.view * table->chunks_per_view + number;
-    cmkd_chunk_work *chunk = s->chunks + index;
+    cmkd_chunk_buffer *chunk = s->chunks + index;
     r.count = left < start + table->chunk_samples - r.first ? left : start + table->chunk_samples - r.first;
     if (!chunk->items && !chunk->filled) chunk->items = new_items(w, r.layout, table->chunk_samples, whole);
     if (chunk->filled + r.count > whole)
@@ -187,7 +187,7 @@ cmkd_status cmkd_cache_writer_put_array(cmkd_cache_writer *w, const char *name, 
 }
 
 cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *w, cmkd_error *err) {
-  cmkd_shard_work *s = w->filling;
+  cmkd_shard_buffer *s = w->filling;
   if (!s || !s->have_samples || s->full != s->chunk_count)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: a shard was ended before it was filled", w->path);
   CMKD_TRY(cmkd_writer_seal(w, s, err));
@@ -198,11 +198,11 @@ cmkd_status cmkd_cache_writer_end(cmkd_cache_writer *w, cmkd_error *err) {
 void cmkd_cache_writer_abandon(cmkd_cache_writer *w) {
   if (!w->filling) return;
   cmkd_writer_drain(w, w->filling);
-  cmkd_shard_work_free(w, w->filling);
+  cmkd_shard_buffer_free(w, w->filling);
   w->filling = NULL;
 }
 
-/* Begins the shard that sample w->added opens, waiting for another process that has it in work. */
+/* Begins the shard that sample w->added opens, waiting while another process writes it. */
 static cmkd_status add_begin(cmkd_cache_writer *w, cmkd_error *err) {
   uint32_t k = (uint32_t)(w->added / w->config.shard_samples);
   cmkd_cache_shard_state state;

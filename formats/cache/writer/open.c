@@ -182,14 +182,14 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
   return same ? CMKD_OK : CMKD_ERR_MISMATCH;
 }
 
-static cmkd_status share_session(cmkd_cache_writer *w, cmkd_error *err) {
+static cmkd_status share_build_lock(cmkd_cache_writer *w, cmkd_error *err) {
   char word[CMKD_SHA256_HEX],
       *path = cmkd_format("%s.lock", w->path),
       *refusal = cmkd_format(
           "%s: another cmkd-cache is building a different cache there now; choose another --out or wait for it",
           w->path);
   cmkd_sha256(w->config_text, strlen(w->config_text), word);
-  cmkd_status status = path && refusal ? cmkd_lock_share(path, word, refusal, &w->session, err)
+  cmkd_status status = path && refusal ? cmkd_lock_share(path, word, refusal, &w->build_lock, err)
                                        : cmkd_fail(err, CMKD_ERR_MEMORY, "no memory");
   free(path);
   free(refusal);
@@ -214,7 +214,7 @@ static cmkd_status open_common(cmkd_cache_writer *w, int threads, cmkd_error *er
   }
   CMKD_TRY(check_target(w, err));
   CMKD_TRY(cmkd_make_dirs(w->folder, err));
-  CMKD_TRY(share_session(w, err));
+  CMKD_TRY(share_build_lock(w, err));
   w->thread_count = threads > 0 ? threads : cmkd_cpu_count();
   return cmkd_writer_threads_start(w, err);
 }
@@ -223,10 +223,10 @@ static cmkd_status writer_create(const char *path, cmkd_cache_writer **out, cmkd
   cmkd_cache_writer *w = calloc(1, sizeof *w);
   *out = w;
   if (!w) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a cache writer");
-  w->session = (cmkd_lock)CMKD_LOCK_NONE;
+  w->build_lock = (cmkd_lock)CMKD_LOCK_NONE;
   pthread_mutex_init(&w->mutex, NULL);
   pthread_mutex_init(&w->buffer_mutex, NULL);
-  pthread_cond_init(&w->work, NULL);
+  pthread_cond_init(&w->job, NULL);
   pthread_cond_init(&w->space, NULL);
   pthread_cond_init(&w->changed, NULL);
   w->path = strdup(path);
@@ -300,13 +300,13 @@ void cmkd_cache_writer_close(cmkd_cache_writer *w) {
   if (!w) return;
   cmkd_cache_writer_abandon(w);
   cmkd_writer_threads_stop(w);
-  if (w->session.fd >= 0 && w->folder) rmdir(w->folder); /* succeeds only when nothing was built */
-  cmkd_lock_release(&w->session);
+  if (w->build_lock.fd >= 0 && w->folder) rmdir(w->folder); /* succeeds only when nothing was built */
+  cmkd_lock_release(&w->build_lock);
   cmkd_writer_buffers_free(w);
   cmkd_file_image_free(&w->image);
   pthread_mutex_destroy(&w->mutex);
   pthread_mutex_destroy(&w->buffer_mutex);
-  pthread_cond_destroy(&w->work);
+  pthread_cond_destroy(&w->job);
   pthread_cond_destroy(&w->space);
   pthread_cond_destroy(&w->changed);
   cmkd_cache_config_free(&w->config);

@@ -16,7 +16,7 @@ char *cmkd_writer_shard_path(const cmkd_cache_writer *w, uint32_t k) {
   return cmkd_path_join(w->folder, name);
 }
 
-static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
+static cmkd_status build_image(cmkd_cache_writer *w, cmkd_shard_buffer *shard, cmkd_error *err) {
   const uint8_t **chunks = malloc(shard->chunk_count * sizeof *chunks);
   size_t *sizes = malloc(shard->chunk_count * sizeof *sizes);
   cmkd_status status = CMKD_OK;
@@ -53,7 +53,7 @@ static cmkd_status write_file(const char *path, int kind, const char *json, cons
   return status;
 }
 
-cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
+cmkd_status cmkd_writer_publish(cmkd_cache_writer *w, cmkd_shard_buffer *shard, cmkd_error *err) {
   double start = cmkd_seconds();
   uint32_t k = shard->meta.index;
   CMKD_TRY(build_image(w, shard, err));

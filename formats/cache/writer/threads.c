@@ -15,7 +15,7 @@ static void fail_locked(cmkd_cache_writer *w, const cmkd_error *err) {
 /* `planes` holds any raw chunk of this cache. 0: failed. */
 static int compress_one(cmkd_cache_writer *w, cmkd_chunk_coder *coder, uint8_t *planes, const cmkd_chunk_job *job) {
   const cmkd_array_layout *layout = w->config.layouts + job->layout;
-  cmkd_chunk_work *chunk = job->shard->chunks + job->chunk;
+  cmkd_chunk_buffer *chunk = job->shard->chunks + job->chunk;
   size_t elements = (size_t)job->shard->meta.tables[job->layout].chunk_samples * layout->array.elements;
   chunk->stored = cmkd_writer_buffer_take(w);
   if (coder && planes && chunk->stored)
@@ -32,7 +32,7 @@ static void *compressor(void *argument) {
   pthread_mutex_lock(&w->mutex);
   for (;;) {
     while (!w->queued && !w->stop)
-      pthread_cond_wait(&w->work, &w->mutex);
+      pthread_cond_wait(&w->job, &w->mutex);
     if (!w->queued) break;
     cmkd_chunk_job job = w->queue[w->head_at];
     w->head_at = (w->head_at + 1) % CMKD_WRITER_QUEUE;
@@ -64,12 +64,12 @@ static void *publisher(void *argument) {
     while (!(w->sealed && !w->sealed->pending) && !(w->stop && !w->sealed))
       pthread_cond_wait(&w->changed, &w->mutex);
     if (!w->sealed) break;
-    cmkd_shard_work *shard = w->sealed;
+    cmkd_shard_buffer *shard = w->sealed;
     cmkd_status status = w->failure.status;
     pthread_mutex_unlock(&w->mutex);
     cmkd_error err = {0};
     if (status == CMKD_OK) status = cmkd_writer_publish(w, shard, &err);
-    cmkd_shard_work_free(w, shard);
+    cmkd_shard_buffer_free(w, shard);
     pthread_mutex_lock(&w->mutex);
     if (status != CMKD_OK) fail_locked(w, &err);
     w->sealed = NULL;
@@ -94,7 +94,7 @@ cmkd_status cmkd_writer_threads_start(cmkd_cache_writer *w, cmkd_error *err) {
 void cmkd_writer_threads_stop(cmkd_cache_writer *w) {
   pthread_mutex_lock(&w->mutex);
   w->stop = 1;
-  pthread_cond_broadcast(&w->work);
+  pthread_cond_broadcast(&w->job);
   pthread_cond_broadcast(&w->changed);
   pthread_mutex_unlock(&w->mutex);
   if (w->publisher_started) pthread_join(w->publisher, NULL);
@@ -125,13 +125,13 @@ cmkd_status cmkd_writer_submit(cmkd_cache_writer *w, cmkd_chunk_job job, cmkd_er
     w->queue[(w->head_at + w->queued) % CMKD_WRITER_QUEUE] = job;
     w->queued++;
     job.shard->pending++;
-    pthread_cond_signal(&w->work);
+    pthread_cond_signal(&w->job);
   }
   pthread_mutex_unlock(&w->mutex);
   return status;
 }
 
-cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_error *err) {
+cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_buffer *shard, cmkd_error *err) {
   pthread_mutex_lock(&w->mutex);
   while (w->sealed && w->failure.status == CMKD_OK)
     pthread_cond_wait(&w->changed, &w->mutex);
@@ -144,7 +144,7 @@ cmkd_status cmkd_writer_seal(cmkd_cache_writer *w, cmkd_shard_work *shard, cmkd_
   return status;
 }
 
-void cmkd_writer_drain(cmkd_cache_writer *w, const cmkd_shard_work *shard) {
+void cmkd_writer_drain(cmkd_cache_writer *w, const cmkd_shard_buffer *shard) {
   pthread_mutex_lock(&w->mutex);
   while (shard->pending)
     pthread_cond_wait(&w->changed, &w->mutex);

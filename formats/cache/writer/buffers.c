@@ -1,4 +1,4 @@
-/* Memory of a shard in work, and the buffers its chunks go through. */
+/* Memory of a shard that is being written, and the buffers its chunks go through. */
 #include <stdlib.h>
 #include "formats/cache/chunk.h"
 #include "formats/cache/writer/writer.h"
@@ -39,9 +39,9 @@ void cmkd_writer_buffers_free(cmkd_cache_writer *w) {
   }
 }
 
-cmkd_status cmkd_shard_work_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_work **out, cmkd_error *err) {
+cmkd_status cmkd_shard_buffer_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_buffer **out, cmkd_error *err) {
   const int row_numbers = w->config.layouts[0].codec->row_numbers;
-  cmkd_shard_work *s = calloc(1, sizeof *s);
+  cmkd_shard_buffer *s = calloc(1, sizeof *s);
   *out = s;
   if (!s) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u", k);
   s->lock = (cmkd_lock)CMKD_LOCK_NONE;
@@ -63,7 +63,7 @@ cmkd_status cmkd_shard_work_create(cmkd_cache_writer *w, uint32_t k, cmkd_shard_
   return CMKD_OK;
 }
 
-void cmkd_shard_work_free(cmkd_cache_writer *w, cmkd_shard_work *shard) {
+void cmkd_shard_buffer_free(cmkd_cache_writer *w, cmkd_shard_buffer *shard) {
   if (!shard) return;
   for (uint64_t i = 0; shard->chunks && i < shard->chunk_count; i++) {
     cmkd_writer_buffer_return(w, shard->chunks[i].items);
