@@ -11,8 +11,8 @@ static float select_largest(float *x, size_t n, size_t k) {
   size_t low = 0, high = n; /* the answer lies in x[low .. high) */
   for (;;) {
     float pivot = x[low + (high - low) / 2];
-    size_t greater = low, at = low,
-           smaller = high; /* [low, greater) > pivot, [greater, at) equal, [smaller, high) < pivot */
+    /* x[low .. greater) > pivot, x[greater .. at) == pivot, x[smaller .. high) < pivot */
+    size_t greater = low, at = low, smaller = high;
     while (at < smaller) {
       float value = x[at];
       if (value > pivot) {

@@ -16,9 +16,10 @@
 extern "C" {
 #endif
 
-#define CMKD_CACHE_MAX_CLASSES 131072 /* of views: CMKD_CACHE_MAX_VIEWS */
-#define CMKD_CACHE_MAX_ARRAYS 32      /* named arrays of a cache */
-#define CMKD_CACHE_ARRAY_DIMS 6       /* dimensions of one row of a named array */
+/* Limits of a cache; that of its views, CMKD_CACHE_MAX_VIEWS, is in cmkd/views.h. */
+#define CMKD_CACHE_MAX_CLASSES 131072
+#define CMKD_CACHE_MAX_ARRAYS 32 /* named arrays */
+#define CMKD_CACHE_ARRAY_DIMS 6  /* dimensions of one row of a named array */
 
 /* Who made the logits, from what, how: everything a trainer must agree with. Strings are UTF-8, "" where unknown. */
 typedef struct cmkd_cache_identity {
@@ -29,8 +30,8 @@ typedef struct cmkd_cache_identity {
   int channels;           /* how many of the three are in use; 0: unknown */
   char precision[16];     /* of inference: "fp32", "tf32", "bf16", "fp16" */
   int teacher_batch;      /* images of one inference; short batches were padded to it */
-  double precision_error; /* root mean square difference of its logits from fp32's, measured on some views; 0: fp32, or
-                             not measured */
+  double precision_error; /* root mean square difference of its logits from fp32's on some views; 0: fp32, or not
+                             measured */
   char dataset[32];       /* "cifar100" */
   char split[8];          /* "train" or "test" */
   char fingerprint[65];   /* of the data set's whole split, SHA-256 (cmkd/dataset.h), or "" */
@@ -44,8 +45,7 @@ typedef struct cmkd_cache_identity {
   char tool_version[32];  /* of the writer */
 } cmkd_cache_identity;
 
-/* An array of (samples, views) + shape beside the logits: features, say. One of its rows belongs to one (sample, view).
- */
+/* An array of (samples, views) + shape beside the logits: features, say. A row of it belongs to one (sample, view). */
 typedef struct cmkd_cache_array {
   char name[64];    /* letters, digits, '_', and after the first also '-' and '.'; not "logits" nor another array of the
                        format (docs/cache-format.md) */
@@ -102,8 +102,8 @@ CMKD_API cmkd_status cmkd_cache_read_items(cmkd_cache *cache, uint32_t view, uin
                                            void *items, uint16_t *row_max, uint16_t *row_range, cmkd_error *err);
 
 /* Rows of the named array (or of "logits") as cmkd_cache_read and cmkd_cache_read_items give them: values (count,
- * elements) float32, items (count, elements) numbers of the array's dtype. CMKD_ERR_USAGE for a name that is not there.
- */
+ * elements) float32, items (count, elements) numbers of the array's dtype. CMKD_ERR_USAGE for a name that is not
+ * there. */
 CMKD_API cmkd_status cmkd_cache_read_array(cmkd_cache *cache, const char *name, uint32_t view, uint64_t first,
                                            uint64_t count, float *values, cmkd_error *err);
 CMKD_API cmkd_status cmkd_cache_read_array_items(cmkd_cache *cache, const char *name, uint32_t view, uint64_t first,

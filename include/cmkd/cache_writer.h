@@ -26,8 +26,8 @@ extern "C" {
 typedef struct cmkd_cache_spec {
   cmkd_cache_identity identity;   /* teacher_sha256 and codec must be set, the rest may be zeros */
   uint64_t samples;               /* 1 to 2^32 - 1 */
-  uint32_t views;                 /* with the clean one; 1 to 65536 */
-  uint32_t classes;               /* 1 to 131072 */
+  uint32_t views;                 /* with the clean one; 1 to CMKD_CACHE_MAX_VIEWS */
+  uint32_t classes;               /* 1 to CMKD_CACHE_MAX_CLASSES */
   const char *const *class_names; /* (classes) UTF-8, or NULL */
   uint32_t shard_samples;         /* samples of a shard; 0: chosen from the shape */
   uint32_t chunk_samples;         /* samples of a chunk, the unit of reading; 0: chosen from the shape */

@@ -35,8 +35,9 @@ static cmkd_status load_row_numbers(cmkd_stream *s, cmkd_error *err) {
 
 static inline size_t round_up(size_t size) { return (size + 63) / 64 * 64; }
 
-/* Plans the order, and divides the memory that it may use. */
-static cmkd_status plan_memory(cmkd_stream *s, uint64_t memory, int threads, cmkd_error *err) {
+/* Plans order (n), and divides the memory that the stream may use. */
+static cmkd_status plan_memory(cmkd_stream *s, const uint32_t *order, uint32_t n, uint64_t memory, int threads,
+                               cmkd_error *err) {
   const cmkd_array_layout *layout = cmkd_cache_layout_at(s->cache, s->layout);
   const size_t item = (size_t)s->codec->item, row = cmkd_layout_row_bytes(layout),
                raw = cmkd_layout_chunk_bytes(layout);
@@ -44,7 +45,7 @@ static cmkd_status plan_memory(cmkd_stream *s, uint64_t memory, int threads, cmk
   const uint32_t piece_rows = (uint32_t)(PIECE_BYTES / row + 16);
   s->stride = row < 128 ? row : round_up(row);
   const cmkd_order_limits limits = {.piece_rows = piece_rows, .live = most, .rows = memory / s->stride};
-  CMKD_TRY(cmkd_order_plan_make(&s->plan, s->cache, s->layout, s->plan.order, s->plan.n, &limits, err));
+  CMKD_TRY(cmkd_order_plan_make(&s->plan, s->cache, s->layout, order, n, &limits, err));
   if (most < s->plan.live) {
     return cmkd_fail(err, CMKD_ERR_MEMORY,
                      "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use "
@@ -53,7 +54,8 @@ static cmkd_status plan_memory(cmkd_stream *s, uint64_t memory, int threads, cmk
                      s->cache->path, (double)s->plan.live * (double)raw / 1e9, (double)memory / 1e9,
                      layout->array.chunk_samples);
   }
-  /* some more chunks ride out a busy scheduler; many more would only leave the core's cache */
+  /* some more chunks bridge the time in which the system runs other threads; many more would only leave the core's
+   * cache */
   const uint64_t wanted = (uint64_t)s->plan.live + 8 + 8 * (uint64_t)threads;
   s->slot_count = (uint32_t)(wanted < most ? wanted : most);
   if (s->slot_count > s->plan.scheduled) s->slot_count = s->plan.scheduled;
@@ -98,14 +100,13 @@ cmkd_status cmkd_stream_open(cmkd_cache *cache, uint32_t view, const uint32_t *o
   s->layout = layout;
   s->codec = cmkd_cache_layout_at(cache, layout)->codec;
   s->elements = cmkd_cache_layout_at(cache, layout)->array.elements;
-  s->plan.order = order;
-  s->plan.n = n;
   s->helps = threads > 1;
   threads -= s->helps; /* the caller is one of them whenever it would wait */
   pthread_mutex_init(&s->mutex, NULL);
   pthread_cond_init(&s->due, NULL);
   pthread_cond_init(&s->progress, NULL);
-  cmkd_status status = plan_memory(s, options && options->memory ? options->memory : DEFAULT_MEMORY, threads, err);
+  const uint64_t memory = options && options->memory ? options->memory : DEFAULT_MEMORY;
+  cmkd_status status = plan_memory(s, order, n, memory, threads, err);
   if (status == CMKD_OK) status = load_row_numbers(s, err);
   if ((uint32_t)threads > s->plan.scheduled) threads = s->plan.scheduled ? (int)s->plan.scheduled : 1;
   while (status == CMKD_OK && s->thread_count < threads &&

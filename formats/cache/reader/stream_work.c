@@ -31,8 +31,8 @@ static inline source look_up(const cmkd_stream *s, uint32_t row, int item, size_
   return from;
 }
 
-static inline void copy_over(uint8_t *to, const uint8_t *from,
-                             size_t size) { /* up to 31 bytes more, which the next row overwrites */
+/* Copies in steps of 32 bytes: up to 31 beyond `size` are written, which the next row overwrites. */
+static inline void copy_over(uint8_t *to, const uint8_t *from, size_t size) {
   for (size_t i = 0; i < size; i += 32)
     memcpy(to + i, from + i, 32);
 }
