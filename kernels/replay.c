@@ -6,7 +6,6 @@
 cmkd_status cmkd_dataset_replay(const cmkd_dataset *data, cmkd_policy policy, const uint32_t *rows,
                                 const uint64_t *seeds, uint32_t count, uint8_t *out, cmkd_error *err) {
   const size_t image = (size_t)data->height * (size_t)data->width * (size_t)data->channels;
-  if (!data->pixels) return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: is not resident in memory", data->name);
   for (uint32_t i = 0; i < count; i++)
     if (rows[i] >= data->n) return cmkd_fail(err, CMKD_ERR_VALUE, "sample %u: the data set has %u", rows[i], data->n);
 #pragma omp parallel for schedule(static) if (count > 64)

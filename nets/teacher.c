@@ -39,9 +39,6 @@ int cmkd_teacher_check_batch(int batch, cmkd_error *err) {
 }
 
 cmkd_status cmkd_teacher_check_data(const char *name, int classes, const cmkd_dataset *data, cmkd_error *err) {
-  if (!data->pixels)
-    return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "%s: is not resident in memory; teachers need a resident data set",
-                     data->name);
   if (classes != data->classes)
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: a teacher of %d classes, but %s has %d; choose weights trained on %s",
                      name, classes, data->name, data->classes, data->name);

@@ -244,7 +244,7 @@ static void stream_refuses(void **state) {
   cmkd_epoch_order(7, 0, s.samples, 0, order);
   cmkd_stream_options small = {.threads = 1, .memory = 20 * 1000};
   assert_int_equal(cmkd_stream_open(cache, 0, order, 1000, &small, &stream, &err), CMKD_ERR_MEMORY);
-  assert_non_null(strstr(err.message, "--shuffle-block"));
+  assert_non_null(strstr(err.message, "shuffle parts of the samples"));
   assert_int_equal(cmkd_stream_open(cache, 1, order, 1000, NULL, &stream, &err), CMKD_ERR_USAGE);
   order[3] = 1000;
   assert_int_equal(cmkd_stream_open(cache, 0, order, 1000, NULL, &stream, &err), CMKD_ERR_USAGE);

@@ -1,5 +1,7 @@
 #include "tests/support_train.h"
 #include <math.h>
+#include "base/file.h"
+#include "tests/support_cache.h"
 #include "train/evaluate.h"
 #include "train/source.h"
 
@@ -83,6 +85,31 @@ static void the_seed_chooses_who_is_held_out(void **state) {
   cmkd_source_close(&two);
 }
 
+/* The reader knows no options: the message of the program does. */
+static void too_little_memory_names_the_options(void **state) {
+  (void)state;
+  const synthetic cached = {.samples = 1000, .views = 1, .classes = 50, .chunk_samples = 10, .codec = "f16", .seed = 9};
+  char *path = cmkd_format("%s/cache.h5", scratch_dir());
+  cmkd_settings s = settings(0);
+  cmkd_source_inputs from = {.data = &data, .memory = 20 * 1000};
+  cmkd_source source;
+  cmkd_error err;
+  s.session.source = CMKD_SOURCE_CACHE;
+  s.session.views = 1;
+  s.session.classes = 50;
+  s.samples = 1000;
+  assert_ok(synthetic_build(&cached, path, NULL, &err));
+  assert_ok(cmkd_cache_open(path, &from.cache, &err));
+  assert_ok(cmkd_source_open(&source, &s, &from, &err));
+  assert_int_equal(cmkd_source_epoch(&source, 0, 0, &err), CMKD_ERR_MEMORY);
+  assert_non_null(strstr(err.message, "GB"));
+  assert_non_null(strstr(err.message, "--stream-memory"));
+  assert_non_null(strstr(err.message, "--shuffle-block"));
+  cmkd_source_close(&source);
+  cmkd_cache_close(from.cache);
+  free(path);
+}
+
 static void ties_go_to_the_lower_class(void **state) {
   (void)state;
   cmkd_accuracy a = {0};
@@ -103,8 +130,8 @@ static void ties_go_to_the_lower_class(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(every_sample_once_whatever_the_pieces),
-                                     cmocka_unit_test(the_seed_chooses_who_is_held_out),
-                                     cmocka_unit_test(ties_go_to_the_lower_class)};
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(every_sample_once_whatever_the_pieces), cmocka_unit_test(the_seed_chooses_who_is_held_out),
+      cmocka_unit_test(too_little_memory_names_the_options), cmocka_unit_test(ties_go_to_the_lower_class)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

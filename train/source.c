@@ -112,7 +112,9 @@ cmkd_status cmkd_source_epoch(cmkd_source *s, uint32_t epoch, uint32_t at, cmkd_
     return cmkd_resident_load(s->in.resident, s->view, err);
   }
   cmkd_stream_options options = {.threads = s->in.threads, .memory = s->in.memory};
-  return cmkd_stream_open(s->in.cache, s->view, s->order + at, s->n - at, &options, &s->stream, err);
+  cmkd_status status = cmkd_stream_open(s->in.cache, s->view, s->order + at, s->n - at, &options, &s->stream, err);
+  if (status != CMKD_ERR_MEMORY || !err) return status;
+  return cmkd_fail(err, status, "%s (--stream-memory MB, --shuffle-block B)", err->message);
 }
 
 static uint64_t live_seed(const cmkd_source *s, uint32_t row) {

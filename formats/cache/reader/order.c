@@ -17,7 +17,7 @@ static cmkd_status number_chunks(cmkd_order_plan *p, cmkd_error *err) {
   p->chunks = malloc(p->chunk_count * sizeof *p->chunks);
   p->schedule = malloc((size_t)p->chunk_count * 2 * sizeof *p->schedule);
   if (!p->first_chunk || !p->chunks || !p->schedule)
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", cache->path);
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan the order", cache->path);
   p->retire = p->schedule + p->chunk_count;
   for (uint32_t k = 0, g = 0; k < config->shards; k++) {
     p->first_chunk[k] = g;
@@ -55,7 +55,7 @@ static cmkd_status find_reach(cmkd_order_plan *p, int *far, cmkd_error *err) {
 static cmkd_status invert(cmkd_order_plan *p, cmkd_error *err) {
   const cmkd_cache *cache = p->cache;
   uint32_t *position = malloc(cache->info.samples * sizeof *position);
-  if (!position) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", cache->path);
+  if (!position) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan the order", cache->path);
   memset(position, 0xFF, cache->info.samples * sizeof *position);
   for (uint32_t i = 0; i < p->n; i++) {
     if (p->order[i] >= cache->info.samples) {
@@ -109,7 +109,7 @@ static int by_row(const void *a, const void *b) {
 
 static cmkd_status sort_last_uses(cmkd_order_plan *p, cmkd_error *err) {
   use *uses = malloc(((size_t)p->scheduled + 1) * sizeof *uses);
-  if (!uses) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", p->cache->path);
+  if (!uses) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan the order", p->cache->path);
   for (uint32_t i = 0; i < p->scheduled; i++)
     uses[i] = (use){p->chunks[p->schedule[i]].last, p->schedule[i]};
   qsort(uses, p->scheduled, sizeof *uses, by_row);
@@ -134,7 +134,7 @@ static uint32_t most_live(const cmkd_order_plan *p, uint32_t step) {
 static cmkd_status cut(cmkd_order_plan *p, cmkd_error *err) {
   p->pieces = (p->n - 1) / p->piece_rows + 1;
   p->needs = calloc(p->pieces, sizeof *p->needs);
-  if (!p->needs) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan an epoch", p->cache->path);
+  if (!p->needs) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to plan the order", p->cache->path);
   if (p->position) p->needs[0] = p->scheduled;
   for (uint32_t i = 0; !p->position && i < p->scheduled; i++)
     p->needs[p->chunks[p->schedule[i]].first / p->piece_rows] = i + 1;

@@ -28,8 +28,8 @@ struct cmkd_cache {
   cmkd_cache_info info;
   cmkd_cache_array arrays[CMKD_CACHE_MAX_ARRAYS]; /* of info */
   pthread_mutex_t mutex;                          /* guards what follows */
-  cmkd_region spare[2]; /* of finished streams: the next epoch's memory needs no page faults */
-  int32_t *labels;      /* (samples), loaded on first use */
+  cmkd_region spare[2];                           /* of finished streams: the next one's memory needs no page faults */
+  int32_t *labels;                                /* (samples), loaded on first use */
   uint64_t *ids;
 };
 

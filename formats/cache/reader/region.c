@@ -1,4 +1,4 @@
-/* Large memory of streams, kept from one epoch to the next. */
+/* Large memory of streams, kept from one to the next. */
 #include <sys/mman.h>
 #include "formats/cache/reader/reader.h"
 

@@ -48,9 +48,8 @@ static cmkd_status plan_memory(cmkd_stream *s, const uint32_t *order, uint32_t n
   CMKD_TRY(cmkd_order_plan_make(&s->plan, s->cache, s->layout, order, n, &limits, err));
   if (most < s->plan.live) {
     return cmkd_fail(err, CMKD_ERR_MEMORY,
-                     "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; use "
-                     "--shuffle-block (for example %u) "
-                     "or raise the limit (--stream-memory MB)",
+                     "%s: this order needs %.2f GB of decoded chunks at once, the limit is %.2f GB; raise "
+                     "it, or shuffle parts of the samples by themselves (of %u each, for example)",
                      s->cache->path, (double)s->plan.live * (double)raw / 1e9, (double)memory / 1e9,
                      layout->array.chunk_samples);
   }
@@ -213,7 +212,7 @@ static cmkd_status deliver_pieces(cmkd_stream *s, uint32_t count, float *out, cm
 
 cmkd_status cmkd_stream_next(cmkd_stream *s, uint32_t count, float *out, uint64_t *seeds, cmkd_error *err) {
   if (count > s->plan.n - s->at)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u rows asked for, %u are left of this epoch", s->cache->path, count,
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u rows asked for, %u are left of the order", s->cache->path, count,
                      s->plan.n - s->at);
   if (seeds && !s->seeds) {
     s->seeds = malloc(s->cache->info.samples * sizeof *s->seeds);

@@ -55,7 +55,7 @@ cmkd_status cmkd_shard_buffer_create(cmkd_cache_writer *w, uint32_t k, cmkd_shar
   s->chunks = calloc(s->chunk_count, sizeof *s->chunks);
   s->seeds = malloc(cells * 8 + n * 8 + n * 4 + (row_numbers ? cells * 4 : 0)); /* seeds | ids | labels | max | range */
   if (!s->chunks || !s->seeds)
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u (%zu rows); lower --shard-rows", k, cells);
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u (%zu rows); use smaller shards", k, cells);
   s->ids = s->seeds + cells;
   s->labels = (int32_t *)(s->ids + n);
   s->row_max = row_numbers ? (uint16_t *)(s->labels + n) : NULL;

@@ -112,11 +112,11 @@ static cmkd_status refuse_value(const cmkd_cache_writer *w, const rows *r, size_
   if (value - value != 0)
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "sample %" PRIu64
-                     " (view %u, class %zu): the teacher's logit is not finite; check its weights and --mean/--std",
+                     " (view %u, class %zu): the teacher's logit is not finite; check its weights, mean and std",
                      sample, r->view, at);
   return cmkd_fail(err, CMKD_ERR_VALUE,
                    "sample %" PRIu64
-                   " (view %u, class %zu): logit %g is beyond +-%g, the range of codec %s; use --codec f32",
+                   " (view %u, class %zu): logit %g is beyond +-%g, the range of codec %s; use codec f32",
                    sample, r->view, at, (double)value, layout->codec->limit, layout->codec->name);
 }
 
@@ -160,7 +160,7 @@ static cmkd_status put(cmkd_cache_writer *w, rows r, cmkd_error *err) {
     if (chunk->filled + r.count > whole)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: rows %u.. of view %u came twice", w->path, r.first, r.view);
     if (!chunk->items)
-      return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u; lower --shard-rows", s->meta.index);
+      return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for shard %u; use smaller shards", s->meta.index);
     encode(w, &r, chunk->items);
     chunk->filled += r.count;
     if (chunk->filled == whole) {

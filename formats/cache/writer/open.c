@@ -140,11 +140,11 @@ static cmkd_status check_spec(const char *path, const cmkd_cache_spec *spec, cmk
   CMKD_TRY(take_layouts(path, spec, codec, config, err));
   choose_geometry(spec, config);
   if (config->shards > CMKD_CACHE_MAX_SHARDS)
-    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: raise --shard-rows", path, config->shards,
+    return cmkd_fail(err, CMKD_ERR_USAGE, "%s: %u shards; at most %d: put more samples into one", path, config->shards,
                      CMKD_CACHE_MAX_SHARDS);
   for (uint32_t a = 0; a < config->layout_count; a++)
     if (cmkd_layout_chunk_bytes(config->layouts + a) > CMKD_CACHE_CHUNK_LIMIT)
-      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: chunks of %u rows are over %u bytes; lower the chunk rows", path,
+      return cmkd_fail(err, CMKD_ERR_USAGE, "%s: chunks of %u samples are over %u bytes; use smaller chunks", path,
                        config->layouts[a].array.chunk_samples, CMKD_CACHE_CHUNK_LIMIT);
   return take_class_names(spec, config, err);
 }
@@ -155,7 +155,7 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
   int fd = open(w->path, O_RDONLY | O_CLOEXEC);
   if (fd < 0 && errno == ENOENT) return CMKD_OK;
   if (fd < 0)
-    return cmkd_fail(err, CMKD_ERR_IO, "%s: exists and cannot be read (%s); choose another --out", w->path,
+    return cmkd_fail(err, CMKD_ERR_IO, "%s: exists and cannot be read (%s); choose another name", w->path,
                      strerror(errno));
   uint8_t *bytes = NULL, start[8] = {0};
   cmkd_user_block block;
@@ -167,14 +167,14 @@ static cmkd_status check_target(const cmkd_cache_writer *w, cmkd_error *err) {
   free(bytes);
   if (status != CMKD_OK) {
     if (got == 8 && !memcmp(start, cmkd_user_block_magic, 8)) return CMKD_OK;
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists and is not a cache; choose another --out or move it away",
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists and is not a cache; choose another name or move it away",
                      w->path);
   }
   int same = cmkd_cache_config_is(&meta.config, w->config_text);
   if (!same) {
     cmkd_fail(err, CMKD_ERR_MISMATCH,
               "%s: holds another cache (%s %s, %" PRIu64 " samples, %u views, %s, seed %" PRIu64
-              "); choose another --out, or remove it and %s",
+              "); choose another name, or remove it and %s",
               w->path, meta.config.identity.dataset, meta.config.identity.split, meta.config.samples, meta.config.views,
               meta.config.identity.codec, meta.config.identity.cache_seed, w->folder);
   }
@@ -186,7 +186,7 @@ static cmkd_status share_build_lock(cmkd_cache_writer *w, cmkd_error *err) {
   char word[CMKD_SHA256_HEX],
       *path = cmkd_format("%s.lock", w->path),
       *refusal = cmkd_format(
-          "%s: another cmkd-cache is building a different cache there now; choose another --out or wait for it",
+          "%s: another cmkd-cache is building a different cache there now; choose another name or wait for it",
           w->path);
   cmkd_sha256(w->config_text, strlen(w->config_text), word);
   cmkd_status status = path && refusal ? cmkd_lock_share(path, word, refusal, &w->build_lock, err)
@@ -237,7 +237,7 @@ static cmkd_status writer_create(const char *path, cmkd_cache_writer **out, cmkd
   w->folder_name = strdup(slash ? slash + 1 : w->folder);
   if (!w->folder_name) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for a cache writer");
   if (!strcmp(w->folder_name, ".shards") || !path[0] || path[strlen(path) - 1] == '/')
-    return cmkd_fail(err, CMKD_ERR_USAGE, "\"%s\": --out names a file such as teacher.h5", path);
+    return cmkd_fail(err, CMKD_ERR_USAGE, "\"%s\": a cache is a file such as teacher.h5", path);
   return CMKD_OK;
 }
 

@@ -46,7 +46,7 @@ static void *compressor(void *argument) {
     w->stats.compress_seconds += seconds;
     if (!fine) {
       cmkd_error err;
-      cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to compress; lower --shard-rows or --threads", w->path);
+      cmkd_fail(&err, CMKD_ERR_MEMORY, "%s: no memory to compress; use smaller shards or fewer threads", w->path);
       fail_locked(w, &err);
     }
     if (--job.shard->pending == 0) pthread_cond_broadcast(&w->changed);
@@ -84,9 +84,9 @@ cmkd_status cmkd_writer_threads_start(cmkd_cache_writer *w, cmkd_error *err) {
   if (!w->threads) return cmkd_fail(err, CMKD_ERR_MEMORY, "no memory for threads");
   for (; w->threads_started < w->thread_count; w->threads_started++)
     if (pthread_create(w->threads + w->threads_started, NULL, compressor, w) != 0)
-      return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start %d threads; lower --threads", w->thread_count);
+      return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start %d threads; use fewer", w->thread_count);
   if (pthread_create(&w->publisher, NULL, publisher, w) != 0)
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start a thread; lower --threads");
+    return cmkd_fail(err, CMKD_ERR_MEMORY, "cannot start a thread; use fewer");
   w->publisher_started = 1;
   return CMKD_OK;
 }
