@@ -20,6 +20,17 @@ int32_t synthetic_label(const synthetic *s, uint64_t sample) {
   return (int32_t)((sample * 2654435761u >> 7) % s->classes);
 }
 
+const synthetic synthetic_small = {.samples = 230,
+                                   .views = 2,
+                                   .classes = 10,
+                                   .shard_samples = 50,
+                                   .chunk_samples = 20,
+                                   .codec = "f16",
+                                   .seed = 5,
+                                   .threads = 2,
+                                   .names = 1,
+                                   .arrays = 1};
+
 const cmkd_cache_array synthetic_arrays[SYNTHETIC_ARRAYS] = {
     {.name = "aux", .dtype = CMKD_F32, .dims = 1, .shape = {5}, .chunk_samples = 17},
     {.name = "map.layer-3", .dtype = CMKD_F16, .dims = 2, .shape = {3, 2}},
@@ -161,6 +172,46 @@ cmkd_status synthetic_build(const synthetic *s, const char *path, cmkd_cache_wri
   if (stats) cmkd_cache_writer_get_stats(w, stats);
   cmkd_cache_writer_close(w);
   return status;
+}
+
+void synthetic_check(const synthetic *s, cmkd_cache *cache, const uint32_t *order, uint32_t n) {
+  cmkd_error err;
+  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
+  float *all = malloc((size_t)s->samples * 2048 * sizeof *all), *rows = malloc((size_t)n * 2048 * sizeof *rows);
+  uint64_t *seeds = malloc(n * sizeof *seeds);
+  float row[SYNTHETIC_ELEMENTS];
+  assert_true(all && rows && seeds);
+  for (int a = -1; a < SYNTHETIC_ARRAYS; a++)
+    for (uint32_t v = 0; v < s->views; v++) {
+      const char *name = a < 0 ? "logits" : synthetic_arrays[a].name;
+      const size_t width = a < 0 ? info->classes : synthetic_elements(a);
+      assert_ok(cmkd_cache_read_array(cache, name, v, 0, s->samples, all, &err));
+      for (uint32_t i = 0; a >= 0 && i < s->samples; i++) {
+        synthetic_array_row(s, a, i, v, row);
+        assert_memory_equal(all + i * width, row, width * sizeof *row);
+      }
+      const cmkd_stream_options options = {.threads = 2, .array = a < 0 ? NULL : name};
+      cmkd_stream *stream;
+      assert_ok(cmkd_stream_open(cache, v, order, n, &options, &stream, &err));
+      for (uint32_t at = 0, step; at < n; at += step) {
+        step = n - at < 33 ? n - at : 33;
+        assert_ok(cmkd_stream_next(stream, step, rows, seeds, &err));
+        for (uint32_t i = 0; i < step; i++) {
+          assert_memory_equal(rows + i * width, all + order[at + i] * width, width * sizeof *rows);
+          assert_true(seeds[i] == synthetic_seed(s, order[at + i], v));
+        }
+      }
+      cmkd_stream_free(stream);
+    }
+  free(all);
+  free(rows);
+  free(seeds);
+}
+
+void run_cache_program(const char *dir, const char *arguments) {
+  const char *output, *build = getenv("CMKD_BUILD");
+  if (run_command(&output, "cd '%s' && '%s/cmkd-cache' %s", dir, build ? build : "build", arguments) != 0)
+    fail_msg("%s: %s", arguments, output);
 }
 
 const char *filter_folder(void) {
