@@ -1,5 +1,5 @@
 /* NumPy's .npy: one array in and out. The writer streams, so an array of any size needs no memory; the file appears
- * under its name only when it is whole. Will not do: Fortran order, big-endian, structured or object arrays (objects
+ * under its name only when it is whole. Not read: Fortran order, big-endian, structured or object arrays (objects
  * are pickles), .npz. */
 #ifndef CMKD_FORMATS_NPY_H
 #define CMKD_FORMATS_NPY_H

@@ -1,6 +1,6 @@
 /* One cache made of rows of others: the engine behind repack, merge and subset. A shape says, for every sample and view
  * of the output, which input it comes from; rows of named arrays go with those of the logits. Memory holds one shard.
- * Will not do: run a teacher, or judge whether inputs belong together, but for the declarations of named arrays, which
+ * Not here: running a teacher, judging whether inputs belong together, but for the declarations of named arrays, which
  * must be equal. An average has no named arrays, and arrays of unknown types stay behind: a line on stderr says so. */
 #ifndef CMKD_PRECOMPUTE_RESHAPE_H
 #define CMKD_PRECOMPUTE_RESHAPE_H

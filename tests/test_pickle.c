@@ -152,8 +152,7 @@ static void refusals(void **state) {
   }
 }
 
-/* One list used by OrderedDict over and over, and nested doublings: the answer comes, and memory stays in proportion.
- */
+/* One list used by OrderedDict over and over, and nested doublings: the answer comes, and memory stays bounded. */
 static void bombs(void **state) {
   (void)state;
   cmkd_error err = {0};

@@ -39,8 +39,7 @@ void cmkd_byte_shuffle(const uint8_t *in, uint8_t *out, size_t count, int item) 
 }
 
 /* One frame, but a new zstd block at each byte plane: the low bytes of floats are noise and then stay stored as they
- * are, which a reader only copies, and the high bytes get statistics of their own: 5% smaller than one run over both.
- */
+ * are, which a reader only copies, and the high bytes get statistics of their own: 5% less than one run over both. */
 static size_t compress_planes(ZSTD_CCtx *context, const uint8_t *planes, size_t elements, int item, uint8_t *out) {
   size_t raw = elements * (size_t)item;
   ZSTD_outBuffer target = {out, ZSTD_compressBound(raw), 0};

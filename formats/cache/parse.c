@@ -127,7 +127,7 @@ static int parse_layout(parser *p, const json_t *o, const cmkd_cache_config *con
   cmkd_cache_array *array = &layout->array;
   const json_t *shape = json_object_get(o, "shape");
   char dtype[32];
-  uint32_t twin;
+  uint32_t same_name;
   memset(layout, 0, sizeof *layout);
   get_text(p, o, "name", array->name, sizeof array->name);
   get_text(p, o, "dtype", dtype, sizeof dtype);
@@ -145,7 +145,7 @@ static int parse_layout(parser *p, const json_t *o, const cmkd_cache_config *con
     wrong(p, bad);
   else if ((uint64_t)array->chunk_samples * cmkd_layout_row_bytes(layout) > CMKD_CACHE_CHUNK_LIMIT)
     wrong(p, "chunk_rows");
-  else if (cmkd_layout_find(config, config->layout_count, array->name, &twin))
+  else if (cmkd_layout_find(config, config->layout_count, array->name, &same_name))
     wrong(p, "name");
   return !p->what;
 }

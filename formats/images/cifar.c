@@ -1,5 +1,5 @@
 /* CIFAR-10 and CIFAR-100 in their official binary form, exact sizes only: a file cut at a record boundary would
- * otherwise pass for a smaller data set. Will not do: the Python (pickle) form. */
+ * otherwise pass for a smaller data set. Not read: the Python (pickle) form. */
 #include "formats/images/cifar.h"
 #include "base/file.h"
 #include <errno.h>
@@ -10,7 +10,7 @@
 #include <unistd.h>
 
 #define PLANE 1024
-#define BLOCK 512 /* records read at a time */
+#define AT_ONCE 512 /* records read at a time */
 
 /* The files of a split, `records` records each. */
 typedef struct layout {
@@ -61,24 +61,24 @@ static cmkd_status check_size(int fd, const char *path, uint64_t want, cmkd_erro
   return CMKD_OK;
 }
 
-/* Decodes one file of `count` records, a block at a time: memory never holds all of it twice. */
+/* Decodes one file of `count` records, AT_ONCE at a time: memory never holds all of it twice. */
 static cmkd_status read_records(const char *path, const layout *l, uint32_t count, int classes, uint8_t *pixels,
                                 int32_t *labels, cmkd_error *err) {
   size_t record = label_bytes(l->coarse_classes) + CMKD_CIFAR_PIXELS;
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s", path, strerror(errno));
-  uint8_t *block = NULL;
+  uint8_t *buffer = NULL;
   cmkd_status status = check_size(fd, path, (uint64_t)count * record, err);
-  if (status == CMKD_OK && !(block = malloc(BLOCK * record)))
+  if (status == CMKD_OK && !(buffer = malloc(AT_ONCE * record)))
     status = cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", path);
-  for (uint32_t at = 0; status == CMKD_OK && at < count; at += BLOCK) {
-    uint32_t some = count - at < BLOCK ? count - at : BLOCK;
-    status = cmkd_pread_full(fd, block, some * record, (uint64_t)at * record, path, err);
+  for (uint32_t at = 0; status == CMKD_OK && at < count; at += AT_ONCE) {
+    uint32_t some = count - at < AT_ONCE ? count - at : AT_ONCE;
+    status = cmkd_pread_full(fd, buffer, some * record, (uint64_t)at * record, path, err);
     if (status == CMKD_OK)
-      status = cmkd_cifar_decode(&(cmkd_cifar_records){block, some, at, path, l->coarse_classes, classes},
+      status = cmkd_cifar_decode(&(cmkd_cifar_records){buffer, some, at, path, l->coarse_classes, classes},
                                  pixels + (size_t)at * CMKD_CIFAR_PIXELS, labels + at, err);
   }
-  free(block);
+  free(buffer);
   close(fd);
   return status;
 }

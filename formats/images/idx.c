@@ -1,4 +1,4 @@
-/* IDX files (MNIST and its look-alikes), plain or gzipped. Will not do: item types other than unsigned bytes, which no
+/* IDX files (MNIST and its look-alikes), plain or gzipped. Not read: item types other than unsigned bytes, which no
  * such set uses. */
 #include "formats/images/idx.h"
 #include "base/bytes.h"

@@ -1,6 +1,6 @@
 /* A reader of pickles that can't run anything: it knows numbers, strings, plain containers and PyTorch's tensors, and
  * refuses every other opcode and global by name. Memory is a small multiple of the pickle's own size; strings point
- * into its bytes, which must outlive it. Will not do: call, import or build objects of any class; text opcodes of
+ * into its bytes, which must outlive it. Not here: calls, imports, objects of any class; text opcodes of
  * protocols 0 and 1. */
 #ifndef CMKD_FORMATS_WEIGHTS_PICKLE_H
 #define CMKD_FORMATS_WEIGHTS_PICKLE_H

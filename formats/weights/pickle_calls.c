@@ -129,8 +129,7 @@ static cmkd_status read_sizes(cmkd_pk_machine *m, const cmkd_pk_value *tuple, in
   return CMKD_OK;
 }
 
-/* (storage, offset, size, stride, ...): what follows (requires_grad, hooks, metadata) says nothing about the numbers.
- */
+/* (storage, offset, size, stride, ...): what follows (requires_grad, hooks, metadata) says nothing of the numbers. */
 static cmkd_status make_tensor(cmkd_pk_machine *m, const cmkd_pk_value *args) {
   cmkd_pk_tensor t = {0};
   if (args->length < 4) return cmkd_pk_broken(m, "a tensor without its four arguments");

@@ -1,5 +1,5 @@
 /* safetensors: an 8-byte little-endian header length, a JSON header, one data buffer. Stricter than most readers: every
- * byte of the buffer belongs to exactly one tensor, names are unique, metadata values are strings. Will not do: dtypes
+ * byte of the buffer belongs to exactly one tensor, names are unique, metadata values are strings. Not read: dtypes
  * below a byte or of 8-bit floats, which no network here uses. */
 #include "formats/weights/safetensors.h"
 #include "base/bytes.h"

@@ -1,5 +1,5 @@
 /* Named tensors in memory: sizes, the storage behind them, finding, converting, freeing.
- * Will not do: know a file format (safetensors.c, torch_file.c) or a network's names (nets/). */
+ * Not here: file formats (safetensors.c, torch_file.c), names of networks (nets/). */
 #include "formats/weights/tensors.h"
 #include "base/half.h"
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* What torch.save wrote: which container, and what both have in common. The pickle in either is read by pickle.c, which
- * can't run anything. Will not do: whole pickled modules, TorchScript, tar files of 2016, big-endian files. */
+ * can't run anything. Not read: whole pickled modules, TorchScript, tar files of 2016, big-endian files. */
 #include "formats/weights/torch_file.h"
 #include "formats/weights/torch_legacy.h"
 #include "formats/weights/torch_zip.h"

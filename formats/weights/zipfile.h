@@ -1,5 +1,5 @@
 /* A reader of zip archives in memory: stored and deflated entries, zip64, data descriptors. The central directory is
- * the truth. Will not do: encryption, spanning, writing; inflating more than the caller allows. */
+ * the truth. Never inflates more than the caller allows. Not here: encryption, spanning, writing. */
 #ifndef CMKD_FORMATS_WEIGHTS_ZIPFILE_H
 #define CMKD_FORMATS_WEIGHTS_ZIPFILE_H
 #include <stddef.h>

@@ -16,7 +16,7 @@ typedef struct bulk {
   uint8_t *items;        /* (count, elements) as stored */
   uint16_t *row_max, *row_range;
   uint32_t first_shard;
-  uint32_t chunks_per_shard; /* of the view; numbers of each shard */
+  uint32_t chunks_per_shard; /* of the view in the first shard; numbers of every shard */
   atomic_uint_fast64_t next;
   uint64_t chunks;
   atomic_int failed;

@@ -7,12 +7,11 @@
 
 /* Content of a shard, borrowed. */
 typedef struct cmkd_shard_data {
-  const uint8_t *const
-      *chunks;           /* stored bytes of each chunk: of each layout (views, chunks_per_view), one after the other */
-  const size_t *sizes;   /* of the same */
-  const int32_t *labels; /* (n) */
-  const uint64_t *ids;   /* (n) */
-  const uint64_t *seeds; /* (views, n): a column of /seeds after the other */
+  const uint8_t *const *chunks; /* stored bytes of each chunk: layout after layout, each (views, chunks_per_view) */
+  const size_t *sizes;          /* of the chunks */
+  const int32_t *labels;        /* (n) */
+  const uint64_t *ids;          /* (n) */
+  const uint64_t *seeds;        /* (views, n): a column of /seeds after the other */
   const uint16_t *row_max, *row_range; /* (views, n) float16, or NULL */
 } cmkd_shard_data;
 

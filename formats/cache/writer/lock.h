@@ -1,5 +1,4 @@
-/* Advisory locks on files that die with their process (flock). A lock file left by a dead process is simply taken over.
- */
+/* Advisory locks on files that die with their process (flock). A lock file that a dead process left is taken over. */
 #ifndef CMKD_FORMATS_CACHE_LOCK_H
 #define CMKD_FORMATS_CACHE_LOCK_H
 #include "cmkd/status.h"

@@ -61,11 +61,11 @@ static cmkd_status take_layouts(const char *path, const cmkd_cache_spec *spec, c
     cmkd_array_layout *layout = config->layouts + config->layout_count;
     *layout = (cmkd_array_layout){.array = spec->arrays[i]};
     const char *bad = cmkd_layout_check(layout);
-    uint32_t twin;
+    uint32_t same_name;
     if (bad)
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: the %s of named array %u (\"%.40s\") is none that a cache can hold",
                        path, bad, i + 1, layout->array.name);
-    if (cmkd_layout_find(config, config->layout_count, layout->array.name, &twin))
+    if (cmkd_layout_find(config, config->layout_count, layout->array.name, &same_name))
       return cmkd_fail(err, CMKD_ERR_USAGE, "%s: two named arrays are called \"%s\"", path, layout->array.name);
     for (int d = layout->array.dims; d < CMKD_CACHE_ARRAY_DIMS; d++)
       layout->array.shape[d] = 0;

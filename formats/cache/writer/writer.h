@@ -22,7 +22,7 @@ typedef struct cmkd_shard_buffer {
   uint64_t *ids;                 /* (n) */
   int32_t *labels;               /* (n) */
   uint16_t *row_max, *row_range; /* (views, n) float16, or NULL */
-  cmkd_chunk_buffer *chunks;     /* of each layout (views, chunks_per_view), one after the other */
+  cmkd_chunk_buffer *chunks;     /* layout after layout, each (views, chunks_per_view) */
   uint64_t chunk_count;
   uint64_t first_chunk[1 + CMKD_CACHE_MAX_ARRAYS]; /* (layouts) */
   uint64_t full;                                   /* chunks whose rows are all there */
