@@ -18,7 +18,7 @@
 #include "nets/teacher.h"
 #include "precompute/commands.h"
 #include "precompute/precision.h"
-#include "precompute/reshape.h"
+#include "precompute/shared_caches.h"
 #include "precompute/shared_options.h"
 
 typedef struct options {

@@ -9,7 +9,7 @@
 #include "base/program/print.h"
 #include "base/program/progress.h"
 #include "precompute/commands.h"
-#include "precompute/reshape.h"
+#include "precompute/shared_caches.h"
 #include "precompute/shared_options.h"
 
 #define BLOCK 4096 /* rows compared at a time */

@@ -9,11 +9,12 @@
 #include "base/hash.h"
 #include "base/program/environment.h"
 #include "base/program/options.h"
+#include "cmkd/cache_writer.h"
 #include "cmkd/dataset.h"
 #include "cmkd/weights.h"
 #include "formats/npy.h"
 #include "precompute/commands.h"
-#include "precompute/reshape.h"
+#include "precompute/shared_caches.h"
 #include "precompute/shared_options.h"
 
 #define MAX_FILE (1ull << 40) /* allocation fails long before on most machines, with a line of its own */
@@ -213,12 +214,12 @@ static cmkd_status run(import *im, cmkd_error *err) {
   CMKD_TRY(check_seeds(im, err));
   CMKD_TRY(check_labels(im, err));
   CMKD_TRY(fill_spec(im, &spec, err));
-  CMKD_TRY(cmkd_reshape_target(im->out, err));
+  CMKD_TRY(cmkd_output_is_new(im->out, err));
   CMKD_TRY(cmkd_cache_writer_open(im->out, &spec, &writer, err));
   cmkd_status status = write_rows(im, writer, err);
   if (status == CMKD_OK) status = cmkd_cache_writer_finish(writer, err);
   cmkd_cache_writer_close(writer);
-  if (status != CMKD_OK) cmkd_reshape_remove(im->out);
+  if (status != CMKD_OK) cmkd_output_remove(im->out);
   return status;
 }
 
@@ -295,5 +296,5 @@ import im = {.split = "train", .codec = "f16" };
   cmkd_npy_free(im.logits.npy);
   cmkd_npy_free(im.labels.npy);
   cmkd_npy_free(im.seeds.npy);
-  return status == CMKD_OK ? cmkd_reshape_report(im.out, im.json, err) : status;
+  return status == CMKD_OK ? cmkd_output_report(im.out, im.json, err) : status;
 }

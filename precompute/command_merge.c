@@ -8,6 +8,7 @@
 #include "base/program/options.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
+#include "precompute/shared_caches.h"
 #include "precompute/shared_options.h"
 
 #define MAX_INPUTS 64
@@ -270,5 +271,5 @@ cmkd_status cmkd_command_merge(int argc, char **argv, cmkd_error *err) {
   free(m.input_of);
   free(m.position);
   free(m.views);
-  return status == CMKD_OK ? cmkd_reshape_report(paths[0], json, err) : status;
+  return status == CMKD_OK ? cmkd_output_report(paths[0], json, err) : status;
 }

@@ -7,6 +7,7 @@
 #include "base/program/options.h"
 #include "precompute/commands.h"
 #include "precompute/reshape.h"
+#include "precompute/shared_caches.h"
 #include "precompute/shared_options.h"
 
 /* "3,7,10-20" as (limit) flags that the caller frees, after a failure too; NULL text: all. `what`: the option's name
@@ -130,5 +131,5 @@ cmkd_status cmkd_command_subset(int argc, char **argv, cmkd_error *err) {
   cmkd_cache_close(in);
   free(position);
   free(views);
-  return status == CMKD_OK ? cmkd_reshape_report(paths[1], json, err) : status;
+  return status == CMKD_OK ? cmkd_output_report(paths[1], json, err) : status;
 }

@@ -1,17 +1,11 @@
+/* Reading rows of the inputs and writing them in the output's order. See reshape.h. */
 #include "precompute/reshape.h"
-#include <dirent.h>
-#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
-#include "base/file.h"
-#include "base/json.h"
-#include "base/program/print.h"
 #include "base/program/interrupt.h"
 #include "base/program/progress.h"
-#include "formats/cache/codec.h"
-#include "formats/cache/paths.h"
+#include "precompute/shared_caches.h"
 
 typedef struct job {
   const cmkd_reshape *shape;
@@ -149,42 +143,6 @@ static void release(job *j) {
   free(j->sum);
 }
 
-/* Shards say which configuration they hold, not which input they came from: a half-made output must not be taken for a
- * good one. */
-void cmkd_reshape_remove(const char *out) {
-  char *folder = cmkd_cache_folder(out);
-  DIR *dir = folder ? opendir(folder) : NULL;
-  for (struct dirent *entry; dir && (entry = readdir(dir));) {
-    if (strncmp(entry->d_name, "shard-", 6) != 0) continue;
-    char *path = cmkd_path_join(folder, entry->d_name);
-    if (path) unlink(path);
-    free(path);
-  }
-  if (dir) closedir(dir);
-  if (folder) rmdir(folder);
-  unlink(out);
-  free(folder);
-}
-
-cmkd_status cmkd_reshape_target(const char *out, cmkd_error *err) {
-  char *folder = cmkd_cache_folder(out);
-  if (!folder) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", out);
-  const char *there = access(out, F_OK) == 0 ? out : access(folder, F_OK) == 0 ? folder : NULL;
-  cmkd_status status =
-      there ? cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: exists; choose another name or remove it", there) : CMKD_OK;
-  free(folder);
-  return status;
-}
-
-cmkd_status cmkd_codec_allowed(const char *codec, int allowed, cmkd_error *err) {
-  uint32_t keep = cmkd_codec_keep(codec);
-  if (allowed || !keep) return CMKD_OK;
-  return cmkd_fail(err, CMKD_ERR_USAGE,
-                   "codec %s keeps %u logits a row and makes one tie of the rest, so rank-based losses such as CMKD "
-                   "refuse the cache; if that is meant, %s",
-                   codec, keep, "say --allow-top-k (build, import, repack)");
-}
-
 /* What a top-k cache dropped does not come back: its rows must not pass for whole ones. */
 static cmkd_status check_top_k(const cmkd_reshape *shape, cmkd_error *err) {
   const char *codec = shape->spec.identity.codec;
@@ -239,7 +197,7 @@ cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_cache_writer_stats 
   job j = {.shape = shape, .spec = shape->spec};
   CMKD_TRY(check_top_k(shape, err));
   CMKD_TRY(check_arrays(&j, err));
-  CMKD_TRY(cmkd_reshape_target(shape->out, err));
+  CMKD_TRY(cmkd_output_is_new(shape->out, err));
   CMKD_TRY(cmkd_cache_writer_open(shape->out, &j.spec, &j.writer, err));
   cmkd_progress_start(&j.progress, shape->label, "rows", shape->spec.samples * shape->spec.views, 0, shape->quiet);
   cmkd_status status = allocate(&j, err);
@@ -255,7 +213,7 @@ cmkd_status cmkd_reshape_run(const cmkd_reshape *shape, cmkd_cache_writer_stats 
   cmkd_progress_end(&j.progress);
   cmkd_cache_writer_close(j.writer);
   release(&j);
-  if (status != CMKD_OK) cmkd_reshape_remove(shape->out);
+  if (status != CMKD_OK) cmkd_output_remove(shape->out);
   return status;
 }
 
@@ -270,40 +228,4 @@ void cmkd_reshape_spec(const cmkd_cache_info *info, const char *codec, cmkd_cach
   spec->class_names = info->class_names;
   spec->arrays = info->arrays;
   spec->array_count = info->array_count;
-}
-
-static json_t *describe(const char *out, const cmkd_cache_info *info, double per_row) {
-  return json_pack("{s:o,s:I,s:i,s:i,s:I,s:f,s:s}", "cache", cmkd_json_string(out), "samples",
-                   (json_int_t)info->samples, "views", (int)info->views, "classes", (int)info->classes, "bytes",
-                   (json_int_t)info->bytes, "bytes_per_row", per_row, "sha256", info->content_sha256);
-}
-
-cmkd_status cmkd_reshape_report(const char *out, int json, cmkd_error *err) {
-  cmkd_cache *cache;
-  cmkd_status status = CMKD_OK;
-  CMKD_TRY(cmkd_cache_open(out, &cache, err));
-  const cmkd_cache_info *info = cmkd_cache_get_info(cache);
-  double per_row = (double)info->bytes / ((double)info->samples * info->views);
-  if (json)
-    status = cmkd_json_print(describe(out, info, per_row), 9, err);
-  else
-    printf("%s: %" PRIu64 " samples x %u views x %u classes, %" PRIu64 " bytes, %.1f a row, sha256 %.16s\n", out,
-           info->samples, info->views, info->classes, info->bytes, per_row, info->content_sha256);
-  cmkd_cache_close(cache);
-  return status;
-}
-
-cmkd_status cmkd_open_all(const char *const *paths, int count, cmkd_cache **caches, cmkd_error *err) {
-  for (int i = 0; i < count; i++) {
-    cmkd_status status = cmkd_cache_open(paths[i], &caches[i], err);
-    if (status == CMKD_OK) continue;
-    cmkd_close_all(caches, i);
-    return status;
-  }
-  return CMKD_OK;
-}
-
-void cmkd_close_all(cmkd_cache **caches, int count) {
-  for (int i = 0; i < count; i++)
-    cmkd_cache_close(caches[i]);
 }
