@@ -147,7 +147,7 @@ static void says_where_it_looked(void **state) {
   assert_null(data);
   assert_says(dir);
   assert_says("data/mnist");
-  assert_says("give mnist:DIR");
+  assert_says("give the data set as mnist:DIR");
   assert_int_equal(open_in("fashion-mnist", "/nonexistent/x", "train", &data, &err), CMKD_ERR_IO);
   assert_says("/nonexistent/x: no such folder");
   assert_int_equal(open_in("fashion-mnist", "/dev/null", "train", &data, &err), CMKD_ERR_IO);

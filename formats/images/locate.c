@@ -77,7 +77,8 @@ static cmkd_status locate_usual(const cmkd_places *p, const cmkd_dataset_options
       free(base);
       if (*out) return CMKD_OK;
     }
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give %s:DIR %s", p->name, looked, p->name, p->remedy);
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: found nothing in %s; give the data set as %s:DIR %s", p->name, looked,
+                   p->name, p->remedy);
 }
 
 cmkd_status cmkd_dataset_locate(const cmkd_places *places, const cmkd_dataset_options *options, const char *given,

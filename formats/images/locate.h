@@ -8,7 +8,7 @@ typedef struct cmkd_places {
   const cmkd_image_reader *reader;
   const char *const *folders;    /* NULL-terminated: names it goes by below the usual places */
   const char *const *subfolders; /* NULL-terminated: where unpackers put the files below such a folder; "": in it */
-  const char *remedy;            /* for messages: behind "give NAME:DIR" */
+  const char *remedy;            /* for messages: behind "give the data set as NAME:DIR" */
 } cmkd_places;
 
 /* The folder that holds a split, which the caller frees. `given`: the folder of the user's SPEC, in which '~' is the
