@@ -15,8 +15,6 @@
 
 static cmkd_error err;
 
-static char *in(const char *dir, const char *name) { return cmkd_format("%s/%s", dir, name); }
-
 static cmkd_cache *opened(const char *path) {
   cmkd_cache *cache;
   assert_ok(cmkd_cache_open(path, &cache, &err));
@@ -49,7 +47,7 @@ static void what_is_put_comes_back(void **state) {
   uint32_t order[1000];
   for (int k = 0; k < 4; k++) {
     const char *dir = scratch_dir();
-    char *path = in(dir, "t.h5"), *plain_path = in(dir, "plain.h5");
+    char *path = cmkd_path_join(dir, "t.h5"), *plain_path = cmkd_path_join(dir, "plain.h5");
     synthetic s = synthetic_small, plain;
     cmkd_verify_report report;
     s.codec = codecs[k];
@@ -100,7 +98,7 @@ static void long_rows(void **state) {
   (void)state;
   const cmkd_cache_array wide = {.name = "wide", .dtype = CMKD_F16, .dims = 3, .shape = {8, 8, 129}};
   enum { N = 90, WIDTH = 8 * 8 * 129 };
-  char *path = in(scratch_dir(), "t.h5");
+  char *path = cmkd_path_join(scratch_dir(), "t.h5");
   synthetic s = synthetic_small;
   cmkd_cache_spec spec;
   cmkd_cache_writer *w;
@@ -185,7 +183,7 @@ static int print_hdf5(const char *path) {
 static void libhdf5_reads_them(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *output, *build = getenv("CMKD_BUILD");
-  char *path = in(dir, "t.h5");
+  char *path = cmkd_path_join(dir, "t.h5");
   float row[SYNTHETIC_ELEMENTS];
   static const char *const shapes[] = {"50/17 2/1 5/5 3 filters", "50/50 2/1 3/3 2/2 3 filters",
                                        "50/50 2/1 1/1 7/7 1/1 2 filters"};
@@ -224,7 +222,8 @@ static void digest(const char *dir, char hex[CMKD_SHA256_HEX]) {
 static void a_killed_build_is_continued(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *whole = scratch_dir(), *output;
-  char *path = in(dir, "t.h5"), *reference = in(whole, "t.h5"), expected[CMKD_SHA256_HEX], found[CMKD_SHA256_HEX];
+  char *path = cmkd_path_join(dir, "t.h5"), *reference = cmkd_path_join(whole, "t.h5"), expected[CMKD_SHA256_HEX],
+       found[CMKD_SHA256_HEX];
   cmkd_rng rng = cmkd_rng_start(test_seed(), CMKD_STREAM_TEST, 3);
   struct timespec from, to;
   int killed = 0;
@@ -273,7 +272,8 @@ static cmkd_status build_part(const char *path, uint32_t part, uint32_t parts) {
 static void parts_are_joined(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *whole = scratch_dir();
-  char *path = in(dir, "t.h5"), *reference = in(whole, "t.h5"), expected[CMKD_SHA256_HEX], found[CMKD_SHA256_HEX];
+  char *path = cmkd_path_join(dir, "t.h5"), *reference = cmkd_path_join(whole, "t.h5"), expected[CMKD_SHA256_HEX],
+       found[CMKD_SHA256_HEX];
   assert_ok(synthetic_build(&synthetic_small, reference, NULL, &err));
   digest(whole, expected);
   for (uint32_t part = 0; part < 3; part++)
@@ -312,7 +312,7 @@ static void bad_declarations_are_refused(void **state) {
       {.name = "x", .dtype = CMKD_BF16, .dims = 1, .shape = {4}},
       {.name = "x", .dtype = CMKD_I64, .dims = 1, .shape = {4}},
   };
-  char *path = in(scratch_dir(), "t.h5");
+  char *path = cmkd_path_join(scratch_dir(), "t.h5");
   cmkd_cache_array full = {.dims = 1, .shape = {4}}, many[CMKD_CACHE_MAX_ARRAYS + 1];
   cmkd_cache_spec spec;
   cmkd_cache_writer *w;
@@ -346,7 +346,7 @@ static void bad_declarations_are_refused(void **state) {
 
 static void bad_numbers_are_refused(void **state) {
   (void)state;
-  char *path = in(scratch_dir(), "t.h5");
+  char *path = cmkd_path_join(scratch_dir(), "t.h5");
   cmkd_cache_spec spec;
   cmkd_cache_writer *w;
   cmkd_cache_shard_state shard_state;
@@ -395,7 +395,8 @@ static void bad_numbers_are_refused(void **state) {
 static void reshaping_carries_them(void **state) {
   (void)state;
   const char *dir = scratch_dir(), *output, *build = getenv("CMKD_BUILD");
-  char *path = in(dir, "full.h5"), *plain = in(dir, "plain.h5"), *whole = in(dir, "whole.h5"), *odd = in(dir, "odd.h5");
+  char *path = cmkd_path_join(dir, "full.h5"), *plain = cmkd_path_join(dir, "plain.h5"),
+       *whole = cmkd_path_join(dir, "whole.h5"), *odd = cmkd_path_join(dir, "odd.h5");
   uint32_t order[230];
   float rows[230 * 7], row[SYNTHETIC_ELEMENTS];
   synthetic s = synthetic_small, without = synthetic_small;
@@ -413,7 +414,7 @@ static void reshaping_carries_them(void **state) {
   run_cache_program(dir, "merge whole.h5 a.h5 b.h5 --quiet");
   static const char *const same[] = {"small.h5", "whole.h5"};
   for (int i = 0; i < 2; i++) {
-    char *name = in(dir, same[i]);
+    char *name = cmkd_path_join(dir, same[i]);
     cmkd_cache *cache = opened(name);
     synthetic_check(&s, cache, order, 230);
     cmkd_cache_close(cache);

@@ -14,8 +14,6 @@
 
 static cmkd_error err;
 
-static char *in(const char *dir, const char *name) { return cmkd_format("%s/%s", dir, name); }
-
 static cmkd_cache *opened(const char *path) {
   cmkd_cache *cache;
   assert_ok(cmkd_cache_open(path, &cache, &err));
@@ -53,7 +51,7 @@ static void rewrite(const char *path, int kind, const char *json, const uint8_t 
 /* Makes a whole, consistent cache in `dir` whose shards and master say something else; `damage` may change shard
  * 0's JSON and what follows its user block first. */
 static void forge(const char *dir, edit shards, edit master, void (*damage)(char **json, uint8_t *payload)) {
-  char *path = in(dir, "t.h5");
+  char *path = cmkd_path_join(dir, "t.h5");
   uint8_t *bytes;
   size_t size;
   cmkd_user_block block;
@@ -111,7 +109,7 @@ static void the_unknown_is_passed_over(void **state) {
   cmkd_epoch_order(test_seed(), 2, 230, 0, order);
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     const char *dir = scratch_dir();
-    char *path = in(dir, "t.h5");
+    char *path = cmkd_path_join(dir, "t.h5");
     cmkd_verify_report report;
     float rows[230 * 10], row[10];
     cmkd_stream *stream;
@@ -182,7 +180,7 @@ static void lies_are_refused(void **state) {
   };
   for (size_t i = 0; i < sizeof lies / sizeof *lies; i++) {
     const char *dir = scratch_dir();
-    char *path = in(dir, "t.h5");
+    char *path = cmkd_path_join(dir, "t.h5");
     cmkd_cache *cache;
     forge(dir, lies[i], lies[i], NULL);
     cmkd_status status = cmkd_cache_open(path, &cache, &err);
@@ -192,7 +190,7 @@ static void lies_are_refused(void **state) {
   }
   /* master and shards that tell two stories */
   const char *dir = scratch_dir();
-  char *path = in(dir, "t.h5");
+  char *path = cmkd_path_join(dir, "t.h5");
   cmkd_cache *cache;
   forge(dir, (edit){0}, (edit){"\"name\":\"aux\"", "\"name\":\"axu\""}, NULL);
   assert_int_equal(cmkd_cache_open(path, &cache, &err), CMKD_ERR_MISMATCH);
@@ -250,7 +248,7 @@ static void infinity(char **json, uint8_t *payload) {
 static void verify_looks_into_arrays(void **state) {
   (void)state;
   const char *dir = scratch_dir();
-  char *path = in(dir, "t.h5");
+  char *path = cmkd_path_join(dir, "t.h5");
   cmkd_cache *cache;
   cmkd_verify_report report;
   forge(dir, (edit){0}, (edit){0}, overlap);
@@ -258,7 +256,7 @@ static void verify_looks_into_arrays(void **state) {
   assert_non_null(strstr(err.message, "named_chunks"));
   free(path);
   dir = scratch_dir();
-  path = in(dir, "t.h5");
+  path = cmkd_path_join(dir, "t.h5");
   forge(dir, (edit){0}, (edit){0}, infinity);
   cache = opened(path);
   cmkd_cache_verify(cache, 0, 1, NULL, NULL, &report);
@@ -275,7 +273,7 @@ static void verify_looks_into_arrays(void **state) {
 static void damage_is_noticed(void **state) {
   (void)state;
   const char *dir = scratch_dir();
-  char *path = in(dir, "t.h5"), *shard = in(dir, "t.shards/shard-00000-of-00005.h5");
+  char *path = cmkd_path_join(dir, "t.h5"), *shard = cmkd_path_join(dir, "t.shards/shard-00000-of-00005.h5");
   uint8_t *data;
   size_t size;
   cmkd_user_block block;

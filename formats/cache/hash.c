@@ -1,5 +1,5 @@
-/* XXH64, fletcher32 and lookup3, written from their public descriptions. Not for secrets: SHA-256 (base/hash.h) is the
- * fingerprint. */
+/* XXH64, fletcher32 and lookup3, written from their public descriptions. They find accidents; content is identified by
+ * SHA-256 (base/hash.h). */
 #include "formats/cache/hash.h"
 #include <stdatomic.h>
 #include <string.h>

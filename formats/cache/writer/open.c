@@ -259,7 +259,7 @@ cmkd_status cmkd_cache_writer_open(const char *path, const cmkd_cache_spec *spec
   return opened(status, w, out);
 }
 
-/* The spec of any readable shard in the folder. */
+/* The configuration of any readable shard in the folder. */
 static cmkd_status find_config(cmkd_cache_writer *w, cmkd_error *err) {
   DIR *dir = opendir(w->folder);
   if (!dir) return cmkd_fail(err, CMKD_ERR_IO, "%s: no such folder of shards; build a part first", w->folder);
