@@ -91,7 +91,8 @@ LIB_DIRS := base formats formats/cache formats/cache/reader formats/cache/writer
             kernels/cpu kernels/cpu/conv kernels/cpu/loss nets precompute train
 # What belongs to programs alone: the command line, the terminal, signals, the environment. Programs and tests link it; it is not installed.
 PROGRAM_SRC := $(sort $(wildcard base/program/*.c precompute/command_*.c train/command_*.c)) precompute/precision.c precompute/recompute.c \
-               precompute/reshape.c precompute/shared_caches.c precompute/shared_options.c train/recipe.c train/recipe_apply.c train/report.c train/trainer.c
+               precompute/reshape.c precompute/shared_caches.c precompute/shared_options.c train/recipe.c train/recipe_apply.c \
+               train/report.c train/trainer.c
 PROGRAM_OBJ := $(PROGRAM_SRC:%.c=$(BUILD)/%.o)
 LIB_SRC  := $(filter-out %/main.c formats/cache/h5zstd.c $(PROGRAM_SRC),$(sort $(wildcard $(LIB_DIRS:%=%/*.c))))
 LIB_OBJ  := $(LIB_SRC:%.c=$(BUILD)/%.o)
