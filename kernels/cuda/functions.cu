@@ -1,7 +1,6 @@
-/* The table of this folder's functions, with the little memory management that a caller without the CUDA runtime needs.
- */
+/* The table of functions for tests (kernels/cuda/functions.h) and its memory functions. */
+#include "kernels/cuda/functions.h"
 #include "kernels/cuda/device.h"
-#include "kernels/cuda/kernels.h"
 
 static cmkd_status status_of(cudaError_t error, const char *what, cmkd_error *err) {
   if (error == cudaSuccess) return CMKD_OK;
@@ -34,21 +33,21 @@ static cmkd_status get(void *host, const void *from, size_t bytes, cmkd_error *e
   return status_of(cudaMemcpy(host, from, bytes, cudaMemcpyDeviceToHost), "from the device", err);
 }
 
-const cmkd_cuda_functions_table *cmkd_cuda_functions(void) {
-  static const cmkd_cuda_functions_table table = {CMKD_CUDA_FUNCTIONS_VERSION,
-                                                  device,
-                                                  alloc,
-                                                  release,
-                                                  fill,
-                                                  put,
-                                                  get,
-                                                  cmkd_cuda_loss_scratch,
-                                                  cmkd_cuda_loss_init,
-                                                  cmkd_cuda_loss_eval,
-                                                  cmkd_cuda_agreement_scratch,
-                                                  cmkd_cuda_agreement_add,
-                                                  cmkd_cuda_augment_bytes,
-                                                  cmkd_cuda_augment,
-                                                  cmkd_cuda_rows};
+const cmkd_cuda_functions *cmkd_cuda_functions_table(void) {
+  static const cmkd_cuda_functions table = {CMKD_CUDA_FUNCTIONS_VERSION,
+                                            device,
+                                            alloc,
+                                            release,
+                                            fill,
+                                            put,
+                                            get,
+                                            cmkd_cuda_loss_scratch,
+                                            cmkd_cuda_loss_init,
+                                            cmkd_cuda_loss_eval,
+                                            cmkd_cuda_agreement_scratch,
+                                            cmkd_cuda_agreement_add,
+                                            cmkd_cuda_augment_bytes,
+                                            cmkd_cuda_augment,
+                                            cmkd_cuda_rows};
   return &table;
 }

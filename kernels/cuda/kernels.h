@@ -1,6 +1,6 @@
-/* What this folder offers beside the losses, and one table of everything, through which the CUDA backend and the tests
- * call it: directly in the emulation, by dlsym of cmkd_cuda_functions from libcmkd-cuda.so on a device. Pointers are
- * device memory unless said otherwise; everything but the table's memory functions only queues work on `stream`. */
+/* What this folder's kernels offer beside the losses (include/cmkd/loss_cuda.h) and the operations of a network
+ * (kernels/cuda/ops.h): agreement, images, resident rows. Pointers are device memory unless said otherwise; every
+ * function only queues work on `stream` (a cudaStream_t). */
 #ifndef CMKD_KERNELS_CUDA_KERNELS_H
 #define CMKD_KERNELS_CUDA_KERNELS_H
 #include "cmkd/loss_cuda.h"
@@ -48,30 +48,6 @@ typedef struct cmkd_cuda_stored_rows {
  * range / 65025 * q^2 in float without fused operations. */
 cmkd_status cmkd_cuda_rows(const cmkd_cuda_stored_rows *rows, const uint32_t *index, int count, float *target,
                            void *stream, cmkd_error *err);
-
-typedef struct cmkd_cuda_functions {
-  int version; /* CMKD_CUDA_FUNCTIONS_VERSION */
-  /* Makes device 0 ready; its name, or one line that says what is missing. Host memory in and out; all of these wait.
-   */
-  cmkd_status (*device)(char name[256], cmkd_error *err);
-  cmkd_status (*alloc)(void **out, size_t bytes, cmkd_error *err);
-  void (*release)(void *memory);
-  cmkd_status (*fill)(void *memory, int byte, size_t bytes, cmkd_error *err);
-  cmkd_status (*put)(void *to, const void *host, size_t bytes, cmkd_error *err);
-  cmkd_status (*get)(void *host, const void *from, size_t bytes, cmkd_error *err);
-  size_t (*loss_scratch)(const cmkd_loss *, int64_t, int64_t);
-  cmkd_status (*loss_init)(void *, void *, cmkd_error *);
-  cmkd_status (*loss_eval)(const cmkd_loss *, const cmkd_cuda_loss_batch *, void *, cmkd_loss_result *, void *,
-                           cmkd_error *);
-  size_t (*agreement_scratch)(int64_t, int64_t);
-  cmkd_status (*agreement_add)(const cmkd_cuda_agreement_batch *, void *, cmkd_agreement *, void *, cmkd_error *);
-  cmkd_status (*augment_bytes)(const cmkd_gather *, uint8_t *, void *, cmkd_error *);
-  cmkd_status (*augment)(const cmkd_gather *, const float *, int, cmkd_dtype, void *, void *, cmkd_error *);
-  cmkd_status (*rows)(const cmkd_cuda_stored_rows *, const uint32_t *, int, float *, void *, cmkd_error *);
-} cmkd_cuda_functions_table;
-#define CMKD_CUDA_FUNCTIONS_VERSION 3
-#define CMKD_CUDA_FUNCTIONS_ENTRY "cmkd_cuda_functions"
-const cmkd_cuda_functions_table *cmkd_cuda_functions(void);
 
 #ifdef __cplusplus
 }

@@ -1,11 +1,11 @@
 #include "tests/simt/gpu.h"
 #include "tests/simt/open.h"
 
-const cmkd_cuda_functions_table *gpu;
+const cmkd_cuda_functions *gpu;
 static void *held[64];
 static int count;
 
-const cmkd_cuda_functions_table *gpu_open(const char **why) { return open_functions(why); }
+const cmkd_cuda_functions *gpu_open(const char **why) { return open_functions(why); }
 
 static int is_listed(const char *name, const char *list) {
   const size_t length = strlen(name);

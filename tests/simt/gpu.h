@@ -2,7 +2,7 @@
  * where every test is skipped by name when there is none. The same tests run on both. */
 #ifndef CMKD_TESTS_SIMT_GPU_H
 #define CMKD_TESTS_SIMT_GPU_H
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/functions.h"
 #include "tests/simt/emulate.h"
 #include "tests/support.h"
 
@@ -17,8 +17,8 @@ enum { ORDERS = CMKD_SIMT_ORDERS };
 static inline void set_order(int order, unsigned seed) { cmkd_simt_order(order, seed); }
 #endif
 
-const cmkd_cuda_functions_table *gpu_open(const char **why); /* NULL: *why says what is missing */
-extern const cmkd_cuda_functions_table *gpu;                 /* set by NEED_GPU */
+const cmkd_cuda_functions *gpu_open(const char **why); /* NULL: *why says what is missing */
+extern const cmkd_cuda_functions *gpu;                 /* set by NEED_GPU */
 #define NEED_GPU() \
   do { \
     const char *why_; \

@@ -8,7 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include "kernels/cuda/kernels.h"
+#include "kernels/cuda/functions.h"
 
 static __attribute__((unused)) void *plugin_handle; /* NULL: emulated, the functions are in this program */
 
@@ -31,7 +31,7 @@ static const char *plugin_path(void) {
 }
 #endif
 
-static const cmkd_cuda_functions_table *open_functions(const char **why) {
+static const cmkd_cuda_functions *open_functions(const char **why) {
 #ifdef ON_DEVICE
   static cmkd_error err;
   static char name[256];
@@ -48,9 +48,9 @@ static const cmkd_cuda_functions_table *open_functions(const char **why) {
   }
   union {
     void *object;
-    const cmkd_cuda_functions_table *(*entry)(void);
+    const cmkd_cuda_functions *(*entry)(void);
   } symbol = {dlsym(plugin, CMKD_CUDA_FUNCTIONS_ENTRY)};
-  const cmkd_cuda_functions_table *table = symbol.object ? symbol.entry() : NULL;
+  const cmkd_cuda_functions *table = symbol.object ? symbol.entry() : NULL;
   if (!table || table->version != CMKD_CUDA_FUNCTIONS_VERSION) {
     cmkd_fail(&err, CMKD_ERR_UNSUPPORTED, "%s is of another build; build both anew (make)", path);
     return NULL;
@@ -60,7 +60,7 @@ static const cmkd_cuda_functions_table *open_functions(const char **why) {
   return table;
 #else
   *why = "";
-  return cmkd_cuda_functions();
+  return cmkd_cuda_functions_table();
 #endif
 }
 #endif

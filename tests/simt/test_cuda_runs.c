@@ -334,7 +334,7 @@ static void two_devices_take_turns(void **state) {
     cuda->model_free(model[i]), cuda->images_free(images[i]);
   for (int i = 0; i < 2; i++)
     cuda->close(backend[i]);
-  (void)GPU(cmkd_cuda_functions)()->device((char[256]){0}, &err); /* back to device 0 */
+  (void)GPU(cmkd_cuda_functions_table)()->device((char[256]){0}, &err); /* back to device 0 */
   cmkd_params_free(&start);
   cmkd_loss_free(loss);
   free_data(&d);

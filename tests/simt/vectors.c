@@ -2,7 +2,7 @@
 #include "tests/vectors.h"
 #include "tests/simt/open.h"
 
-static const cmkd_cuda_functions_table *table;
+static const cmkd_cuda_functions *table;
 
 static int ready(const char **why) {
   table = open_functions(why);
