@@ -12,7 +12,7 @@
  *   graphs.c      steps captured, and launched again
  *   run.c         training steps and their results
  *   infer.c       inference steps and their outputs
- *   state.c       what a resumed run finds again
+ *   resume.c      what a resumed run finds again
  *   profile.c     where a step's time goes, on request
  *
  * Kernels are in the .cu files: step.cu, images.cu, rows.cu, norm.cu, pool.cu, pointwise.cu, conv/ and loss/.
@@ -230,7 +230,7 @@ void cmkd_cuda_param_load(const cmkd_be_model *m, int param, const float *wide, 
 void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mean, const float *var, float *weight,
                     float *bias);
 
-/* state.c */
+/* resume.c */
 cmkd_status cmkd_cuda_save(cmkd_be_model *model, char **text, cmkd_error *err);
 cmkd_status cmkd_cuda_load(cmkd_be_model *model, const char *text, int *used, cmkd_error *err);
 
