@@ -40,10 +40,10 @@ cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list,
   return NULL;
 }
 
-/* The step of the backward plan that computes an op's gradients; NULL: there is none, its output has no gradient. */
-static const cmkd_plan_item *backward_step(const cmkd_be_model *m, int op) {
-  for (int s = 0; s < m->train.items; s++)
-    if (m->train.item[s].op == op && m->train.item[s].kind == CMKD_PLAN_BACKWARD) return &m->train.item[s];
+/* The item of the training plan that computes an op's gradients; NULL: there is none, its output has no gradient. */
+static const cmkd_plan_item *backward_item(const cmkd_be_model *m, int op) {
+  for (int i = 0; i < m->train.items; i++)
+    if (m->train.item[i].op == op && m->train.item[i].kind == CMKD_PLAN_BACKWARD) return &m->train.item[i];
   return NULL;
 }
 
@@ -71,10 +71,10 @@ static cmkd_status select_op(cmkd_be_model *m, cmkd_list list, int index, int co
     request.act = norm ? norm->act : CMKD_ACT_NONE;
     return select_one(m, &request, &algorithm[request.pass], workspace, err);
   }
-  const cmkd_plan_item *step = backward_step(m, index);
+  const cmkd_plan_item *backward = backward_item(m, index);
   request.pass = CMKD_CONV_FORWARD;
   CMKD_TRY(select_one(m, &request, &algorithm[request.pass], workspace, err));
-  if (!step) return CMKD_OK;
+  if (!backward) return CMKD_OK;
   if (op->param[1] >= 0) need(workspace, cmkd_cuda_conv_scratch(&request.shape));
   request.pass = CMKD_CONV_BACKWARD_WEIGHTS;
   CMKD_TRY(select_one(m, &request, &algorithm[request.pass], workspace, err));
@@ -83,9 +83,9 @@ static cmkd_status select_op(cmkd_be_model *m, cmkd_list list, int index, int co
                   chunks = (cmkd_cuda_conv_weights(&request.shape) + CMKD_CUDA_CHUNK - 1) / CMKD_CUDA_CHUNK;
     memset(algorithms->from16_host + first, 1, (size_t)chunks);
   }
-  if (step->skip[0]) return CMKD_OK;
+  if (backward->skip[0]) return CMKD_OK;
   request.pass = CMKD_CONV_BACKWARD_DATA;
-  request.accumulate = step->accumulate[0];
+  request.accumulate = backward->accumulate[0];
   return select_one(m, &request, &algorithm[request.pass], workspace, err);
 }
 

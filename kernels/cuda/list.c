@@ -93,33 +93,33 @@ static cmkd_status conv_forward(const walk *w, int index, int norm, cmkd_error *
   return cmkd_cuda_conv_epilogue(&shape, &e, y, stream, err);
 }
 
-static cmkd_status conv_backward(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
+static cmkd_status conv_backward(const walk *w, const cmkd_plan_item *item, cmkd_error *err) {
   cmkd_be_model *m = w->m;
-  const cmkd_op *op = &m->graph->op[step->op];
-  const cuda_op *o = &m->op[step->op];
+  const cmkd_op *op = &m->graph->op[item->op];
+  const cuda_op *o = &m->op[item->op];
   void *stream = m->backend->stream, *workspace = m->backend->workspace, *dy = grad(w, op->out);
-  const cmkd_conv_algorithm *weights = algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_WEIGHTS);
+  const cmkd_conv_algorithm *weights = algorithm_of(m, w->list, w->count, item->op, CMKD_CONV_BACKWARD_WEIGHTS);
   const size_t size = cuda_dtype_size(m->backend->dtype);
   void *dw = cmkd_conv_algorithm_dw_dtype(weights) == CMKD_F32 ? (void *)(m->grad + o->weight)
                                                                : (char *)m->grad16 + (size_t)o->weight * size;
   CMKD_TRY(cmkd_conv_run(weights, value(w, op->in[0]), dy, dw, NULL, workspace, stream, err));
   if (o->bias >= 0) {
-    const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, step->op, w->count);
+    const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, item->op, w->count);
     CMKD_TRY(cmkd_cuda_conv_backward_bias(&shape, dy, m->grad + o->bias, workspace, stream, err));
   }
   cmkd_cuda_profile_mark(m, CUDA_CONV_WEIGHTS);
-  if (step->skip[0]) return CMKD_OK;
+  if (item->skip[0]) return CMKD_OK;
   const char *value_w = m->copy ? (char *)m->copy : (char *)m->value;
-  return cmkd_conv_run(algorithm_of(m, w->list, w->count, step->op, CMKD_CONV_BACKWARD_DATA), dy,
+  return cmkd_conv_run(algorithm_of(m, w->list, w->count, item->op, CMKD_CONV_BACKWARD_DATA), dy,
                        value_w + (size_t)o->weight * size, grad(w, op->in[0]), NULL, workspace, stream, err);
 }
 
-static cmkd_status queue_forward(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
-  const cmkd_op *op = &w->m->graph->op[step->op];
+static cmkd_status queue_forward(const walk *w, const cmkd_plan_item *item, cmkd_error *err) {
+  const cmkd_op *op = &w->m->graph->op[item->op];
   void *stream = w->m->backend->stream;
-  if (cuda_is_conv(op)) return conv_forward(w, step->op, step->norm, err);
+  if (cuda_is_conv(op)) return conv_forward(w, item->op, item->norm, err);
   if (op->kind == CMKD_OP_NORM) {
-    const cmkd_cuda_norm norm = norm_of(w, step->op);
+    const cmkd_cuda_norm norm = norm_of(w, item->op);
     if (w->list == CMKD_LIST_INFER) return cmkd_cuda_norm_infer(&norm, stream, err);
     CMKD_TRY(cmkd_cuda_norm_moments(&norm, stream, err));
     return cmkd_cuda_norm_forward(&norm, stream, err);
@@ -128,26 +128,26 @@ static cmkd_status queue_forward(const walk *w, const cmkd_plan_item *step, cmkd
   return cmkd_cuda_forward(&call, stream, err);
 }
 
-static cmkd_status queue_backward(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
-  const cmkd_op *op = &w->m->graph->op[step->op];
+static cmkd_status queue_backward(const walk *w, const cmkd_plan_item *item, cmkd_error *err) {
+  const cmkd_op *op = &w->m->graph->op[item->op];
   void *stream = w->m->backend->stream;
-  if (step->kind == CMKD_PLAN_BACKWARD && cuda_is_conv(op)) return conv_backward(w, step, err);
-  void *const dx[2] = {step->skip[0] ? NULL : grad(w, op->in[0]), step->skip[1] ? NULL : grad(w, op->in[1])};
-  if (step->kind == CMKD_PLAN_BACKWARD) {
+  if (item->kind == CMKD_PLAN_BACKWARD && cuda_is_conv(op)) return conv_backward(w, item, err);
+  void *const dx[2] = {item->skip[0] ? NULL : grad(w, op->in[0]), item->skip[1] ? NULL : grad(w, op->in[1])};
+  if (item->kind == CMKD_PLAN_BACKWARD) {
     cmkd_cuda_call call = call_of(w, op);
     call.dy = grad(w, op->out);
     for (int i = 0; i < 2; i++) {
       call.dx[i] = dx[i];
-      call.accumulate[i] = step->accumulate[i];
+      call.accumulate[i] = item->accumulate[i];
     }
     return cmkd_cuda_backward(&call, stream, err);
   }
-  cmkd_cuda_norm norm = norm_of(w, step->op);
+  cmkd_cuda_norm norm = norm_of(w, item->op);
   norm.dx = dx[0];
-  norm.accumulate = step->accumulate[0];
+  norm.accumulate = item->accumulate[0];
   norm.dresidual = dx[1];
-  norm.accumulate_residual = step->accumulate[1];
-  if (step->kind == CMKD_PLAN_NORM_SUMS) return cmkd_cuda_norm_backward_sums(&norm, stream, err);
+  norm.accumulate_residual = item->accumulate[1];
+  if (item->kind == CMKD_PLAN_NORM_SUMS) return cmkd_cuda_norm_backward_sums(&norm, stream, err);
   return cmkd_cuda_norm_backward(&norm, stream, err);
 }
 
@@ -178,47 +178,48 @@ static cmkd_status queue_outputs(const walk *w, cmkd_error *err) {
   return CMKD_OK;
 }
 
-static cmkd_status queue_plan_step(const walk *w, const cmkd_be_images *images, const cmkd_plan_item *step,
-                                   cmkd_error *err) {
-  switch (step->kind) {
+static cmkd_status queue_item(const walk *w, const cmkd_be_images *images, const cmkd_plan_item *item,
+                              cmkd_error *err) {
+  switch (item->kind) {
   case CMKD_PLAN_GATHER: return queue_gather(w, images, err);
   case CMKD_PLAN_FORWARD:
-  case CMKD_PLAN_FUSED: return queue_forward(w, step, err);
+  case CMKD_PLAN_FUSED: return queue_forward(w, item, err);
   case CMKD_PLAN_NORM_SUMS:
   case CMKD_PLAN_NORM_BACKWARD:
-  case CMKD_PLAN_BACKWARD: return queue_backward(w, step, err);
+  case CMKD_PLAN_BACKWARD: return queue_backward(w, item, err);
   case CMKD_PLAN_OUTPUT: return queue_outputs(w, err);
   case CMKD_PLAN_MOMENTS: break; /* with the norm itself */
   }
   return CMKD_OK;
 }
 
-static cuda_class class_of(const walk *w, const cmkd_plan_item *step) {
-  if (step->op < 0) return CUDA_INPUT;
-  if (w->m->graph->op[step->op].kind == CMKD_OP_NORM) return CUDA_NORM;
-  if (!cuda_is_conv(&w->m->graph->op[step->op])) return CUDA_OTHER;
-  return step->kind == CMKD_PLAN_BACKWARD ? CUDA_CONV_DATA : CUDA_CONV_FORWARD;
+static cuda_class class_of(const walk *w, const cmkd_plan_item *item) {
+  if (item->op < 0) return CUDA_INPUT;
+  if (w->m->graph->op[item->op].kind == CMKD_OP_NORM) return CUDA_NORM;
+  if (!cuda_is_conv(&w->m->graph->op[item->op])) return CUDA_OTHER;
+  return item->kind == CMKD_PLAN_BACKWARD ? CUDA_CONV_DATA : CUDA_CONV_FORWARD;
 }
 
 /* CMKD_CUDA_CHECK: waits, and names what failed. */
 static cmkd_status checked(const cmkd_be_model *m, const char *what, cmkd_error *err) {
   return m->backend->check ? cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), what, err) : CMKD_OK;
 }
-static cmkd_status checked_step(const walk *w, const cmkd_plan_item *step, cmkd_error *err) {
+static cmkd_status checked_item(const walk *w, const cmkd_plan_item *item, cmkd_error *err) {
   static const char *const kinds[] = {"gather",        "forward",  "forward",  "moments",
                                       "backward sums", "backward", "backward", "output"};
   char what[160];
-  snprintf(what, sizeof what, "%s of operation %d (%s) of `%s`", kinds[step->kind], step->op,
-           step->op < 0 ? "images" : cmkd_op_name(w->m->graph->op[step->op].kind), w->m->graph->arch);
+  snprintf(what, sizeof what, "%s of operation %d (%s) of `%s`", kinds[item->kind], item->op,
+           item->op < 0 ? "images" : cmkd_op_name(w->m->graph->op[item->op].kind), w->m->graph->arch);
   return checked(w->m, what, err);
 }
 
 static cmkd_status queue_phases(const walk *w, const cmkd_be_images *images, int from, int to, cmkd_error *err) {
   for (int p = from; p < to; p++)
-    for (int s = w->plan->phase[p].first; s < w->plan->phase[p].first + w->plan->phase[p].items; s++) {
-      CMKD_TRY(queue_plan_step(w, images, &w->plan->item[s], err));
-      cmkd_cuda_profile_mark(w->m, class_of(w, &w->plan->item[s]));
-      CMKD_TRY(checked_step(w, &w->plan->item[s], err));
+    for (int i = 0; i < w->plan->phase[p].items; i++) {
+      const cmkd_plan_item *item = &w->plan->item[w->plan->phase[p].first + i];
+      CMKD_TRY(queue_item(w, images, item, err));
+      cmkd_cuda_profile_mark(w->m, class_of(w, item));
+      CMKD_TRY(checked_item(w, item, err));
     }
   return CMKD_OK;
 }
