@@ -78,22 +78,23 @@ typedef struct cuda_conv_algorithms {
   unsigned loaded;      /* bits (graphs.c): kernels that such steps have launched, so that they are on the device */
 } cuda_conv_algorithms;
 
-/* Steps that are queued alike, so that one captured graph serves them all. */
+/* All that decides what is queued for a step: steps of one kind (cmkd_cuda_same_kind) share a captured graph. */
 typedef struct cuda_step_kind {
   cmkd_list list;
   int count; /* rows */
   const cmkd_be_images *images;
   const cmkd_be_rows *rows[CMKD_MAX_TARGETS]; /* targets that come by index from resident rows; else NULL */
+  uint64_t images_serial;                     /* of `images` */
+  uint64_t rows_serial[CMKD_MAX_TARGETS];     /* of `rows`; 0 without */
   unsigned values;                            /* bit t: target t's rows are in the queue */
 } cuda_step_kind;
 
 typedef struct cuda_graph {
-  cudaGraphExec_t exec; /* NULL: this place is free */
-  cuda_step_kind kind;
-  uint64_t images_serial, rows_serial[CMKD_MAX_TARGETS]; /* theirs; 0 without rows */
-  int steps;                                             /* in a row */
-  int generation;                                        /* workspace_generation at capture */
-  uint64_t used;                                         /* model's clock at the last use, for eviction */
+  cudaGraphExec_t exec; /* NULL: this entry is free */
+  cuda_step_kind kind;  /* its images and rows may have been freed since: they are not followed */
+  int steps;            /* in a row */
+  int generation;       /* workspace_generation at capture */
+  uint64_t used;        /* model's clock at the last use, for eviction */
 } cuda_graph;
 
 /* Classes of work in a profile. */
@@ -248,6 +249,12 @@ cmkd_cuda_conv_shape cmkd_cuda_shape_of(const cmkd_be_model *m, int op, int coun
 cmkd_status cmkd_cuda_prepare(cmkd_be_model *m, cmkd_list list, int count, cmkd_error *err);
 void cmkd_cuda_algorithms_free(cmkd_be_model *m, cuda_conv_algorithms *algorithms);
 cuda_conv_algorithms *cmkd_cuda_algorithms_for(cmkd_be_model *m, cmkd_list list, int count); /* NULL: not prepared */
+
+/* run.c: the kind of a step that passed its checks; and whether two kinds are queued alike, so that a graph of one
+ * serves the other. Images and rows are told apart by their serials, for an address may be used again. */
+cuda_step_kind cmkd_cuda_kind_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
+                                 const cmkd_step *step);
+int cmkd_cuda_same_kind(const cuda_step_kind *a, const cuda_step_kind *b);
 
 /* list.c: queues one step of a kind: input from the queue, everything, its result. */
 cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err);

@@ -103,7 +103,7 @@ cmkd_status cmkd_cuda_run_infer(cmkd_be_model *m, const cmkd_be_images *images, 
     const int most = m->slots < m->out_steps ? m->slots : m->out_steps, n = k - i < most ? k - i : most;
     CMKD_TRY(cmkd_cuda_queue_send(m, images, steps + i, n, err));
     for (int j = 0; j < n; j++) {
-      const cuda_step_kind kind = {.list = CMKD_LIST_INFER, .count = steps[i + j].count, .images = images};
+      const cuda_step_kind kind = cmkd_cuda_kind_of(m, CMKD_LIST_INFER, images, &steps[i + j]);
       CMKD_TRY(cmkd_cuda_launch(m, &kind, 1, err));
       CMKD_TRY(queue_outputs(m, kind.count, outputs, m->out + (size_t)j * m->out_floats, err));
     }

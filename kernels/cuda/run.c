@@ -5,28 +5,32 @@
 
 enum { STEPS_A_GRAPH = 8 };
 
-static cuda_step_kind kind_of(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step) {
-  cuda_step_kind kind = {.list = CMKD_LIST_TRAIN, .count = step->count, .images = images};
-  for (int t = 0; t < m->targets; t++) {
-    kind.rows[t] = step->target[t].resident;
-    if (step->target[t].values && !kind.rows[t]) kind.values |= 1u << t;
+cuda_step_kind cmkd_cuda_kind_of(const cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images,
+                                 const cmkd_step *step) {
+  cuda_step_kind kind = {.list = list, .count = step->count, .images = images, .images_serial = images->serial};
+  for (int t = 0; t < m->targets && list == CMKD_LIST_TRAIN; t++) {
+    const cmkd_be_rows *rows = step->target[t].resident;
+    kind.rows[t] = rows;
+    kind.rows_serial[t] = rows ? rows->serial : 0;
+    if (step->target[t].values && !rows) kind.values |= 1u << t;
   }
   return kind;
 }
 
-static int same_kind(const cuda_step_kind *a, const cuda_step_kind *b) {
-  return a->count == b->count && a->values == b->values && !memcmp(a->rows, b->rows, sizeof a->rows);
+int cmkd_cuda_same_kind(const cuda_step_kind *a, const cuda_step_kind *b) {
+  return a->list == b->list && a->count == b->count && a->images_serial == b->images_serial && a->values == b->values &&
+         !memcmp(a->rows_serial, b->rows_serial, sizeof a->rows_serial);
 }
 
 /* Steps of one kind in a row: as many graphs of several steps as fit, the rest one by one. */
 static cmkd_status launch_train(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
                                 cmkd_error *err) {
   for (int i = 0; i < k;) {
-    const cuda_step_kind kind = kind_of(m, images, &steps[i]);
+    const cuda_step_kind kind = cmkd_cuda_kind_of(m, CMKD_LIST_TRAIN, images, &steps[i]);
     int same = 1;
     while (i + same < k) {
-      const cuda_step_kind next = kind_of(m, images, &steps[i + same]);
-      if (!same_kind(&kind, &next)) break;
+      const cuda_step_kind next = cmkd_cuda_kind_of(m, CMKD_LIST_TRAIN, images, &steps[i + same]);
+      if (!cmkd_cuda_same_kind(&kind, &next)) break;
       same++;
     }
     const int together = same >= STEPS_A_GRAPH ? STEPS_A_GRAPH : 1;
