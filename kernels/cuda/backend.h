@@ -41,7 +41,7 @@ struct cmkd_backend {
   int workspace_generation; /* counts how often it was replaced: graphs captured before that are stale */
   char *profile;            /* file that models write where their time went to; NULL: none */
   int check;                /* no graphs, wait after every operation and name the one that failed */
-  int streamed;             /* images stay on the host */
+  int streamed;             /* images and teacher rows stay on the host */
   uint64_t serial; /* of the last images or rows. Captured graphs know them by it, for an address may be used again */
 };
 
@@ -115,11 +115,11 @@ enum {
   CUDA_GRAPHS = 16,     /* captured at once */
   CUDA_ALGORITHMS = 16, /* numbers of rows, TRAIN and INFER apart */
   CUDA_RESULTS = 256,   /* steps whose results wait on the device */
-  CUDA_HALVES = 2,      /* of the queue */
-  CUDA_MOST_SLOTS = 64  /* of a half */
+  CUDA_BUFFERS = 2,     /* of the queue */
+  CUDA_MAX_SLOTS = 64   /* of a buffer */
 };
-/* What a slot of the queue has room for. */
-enum { CUDA_CARRIES_PIXELS = 1 };
+/* What a slot of the queue has room for, as bits. */
+#define CUDA_CARRIES_PIXELS 1u
 #define CUDA_CARRIES_TARGET(t) (2u << (unsigned)(t))
 
 struct cmkd_be_model {
@@ -131,36 +131,38 @@ struct cmkd_be_model {
   cuda_op *op; /* (ops) */
   int *folded; /* (ops): the batch norm that a convolution takes in at inference, or -1 */
   cmkd_plan train, infer;
-  /* parameters, float; one allocation each for what training and inference need */
-  char *memory;                               /* device: the arrays below */
-  char *arena;                                /* device: activations and their gradients */
-  int64_t values;                             /* a multiple of CMKD_CUDA_CHUNK */
-  size_t channels, biases;                    /* of all norms; of all convolutions */
+  int64_t values;  /* trained numbers with their padding, a multiple of CMKD_CUDA_CHUNK */
+  size_t channels; /* of all batch norms, padded */
+  size_t biases;   /* of all convolutions, padded: for inference */
+  /* Device memory in two allocations. arena: activations and their gradients; memory: the arrays from here to
+   * `results`. Those that only training needs are NULL in a model that does not train. */
+  char *memory, *arena;
   float *value;                               /* (values) master weights */
-  float *momentum, *grad;                     /* (values) training only */
-  void *copy, *grad16;                        /* (values) of a 16-bit dtype, training only; else NULL */
+  float *momentum, *grad;                     /* (values) training */
+  void *copy, *grad16;                        /* (values) of dtype, training; NULL where that is float */
   float *mean, *var;                          /* (channels) running statistics */
-  float *batch_mean, *batch_var, *batch_rstd; /* (channels) */
-  float *rate;                                /* (channels) weight of a batch in the running statistics */
-  int32_t *plane;                             /* (channels) pixels of an image */
+  float *batch_mean, *batch_var, *batch_rstd; /* (channels) training */
+  float *norm_momentum;                       /* (channels) training: weight of a batch in the running statistics */
+  int32_t *pixels;                            /* (channels) training: pixels of an image, h * w of the norm's tensor */
   void *fold_weight;                          /* (values) of dtype, for inference */
   float *fold_bias;                           /* (biases) for inference */
   float *output[CMKD_MAX_OUTPUTS];            /* (batch, width) each; logits are computed here */
-  float *logits_grad;                         /* (batch, classes) */
+  float *logits_grad;                         /* (batch, classes) training */
   float *pixel_table;                         /* (4, 256) cmkd_cuda_pixel_table */
   void *loss_scratch, *agreement_scratch, *objective_scratch;
   cmkd_cuda_state *state;
   cmkd_cuda_input input;
   cmkd_step_result *results; /* (CUDA_RESULTS) */
-  /* the queue: two halves, so that one is filled while the device works through the other; each half has a slot for
-   * where the cursors are to stand, then `slots` steps */
-  char *queue, *staging; /* device, pinned host: (halves, 1 + slots, stride) */
-  cmkd_cuda_queue layout;
+  /* The queue: two buffers, so that one is filled while the device works through the other. A buffer's first slot says
+   * where the cursors are to stand, `slots` steps follow. */
+  char *queue;   /* device memory (buffers, 1 + slots, stride) */
+  char *staging; /* the same in pinned memory of the host */
+  cmkd_cuda_slot_layout layout;
   int slots;
-  unsigned carries;               /* CUDA_CARRIES_... */
-  cudaEvent_t taken[CUDA_HALVES]; /* the device has passed what was queued from a half */
-  int in_flight[CUDA_HALVES];     /* whether that event was recorded */
-  int half;                       /* to be filled next */
+  unsigned carries;                /* CUDA_CARRIES_... */
+  cudaEvent_t taken[CUDA_BUFFERS]; /* the device has passed what was queued from a buffer */
+  int in_flight[CUDA_BUFFERS];     /* whether that event was recorded */
+  int buffer;                      /* to be filled next */
   /* outputs of inference steps, pinned; made by the first ones */
   float *out; /* (out_steps, out_floats) */
   size_t out_floats, out_at[CMKD_MAX_OUTPUTS];
@@ -264,8 +266,8 @@ cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, c
  * brought along so far. */
 cmkd_status cmkd_cuda_queue_make(cmkd_be_model *m, unsigned carries, cmkd_error *err);
 void cmkd_cuda_queue_free(cmkd_be_model *m);
-/* Fills the half whose turn it is with k steps, once the device has passed everything that used it before, and sends it
- * off; after the steps were queued, queue_taken says so and the other half has its turn. */
+/* Fills the next buffer with k steps, once the device has passed everything that used it before, and queues its copy to
+ * the device. After the steps themselves were queued cmkd_cuda_queue_taken() goes on to the other buffer. */
 cmkd_status cmkd_cuda_queue_send(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *steps, int k,
                                  cmkd_error *err);
 cmkd_status cmkd_cuda_queue_taken(cmkd_be_model *m, cmkd_error *err);

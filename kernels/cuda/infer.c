@@ -47,7 +47,7 @@ static cmkd_status make_out(cmkd_be_model *m, cmkd_error *err) {
     m->out_floats += (size_t)m->config.batch * cmkd_graph_output_width(m->graph, o);
   }
   const size_t fit = OUT_BYTES / (m->out_floats * sizeof(float));
-  m->out_steps = fit > CUDA_MOST_SLOTS ? CUDA_MOST_SLOTS : (int)fit;
+  m->out_steps = fit > CUDA_MAX_SLOTS ? CUDA_MAX_SLOTS : (int)fit;
   if (m->out_steps < 1) m->out_steps = 1;
   return cmkd_cuda_status(
       cudaHostAlloc((void **)&m->out, (size_t)m->out_steps * m->out_floats * sizeof(float), cudaHostAllocDefault),

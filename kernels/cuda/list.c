@@ -322,8 +322,8 @@ static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
                                      .var = m->var,
                                      .batch_mean = m->batch_mean,
                                      .batch_var = m->batch_var,
-                                     .plane = m->plane,
-                                     .rate = m->rate,
+                                     .pixels = m->pixels,
+                                     .momentum = m->norm_momentum,
                                      .halted = &m->state->skip};
   return cmkd_cuda_norm_running(&running, count, b->stream, err);
 }

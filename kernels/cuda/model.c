@@ -20,8 +20,8 @@ void cmkd_cuda_model_free(cmkd_be_model *m) {
   cmkd_cuda_profile_close(m);
   for (int i = 0; i < m->algorithms_count; i++)
     cmkd_cuda_algorithms_free(m, &m->algorithms[i]);
-  for (int h = 0; h < CUDA_HALVES; h++)
-    if (m->taken[h]) (void)cudaEventDestroy(m->taken[h]);
+  for (int b = 0; b < CUDA_BUFFERS; b++)
+    if (m->taken[b]) (void)cudaEventDestroy(m->taken[b]);
   cmkd_results_free(&m->fetched);
   cmkd_plan_free(&m->train);
   cmkd_plan_free(&m->infer);
@@ -105,8 +105,8 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
   m->batch_mean = carve(base, &at, m->channels, sizeof(float));
   m->batch_var = carve(base, &at, m->channels, sizeof(float));
   m->batch_rstd = carve(base, &at, m->channels, sizeof(float));
-  m->rate = carve(base, &at, m->channels, sizeof(float));
-  m->plane = carve(base, &at, m->channels, sizeof(int32_t));
+  m->norm_momentum = carve(base, &at, m->channels, sizeof(float));
+  m->pixels = carve(base, &at, m->channels, sizeof(int32_t));
   m->logits_grad = carve(base, &at, batch * classes, sizeof(float));
   for (int t = 0; t < m->targets; t++) {
     m->input.target[t] = carve(base, &at, batch * (size_t)m->width[t], sizeof(float));
@@ -149,7 +149,8 @@ static cmkd_status alloc_device(cmkd_be_model *m, void *out, size_t bytes, cmkd_
       m->backend->dtype == CMKD_F32 ? ", or take --precision bf16" : "");
 }
 
-/* What never changes: pixel table, planes and rates of the norms, padding. Everything else of `memory` starts as 0. */
+/* What never changes: pixel table, sizes and momenta of the batch norms, padding. Everything else of `memory` starts as
+ * 0. */
 static cmkd_status fill_constants(cmkd_be_model *m, size_t bytes, cmkd_error *err) {
   const cmkd_graph *graph = m->graph;
   cudaStream_t stream = m->backend->stream;
@@ -162,21 +163,23 @@ static cmkd_status fill_constants(cmkd_be_model *m, size_t bytes, cmkd_error *er
   if (!m->config.train) return CMKD_OK;
   CMKD_TRY(cmkd_cuda_loss_init(m->loss_scratch, stream, err));
   CMKD_TRY(cmkd_cuda_loss_init(m->agreement_scratch, stream, err));
-  float *rate = calloc(m->channels + 1, sizeof *rate);
-  int32_t *plane = calloc(m->channels + 1, sizeof *plane);
-  cmkd_status status = rate && plane ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
+  float *momentum = calloc(m->channels + 1, sizeof *momentum);
+  int32_t *pixels = calloc(m->channels + 1, sizeof *pixels);
+  cmkd_status status = momentum && pixels ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   for (int i = 0; i < graph->ops && status == CMKD_OK; i++) {
     const cmkd_op *op = &graph->op[i];
     const cmkd_shape s = graph->tensor[op->out];
     for (int c = 0; op->kind == CMKD_OP_NORM && c < cmkd_cuda_stride(s.c); c++) {
-      rate[m->op[i].channel + (size_t)c] = op->momentum;
-      plane[m->op[i].channel + (size_t)c] = s.h * s.w;
+      momentum[m->op[i].channel + (size_t)c] = op->momentum;
+      pixels[m->op[i].channel + (size_t)c] = s.h * s.w;
     }
   }
-  if (status == CMKD_OK) status = cmkd_cuda_put(m->backend, m->rate, rate, m->channels * sizeof *rate, "norms", err);
-  if (status == CMKD_OK) status = cmkd_cuda_put(m->backend, m->plane, plane, m->channels * sizeof *plane, "norms", err);
-  free(rate);
-  free(plane);
+  if (status == CMKD_OK)
+    status = cmkd_cuda_put(m->backend, m->norm_momentum, momentum, m->channels * sizeof *momentum, "norms", err);
+  if (status == CMKD_OK)
+    status = cmkd_cuda_put(m->backend, m->pixels, pixels, m->channels * sizeof *pixels, "norms", err);
+  free(momentum);
+  free(pixels);
   return status;
 }
 
@@ -203,8 +206,8 @@ static cmkd_status create(cmkd_be_model *m, cmkd_error *err) {
   CMKD_TRY(fill_constants(m, bytes, err));
   m->host = calloc((size_t)m->values, sizeof *m->host);
   if (!m->host) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
-  for (int h = 0; h < CUDA_HALVES; h++)
-    CMKD_TRY(cmkd_cuda_status(cudaEventCreateWithFlags(&m->taken[h], cudaEventDisableTiming), "queue", err));
+  for (int b = 0; b < CUDA_BUFFERS; b++)
+    CMKD_TRY(cmkd_cuda_status(cudaEventCreateWithFlags(&m->taken[b], cudaEventDisableTiming), "queue", err));
   return CMKD_OK;
 }
 

@@ -334,7 +334,8 @@ __global__ void __launch_bounds__(TILE_THREADS)
     norm_running_kernel(const __grid_constant__ cmkd_cuda_running r, int rows) {
   const int i = (int)(blockIdx.x * TILE_THREADS + threadIdx.x);
   if (i >= r.channels || (r.halted && *r.halted)) return;
-  const double n = (double)rows * (double)r.plane[i], unbiased = n > 1 ? n / (n - 1) : 1, share = (double)r.rate[i];
+  const double n = (double)rows * (double)r.pixels[i], unbiased = n > 1 ? n / (n - 1) : 1,
+               share = (double)r.momentum[i];
   r.mean[i] = (float)((double)r.mean[i] + share * ((double)r.batch_mean[i] - (double)r.mean[i]));
   r.var[i] = (float)((double)r.var[i] + share * ((double)r.batch_var[i] * unbiased - (double)r.var[i]));
 }
@@ -426,7 +427,8 @@ cmkd_status cmkd_cuda_norm_infer(const cmkd_cuda_norm *norm, void *stream, cmkd_
 }
 
 cmkd_status cmkd_cuda_norm_running(const cmkd_cuda_running *r, int rows, void *stream, cmkd_error *err) {
-  if (!r->mean || !r->var || !r->batch_mean || !r->batch_var || !r->plane || !r->rate || r->channels < 1 || rows < 1)
+  if (!r->mean || !r->var || !r->batch_mean || !r->batch_var || !r->pixels || !r->momentum || r->channels < 1 ||
+      rows < 1)
     return cmkd_fail(err, CMKD_ERR_VALUE,
                      "running statistics: %d channels of %d images are out of range, or a pointer is NULL", r->channels,
                      rows);

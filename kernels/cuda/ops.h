@@ -63,12 +63,12 @@ typedef struct cmkd_cuda_running {
   int channels;
   float *mean, *var;
   const float *batch_mean, *batch_var; /* var biased */
-  const int32_t *plane;                /* pixels of an image, h * w of the norm's tensor */
-  const float *rate;                   /* weight of the new batch */
+  const int32_t *pixels;               /* of an image, h * w of the norm's tensor */
+  const float *momentum;               /* weight of the new batch */
   const int *halted;                   /* device memory: nothing happens where it is not 0; may be NULL */
 } cmkd_cuda_running;
-/* After a step of `rows` images, in one launch: mean = (1 - rate) mean + rate batch_mean; var likewise with the
- * unbiased variance, n / (n - 1) of n = rows * plane pixels (n = 1: as is). */
+/* After a step of `rows` images, in one launch: mean = (1 - momentum) mean + momentum batch_mean; var likewise with the
+ * unbiased variance, n / (n - 1) of n = rows * pixels (n = 1: as is). */
 cmkd_status cmkd_cuda_norm_running(const cmkd_cuda_running *running, int rows, void *stream, cmkd_error *err);
 
 /* ---- everything without weights (pointwise.cu, pool.cu) ---- */

@@ -1,16 +1,16 @@
-/* The queue of steps: their input goes through pinned memory into a queue on the device, half of which is filled while
- * the device works through the other half. */
+/* The queue of steps: their input goes through pinned memory into a queue on the device. There are two buffers: one is
+ * filled while the device works through the other. */
 #include <string.h>
 #include "kernels/cuda/backend.h"
 
-#define HALF_BYTES ((size_t)16 << 20)
+#define BUFFER_BYTES ((size_t)16 << 20)
 
-/* In the first slot of a half: where the state's cursors are to stand. */
-typedef struct half_head {
+/* In the first slot of a buffer: where the state's cursors are to stand. */
+typedef struct buffer_head {
   int input, output;
-} half_head;
-_Static_assert(offsetof(cmkd_cuda_state, input) == offsetof(half_head, input) &&
-                   offsetof(cmkd_cuda_state, output) == offsetof(half_head, output),
+} buffer_head;
+_Static_assert(offsetof(cmkd_cuda_state, input) == offsetof(buffer_head, input) &&
+                   offsetof(cmkd_cuda_state, output) == offsetof(buffer_head, output),
                "one copy sets both cursors");
 
 static size_t part(size_t *at, size_t bytes) {
@@ -26,7 +26,7 @@ void cmkd_cuda_queue_free(cmkd_be_model *m) {
 }
 
 /* A slot's layout for what `carries` says. */
-static void lay_out(const cmkd_be_model *m, unsigned carries, cmkd_cuda_queue *q) {
+static void lay_out(const cmkd_be_model *m, unsigned carries, cmkd_cuda_slot_layout *q) {
   const size_t batch = (size_t)m->config.batch;
   size_t stride = 0;
   memset(q, 0, sizeof *q);
@@ -49,10 +49,10 @@ cmkd_status cmkd_cuda_queue_make(cmkd_be_model *m, unsigned carries, cmkd_error 
   cmkd_cuda_queue_free(m);
   m->carries |= carries;
   lay_out(m, m->carries, &m->layout);
-  const size_t stride = m->layout.stride, fit = HALF_BYTES / stride;
-  m->slots = fit > CUDA_MOST_SLOTS ? CUDA_MOST_SLOTS : (int)fit;
+  const size_t stride = m->layout.stride, fit = BUFFER_BYTES / stride;
+  m->slots = fit > CUDA_MAX_SLOTS ? CUDA_MAX_SLOTS : (int)fit;
   if (m->slots < 1) m->slots = 1;
-  const size_t bytes = CUDA_HALVES * (size_t)(m->slots + 1) * stride;
+  const size_t bytes = CUDA_BUFFERS * (size_t)(m->slots + 1) * stride;
   CMKD_TRY(cmkd_cuda_status(cudaMalloc((void **)&m->queue, bytes), "queue of steps", err));
   CMKD_TRY(cmkd_cuda_status(cudaHostAlloc((void **)&m->staging, bytes, cudaHostAllocDefault), "pinned memory", err));
   memset(m->staging, 0, bytes);
@@ -61,7 +61,7 @@ cmkd_status cmkd_cuda_queue_make(cmkd_be_model *m, unsigned carries, cmkd_error 
 }
 
 static void fill_slot(const cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, char *slot) {
-  const cmkd_cuda_queue *q = &m->layout;
+  const cmkd_cuda_slot_layout *q = &m->layout;
   const size_t image = cuda_image_bytes(m), count = (size_t)step->count;
   uint64_t *seeds = (uint64_t *)(slot + q->seeds), clean = cmkd_clean_seed(m->config.policy);
   int32_t *labels = (int32_t *)(slot + q->labels);
@@ -85,23 +85,23 @@ cmkd_status cmkd_cuda_queue_send(cmkd_be_model *m, const cmkd_be_images *images,
                                  cmkd_error *err) {
   cudaStream_t stream = m->backend->stream;
   const size_t stride = m->layout.stride;
-  const int head = m->half * (m->slots + 1);
+  const int head = m->buffer * (m->slots + 1);
   char *host = m->staging + (size_t)head * stride, *device = m->queue + (size_t)head * stride;
-  if (m->in_flight[m->half])
-    CMKD_TRY(cmkd_cuda_status(cudaEventSynchronize(m->taken[m->half]), "waiting for earlier steps", err));
-  m->in_flight[m->half] = 0;
-  *(half_head *)host = (half_head){head + 1, m->pending};
+  if (m->in_flight[m->buffer])
+    CMKD_TRY(cmkd_cuda_status(cudaEventSynchronize(m->taken[m->buffer]), "waiting for earlier steps", err));
+  m->in_flight[m->buffer] = 0;
+  *(buffer_head *)host = (buffer_head){head + 1, m->pending};
   for (int i = 0; i < k; i++)
     fill_slot(m, images, &steps[i], host + (size_t)(i + 1) * stride);
   CMKD_TRY(cmkd_cuda_status(cudaMemcpyAsync(device, host, (size_t)(k + 1) * stride, cudaMemcpyHostToDevice, stream),
                             "sending steps", err));
-  return cmkd_cuda_status(cudaMemcpyAsync(m->state, device, sizeof(half_head), cudaMemcpyDeviceToDevice, stream),
+  return cmkd_cuda_status(cudaMemcpyAsync(m->state, device, sizeof(buffer_head), cudaMemcpyDeviceToDevice, stream),
                           "sending steps", err);
 }
 
 cmkd_status cmkd_cuda_queue_taken(cmkd_be_model *m, cmkd_error *err) {
-  CMKD_TRY(cmkd_cuda_status(cudaEventRecord(m->taken[m->half], m->backend->stream), "sending steps", err));
-  m->in_flight[m->half] = 1;
-  m->half = (m->half + 1) % CUDA_HALVES;
+  CMKD_TRY(cmkd_cuda_status(cudaEventRecord(m->taken[m->buffer], m->backend->stream), "sending steps", err));
+  m->in_flight[m->buffer] = 1;
+  m->buffer = (m->buffer + 1) % CUDA_BUFFERS;
   return CMKD_OK;
 }

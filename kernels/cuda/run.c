@@ -68,7 +68,7 @@ static cmkd_status run_train(cmkd_be_model *m, const cmkd_be_images *images, con
     m->fold_stale = 1;
     m->trained_count = steps[i + n - 1].count;
     const cmkd_status status = launch_train(m, images, steps + i, n, err);
-    if (status != CMKD_OK) { /* results that may never come are given up, and the half is free again */
+    if (status != CMKD_OK) { /* results that may never come are given up, and the buffer is free again */
       (void)cudaStreamSynchronize(m->backend->stream);
       m->pending -= n;
       return status;

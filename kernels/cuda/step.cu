@@ -62,7 +62,7 @@ static bool add_part(begin_args *a, void *to, size_t from, int64_t words) {
   return true;
 }
 
-cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *q, const cmkd_cuda_input *in, const cmkd_cuda_sizes *sizes,
+cmkd_status cmkd_cuda_begin(const cmkd_cuda_slot_layout *q, const cmkd_cuda_input *in, const cmkd_cuda_sizes *sizes,
                             cmkd_cuda_state *state, void *stream, cmkd_error *err) {
   begin_args a;
   const int64_t rows = sizes->rows;

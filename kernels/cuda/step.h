@@ -39,9 +39,9 @@ typedef struct cmkd_cuda_slot {
   double epoch, entropy_mean;
 } cmkd_cuda_slot;
 
-/* Offsets are bytes from a slot's start; 0: not there. `batch` is the model's. */
-typedef struct cmkd_cuda_queue {
-  const char *slots; /* device memory */
+/* The queue and where in a slot each array begins, in bytes from its start; 0: not there. `batch` is the model's. */
+typedef struct cmkd_cuda_slot_layout {
+  const char *slots; /* the queue, device memory */
   size_t stride;     /* bytes a slot */
   size_t seeds;      /* (batch) uint64 */
   size_t rows;       /* (batch) uint32 */
@@ -50,7 +50,7 @@ typedef struct cmkd_cuda_queue {
   /* each target in one of two forms */
   size_t index[CMKD_MAX_TARGETS];  /* (batch) uint32, rows of a resident array */
   size_t target[CMKD_MAX_TARGETS]; /* (batch, width) float */
-} cmkd_cuda_queue;
+} cmkd_cuda_slot_layout;
 
 /* Where the running step's input lies: device memory at addresses that never change, so that graphs may name them.
  * NULL: not wanted by this step. Without pixels, rows are those of resident images. */
@@ -70,8 +70,8 @@ typedef struct cmkd_cuda_sizes {
   int width[CMKD_MAX_TARGETS];
 } cmkd_cuda_sizes;
 /* Copies slot state->input of the queue and clears what the step adds to. With pixels, rows become 0 .. rows - 1. */
-cmkd_status cmkd_cuda_begin(const cmkd_cuda_queue *queue, const cmkd_cuda_input *input, const cmkd_cuda_sizes *sizes,
-                            cmkd_cuda_state *state, void *stream, cmkd_error *err);
+cmkd_status cmkd_cuda_begin(const cmkd_cuda_slot_layout *queue, const cmkd_cuda_input *input,
+                            const cmkd_cuda_sizes *sizes, cmkd_cuda_state *state, void *stream, cmkd_error *err);
 /* Top-1, top-5 (ties as in kernels/backend.h) and whether the step may update: state->skip. logits (count, classes). */
 cmkd_status cmkd_cuda_count_correct(const float *logits, const int32_t *labels, int count, int classes,
                                     cmkd_cuda_state *state, void *stream, cmkd_error *err);

@@ -259,21 +259,21 @@ static void running_statistics_are_the_reference(void **state) {
   enum { C = 300, SPLIT = 200, ROWS = 3 };
   cmkd_error err;
   cmkd_rng rng = cmkd_rng_start(2, CMKD_STREAM_TEST, 9);
-  float mean[C], var[C], batch_mean[C], batch_var[C], rate[C], got[2 * C];
+  float mean[C], var[C], batch_mean[C], batch_var[C], momentum[C], got[2 * C];
   double want_mean[C], want_var[C], saved[2 * C];
-  int32_t plane[C];
+  int32_t pixels[C];
   for (int rows = 1; rows <= ROWS; rows += 2) {
     for (int i = 0; i < C; i++) {
       want_mean[i] = mean[i] = (float)cmkd_rng_normal(&rng), want_var[i] = var[i] = (float)cmkd_rng_uniform(&rng);
-      plane[i] = i < SPLIT ? 1 : 49, rate[i] = i < SPLIT ? 0.1f : 0.25f;
+      pixels[i] = i < SPLIT ? 1 : 49, momentum[i] = i < SPLIT ? 0.1f : 0.25f;
       batch_mean[i] = (float)cmkd_rng_normal(&rng), batch_var[i] = (float)cmkd_rng_uniform(&rng) + 0.5f;
     }
     for (int part = 0; part < 2; part++) {
       const int from = part ? SPLIT : 0, many = part ? C - SPLIT : SPLIT;
-      const cmkd_op op = {.kind = CMKD_OP_NORM, .momentum = rate[from]};
+      const cmkd_op op = {.kind = CMKD_OP_NORM, .momentum = momentum[from]};
       for (int i = 0; i < many; i++)
         saved[i] = (double)batch_mean[from + i], saved[many + i] = (double)batch_var[from + i];
-      cmkd_ref_norm_update(&op, (int64_t)rows * plane[from], many, saved, want_mean + from, want_var + from);
+      cmkd_ref_norm_update(&op, (int64_t)rows * pixels[from], many, saved, want_mean + from, want_var + from);
     }
     for (int halted = -1; halted < 2; halted++) {
       void *m = gpu_put(mean, sizeof mean), *v = gpu_put(var, sizeof var);
@@ -282,8 +282,8 @@ static void running_statistics_are_the_reference(void **state) {
                                          .var = v,
                                          .batch_mean = gpu_put(batch_mean, sizeof batch_mean),
                                          .batch_var = gpu_put(batch_var, sizeof batch_var),
-                                         .plane = gpu_put(plane, sizeof plane),
-                                         .rate = gpu_put(rate, sizeof rate),
+                                         .pixels = gpu_put(pixels, sizeof pixels),
+                                         .momentum = gpu_put(momentum, sizeof momentum),
                                          .halted = halted < 0 ? NULL : gpu_put(&halted, sizeof halted)};
       assert_ok(GPU(cmkd_cuda_norm_running)(&running, rows, NULL, &err));
       gpu_get(got, m, sizeof mean);
