@@ -1,5 +1,5 @@
-/* The small kernels around a training step: input from the queue, judgement, optimizer, result. See step.h. Bound by
- * launches and memory. */
+/* The small kernels around a training step: input from the queue, correct rows, optimizer, result. Their time is
+ * that of launches and memory. */
 #include "kernels/cuda/step.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/vector.h"
@@ -83,10 +83,10 @@ cmkd_status cmkd_cuda_begin(const cmkd_cuda_slot_layout *q, const cmkd_cuda_inpu
   return launch_status("step input", err);
 }
 
-/* ---- judge: a warp a row ---- */
+/* ---- correct rows: a warp a row ---- */
 
 __global__ void __launch_bounds__(STEP_THREADS)
-    judge_kernel(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state) {
+    count_correct_kernel(const float *logits, const int32_t *labels, int count, int classes, cmkd_cuda_state *state) {
   const int lane = threadIdx.x & 31, row = (int)(blockIdx.x * (STEP_THREADS / 32) + (threadIdx.x >> 5));
   if (blockIdx.x == 0 && threadIdx.x == 0) state->skip = state->halted || state->loss.bad_row >= 0;
   if (row >= count) return; /* the whole warp */
@@ -110,8 +110,8 @@ cmkd_status cmkd_cuda_count_correct(const float *logits, const int32_t *labels, 
     return cmkd_fail(err, CMKD_ERR_VALUE, "judge: %d rows of %d classes, or a pointer, is out of range", count,
                      classes);
   const int rows = STEP_THREADS / 32;
-  CMKD_LAUNCH(judge_kernel, dim3((unsigned)((count + rows - 1) / rows)), dim3(STEP_THREADS), 0, (cudaStream_t)stream,
-              logits, labels, count, classes, state);
+  CMKD_LAUNCH(count_correct_kernel, dim3((unsigned)((count + rows - 1) / rows)), dim3(STEP_THREADS), 0,
+              (cudaStream_t)stream, logits, labels, count, classes, state);
   return launch_status("judge", err);
 }
 
@@ -167,18 +167,18 @@ __global__ void __launch_bounds__(STEP_THREADS)
     sgd_kernel(const __grid_constant__ cmkd_cuda_update u, const cmkd_cuda_state *state) {
   if (state->skip || state->overflow) return;
   const int64_t first = (int64_t)blockIdx.x * CMKD_CUDA_CHUNK + threadIdx.x * 4;
-  const float rate = state->lr, unscale = 1.0f / state->scale;
-  float g[4], next[4], speed[4];
+  const float lr = state->lr, unscale = 1.0f / state->scale;
+  float g[4], next[4], velocity[4];
   gradients_of(u, first, g);
   const float4 w = *(const float4 *)(u.w + first), m = *(const float4 *)(u.m + first);
   const float old[4] = {w.x, w.y, w.z, w.w}, was[4] = {m.x, m.y, m.z, m.w};
 #pragma unroll
   for (int k = 0; k < 4; k++) {
-    const float slope = g[k] * unscale + u.decay * old[k];
-    speed[k] = u.momentum * was[k] + slope;
-    next[k] = old[k] - rate * (u.nesterov ? slope + u.momentum * speed[k] : speed[k]);
+    const float gradient = g[k] * unscale + u.decay * old[k];
+    velocity[k] = u.momentum * was[k] + gradient;
+    next[k] = old[k] - lr * (u.nesterov ? gradient + u.momentum * velocity[k] : velocity[k]);
   }
-  *(float4 *)(u.m + first) = make_float4(speed[0], speed[1], speed[2], speed[3]);
+  *(float4 *)(u.m + first) = make_float4(velocity[0], velocity[1], velocity[2], velocity[3]);
   *(float4 *)(u.w + first) = make_float4(next[0], next[1], next[2], next[3]);
   if (!u.copy) return;
 #pragma unroll

@@ -1,6 +1,7 @@
-/* What a step does besides the network: take its input from the queue, judge, update, write down what it produced.
- * Everything that changes from step to step lies in device memory, so that one captured graph serves every step of a
- * size. Queues only; nothing allocates or waits. */
+/* What a step does besides the network and the loss: take its input from the queue, count correct rows, update the
+ * weights, write its result. Everything that changes from step to step lies in device memory, so that one captured
+ * graph serves every step of a kind. Functions only queue work on `stream` (a cudaStream_t); nothing allocates or
+ * waits. */
 #ifndef CMKD_KERNELS_CUDA_STEP_H
 #define CMKD_KERNELS_CUDA_STEP_H
 #include "kernels/backend.h"
@@ -14,12 +15,12 @@ typedef struct cmkd_cuda_state {
   int input;    /* next slot of the queue */
   int output;   /* next result */
   int halted;   /* a step had a bad row: nothing changes until the host has seen it */
-  int skip;     /* of the running step: no update */
-  int overflow; /* fp16: a gradient of this step is not finite */
-  int top1;     /* of the running step: rows */
-  int top5;
-  int good;    /* fp16: steps since the scale last changed */
-  float scale; /* fp16: the loss is multiplied by this; else 1 */
+  int skip;     /* the running step must not update: it or an earlier one had a bad row */
+  int overflow; /* fp16: a gradient of the running step is not finite */
+  int top1;     /* rows of the running step whose label scores highest */
+  int top5;     /* rows whose label is among the five highest scores */
+  int good;     /* fp16: steps since the scale last changed */
+  float scale;  /* fp16: the loss is multiplied by this; else 1 */
   float lr;
   double epoch;
   double entropy_mean; /* of the global batch; 0: the mean over the step's rows counts */
@@ -72,7 +73,8 @@ typedef struct cmkd_cuda_sizes {
 /* Copies slot state->input of the queue and clears what the step adds to. With pixels, rows become 0 .. rows - 1. */
 cmkd_status cmkd_cuda_begin(const cmkd_cuda_slot_layout *queue, const cmkd_cuda_input *input,
                             const cmkd_cuda_sizes *sizes, cmkd_cuda_state *state, void *stream, cmkd_error *err);
-/* Top-1, top-5 (ties as in kernels/backend.h) and whether the step may update: state->skip. logits (count, classes). */
+/* Adds to state->top1 and state->top5 (ties as in cmkd_label_rank, kernels/step.h). Also sets state->skip, for here
+ * loss and objectives have found every bad row. logits (count, classes). */
 cmkd_status cmkd_cuda_count_correct(const float *logits, const int32_t *labels, int count, int classes,
                                     cmkd_cuda_state *state, void *stream, cmkd_error *err);
 /* grad *= state->scale */
