@@ -205,8 +205,10 @@ static cmkd_status checked(const cmkd_be_model *m, const char *what, cmkd_error 
   return m->backend->check ? cmkd_cuda_status(cudaStreamSynchronize(m->backend->stream), what, err) : CMKD_OK;
 }
 static cmkd_status checked_item(const walk *w, const cmkd_plan_item *item, cmkd_error *err) {
-  static const char *const kinds[] = {"gather",        "forward",  "forward",  "moments",
-                                      "backward sums", "backward", "backward", "output"};
+  static const char *const kinds[] = {[CMKD_PLAN_GATHER] = "gather",           [CMKD_PLAN_FORWARD] = "forward",
+                                      [CMKD_PLAN_FUSED] = "forward",           [CMKD_PLAN_MOMENTS] = "moments",
+                                      [CMKD_PLAN_NORM_SUMS] = "backward sums", [CMKD_PLAN_NORM_BACKWARD] = "backward",
+                                      [CMKD_PLAN_BACKWARD] = "backward",       [CMKD_PLAN_OUTPUT] = "output"};
   char what[160];
   snprintf(what, sizeof what, "%s of operation %d (%s) of `%s`", kinds[item->kind], item->op,
            item->op < 0 ? "images" : cmkd_op_name(w->m->graph->op[item->op].kind), w->m->graph->arch);
@@ -241,29 +243,6 @@ static cmkd_status queue_agreement(cmkd_be_model *m, int count, cmkd_error *err)
   return cmkd_cuda_status(cudaEventRecord(b->join, b->side), "agreement", err);
 }
 
-/* Loss and gradient at the logits, and figures for the log beside the backward pass. */
-static cmkd_status queue_loss(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
-  cmkd_backend *b = m->backend;
-  const int classes = m->graph->classes, teacher = cuda_has_teacher(kind);
-  const cmkd_cuda_loss_batch batch = {.batch = kind->count,
-                                      .classes = classes,
-                                      .student = m->output[CMKD_OUTPUT_LOGITS],
-                                      .student_dtype = CMKD_F32,
-                                      .teacher = teacher ? m->input.target[CMKD_TARGET_TEACHER] : NULL,
-                                      .teacher_dtype = CMKD_F32,
-                                      .labels = m->input.labels,
-                                      .grad = m->logits_grad,
-                                      .epoch = 1,
-                                      .epoch_now = &m->state->epoch,
-                                      .label_smoothing = m->config.label_smoothing,
-                                      .entropy_mean = NAN,
-                                      .entropy_mean_now = &m->state->entropy_mean};
-  CMKD_TRY(cmkd_cuda_loss_eval(m->config.loss, &batch, m->loss_scratch, &m->state->loss, b->stream, err));
-  if (teacher) CMKD_TRY(queue_agreement(m, kind->count, err));
-  if (b->dtype != CMKD_F16) return CMKD_OK;
-  return cmkd_cuda_scale(m->logits_grad, (int64_t)kind->count * classes, m->state, b->stream, err);
-}
-
 /* The further terms of the objective and their gradients at the outputs: the first one that reaches a tensor other than
  * the logits overwrites its gradient. */
 static cmkd_status queue_objectives(const walk *w, cmkd_error *err) {
@@ -291,6 +270,39 @@ static cmkd_status queue_objectives(const walk *w, cmkd_error *err) {
   return CMKD_OK;
 }
 
+/* Loss and further terms of the objective with their gradients at the outputs, correct rows, and figures for the log.
+ * Sets *forked once the side stream has work that is to be joined. */
+static cmkd_status queue_loss(const walk *w, const cuda_step_kind *kind, int *forked, cmkd_error *err) {
+  cmkd_be_model *m = w->m;
+  cmkd_backend *b = m->backend;
+  const int classes = m->graph->classes, teacher = cuda_has_teacher(kind);
+  const cmkd_cuda_loss_batch batch = {.batch = kind->count,
+                                      .classes = classes,
+                                      .student = m->output[CMKD_OUTPUT_LOGITS],
+                                      .student_dtype = CMKD_F32,
+                                      .teacher = teacher ? m->input.target[CMKD_TARGET_TEACHER] : NULL,
+                                      .teacher_dtype = CMKD_F32,
+                                      .labels = m->input.labels,
+                                      .grad = m->logits_grad,
+                                      .epoch = 1,
+                                      .epoch_now = &m->state->epoch,
+                                      .label_smoothing = m->config.label_smoothing,
+                                      .entropy_mean = NAN,
+                                      .entropy_mean_now = &m->state->entropy_mean};
+  CMKD_TRY(cmkd_cuda_loss_eval(m->config.loss, &batch, m->loss_scratch, &m->state->loss, b->stream, err));
+  if (teacher) {
+    CMKD_TRY(queue_agreement(m, kind->count, err));
+    *forked = 1;
+  }
+  if (b->dtype == CMKD_F16)
+    CMKD_TRY(cmkd_cuda_scale(m->logits_grad, (int64_t)kind->count * classes, m->state, b->stream, err));
+  CMKD_TRY(queue_objectives(w, err));
+  CMKD_TRY(cmkd_cuda_count_correct(m->output[CMKD_OUTPUT_LOGITS], m->input.labels, kind->count, classes, m->state,
+                                   b->stream, err));
+  cmkd_cuda_profile_mark(m, CUDA_LOSS);
+  return checked(m, "the loss", err);
+}
+
 /* The caller's sum or average over ranks, on one block of floats that holds all gradients. */
 static cmkd_status queue_reduce(const cmkd_be_model *m, cmkd_cuda_update *update, cmkd_error *err) {
   const cmkd_reduce *reduce = &m->config.reduce;
@@ -298,6 +310,20 @@ static cmkd_status queue_reduce(const cmkd_be_model *m, cmkd_cuda_update *update
   CMKD_TRY(cmkd_cuda_widen(update, m->backend->stream, err));
   update->from16 = NULL;
   return reduce->run(reduce->self, m->grad, (size_t)m->values, m->backend->stream, err);
+}
+
+/* Batch norm's running statistics after a step of `count` rows. */
+static cmkd_status queue_running(const cmkd_be_model *m, int count, cmkd_error *err) {
+  if (!m->channels) return CMKD_OK;
+  const cmkd_cuda_running running = {.channels = (int)m->channels,
+                                     .mean = m->mean,
+                                     .var = m->var,
+                                     .batch_mean = m->batch_mean,
+                                     .batch_var = m->batch_var,
+                                     .pixels = m->pixels,
+                                     .momentum = m->norm_momentum,
+                                     .halted = &m->state->skip};
+  return cmkd_cuda_norm_running(&running, count, m->backend->stream, err);
 }
 
 static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
@@ -316,16 +342,9 @@ static cmkd_status queue_update(cmkd_be_model *m, int count, cmkd_error *err) {
   CMKD_TRY(queue_reduce(m, &update, err));
   if (b->dtype == CMKD_F16) CMKD_TRY(cmkd_cuda_check_gradients(&update, m->state, b->stream, err));
   CMKD_TRY(cmkd_cuda_sgd(&update, m->state, b->stream, err));
-  if (!m->channels) return CMKD_OK;
-  const cmkd_cuda_running running = {.channels = (int)m->channels,
-                                     .mean = m->mean,
-                                     .var = m->var,
-                                     .batch_mean = m->batch_mean,
-                                     .batch_var = m->batch_var,
-                                     .pixels = m->pixels,
-                                     .momentum = m->norm_momentum,
-                                     .halted = &m->state->skip};
-  return cmkd_cuda_norm_running(&running, count, b->stream, err);
+  CMKD_TRY(queue_running(m, count, err));
+  cmkd_cuda_profile_mark(m, CUDA_UPDATE);
+  return checked(m, "the optimizer", err);
 }
 
 /* The step's rows of resident targets, as float. */
@@ -352,33 +371,26 @@ static cmkd_status queue_begin(cmkd_be_model *m, const cuda_step_kind *kind, cmk
   return cmkd_cuda_begin(&m->layout, &input, &sizes, m->state, m->backend->stream, err);
 }
 
-static cmkd_status queue_backward_update(const walk *w, const cuda_step_kind *kind, cmkd_error *err) {
-  cmkd_be_model *m = w->m;
-  CMKD_TRY(queue_objectives(w, err));
-  CMKD_TRY(cmkd_cuda_count_correct(m->output[CMKD_OUTPUT_LOGITS], m->input.labels, kind->count, m->graph->classes,
-                                   m->state, m->backend->stream, err));
-  cmkd_cuda_profile_mark(m, CUDA_LOSS);
-  CMKD_TRY(checked(m, "the loss", err));
-  CMKD_TRY(queue_phases(w, kind->images, m->train.backward, m->train.phases, err));
-  CMKD_TRY(queue_update(m, kind->count, err));
-  cmkd_cuda_profile_mark(m, CUDA_UPDATE);
-  return checked(m, "the optimizer", err);
+static cmkd_status queue_train(const walk *w, const cuda_step_kind *kind, int *forked, cmkd_error *err) {
+  CMKD_TRY(queue_rows(w->m, kind, err));
+  CMKD_TRY(queue_phases(w, kind->images, 0, w->plan->backward, err));
+  CMKD_TRY(queue_loss(w, kind, forked, err));
+  CMKD_TRY(queue_phases(w, kind->images, w->plan->backward, w->plan->phases, err));
+  return queue_update(w->m, kind->count, err);
 }
 
 cmkd_status cmkd_cuda_queue_step(cmkd_be_model *m, const cuda_step_kind *kind, cmkd_error *err) {
   cmkd_backend *b = m->backend;
   const walk w = {m, kind->list == CMKD_LIST_TRAIN ? &m->train : &m->infer, kind->list, kind->count};
+  int forked = 0;
   cmkd_cuda_profile_mark(m, CUDA_INPUT);
   CMKD_TRY(queue_begin(m, kind, err));
   if (kind->list == CMKD_LIST_INFER) {
     CMKD_TRY(queue_phases(&w, kind->images, 0, w.plan->phases, err));
     return cmkd_cuda_end(m->state, NULL, kind->count, 0, b->stream, err);
   }
-  CMKD_TRY(queue_rows(m, kind, err));
-  CMKD_TRY(queue_phases(&w, kind->images, 0, m->train.backward, err));
-  CMKD_TRY(queue_loss(m, kind, err));
-  cmkd_status status = queue_backward_update(&w, kind, err);
-  if (cuda_has_teacher(kind)) { /* after a failure too, or a capture could not be ended */
+  cmkd_status status = queue_train(&w, kind, &forked, err);
+  if (forked) { /* after a failure too, or a capture could not be ended */
     const cudaError_t joined = cudaStreamWaitEvent(b->stream, b->join, 0);
     if (status == CMKD_OK) status = cmkd_cuda_status(joined, "agreement", err);
   }
