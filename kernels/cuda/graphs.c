@@ -62,7 +62,9 @@ static cmkd_status capture(cmkd_be_model *m, const cuda_step_kind *kind, int ste
   return status;
 }
 
-/* Steps one by one, timed; one is captured too, to count what it launches. */
+/* Steps one by one, timed. The first of a kind is also captured, to count what it launches. That graph is never
+ * launched (cmkd_model_config.reduce is called while it is captured, which queues nothing), so the numbers stay the
+ * same. */
 static cmkd_status profile(cmkd_be_model *m, const cuda_step_kind *kind, int steps, cmkd_error *err) {
   cuda_graph *graph = NULL;
   for (int i = 0; i < steps; i++) {

@@ -255,6 +255,37 @@ static void long_runs_go_in_parts(void **state) {
 }
 
 #ifndef ON_DEVICE
+/* Launches of a step with our own convolutions, a teacher and no hook, counted in its graph (kernels_per_step of a
+ * profile): whoever adds one to every step changes a number here. */
+static void a_step_launches_so_many_kernels(void **state) {
+  (void)state;
+  NEED_GPU();
+  static const struct {
+    network *make;
+    const char *precision;
+    int launches;
+  } cases[] = {{net_preact, "fp32", 60},    {net_preact, "bf16", 60},    {net_preact, "fp16", 62},
+               {net_resnet8x4, "fp32", 89}, {net_resnet8x4, "bf16", 89}, {net_resnet8x4, "fp16", 91}};
+  char path[4096];
+  snprintf(path, sizeof path, "%s/launches.json", scratch_dir());
+  data d = make_data(8, 8, 3);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    cmkd_graph *graph = cases[i].make();
+    setenv("CMKD_CUDA_PROFILE", path, 1);
+    ran r = run_once(graph, &d, cases[i].precision, 12, 0);
+    unsetenv("CMKD_CUDA_PROFILE");
+    json_t *profile = json_load_file(path, 0, NULL);
+    const json_int_t launches = json_integer_value(json_object_get(profile, "kernels_per_step"));
+    if (launches != cases[i].launches)
+      fail_msg("%s, %s: %lld launches a step, not %d", graph->arch, cases[i].precision, (long long)launches,
+               cases[i].launches);
+    json_decref(profile);
+    cmkd_params_free(&r.end);
+    cmkd_graph_free(graph);
+  }
+  free_data(&d);
+}
+
 /* A graph holds no kernel that has not been launched before, whatever kind of teacher comes along when: loading may not
  * be possible in a capture. */
 static void kernels_are_loaded_before_they_are_captured(void **state) {
@@ -350,6 +381,7 @@ int main(void) {
       TEST(resident_teacher_rows_are_the_same_bytes),
       TEST(long_runs_go_in_parts),
 #ifndef ON_DEVICE
+      TEST(a_step_launches_so_many_kernels),
       TEST(kernels_are_loaded_before_they_are_captured),
       TEST(two_devices_take_turns),
 #endif

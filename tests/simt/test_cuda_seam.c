@@ -236,6 +236,47 @@ static void a_hook_that_fails_fails_the_step(void **state) {
   free_halves(&h);
 }
 
+/* A profile captures one step to count its launches and never launches it: the hook is called for that capture too, and
+ * the run ends in the same bytes. */
+static void a_profile_leaves_the_hook_alone(void **state) {
+  (void)state;
+  NEED_GPU();
+  halves h = make_halves("ce");
+  cmkd_cuda_state half = {.scale = 0.5f};
+  const size_t room = sizeof(float) * (1 << 20);
+  char path[4096];
+  snprintf(path, sizeof path, "%s/hook.json", scratch_dir());
+  for (int profiled = 0; profiled < 2; profiled++) {
+    /* without gradients of another rank: halves its own */
+    ranks own = {.rank = 1, .kept = gpu_buffer(room), .half = gpu_put(&half, sizeof half)};
+    float *zeros = calloc(1, room);
+    assert_non_null(zeros);
+    assert_ok(gpu->put(own.kept, zeros, room, &err));
+    free(zeros);
+    if (profiled) setenv("CMKD_CUDA_PROFILE", path, 1);
+    device g = open_device(NULL, &h.d);
+    unsetenv("CMKD_CUDA_PROFILE");
+    cmkd_model_config config = config_of(h.graph, h.loss, HALF, 0);
+    cmkd_be_model *model;
+    cmkd_step_result result;
+    config.reduce = (cmkd_reduce){&own, reduce};
+    assert_ok(cuda->model_create(g.backend, &config, &model, &err));
+    assert_ok(cuda->upload(model, CMKD_SLOT_VALUE, (const float *const *)h.start.value, &err));
+    for (int i = 0; i < STEPS; i++) {
+      const cmkd_step step = step_of(&h.d, i * HALF, HALF, 0.05);
+      train_one(model, &g, &step, &result);
+    }
+    assert_int_equal(own.calls, profiled ? STEPS + 1 : 2); /* every step and the capture; queued and captured */
+    assert_ok(cuda->download(model, CMKD_SLOT_VALUE, h.values[profiled].value, &err));
+    cuda->model_free(model);
+    close_device(&g);
+    gpu_clear();
+  }
+  for (int p = 0; p < h.graph->params; p++)
+    assert_memory_equal(h.values[0].value[p], h.values[1].value[p], sizeof(float) * (size_t)h.graph->param[p].count);
+  free_halves(&h);
+}
+
 /* ---- further outputs and targets ---- */
 
 enum { TEACHER, MAP, FEATURE, TARGETS, MAP_C = 12, FEATURE_C = 20, SIDE_PIXELS = 6, MAP_WIDTH = 36 * MAP_C };
@@ -442,8 +483,8 @@ static void a_target_may_be_resident(void **state) {
 
 int main(void) {
   struct CMUnitTest tests[] = {
-      TEST(two_halves_reduce_to_the_whole), TEST(halves_know_the_mean_entropy), TEST(a_hook_that_fails_fails_the_step),
-      TEST(objectives_are_the_reference),   TEST(a_target_may_be_resident),
+      TEST(two_halves_reduce_to_the_whole),  TEST(halves_know_the_mean_entropy), TEST(a_hook_that_fails_fails_the_step),
+      TEST(a_profile_leaves_the_hook_alone), TEST(objectives_are_the_reference), TEST(a_target_may_be_resident),
   };
   return RUN_TESTS(tests);
 }
