@@ -58,7 +58,7 @@ struct cmkd_be_rows {
   uint64_t n;
   int width;
   char *data;                    /* (n, width) of dtype, device memory */
-  uint16_t *row_max, *row_range; /* (n) halves, device memory; u8sqrt only */
+  uint16_t *row_max, *row_range; /* (n) float16, device memory; u8sqrt only */
   uint64_t serial;
 };
 

@@ -1,5 +1,5 @@
 /* Images on the device: gather, crop, flip, normalise. A thread makes one output pixel. A seed picks crop and flip as
- * in base/views.c; tests compare every variant byte by byte. Will not do: change the size of an image. */
+ * in base/views.c; tests compare every variant byte by byte. Not here: changing the size of an image. */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 #include "kernels/cuda/vector.h"

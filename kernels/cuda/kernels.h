@@ -42,7 +42,7 @@ typedef struct cmkd_cuda_stored_rows {
   cmkd_dtype dtype;                    /* CMKD_F32; CMKD_F16; CMKD_U8: codec u8sqrt */
   int width;                           /* numbers a row */
   const void *data;                    /* (n, width) of dtype */
-  const uint16_t *row_max, *row_range; /* u8sqrt: (n) halves */
+  const uint16_t *row_max, *row_range; /* u8sqrt: (n) float16 */
 } cmkd_cuda_stored_rows;
 /* target (count, width) floats: rows index[0] .. index[count - 1]. Bit for bit what the CPU decodes; u8sqrt: max -
  * range / 65025 * q^2 in float without fused operations. */

@@ -1,8 +1,9 @@
 /* A model of the CUDA backend: planned, its memory allocated once and carved, parameters in and out.
  *
  *   memory  | parameters, statistics of norms, inference weights | outputs | input of the step, state, results |
- *   arena   | activations | gradients that share slots |    of the backend's dtype; training and inference use the same
- */
+ *   arena   | activations | gradients that share memory |   of the backend's dtype; training and inference use the same
+ *
+ * kernels/cuda/backend.h says what each array is. */
 #include <stdlib.h>
 #include <string.h>
 #include "base/half.h"

@@ -1,7 +1,7 @@
 /* Batch norm with its activation and the residual sum before it, four launches a training step: moments, forward;
  * reduce, backward. The first of each pair leaves two floats a channel and slab of pixels, the second starts every
  * block by merging those of its own channels, always in the same order, so no block waits for another. Sums are float
- * within a thread (tens of pixels), double beyond. Will not do: statistics over several devices. */
+ * within a thread (tens of pixels), double beyond. Not here: statistics over several devices. */
 #include "kernels/cuda/channels.h"
 
 #define NORM_GROUPS 4 /* of a tile: 64 bytes of halves; more would make the merging of a block longer */

@@ -25,8 +25,7 @@ static inline int cmkd_cuda_stride(int channels) {
 
 /* ---- batch norm (norm.cu): y = act(gamma (x - mean) rstd + beta [+ residual]) ---- */
 
-/* gamma, beta, mean, rstd, var and their gradients are float (stride), 0 in the padding (rstd may be anything there).
- */
+/* gamma, beta, mean, rstd, var and their gradients are float (stride); in the padding they are 0, rstd is undefined. */
 typedef struct cmkd_cuda_norm {
   int64_t pixels; /* n * h * w */
   int c;          /* logical channels; arrays have cmkd_cuda_stride(c) */

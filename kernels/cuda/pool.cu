@@ -1,7 +1,7 @@
 /* Max, average and global average pooling. A thread makes 8 channels of a pixel of what it writes: of the output
  * forwards, of the input backwards, where it asks every window that covers its pixel. So gradients are sums in window
  * order without atomics, and nothing is kept for the way back. Bound by memory; windows are small and overlap in the
- * caches. Won't do: dilation, rounding output sizes up. */
+ * caches. Not here: dilation, rounding output sizes up. */
 #include "kernels/cuda/channels.h"
 
 struct pool_args {

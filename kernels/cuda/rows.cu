@@ -1,5 +1,4 @@
-/* Rows of a resident array (a teacher's logits), gathered and decoded. A thread makes one number; memory is the bound.
- */
+/* Rows of a resident array (a teacher's logits), gathered and decoded. A thread makes one number. */
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/kernels.h"
 

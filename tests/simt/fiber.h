@@ -1,5 +1,5 @@
 /* Fibers: a stack with a guard page below it, and a switch. x86-64 in a few instructions, elsewhere ucontext. Tells
- * AddressSanitizer about each switch. Won't do: threads, exceptions across switches, floating-point environments
+ * AddressSanitizer about each switch. Not here: threads, exceptions across switches, floating-point environments
  * (kernels change none). */
 #ifndef CMKD_TESTS_SIMT_FIBER_H
 #define CMKD_TESTS_SIMT_FIBER_H

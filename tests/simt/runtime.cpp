@@ -1,4 +1,4 @@
-/* The queue of commands, memory and graphs behind the emulated CUDA runtime. See runtime.h. */
+/* The queue of commands, memory and graphs behind the emulated CUDA runtime. See tests/simt/runtime.h. */
 #include "tests/simt/runtime.h"
 #include <set>
 #include <stdint.h>

@@ -4,7 +4,7 @@
  * cmkd_simt_defer(1) only when somebody waits, as on a device, so that host memory that is reused too early shows.
  * Captured graphs keep their commands and run them again at every launch; a capture holds what was queued on streams
  * that take part in it, waits and unjoined streams spoil it, and its events have no time. There are two devices with
- * one memory: kernels run on streams of the current one. Won't do: streams side by side, unified memory. */
+ * one memory: kernels run on streams of the current one. Not here: streams side by side, unified memory. */
 #ifndef CMKD_TESTS_SIMT_RUNTIME_H
 #define CMKD_TESTS_SIMT_RUNTIME_H
 #include <stddef.h>

@@ -248,8 +248,7 @@ static void run_block(dim3 block_dim) {
   while (!broken && done < threads) {
     bool moved = false;
     make_order(order, warps);
-    /* Forward and reverse run a warp as far as it can go before the next; random lets warps drift against each other.
-     */
+    /* Forward and reverse run a warp as far as it can go before the next; random lets warps drift apart. */
     for (int i = 0; i < warps && !broken; i++)
       while (run_warp(order[i], block_dim)) {
         moved = true;

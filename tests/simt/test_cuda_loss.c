@@ -82,8 +82,8 @@ static void free_problem(problem *p) {
   free(p->labels);
 }
 
-/* One evaluation, in poisoned memory of exact size; `twice`: scratch is ready for the next, which gives the same bits.
- */
+/* One evaluation, in poisoned memory of exact size; `twice`: scratch is ready for a second one, which gives the same
+ * bits. */
 static void evaluate(const cmkd_loss *loss, const problem *p, double epoch, double smoothing, double entropy_mean,
                      float *grad, cmkd_loss_result *result, int twice) {
   cmkd_error err;

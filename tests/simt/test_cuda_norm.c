@@ -1,7 +1,6 @@
 /* Batch norm on a device, against the plain one (kernels/ref): shapes of real networks and awkward ones, every dtype,
  * adding to gradients, padding channels, cancellation, running statistics, and the same bytes in every order of
- * threads.
- */
+ * threads. */
 #include "kernels/ref/ops.h"
 #include "tests/simt/tensors.h"
 

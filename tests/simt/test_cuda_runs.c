@@ -134,8 +134,7 @@ static void a_cut_run_goes_on(void **state) {
   cmkd_graph_free(graph);
 }
 
-/* Teacher rows that are resident in any codec, picked by index, train as the same rows given as floats do, to the bit.
- */
+/* Teacher rows that are resident in any codec, picked by index, train as the same rows given as floats, to the bit. */
 static void resident_teacher_rows_are_the_same_bytes(void **state) {
   (void)state;
   NEED_GPU();

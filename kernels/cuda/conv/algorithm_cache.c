@@ -1,5 +1,5 @@
 /* Which algorithm was selected for a request, remembered: by name, in a file per user for later runs and in the state
- * of a run that will be resumed. Will not do: make plans from names (select.c). */
+ * of a run that will be resumed. Not here: making plans from names (select.c). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* Candidates for a request, run on scratch memory: those whose result is not that of our own kernels are out, the rest
- * is timed. Will not do: find candidates, remember the winner (select.c). */
+ * is timed. Not here: finding candidates, remembering the winner (select.c). */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,7 +1,7 @@
-/* Algorithm selection for convolutions: for each shape and pass the candidates are our own kernels (ops.h) and plans of
- * cuDNN (cudnn.h); the fastest, timed once on scratch buffers, is used from then on. What was selected is remembered in
- * a file per GPU and cuDNN version, and travels in a run's state, so that a resumed run computes with the same plans.
- * Non-deterministic engines are never candidates. */
+/* Algorithm selection for convolutions: for each shape and pass the candidates are our own kernels (kernels/cuda/ops.h)
+ * and plans of cuDNN (kernels/cuda/conv/cudnn.h); the fastest, timed once on scratch buffers, is used from then on.
+ * What was selected is remembered in a file per GPU and cuDNN version, and travels in a run's state, so that a resumed
+ * run computes with the same plans. Non-deterministic engines are never candidates. */
 #ifndef CMKD_KERNELS_CUDA_CONV_CONV_H
 #define CMKD_KERNELS_CUDA_CONV_CONV_H
 #include "kernels/cuda/ops.h"
@@ -16,7 +16,7 @@ typedef enum cmkd_conv_pass {
   CMKD_CONV_BACKWARD_WEIGHTS /* x, dy -> dw (float, or of the shape's dtype where the plan says so) */
 } cmkd_conv_pass;
 
-typedef struct cmkd_cudnn cmkd_cudnn; /* cudnn.h */
+typedef struct cmkd_cudnn cmkd_cudnn; /* kernels/cuda/conv/cudnn.h */
 
 typedef struct cmkd_conv_request {
   cmkd_cuda_conv_shape shape; /* groups = 1 or c; channels are given to cuDNN padded */

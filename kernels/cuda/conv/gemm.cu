@@ -4,7 +4,7 @@
  * k8)   times  w (taps k8, c) backward weights  dw (taps c8, k)     = x gathered (taps c8, n oh ow)  times  dy (n oh
  * ow, k), the pixels split over blocks Backward data with stride s runs s * s classes of input pixels, each with the
  * taps that reach it. A linear layer is made a 1 x 1 convolution of one pixel with h w c8 channels. Where both factors
- * are 16 bits wide tensor cores multiply, else float FMA. Won't do: tf32, Winograd. */
+ * are 16 bits wide tensor cores multiply, else float FMA. Not here: tf32, Winograd. */
 #include "kernels/cuda/conv/mma.h"
 #include "kernels/cuda/conv/tile.h"
 
@@ -365,8 +365,8 @@ static void launch_tile(const gemm_args &g, int64_t m, int64_t n, int grids, cud
               dim3((unsigned)conv_ceil(m, TILE::M), (unsigned)conv_ceil(n, TILE::N), (unsigned)grids),
               dim3(TILE::THREADS), 0, stream, g);
 }
-/* PASS<element of x and w, element of y and dy, tile>; float y beside 16-bit x are logits: small problems, small tiles.
- */
+/* PASS<element of x and w, element of y and dy, tile>. Float y beside 16-bit x are logits, a small problem with small
+ * tiles. */
 template <template <class, class, class> class PASS, class TX, class TY>
 static void launch_pass(const gemm_args &g, int tile, int64_t m, int64_t n, int grids, cudaStream_t stream) {
   using any = PASS<TX, TY, conv_tile<16, 16, 64, 2, 2>>;

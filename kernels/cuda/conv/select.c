@@ -1,5 +1,5 @@
 /* Selects the algorithm of a convolution: the one that a resumed run had, else the remembered one, else the fastest of
- * our own kernels and cuDNN's plans. Will not do: make plans (cudnn_plan.c), time (autotune.c), compute (gemm.cu,
+ * our own kernels and cuDNN's plans. Not here: making plans (cudnn_plan.c), timing (autotune.c), computing (gemm.cu,
  * depthwise.cu). */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,5 +1,5 @@
 /* Inside algorithm selection: what select.c, algorithm.c, algorithm_cache.c and autotune.c share. Nobody else includes
- * this; conv.h is the interface. */
+ * this; kernels/cuda/conv/conv.h is the interface. */
 #ifndef CMKD_KERNELS_CUDA_CONV_SELECT_H
 #define CMKD_KERNELS_CUDA_CONV_SELECT_H
 #include <jansson.h>

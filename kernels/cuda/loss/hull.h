@@ -42,8 +42,8 @@ template <class I> struct hull_pair {
 };
 
 /* list (n): the blocks, ascending; count (team size): scratch. per = positions a thread: thread r has r*per .. r*per +
- * per-1. Y must be written and synchronised. Returns the number of blocks to all; list and count are then synchronised.
- */
+ * per-1. Y must be written and synchronised. Returns the number of blocks to all threads; list and count are then
+ * synchronised. */
 template <class I, class TEAM>
 __device__ int hull_build(TEAM &tm, const double *Y, int n, int per, I *list, int *count) {
   const int begin = min(tm.rank * per, n), stop = min(begin + per, n);

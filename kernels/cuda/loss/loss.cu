@@ -1,7 +1,7 @@
 /* The losses on a device, forward and backward in one launch for up to LOSS_SHORT classes: a warp (C <= 128, four rows
  * a block) or a block works on a row, four or eight logits a thread in registers, sorts in registers and shared memory.
- * The batch-mean entropy, when the caller doesn't know it, is a small launch before. Won't do: wait for the device,
- * allocate. */
+ * The batch-mean entropy, when the caller doesn't know it, is a small launch before. Not here: waiting for the device,
+ * allocating. */
 #include "cmkd/loss_cuda.h"
 #include <math.h>
 #include "kernels/cuda/loss/finish.h"

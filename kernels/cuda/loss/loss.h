@@ -1,5 +1,5 @@
 /* What the loss kernels share: their one argument, passed by value, and the pieces of scratch behind it. Internal to
- * kernels/cuda; the public entry is cmkd_cuda_loss_eval (cmkd/loss.h). */
+ * kernels/cuda; the public entry is cmkd_cuda_loss_eval (include/cmkd/loss_cuda.h). */
 #ifndef CMKD_KERNELS_CUDA_LOSS_LOSS_H
 #define CMKD_KERNELS_CUDA_LOSS_LOSS_H
 #include "kernels/cuda/device.h"
@@ -7,8 +7,7 @@
 
 #define LOSS_SHORT 8192 /* most classes of a row that one launch handles in registers and shared memory */
 
-/* At the start of scratch; all zero between calls (the last block of a launch sees to it), so no call needs a memset.
- */
+/* At the start of scratch; all zero between calls, for the last block of a launch clears it: no call needs a memset. */
 typedef struct loss_state {
   unsigned done, done_entropy, done_columns; /* blocks that have finished */
   int bad;                                   /* 0x7FFFFFFF - first bad row; 0: none */

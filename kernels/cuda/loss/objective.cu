@@ -1,6 +1,5 @@
 /* Terms of the objective beside the loss on logits: a weighted mean squared difference between an output of the network
- * and a target, value and gradient in one launch. A block takes a row; the last one adds the rows up, in their order.
- */
+ * and a target, value and gradient in one launch. A block takes a row; the last block adds the rows up in order. */
 #include <math.h>
 #include "kernels/cuda/loss/finish.h"
 #include "kernels/cuda/step.h"
