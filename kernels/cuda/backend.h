@@ -62,16 +62,17 @@ struct cmkd_be_rows {
   uint64_t serial;
 };
 
-/* Where an op's numbers lie, in elements. */
+/* Where an op's numbers lie, in elements; -1: it has none. */
 typedef struct cuda_op {
-  int64_t weight, bias; /* in value, momentum, grad, copy; -1: none */
-  int64_t scale, shift; /* NORM: gamma and beta, likewise */
+  int64_t weight, bias; /* convolutions: in value, momentum, grad, copy */
+  int64_t gamma, beta;  /* NORM: in the same arrays */
   size_t channel;       /* NORM: first of its channels in the statistics; convolutions: in the inference biases */
 } cuda_op;
 
 /* What computes the convolutions of a list at one number of rows. */
 typedef struct cuda_conv_algorithms {
-  int count, infer;                                                  /* rows; 1: of the INFER list */
+  int count;                                                         /* rows */
+  int infer;                                                         /* 1: of the INFER list */
   cmkd_conv_algorithm *(*algorithm)[CMKD_CONV_BACKWARD_WEIGHTS + 1]; /* (ops)[pass] */
   uint8_t *from16_host; /* (values / CMKD_CUDA_CHUNK) chunks whose weight gradients are 16 bits wide */
   uint8_t *from16;      /* the same in device memory; NULL where all gradients are float */
@@ -126,7 +127,8 @@ struct cmkd_be_model {
   cmkd_backend *backend;
   cmkd_model_config config;
   const cmkd_graph *graph;
-  int targets, width[CMKD_MAX_TARGETS]; /* what steps carry; numbers a row */
+  int targets;                 /* that steps carry */
+  int width[CMKD_MAX_TARGETS]; /* (targets) numbers a row */
   cmkd_objective_term objective[CMKD_MAX_OUTPUTS];
   cuda_op *op; /* (ops) */
   int *folded; /* (ops): the batch norm that a convolution takes in at inference, or -1 */

@@ -42,8 +42,8 @@ static cmkd_cuda_norm norm_of(const walk *w, int index) {
                       .x = value(w, op->in[0]),
                       .residual = value(w, op->in[1]),
                       .y = value(w, op->out),
-                      .gamma = m->value + o->scale,
-                      .beta = m->value + o->shift,
+                      .gamma = m->value + o->gamma,
+                      .beta = m->value + o->beta,
                       .partial = m->backend->workspace};
   if (w->list == CMKD_LIST_INFER) {
     n.mean = m->mean + o->channel;
@@ -55,8 +55,8 @@ static cmkd_cuda_norm norm_of(const walk *w, int index) {
   n.rstd = m->batch_rstd + o->channel;
   n.dy = grad(w, op->out);
   n.mask_dy = op->in[1] >= 0 && op->act != CMKD_ACT_NONE; /* the shortcut receives the masked gradient */
-  n.dgamma = m->grad + o->scale;
-  n.dbeta = m->grad + o->shift;
+  n.dgamma = m->grad + o->gamma;
+  n.dbeta = m->grad + o->beta;
   return n;
 }
 

@@ -53,8 +53,8 @@ static void place_params(cmkd_be_model *m) {
     const int stride = cmkd_cuda_stride(graph->tensor[op->out].c);
     *o = (cuda_op){-1, -1, -1, -1, 0};
     if (op->kind == CMKD_OP_NORM) {
-      o->scale = take(&m->values, stride);
-      o->shift = take(&m->values, stride);
+      o->gamma = take(&m->values, stride);
+      o->beta = take(&m->values, stride);
       o->channel = m->channels;
       m->channels += (size_t)stride;
     }

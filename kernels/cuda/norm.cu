@@ -21,7 +21,8 @@ struct norm_args {
   cmkd_cuda_norm n;
   norm_pair *partial; /* NULL: forward takes the running mean and var */
   tiling tile;
-  slabs work, merge; /* of this launch; of the partials */
+  slabs work;  /* of this launch */
+  slabs merge; /* of the partials */
   int stride;
   double inverse; /* 1 / pixels */
 };
@@ -355,9 +356,8 @@ static slabs partial_slabs(const tiling &t, int64_t pixels) {
             most = by_blocks < by_merge ? by_blocks : by_merge;
   return slabs_of(t, pixels, chunk<__half>::pixels, most < 128 ? most : 128);
 }
-static int in_range(int64_t pixels, int c) {
-  return pixels >= 1 && pixels <= 1 << 30 && c >= 1 && c <= 65536;
-} /* a slab's pixels are an int */
+/* A slab counts its pixels in an int. */
+static int in_range(int64_t pixels, int c) { return pixels >= 1 && pixels <= 1 << 30 && c >= 1 && c <= 65536; }
 
 size_t cmkd_cuda_norm_scratch(int64_t pixels, int c) {
   if (!in_range(pixels, c)) return 0;

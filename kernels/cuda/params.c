@@ -4,9 +4,9 @@
 #include <math.h>
 #include "kernels/cuda/backend.h"
 
-/* The op and slot that a parameter belongs to: it is param[slot] of op. */
+/* The op that a parameter belongs to: it is param[index] of op. */
 typedef struct owner {
-  int op, slot;
+  int op, index;
 } owner;
 static owner owner_of(const cmkd_graph *graph, int param) {
   for (int i = 0; i < graph->ops; i++)
@@ -36,14 +36,14 @@ static void each_number(const cmkd_be_model *m, int param, float *wide, float *h
   const cmkd_op *op = &m->graph->op[own.op];
   const cuda_op *o = &m->op[own.op];
   const int64_t count = m->graph->param[param].count;
-  if (cuda_is_conv(op) && own.slot == 0) {
+  if (cuda_is_conv(op) && own.index == 0) {
     const cmkd_cuda_conv_shape shape = cmkd_cuda_shape_of(m, own.op, 1);
     each_weight(&shape, wide + o->weight, host, f);
     return;
   }
   const int64_t at = cuda_is_conv(op) ? o->bias
-                     : own.slot == 0  ? o->scale
-                     : own.slot == 1  ? o->shift
+                     : own.index == 0 ? o->gamma
+                     : own.index == 1 ? o->beta
                                       : (int64_t)o->channel;
   for (int64_t i = 0; i < count; i++)
     f(wide + at + i, host + i);
@@ -69,8 +69,8 @@ void cmkd_cuda_fold(const cmkd_be_model *m, const float *value, const float *mea
       double scale = 1, shift = k < s.k && o->bias >= 0 ? (double)value[o->bias + k] : 0;
       if (norm >= 0 && k < s.k) {
         const cuda_op *n = &m->op[norm];
-        scale = (double)value[n->scale + k] / sqrt((double)var[n->channel + (size_t)k] + (double)graph->op[norm].eps);
-        shift = (double)value[n->shift + k] + (shift - (double)mean[n->channel + (size_t)k]) * scale;
+        scale = (double)value[n->gamma + k] / sqrt((double)var[n->channel + (size_t)k] + (double)graph->op[norm].eps);
+        shift = (double)value[n->beta + k] + (shift - (double)mean[n->channel + (size_t)k]) * scale;
       }
       bias[o->channel + (size_t)k] = (float)shift;
       for (int64_t j = 0; j < each; j++)

@@ -27,9 +27,8 @@ static double decode(const void *from, cmkd_dtype dtype, size_t i) {
   const uint16_t half = ((const uint16_t *)from)[i];
   return dtype == CMKD_F16 ? cmkd_half_to_float(half) : cmkd_bf16_to_float(half);
 }
-static double half_step(cmkd_dtype dtype) {
-  return dtype == CMKD_F32 ? 0x1p-24 : dtype == CMKD_F16 ? 0x1p-11 : 0x1p-8;
-} /* relative */
+/* The largest relative error of rounding to dtype. */
+static double rounding(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 0x1p-24 : dtype == CMKD_F16 ? 0x1p-11 : 0x1p-8; }
 
 /* ---- packed tensors: (rows, stride) on the device, (rows, c) double on the host ---- */
 typedef struct packed {
@@ -73,7 +72,7 @@ static void packed_check(const char *what, const packed *p, const double *want, 
       const size_t at = r * (size_t)p->stride + (size_t)i;
       const double got = decode(p->bytes, p->dtype, at);
       if (i < p->c)
-        close_to(what, got, want[r * (size_t)p->c + (size_t)i], largest, half_step(p->dtype), at);
+        close_to(what, got, want[r * (size_t)p->c + (size_t)i], largest, rounding(p->dtype), at);
       else if (got != 0)
         fail_msg("%s: %s[%zu] is padding and %.9g", label, what, at, got);
     }

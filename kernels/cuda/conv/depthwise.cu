@@ -156,9 +156,8 @@ int conv_is_depthwise(const cmkd_cuda_conv_shape *s) {
          (int64_t)s->kh * s->kw * (s->k / s->c) <= CONV_DEPTHWISE_TAPS;
 }
 
-static int lanes_for(int stride) {
-  return stride >= 40 ? 8 : stride >= 24 ? 4 : stride / 8;
-} /* a power of two, so that a warp holds whole slices */
+/* A power of two, so that a warp holds whole slices. */
+static int lanes_for(int stride) { return stride >= 40 ? 8 : stride >= 24 ? 4 : stride / 8; }
 
 static depthwise_args args_of(const cmkd_cuda_conv_shape *s, int forward) {
   depthwise_args a;

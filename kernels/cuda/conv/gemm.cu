@@ -9,8 +9,8 @@
 #include "kernels/cuda/conv/tile.h"
 
 typedef struct gemm_args {
-  const void *a, *b; /* x and w; dy and w; x and dy */
-  void *out;         /* y; dx; dw or its parts */
+  const void *a, *b; /* factors: x and w (forward), dy and w (backward data), x and dy (backward weights) */
+  void *out;         /* y, dx, or dw or its parts */
   const float *bias;
   const void *residual;
   int n, h, w, oh, ow, kh, kw, stride, pad, groups;
@@ -394,12 +394,11 @@ template <template <class, class, class> class PASS> static void launch(const cm
       launch_pass<PASS, T, float>(g, tile, m, n, grids, stream);
   });
 }
-static int two_halves(const cmkd_cuda_conv_shape *s) {
-  return s->dtype != CMKD_F32 && s->y_dtype == s->dtype;
-} /* both factors of a gradient */
+/* Whether both factors of a gradient are 16 bits wide. */
+static int both_16bit(const cmkd_cuda_conv_shape *s) { return s->dtype != CMKD_F32 && s->y_dtype == s->dtype; }
 
 static gemm_plan weights_plan(const cmkd_cuda_conv_shape *s, const gemm_args &g) {
-  return plan_for(s, two_halves(s), (int64_t)g.kh * g.kw * g.c8, g.k8, (int64_t)g.n * g.oh * g.ow, g.groups, 64);
+  return plan_for(s, both_16bit(s), (int64_t)g.kh * g.kw * g.c8, g.k8, (int64_t)g.n * g.oh * g.ow, g.groups, 64);
 }
 
 int conv_gemm_splits(const cmkd_cuda_conv_shape *s) { return weights_plan(s, args_of(s)).splits; }
@@ -432,7 +431,7 @@ cmkd_status conv_gemm_backward_data(const cmkd_cuda_conv_shape *s, const void *d
   const int64_t m = (int64_t)g.n * conv_ceil(g.h, g.stride) * conv_ceil(g.w, g.stride),
                 n = g.cg + g.x_stride - g.c; /* of the largest class */
   launch<data_pass>(s, g,
-                    plan_for(s, two_halves(s), m, n, (int64_t)g.kh * g.kw * g.k8, (int64_t)g.groups * classes, 0).tile,
+                    plan_for(s, both_16bit(s), m, n, (int64_t)g.kh * g.kw * g.k8, (int64_t)g.groups * classes, 0).tile,
                     m, n, g.groups * classes, stream);
   return launch_status("convolution, gradient of the input", err);
 }

@@ -7,7 +7,10 @@
 #include "base/file.h"
 #include "kernels/cuda/conv/select.h"
 
-enum { MOST_PLANS = 10, MOST_COMPILED = 3 }; /* candidates: ready plans; plans compiled at run time */
+enum {
+  MAX_PLANS = 10,  /* candidates that cuDNN has ready */
+  MAX_COMPILED = 3 /* candidates that are compiled at run time */
+};
 #define WORKSPACE_LIMIT ((size_t)256 << 20)
 
 cmkd_status cmkd_conv_selector_open(cmkd_cudnn *cudnn, const char *device, const char *cache_path, void *stream,
@@ -83,7 +86,7 @@ static cmkd_status remembered(cmkd_conv_selector *selector, const cmkd_conv_requ
 /* Appends cuDNN's plans for a request; none where it has none or fails. */
 static cmkd_status add_plans(cmkd_conv_selector *selector, const cmkd_conv_request *request, int separate, int capacity,
                              cmkd_conv_algorithm **candidate, int *count, cmkd_error *err) {
-  cmkd_cudnn_plan *plan[MOST_PLANS];
+  cmkd_cudnn_plan *plan[MAX_PLANS];
   cmkd_conv_request asked = *request;
   int plans = 0;
   if (separate) asked.pass = CMKD_CONV_FORWARD;
@@ -104,16 +107,16 @@ static cmkd_status add_plans(cmkd_conv_selector *selector, const cmkd_conv_reque
 
 static cmkd_status measure(cmkd_conv_selector *selector, const cmkd_conv_request *request, cmkd_conv_algorithm **out,
                            int *measured, cmkd_error *err) {
-  cmkd_conv_algorithm *candidate[1 + MOST_PLANS + MOST_COMPILED];
+  cmkd_conv_algorithm *candidate[1 + MAX_PLANS + MAX_COMPILED];
   int count = 0, winner = 0;
   const int fused = request->pass == CMKD_CONV_FORWARD_FUSED;
   cmkd_status status = cmkd_conv_algorithm_make(selector, request, NULL, 0, &candidate[0], err);
   if (status == CMKD_OK) count = 1;
   /* engines that fuse are mostly compiled at run time, about a second each: few of those */
   if (status == CMKD_OK && selector->cudnn)
-    status = add_plans(selector, request, 0, fused ? MOST_COMPILED : MOST_PLANS, candidate, &count, err);
+    status = add_plans(selector, request, 0, fused ? MAX_COMPILED : MAX_PLANS, candidate, &count, err);
   if (status == CMKD_OK && selector->cudnn && fused)
-    status = add_plans(selector, request, 1, MOST_PLANS, candidate, &count, err);
+    status = add_plans(selector, request, 1, MAX_PLANS, candidate, &count, err);
   *measured = count > 1;
   if (status == CMKD_OK && count > 1) status = cmkd_conv_autotune(selector, request, candidate, count, 1, &winner, err);
   for (int i = 0; i < count; i++)

@@ -12,11 +12,13 @@ typedef struct dist_args {
   const void *student, *teacher;
   int student_dtype, teacher_dtype, C, part;
   int64_t B;
-  const double *lse;               /* (B, 2) */
-  double inverse_T, scale, weight; /* of the gradient of 1 - rho; of the mean of 1 - rho in the loss */
-  double square;                   /* T^2 */
-  double *column;                  /* (C, 4): mean p, mean q, factor of p - mean, factor of q - mean */
-  double *loss;                    /* (C) 1 - rho */
+  const double *lse; /* (B, 2) */
+  double inverse_T;
+  double scale;   /* of the gradient of 1 - rho */
+  double weight;  /* of the mean of 1 - rho in the loss */
+  double square;  /* T^2 */
+  double *column; /* (C, 4): mean p, mean q, factor of p - mean, factor of q - mean */
+  double *loss;   /* (C) 1 - rho */
   float *grad;
   loss_state *state;
   cmkd_loss_result *result;

@@ -35,13 +35,14 @@ static_assert(sizeof(loss_args) + 64 <= 4096, "what a kernel takes by value on e
 
 /* Large rows: scratch for `wave` rows at a time. Strides are C + 1 where a prefix sum lives. */
 typedef struct long_rows {
-  int64_t first, count, wave; /* rows of this launch; rows that scratch holds */
-  int tiles;                  /* of LOSS_SHORT classes */
-  uint64_t *student[2],
-      *teacher[2];          /* (wave, C + 1) each: sorted keys and the other side of a merge; later prefix sums */
+  int64_t first, count; /* rows of this launch */
+  int64_t wave;         /* rows that scratch holds */
+  int tiles;            /* of LOSS_SHORT classes */
+  /* (wave, C + 1) each: sorted keys and the other side of a merge; later prefix sums */
+  uint64_t *student[2], *teacher[2];
   uint32_t *list;           /* (wave, C) */
   int32_t *rank;            /* (wave, C) twice the teacher's rank */
-  float *x, *spread, *grad; /* (wave, C) each; grad where the caller wants none */
+  float *x, *spread, *grad; /* (wave, C) each; grad is for callers that want none */
   int sorted;               /* which of the two holds the sorted keys */
 } long_rows;
 

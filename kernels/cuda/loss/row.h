@@ -32,8 +32,10 @@ static __device__ __forceinline__ double exp_of(double a) {
 }
 
 struct row_facts {
-  double s_max, t_max, s_rest, t_rest;         /* largest logits; without the label's */
-  double s_mean, t_mean, s_inverse, t_inverse; /* 1 / sigma; only when wanted */
+  double s_max, t_max;         /* largest logits */
+  double s_rest, t_rest;       /* largest logits without the label's */
+  double s_mean, t_mean;       /* only when wanted */
+  double s_inverse, t_inverse; /* 1 / sigma; only when wanted */
   double s_label, t_label;
   bool bad, degenerate;
 };
