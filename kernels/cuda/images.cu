@@ -6,6 +6,9 @@
 
 #define IMAGE_THREADS 256
 
+/* The crop of base/views.c: up to CROP_PAD pixels in each direction. */
+enum { CROP_PAD = 4, CROP_SHIFTS = 2 * CROP_PAD + 1 };
+
 typedef struct image_args {
   const uint8_t *pixels;
   const uint32_t *rows;
@@ -17,9 +20,9 @@ typedef struct image_args {
 
 /* Where output pixel `at` comes from, or -1 for outside; in pixels from the start of the data set. */
 static __device__ __forceinline__ int64_t source_of(const image_args &a, int64_t at) {
-  const int plane = a.h * a.w, pixel = (int)(at % plane), y = pixel / a.w;
-  const int64_t i = at / plane;
-  int x = pixel % a.w, dy = 4, dx = 4;
+  const int pixels = a.h * a.w, pixel = (int)(at % pixels), y = pixel / a.w;
+  const int64_t i = at / pixels;
+  int x = pixel % a.w, dy = CROP_PAD, dx = CROP_PAD;
   if (a.seeds) { /* none: every row is clean, the identity */
     uint32_t variant = (uint32_t)(a.seeds[i] % (uint32_t)a.variants);
     if (a.policy & CMKD_AUGMENT_FLIP) {
@@ -27,13 +30,13 @@ static __device__ __forceinline__ int64_t source_of(const image_args &a, int64_t
       variant /= 2;
     }
     if (a.policy & CMKD_AUGMENT_CROP) {
-      dx = (int)(variant % 9);
-      dy = (int)(variant / 9);
+      dx = (int)(variant % CROP_SHIFTS);
+      dy = (int)(variant / CROP_SHIFTS);
     }
   }
-  const int sy = y + dy - 4, sx = x + dx - 4;
+  const int sy = y + dy - CROP_PAD, sx = x + dx - CROP_PAD;
   if (sy < 0 || sy >= a.h || sx < 0 || sx >= a.w) return -1;
-  return (int64_t)a.rows[i] * plane + sy * a.w + sx;
+  return (int64_t)a.rows[i] * pixels + sy * a.w + sx;
 }
 
 __global__ void __launch_bounds__(IMAGE_THREADS)

@@ -46,8 +46,6 @@ void cmkd_cuda_images_free(cmkd_be_images *images) {
   free(images);
 }
 
-static size_t item_size(cmkd_dtype dtype) { return dtype == CMKD_F32 ? 4 : dtype == CMKD_F16 ? 2 : 1; }
-
 cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n, int classes, cmkd_be_rows **out,
                                   cmkd_error *err) {
   static const struct {
@@ -62,7 +60,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "codec %.20s, %llu rows: not kept on the device", codec,
                      (unsigned long long)n);
   CMKD_TRY(cmkd_cuda_use(b, err));
-  bytes = (size_t)n * (size_t)classes * item_size(known[kind].dtype);
+  bytes = (size_t)n * (size_t)classes * cmkd_dtype_size(known[kind].dtype);
   if (!fits(b, bytes + 4 * (size_t)n)) {
     say(b, "teacher rows on the host");
     return cmkd_fail(err, CMKD_ERR_MEMORY, "%.0f MB of teacher rows do not fit on the device", 1e-6 * (double)bytes);
@@ -83,7 +81,7 @@ cmkd_status cmkd_cuda_rows_create(cmkd_backend *b, const char *codec, uint64_t n
 
 cmkd_status cmkd_cuda_rows_write(cmkd_be_rows *r, uint64_t first, uint64_t count, const void *data,
                                  const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err) {
-  const size_t row = (size_t)r->width * item_size(r->dtype);
+  const size_t row = (size_t)r->width * cmkd_dtype_size(r->dtype);
   if (first > r->n || count > r->n - first || (r->dtype == CMKD_U8 && (!row_max || !row_range)))
     return cmkd_fail(err, CMKD_ERR_VALUE, "teacher rows %llu .. are out of range", (unsigned long long)first);
   CMKD_TRY(cmkd_cuda_use(r->backend, err));
