@@ -10,7 +10,7 @@
 #include "cmkd/views.h"
 #include "kernels/graph.h"
 
-#define CMKD_BACKEND_VERSION 3 /* of this table; a plugin with another one is refused by name */
+#define CMKD_BACKEND_VERSION 4 /* of this table; a plugin with another one is refused by name */
 
 typedef struct cmkd_backend
     cmkd_backend; /* one device; may hold many models; not thread-safe, but backends are independent */
@@ -124,7 +124,11 @@ typedef enum cmkd_param_slot { CMKD_SLOT_VALUE, CMKD_SLOT_MOMENTUM } cmkd_param_
 
 typedef struct cmkd_backend_table {
   int version;
-  const char *name; /* "cpu" */
+  const char *name;     /* "cpu"; for people: what callers decide by are the two facts below */
+  int computes_off_cpu; /* 1: the host's cores are free while a step runs */
+  /* Reduced precisions worth a try where less than fp32 will do, fastest first, NULL at the end; NULL: none. Not all
+   * that open() knows: bf16 is never faster than fp16, which is more exact. */
+  const char *const *precisions;
   cmkd_status (*open)(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err);
   void (*close)(cmkd_backend *backend);
   const char *(*describe)(const cmkd_backend *backend); /* "cpu: 2 threads, oneDNN 2.6.3, avx2" */

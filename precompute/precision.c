@@ -61,8 +61,7 @@ static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uin
 
 static cmkd_status measure(const cmkd_precision_wish *w, uint32_t count, float *exact, float *other,
                            cmkd_precision *out, cmkd_error *err) {
-  static const char *const fastest_first[] = {"fp16", "tf32", NULL};
-  const char *const asked[] = {w->asked, NULL}, *const *candidates = w->asked ? asked : fastest_first;
+  const char *const asked[] = {w->asked, NULL}, *const *candidates = w->asked ? asked : w->table->precisions;
   const size_t C = (size_t)w->data->classes;
   CMKD_TRY(sample_logits(w, "fp32", count, exact, err));
   if (!w->codec->thin)
@@ -80,8 +79,8 @@ static cmkd_status measure(const cmkd_precision_wish *w, uint32_t count, float *
 
 cmkd_status cmkd_precision_choose(const cmkd_precision_wish *w, cmkd_precision *out, cmkd_error *err) {
   *out = (cmkd_precision){w->asked ? w->asked : "fp32", 0, 0};
-  if (strcmp(w->table->name, "cuda") || (w->asked && !strcmp(w->asked, "fp32")))
-    return CMKD_OK; /* a CPU that was asked for something else says so itself */
+  /* A backend of one precision that was asked for another says so itself. */
+  if (!w->table->precisions || (w->asked && !strcmp(w->asked, "fp32"))) return CMKD_OK;
   const uint32_t count = w->data->n < SAMPLE ? w->data->n : SAMPLE;
   const size_t numbers = count * (size_t)w->data->classes;
   float *exact = malloc(2 * numbers * sizeof *exact);

@@ -35,6 +35,8 @@ static void linked_in_by_name(void **state) {
   assert_ok(cmkd_backend_find("cpu", NULL, &table, &err));
   assert_string_equal(table->name, "cpu");
   assert_int_equal(table->version, CMKD_BACKEND_VERSION);
+  assert_false(table->computes_off_cpu);
+  assert_null(table->precisions);
   assert_ok(cmkd_backend_find("ref", NULL, &table, &err));
   assert_string_equal(table->name, "ref");
 }

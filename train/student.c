@@ -48,13 +48,13 @@ static cmkd_status open_model(cmkd_student *s, cmkd_error *err) {
 
 static cmkd_status open_source(cmkd_student *s, cmkd_error *err) {
   const cmkd_session *session = s->session;
-  const int device_computes = !strcmp(session->table->name, "cuda");
-  const cmkd_source_inputs inputs = {.data = session->train,
-                                     .cache = session->cache,
-                                     .resident = session->resident,
-                                     .teacher = session->teacher,
-                                     .threads = device_computes ? 0 : 1, /* a CPU that trains has none to spare */
-                                     .memory = (uint64_t)session->options.stream_memory << 20};
+  const cmkd_source_inputs inputs = {
+      .data = session->train,
+      .cache = session->cache,
+      .resident = session->resident,
+      .teacher = session->teacher,
+      .threads = session->table->computes_off_cpu ? 0 : 1, /* a CPU that trains has none to spare */
+      .memory = (uint64_t)session->options.stream_memory << 20};
   return cmkd_source_open(&s->source, &s->settings, &inputs, err);
 }
 

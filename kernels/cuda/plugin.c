@@ -157,9 +157,12 @@ static cmkd_status open_device(const cmkd_backend_options *options, cmkd_backend
 static const char *describe(const cmkd_backend *b) { return b->text; }
 
 const cmkd_backend_table *cmkd_backend_plugin(void) {
+  static const char *const precisions[] = {"fp16", "tf32", NULL};
   static const cmkd_backend_table table = {
       .version = CMKD_BACKEND_VERSION,
       .name = "cuda",
+      .computes_off_cpu = 1,
+      .precisions = precisions,
       .open = open_device,
       .close = close_device,
       .describe = describe,
