@@ -1,9 +1,9 @@
 /* The operation list: what a network is to a backend. nets/ builds it, backends run it; it holds shapes and names, no
  * numbers. Ops are stored in execution order (topological). Training backends walk it forwards, then backwards: the
- * gradient rule is a property of the op kind, and gradients of a tensor read by several ops add up in list order.
- * Activations are (batch, h, w, c), NHWC; channels here are logical, a backend may pad them physically.
- * Parameters are given to and taken from backends as float32 in the layout of PyTorch state dicts: convolution (out,
- * in/groups, kh, kw), linear (out, in). */
+ * gradient rule is a property of the op kind, and gradients of a tensor that several ops read are summed in reverse
+ * list order: the last reader writes, the others add. Activations are (batch, h, w, c), NHWC; channels here are
+ * logical, a backend may pad them physically. Parameters are given to and taken from backends as float32 in the layout
+ * of PyTorch state dicts: convolution (out, in/groups, kh, kw), linear (out, in). */
 #ifndef CMKD_KERNELS_GRAPH_H
 #define CMKD_KERNELS_GRAPH_H
 #include <stddef.h>
@@ -37,9 +37,10 @@ typedef enum cmkd_op_kind {
 
 typedef enum cmkd_act { CMKD_ACT_NONE, CMKD_ACT_RELU, CMKD_ACT_RELU6 } cmkd_act;
 
+/* Of one image. */
 typedef struct cmkd_shape {
   int h, w, c;
-} cmkd_shape; /* per image */
+} cmkd_shape;
 
 typedef struct cmkd_op {
   cmkd_op_kind kind;
@@ -48,9 +49,9 @@ typedef struct cmkd_op {
   int out;
   int param[4]; /* parameter indices; -1: none */
   int kernel_h, kernel_w, stride, pad, groups;
-  int first; /* SLICE: first channel; PADSHORTCUT: pad_before */
-  float eps,
-      momentum; /* NORM: 1e-5, 0.1 (weight of the new batch in the running statistics; unbiased variance, as PyTorch) */
+  int first;      /* SLICE: first channel; PADSHORTCUT: pad_before */
+  float eps;      /* NORM; 1e-5 */
+  float momentum; /* NORM: weight of the new batch in the running statistics, 0.1; their variance is the unbiased one */
 } cmkd_op;
 
 typedef enum cmkd_param_kind {
@@ -67,8 +68,7 @@ typedef enum cmkd_init {
   CMKD_INIT_ZERO,
   CMKD_INIT_ONE,
   CMKD_INIT_KAIMING_FAN_OUT, /* N(0, sqrt(2 / (k*k*out))) */
-  CMKD_INIT_UNIFORM_FAN_IN,  /* U(-b, b), b = 1/sqrt(fan_in): PyTorch's default for conv and linear, weight and bias
-                                alike */
+  CMKD_INIT_UNIFORM_FAN_IN,  /* U(-b, b), b = 1/sqrt(fan_in): PyTorch's for weight and bias of conv and linear */
   CMKD_INIT_NORMAL_001       /* N(0, 0.01) */
 } cmkd_init;
 
@@ -135,8 +135,8 @@ static inline size_t cmkd_graph_output_width(const cmkd_graph *graph, int output
   return (size_t)shape.h * (size_t)shape.w * (size_t)shape.c;
 }
 int64_t cmkd_graph_parameters(const cmkd_graph *graph); /* trained numbers */
-int64_t
-cmkd_graph_macs(const cmkd_graph *graph); /* multiply-accumulates of convolutions and linear layers, per image */
+/* Multiply-accumulates of convolutions and linear layers, for one image. */
+int64_t cmkd_graph_macs(const cmkd_graph *graph);
 /* Every index in range, shapes consistent with the op's rule, every tensor written once before it is read. */
 cmkd_status cmkd_graph_check(const cmkd_graph *graph, cmkd_error *err);
 #ifdef __cplusplus

@@ -1,21 +1,21 @@
-/* From an operation list to what a backend executes: steps in phases, and where every activation and gradient lies.
+/* From an operation list to what a backend executes: items in phases, and where every activation and gradient lies.
  *
- * A phase is a run of steps that one thread may do image by image: between phases all threads meet, because batch norm
- * needs sums over the whole batch. Inside a phase a thread takes its images in chunks that stay in the second-level
- * cache from step to step.
+ * A phase is a run of items that one thread may do image by image. Between phases stands a barrier, because batch norm
+ * needs sums over the whole batch: at the start of a phase every thread combines, for itself, the sums that the phase
+ * before it left (forward: before FORWARD of a batch norm; backward: before NORM_BACKWARD). Inside a phase a thread
+ * takes its images in chunks that stay in the second-level cache from item to item.
  *
  *   forward   [gather conv1 moments] | [norm1 conv2 moments] | [norm2 ... globalpool linear]
- *   backward  [linear globalpool reduce2] | [apply2 conv2 reduce1] | [apply1 conv1]
+ *   backward  [linear globalpool sums2] | [backward2 conv2 sums1] | [backward1 conv1]
  *
- * Tensors that live within one phase lie in a buffer of the thread, of one chunk; the others have room for the batch in
- * one arena:
+ * Tensors that live within one phase lie in a buffer of the thread, of one chunk; the others, of the whole batch, lie
+ * in one arena. Gradients there share memory where their lives do not overlap:
  *
- *   arena  | values that backward reads (training) | gradients that cross phases, sharing slots when their lives do not
- * overlap |
+ *   arena  | values that backward reads (training) | gradients that cross phases |
  *
  * On a device nothing is local: a list runs op by op over the whole batch (cmkd_plan_layout.local 0).
  *
- * Will not do: compute. */
+ * Not here: arithmetic. */
 #ifndef CMKD_KERNELS_PLAN_H
 #define CMKD_KERNELS_PLAN_H
 #include <stddef.h>
@@ -30,18 +30,20 @@ typedef enum cmkd_plan_item_kind {
   CMKD_PLAN_NORM_SUMS,     /* batch norm's backward sums; masks its output gradient in place where that is passed on */
   CMKD_PLAN_NORM_BACKWARD, /* batch norm's input gradients */
   CMKD_PLAN_BACKWARD,      /* gradient of any other op */
-  CMKD_PLAN_OUTPUT         /* INFER: logits and features to the caller */
+  CMKD_PLAN_OUTPUT         /* INFER: every output of the graph that the caller asked for */
 } cmkd_plan_item_kind;
 
 typedef struct cmkd_plan_item {
   cmkd_plan_item_kind kind;
-  int op, norm;
+  int op;            /* -1: none (GATHER, OUTPUT) */
+  int norm;          /* FUSED: the batch norm; else -1 */
   int accumulate[2]; /* backward: input gradient i has been written before and is added to */
-  int skip[2];       /* backward: input gradient i is not wanted, or is the same memory */
+  int skip[2];       /* backward: input gradient i is not needed, or is the same memory */
 } cmkd_plan_item;
 
 typedef struct cmkd_plan_phase {
-  int first, items, chunk;
+  int first, items; /* plan->item[first .. first + items - 1] */
+  int chunk;        /* images that a thread takes at a time */
 } cmkd_plan_phase;
 
 /* Numbers of one image. Local: at `offset * chunk` floats in the thread's buffer; else at `offset * batch` in the
@@ -51,19 +53,21 @@ typedef struct cmkd_plan_buffer {
   size_t offset, size;
 } cmkd_plan_buffer;
 
-/* How tensors lie: channels physically a multiple of `pad`, an image's numbers of one tensor beginning at a multiple of
- * `align`. */
+/* How tensors lie. */
 typedef struct cmkd_plan_layout {
-  int pad, align, local;
+  int pad;   /* channels are physically a multiple of this */
+  int align; /* the numbers of one image begin at a multiple of this */
+  int local; /* 1: tensors may lie in threads' buffers */
 } cmkd_plan_layout;
 
 typedef struct cmkd_plan {
-  cmkd_plan_item *item;
-  cmkd_plan_phase *phase;
-  int items, phases, backward;    /* backward: the first phase after the loss */
+  cmkd_plan_item *item;   /* (items) */
+  cmkd_plan_phase *phase; /* (phases) */
+  int items, phases;
+  int backward;                   /* the first phase after the loss */
   cmkd_plan_buffer *value, *grad; /* (tensors) */
-  size_t arena, local; /* numbers per image of the batch; numbers per thread (training) or per image (inference without
-                          `local`) */
+  size_t arena;                   /* numbers for every image of the batch */
+  size_t local;                   /* numbers for every thread; without layout.local, in inference, for every image */
   cmkd_plan_layout layout;
 } cmkd_plan;
 
