@@ -1,5 +1,6 @@
 /* The parsed loss, as every implementation reads it: a short list of terms, each a plain struct of numbers that can be
- * copied to a device. Nothing here allocates. Formulas: docs/losses.md. C and CUDA code include this file. */
+ * copied to a device. The structs own no memory; of the functions only cmkd_loss_parse_with and cmkd_loss_ref_double
+ * allocate. Formulas: docs/losses.md. C and CUDA code include this file. */
 #ifndef CMKD_KERNELS_LOSS_H
 #define CMKD_KERNELS_LOSS_H
 #include "cmkd/loss.h"
