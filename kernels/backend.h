@@ -12,12 +12,14 @@
 
 #define CMKD_BACKEND_VERSION 4 /* of this table; a plugin with another one is refused by name */
 
-typedef struct cmkd_backend
-    cmkd_backend; /* one device; may hold many models; not thread-safe, but backends are independent */
-typedef struct cmkd_be_images cmkd_be_images; /* uint8 images resident on the device, read-only, shared by its models */
-typedef struct cmkd_be_rows
-    cmkd_be_rows; /* teacher logits resident on the device, as a cache stores them; shared by its models */
-typedef struct cmkd_be_model cmkd_be_model; /* a graph with its parameters, optimizer state and buffers */
+/* One device; may hold many models. Not thread-safe, but backends are independent of each other. */
+typedef struct cmkd_backend cmkd_backend;
+/* uint8 images resident on the device, read-only, shared by its models. */
+typedef struct cmkd_be_images cmkd_be_images;
+/* Teacher logits resident on the device, as a cache stores them; shared by its models. */
+typedef struct cmkd_be_rows cmkd_be_rows;
+/* A graph with its parameters, optimizer state and buffers. */
+typedef struct cmkd_be_model cmkd_be_model;
 
 /* All zero is a proper choice. Strings are read by cmkd_backend_find() and open() and not kept. */
 typedef struct cmkd_backend_options {
@@ -54,17 +56,30 @@ typedef struct cmkd_target_spec {
 } cmkd_target_spec;
 
 /* One more term of the training objective: weight times the mean over rows of the mean squared difference between a
- * named output and a named target of the same width. */
+ * named output and a named target of the same width.
+ * Like further targets, outputs beyond the network's two, cmkd_reduce and entropy_mean, no program sets one yet; every
+ * backend computes it, and tests/test_seam.c and tests/simt/test_cuda_seam.c hold them to it. */
 typedef struct cmkd_objective {
   const char *output, *target;
   double weight;
 } cmkd_objective;
 
-/* Between backward and update: `gradients`, `count` floats in the memory of the backend's device (host memory for cpu
- * and ref), all parameters in one block, are summed or averaged in place over ranks. The mean over the global batch is
- * the hook's business (each rank's loss is the mean over its own rows). Called once a step from the thread that runs
- * it; a device backend calls it while the step is queued or captured: the hook then only queues work on `stream` (NULL
- * on the host). */
+/* The all-reduce of data-parallel training, between backward and update: `gradients`, `count` floats in the memory of
+ * the backend's device (host memory for cpu and ref), all parameters in one block, are summed or averaged in place over
+ * ranks. The mean over the global batch is the hook's business (each rank's loss is the mean over its own rows). Called
+ * once a step from the thread that runs it; a device backend calls it while the step is queued or captured: the hook
+ * then only queues work on `stream` (NULL on the host). No program sets it yet; what whoever does must know:
+ *
+ * - Order and padding of the block are the backend's own, and `count` is not the number of parameters: only equal
+ *   backends with equal graphs may be reduced together.
+ * - In fp16 (cuda) gradients are still multiplied by the loss scale, which every rank keeps for itself. An overflow
+ *   reaches all ranks through the sum, and all scales change alike; a rank that skips a step (below) lets them differ.
+ * - Batch norm's statistics are of a rank's own rows, and its running ones are not reduced: they differ between ranks.
+ * - A step with a bad row: cpu and ref return before the hook, and other ranks would wait for this one for ever; cuda
+ *   calls it with gradients that may be NaN, and this rank alone leaves its parameters as they were. The hook needs a
+ *   way to give up.
+ * - Of a loss, the gate's mean entropy can be that of the global batch (cmkd_step.entropy_mean); DIST's columns
+ *   correlate a rank's own rows. */
 typedef struct cmkd_reduce {
   void *self;
   cmkd_status (*run)(void *self, float *gradients, size_t count, void *stream, cmkd_error *err); /* NULL: none */
@@ -75,7 +90,7 @@ typedef struct cmkd_model_config {
   int batch;               /* most rows a step may have */
   int train;               /* 0: inference only, no gradients kept */
   float mean[4], std[4];   /* x = (pixel / 255 - mean) / std, per channel */
-  cmkd_policy policy;      /* how a row's seed moves its pixels */
+  cmkd_policy policy;      /* which view of an image a row's seed gives */
   const cmkd_loss *loss;   /* training; borrowed for the model's life */
   float momentum, weight_decay;
   int nesterov;
@@ -104,8 +119,9 @@ typedef struct cmkd_step {
   const uint64_t *seeds;                /* (count); NULL: every row clean */
   cmkd_target target[CMKD_MAX_TARGETS]; /* as in the model's configuration; [0] is "teacher" */
   double lr, epoch;                     /* epoch from 1, for loss warm-ups */
-  /* Mean entropy of the teacher's rows over the global batch, for losses with a gate; 0: the mean over these rows. (A
-   * global mean of exactly 0 says that every row's entropy is 0: both are then the same.) */
+  /* Mean entropy of the teacher's rows over the global batch, for losses with a gate. 0, as a step that says nothing
+   * of it has, stands for the mean over these rows; losses themselves take NaN for that (cmkd_step_entropy_mean). A
+   * global mean of exactly 0 needs no value of its own: every row's entropy, and so these rows' mean, is 0 then. */
   double entropy_mean;
 } cmkd_step;
 
@@ -138,8 +154,7 @@ typedef struct cmkd_backend_table {
   cmkd_status (*model_create)(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
                               cmkd_error *err);
   void (*model_free)(cmkd_be_model *model);
-  /* params[i]: host array of graph->param[i].count floats, or NULL to leave it alone. Momentum of buffers is ignored.
-   */
+  /* params[i]: host array of graph->param[i].count floats, or NULL to leave it alone. Buffers have no momentum. */
   cmkd_status (*upload)(cmkd_be_model *model, cmkd_param_slot slot, const float *const *params, cmkd_error *err);
   cmkd_status (*download)(cmkd_be_model *model, cmkd_param_slot slot, float *const *params, cmkd_error *err);
   /* Runs k steps. TRAIN: gather, augment, normalise, forward, loss, backward, update. INFER: forward with running
@@ -150,12 +165,12 @@ typedef struct cmkd_backend_table {
    * result.loss.bad_row set, no update applied. */
   cmkd_status (*run)(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
                      float *const *outputs, cmkd_error *err);
-  /* Waits, then hands over the results of the TRAIN steps run since the last read, oldest first; *k in: room, out: how
-   * many. */
+  /* Waits, then hands over the results of the TRAIN steps run since the last read, oldest first; *k in: how
+   * many fit, out: how many there were. */
   cmkd_status (*read)(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err);
-  /* Optional (NULL), all three or none: room for `rows` rows of teacher logits in the form in which codec "f32", "f16"
-   * or "u8sqrt" stores them. CMKD_ERR_MEMORY where they do not fit beside what models need, CMKD_ERR_UNSUPPORTED for
-   * other codecs: the caller then gives rows as floats, step by step. write copies rows [first, first + count) and
+  /* Optional (NULL), all three or none: memory for `rows` rows of teacher logits in the form in which codec "f32",
+   * "f16" or "u8sqrt" stores them. CMKD_ERR_MEMORY where they do not fit beside what models need, CMKD_ERR_UNSUPPORTED
+   * for other codecs: the caller then gives rows as floats, step by step. write copies rows [first, first + count) and
    * waits: data (count, classes); row_max, row_range (count) of u8sqrt, else NULL. A step may only name rows that were
    * written. */
   cmkd_status (*rows_create)(cmkd_backend *backend, const char *codec, uint64_t rows, int classes, cmkd_be_rows **out,
@@ -163,9 +178,9 @@ typedef struct cmkd_backend_table {
   cmkd_status (*rows_write)(cmkd_be_rows *rows, uint64_t first, uint64_t count, const void *data,
                             const uint16_t *row_max, const uint16_t *row_range, cmkd_error *err);
   void (*rows_free)(cmkd_be_rows *rows);
-  /* Optional (NULL), both or none: what a resumed run needs beside its parameters to go on bit for bit (who computes
-   * each convolution, fp16's loss scale), as one line of JSON; caller frees. load comes before the first run; the text
-   * of another device or library is passed over: *used 0. */
+  /* Optional (NULL), both or none: what a resumed run needs beside its parameters to go on bit for bit (the algorithm
+   * of each convolution, fp16's loss scale), as one line of JSON; caller frees. load comes before the first run; the
+   * text of another device or library is passed over: *used 0. */
   cmkd_status (*save)(cmkd_be_model *model, char **text, cmkd_error *err);
   cmkd_status (*load)(cmkd_be_model *model, const char *text, int *used, cmkd_error *err);
   /* Optional (NULL): gradients of the last TRAIN step, for tests; laid out like the parameters. */
