@@ -242,13 +242,13 @@ static void run_peak(void) {
       const cmkd_tap_run run = {.length = K};
       const cmkd_conv_region region = {.ny = 1, .nx = N, .k = K, .runs = 1, .run = &run};
       const cmkd_direct_pass pass = {
-          .groups = 1, .outs = k->block, .dst_col = k->block, .regions = 1, .region = &region};
+          .groups = 1, .outs = k->channel_block, .dst_col = k->channel_block, .regions = 1, .region = &region};
       for (int i = 0; i < 500; i++)
         k->conv_run(&pass, 1, source, weights, &(cmkd_epilogue){0}, out);
     }
     seconds[s] = now() - start;
   }
-  report(k->name, seconds, n, 0, 500.0 * 2 * N * K * k->block * (double)threads);
+  report(k->name, seconds, n, 0, 500.0 * 2 * N * K * k->channel_block * (double)threads);
 }
 
 int main(int argc, char **argv) {

@@ -27,14 +27,14 @@ typedef struct cmkd_pool_window {
 } cmkd_pool_window;
 
 typedef struct cmkd_cpu_kernels {
-  const char *name; /* "avx2" */
-  int block;        /* output channels whose convolution weights are packed together */
+  const char *name;  /* "avx2" */
+  int channel_block; /* output channels whose convolution weights are packed together */
 
   /* Direct convolution of n images (conv/direct.h). */
   void (*conv_run)(const cmkd_direct_pass *pass, int n, const float *src, const float *weights,
                    const cmkd_epilogue *epilogue, float *dst);
-  /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass. `block`
-   * floats past the end of ddst must be readable. */
+  /* grad (packed like the forward weights) += source windows (x) output gradients. `pass` is the forward pass.
+   * `channel_block` floats past the end of ddst must be readable. */
   void (*conv_wgrad)(const cmkd_direct_pass *pass, int n, const float *src, const float *ddst, float *grad);
   /* The same for depthwise convolutions. */
   void (*depth_run)(const cmkd_direct_pass *pass, int n, const float *src, const float *weights,
@@ -50,8 +50,9 @@ typedef struct cmkd_cpu_kernels {
   /* sum1 (c) += sum of dz, sum2 (c) += sum of dz * (x - mean), over pixels. masked (px, c) receives dz; it may be dy
    * itself, or NULL. */
   void (*norm_backward_sums)(const cmkd_norm_gradient *g, float *masked, double *sum1, double *sum2);
-  /* dx (px, c) = scale * dz + slope * (x - mean) + offset, added to what is there if accumulate. slope, offset (c). */
-  void (*norm_backward)(const cmkd_norm_gradient *g, const float *slope, const float *offset, int accumulate,
+  /* dx (px, c) = scale * dz + dx_scale * (x - mean) + dx_shift, added to what is there if
+   * accumulate. dx_scale, dx_shift (c). */
+  void (*norm_backward)(const cmkd_norm_gradient *g, const float *dx_scale, const float *dx_shift, int accumulate,
                         float *dx);
   /* sum (c) += x (px, c) over pixels. */
   void (*channel_sums)(const float *x, int64_t px, int c, double *sum);

@@ -6,7 +6,7 @@
 #include "kernels/cpu/pool_impl.h"
 
 const cmkd_cpu_kernels KERNELS_TABLE = {.name = KERNELS_NAME,
-                                        .block = BLOCK,
+                                        .channel_block = BLOCK,
                                         .conv_run = conv_run,
                                         .conv_wgrad = conv_wgrad,
                                         .depth_run = depth_run,

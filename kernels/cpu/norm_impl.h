@@ -132,8 +132,8 @@ static void affine(const float *x, const float *scale, const float *shift, const
 }
 
 /* Channels [at, at + vectors * VF), or [at, at + part) where part is not 0. */
-INLINE void reduce_vectors(const cmkd_norm_gradient *g, int at, float *masked, double *sum1, double *sum2,
-                           const int vectors, const int part) {
+INLINE void sum_vectors(const cmkd_norm_gradient *g, int at, float *masked, double *sum1, double *sum2,
+                        const int vectors, const int part) {
   const float *dy = g->dy + at, *x = g->x + at, *y = g->y ? g->y + at : NULL;
   const cmkd_act act = g->act;
   const int64_t px = g->px;
@@ -169,34 +169,34 @@ INLINE void reduce_vectors(const cmkd_norm_gradient *g, int at, float *masked, d
 static void norm_backward_sums(const cmkd_norm_gradient *g, float *masked, double *sum1, double *sum2) {
   int at = 0;
   for (; at + 4 * VF <= g->c; at += 4 * VF)
-    reduce_vectors(g, at, masked, sum1, sum2, 4, 0);
+    sum_vectors(g, at, masked, sum1, sum2, 4, 0);
   for (; at + 2 * VF <= g->c; at += 2 * VF)
-    reduce_vectors(g, at, masked, sum1, sum2, 2, 0);
+    sum_vectors(g, at, masked, sum1, sum2, 2, 0);
   for (; at + VF <= g->c; at += VF)
-    reduce_vectors(g, at, masked, sum1, sum2, 1, 0);
-  if (at < g->c) reduce_vectors(g, at, masked, sum1, sum2, 1, g->c - at);
+    sum_vectors(g, at, masked, sum1, sum2, 1, 0);
+  if (at < g->c) sum_vectors(g, at, masked, sum1, sum2, 1, g->c - at);
 }
 
 /* One vector of channels from `at` on, of the pixel whose channels begin at float `pixel`. */
-INLINE void apply_vector(const cmkd_norm_gradient *g, const float *slope, const float *offset, int accumulate,
-                         float *dx, int64_t pixel, int at, const int part) {
+INLINE void backward_vector(const cmkd_norm_gradient *g, const float *dx_scale, const float *dx_shift, int accumulate,
+                            float *dx, int64_t pixel, int at, const int part) {
   const int64_t o = pixel + at;
   const vf x = load_part(g->x + o, part), scale = load_part(g->scale + at, part),
            z = g->y ? load_part(g->y + o, part) : x * scale + load_part(g->shift + at, part);
   vf d = activate_backward(load_part(g->dy + o, part), z, g->act) * scale +
-         (load_part(slope + at, part) * (x - load_part(g->mean + at, part)) + load_part(offset + at, part));
+         (load_part(dx_scale + at, part) * (x - load_part(g->mean + at, part)) + load_part(dx_shift + at, part));
   if (accumulate) d += load_part(dx + o, part);
   store_part(dx + o, d, part);
 }
 
-static void norm_backward(const cmkd_norm_gradient *gradient, const float *slope, const float *offset, int accumulate,
-                          float *dx) {
+static void norm_backward(const cmkd_norm_gradient *gradient, const float *dx_scale, const float *dx_shift,
+                          int accumulate, float *dx) {
   const cmkd_norm_gradient g = *gradient; /* a copy, which stores to dx cannot change */
   const int whole = g.c / VF * VF, part = g.c % VF;
   for (int64_t i = 0, pixel = 0; i < g.px; i++, pixel += g.c) {
     for (int at = 0; at < whole; at += VF)
-      apply_vector(&g, slope, offset, accumulate, dx, pixel, at, 0);
-    if (part) apply_vector(&g, slope, offset, accumulate, dx, pixel, whole, part);
+      backward_vector(&g, dx_scale, dx_shift, accumulate, dx, pixel, at, 0);
+    if (part) backward_vector(&g, dx_scale, dx_shift, accumulate, dx, pixel, whole, part);
   }
 }
 

@@ -21,7 +21,7 @@ cmkd_status cmkd_conv_create(const cmkd_conv_geometry *geometry, const cmkd_conv
   cmkd_conv *conv = calloc(1, sizeof *conv);
   if (!conv) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory planning a convolution");
   const cmkd_conv_geometry *g = geometry;
-  const int block = options->kernels->block;
+  const int block = options->kernels->channel_block;
   conv->g = *g;
   conv->kernels = options->kernels;
   conv->in_floats = cmkd_conv_in_floats(g);
@@ -56,12 +56,12 @@ void cmkd_conv_pack(const cmkd_conv *conv, int first, int count, const float *pl
   if (backward) cmkd_direct_pack_backward(&conv->backward, first, count, plain, backward);
 }
 
-void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count,
+void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int workers, int first, int count,
                            float *plain) {
   if (conv->dnnl)
-    cmkd_conv_dnnl_unpack_grad(conv->dnnl, packed, lanes, plain);
+    cmkd_conv_dnnl_unpack_grad(conv->dnnl, packed, workers, plain);
   else
-    cmkd_direct_unpack_grad(&conv->forward, packed, lanes, first, count, plain);
+    cmkd_direct_unpack_grad(&conv->forward, packed, workers, first, count, plain);
 }
 
 static void run_direct(const cmkd_conv *conv, const cmkd_direct_plan *plan, int n, const float *src,

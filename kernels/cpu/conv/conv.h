@@ -27,8 +27,8 @@ double cmkd_conv_flops(const cmkd_conv *conv); /* of one pass over one image */
  * be NULL; their padding is left alone and must be zeros. Output channels [first, first + count) only, which with
  * oneDNN must be all of them. */
 void cmkd_conv_pack(const cmkd_conv *conv, int first, int count, const float *plain, float *forward, float *backward);
-/* plain = sum of `lanes` packed gradients, in that order; output channels as above. */
-void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int lanes, int first, int count,
+/* plain = sum of the packed gradients of all `workers`, in that order; output channels as above. */
+void cmkd_conv_unpack_grad(const cmkd_conv *conv, const float *const *packed, int workers, int first, int count,
                            float *plain);
 
 /* src (n, ih, iw, ic) -> dst (n, oh, ow, oc). epilogue->add, where given, is laid out like dst. thread: 0 .. threads
@@ -38,7 +38,8 @@ void cmkd_conv_forward(const cmkd_conv *conv, int thread, int n, const float *sr
 /* dsrc (n, ih, iw, ic) = transposed convolution of ddst (n, oh, ow, oc), added to what is there if accumulate. */
 void cmkd_conv_backward_data(const cmkd_conv *conv, int thread, int n, const float *ddst, const float *weights,
                              int accumulate, float *dsrc);
-/* grad (grad_floats, packed) += . kernels->block floats past ddst's end must be readable. */
+/* Adds the weight gradient of these n images to grad (grad_floats, packed). kernels->channel_block floats past ddst's
+ * end must be readable. */
 void cmkd_conv_backward_weights(const cmkd_conv *conv, int thread, int n, const float *src, const float *ddst,
                                 float *grad);
 #endif

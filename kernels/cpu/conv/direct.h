@@ -17,8 +17,8 @@ typedef struct cmkd_tap_run {
   int weights;    /* where their weights begin: an index k into the region's packed weights */
 } cmkd_tap_run;
 
-/* Destination pixels (y0 + i * step, x0 + j * step), i < ny, j < nx, that share one list of taps. step is the forward
- * stride in a backward-data pass, else 1. */
+/* Destination pixels (y0 + i * s, x0 + j * s), i < ny, j < nx, that share one list of taps. s is the forward stride in
+ * a backward-data pass, else 1; it is no field, but inside the pass's dst_row and dst_col. */
 typedef struct cmkd_conv_region {
   int ny, nx;
   int y0, x0;
@@ -38,14 +38,14 @@ typedef struct cmkd_wgrad_rect {
   int64_t ddst; /* offset of the first pixel in an output row */
 } cmkd_wgrad_rect;
 
-/* Packed weights: [group][block][k][B], B = cmkd_cpu_kernels.block output channels, the last block padded with zeros.
- * Depthwise: [k][channels]. Strides are in floats. */
+/* Packed weights: [group][block][k][B], B = cmkd_cpu_kernels.channel_block output channels, the last block
+ * padded with zeros. Depthwise: [k][channels]. Strides are in floats. */
 typedef struct cmkd_direct_pass {
   int groups;
   int outs;                       /* destination channels per group */
   int64_t src_row, src_col;       /* source: between destination pixels one down, one right */
   int64_t src_group, src_image;   /* source: between groups, images */
-  int64_t dst_row, dst_col;       /* destination: between neighbouring pixels of one region (step is included) */
+  int64_t dst_row, dst_col;       /* destination: between neighbouring pixels of one region (s is inside) */
   int64_t dst_y, dst_x;           /* destination: between neighbouring pixels of the image */
   int64_t dst_image;              /* destination: between images */
   int regions, rects;             /* lengths of region[], rect[] */

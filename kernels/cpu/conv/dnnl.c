@@ -21,8 +21,8 @@ void cmkd_conv_dnnl_free(cmkd_conv_dnnl *dnnl) { (void)dnnl; }
 void cmkd_conv_dnnl_pack(const cmkd_conv_dnnl *dnnl, const float *plain, float *forward, float *backward) {
   (void)dnnl, (void)plain, (void)forward, (void)backward;
 }
-void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *dnnl, const float *const *packed, int lanes, float *plain) {
-  (void)dnnl, (void)packed, (void)lanes, (void)plain;
+void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *dnnl, const float *const *packed, int workers, float *plain) {
+  (void)dnnl, (void)packed, (void)workers, (void)plain;
 }
 void cmkd_conv_dnnl_forward(const cmkd_conv_dnnl *dnnl, int thread, int n, const float *src, const float *weights,
                             const cmkd_epilogue *epilogue, float *dst) {
@@ -56,11 +56,11 @@ typedef struct dnnl_pass {
 } dnnl_pass;
 
 /* What one thread needs to run the passes. */
-typedef struct dnnl_lane {
+typedef struct dnnl_worker {
   dnnl_stream_t stream;
   dnnl_memory_t memory[PASSES][MEMORIES];
   float *buffer; /* scratchpad (pad_floats), then a result that is to be added */
-} dnnl_lane;
+} dnnl_worker;
 
 struct cmkd_conv_dnnl {
   cmkd_conv_geometry g;
@@ -70,8 +70,8 @@ struct cmkd_conv_dnnl {
   dnnl_engine_t engine;
   dnnl_primitive_attr_t attr;
   dnnl_pass pass[PASSES];
-  dnnl_lane *lane; /* (lanes), one a thread */
-  int lanes;
+  dnnl_worker *worker; /* (workers), one a thread */
+  int workers;
   size_t pad_floats;
   float *zeros;                /* (oc), the bias where none is given */
   dnnl_primitive_t reorder[3]; /* plain -> forward, plain -> backward, gradient -> plain */
@@ -88,9 +88,9 @@ const char *cmkd_conv_dnnl_version(char buffer[32]) {
 void cmkd_conv_dnnl_free(cmkd_conv_dnnl *d) {
   if (!d) return;
   for (int p = 0; p < PASSES; p++) {
-    for (int t = 0; d->lane && t < d->lanes; t++)
+    for (int t = 0; d->worker && t < d->workers; t++)
       for (int m = 0; m < MEMORIES; m++)
-        if (d->lane[t].memory[p][m]) dnnl_memory_destroy(d->lane[t].memory[p][m]);
+        if (d->worker[t].memory[p][m]) dnnl_memory_destroy(d->worker[t].memory[p][m]);
     if (d->pass[p].primitive) dnnl_primitive_destroy(d->pass[p].primitive);
     if (d->pass[p].pd) dnnl_primitive_desc_destroy(d->pass[p].pd);
   }
@@ -99,13 +99,13 @@ void cmkd_conv_dnnl_free(cmkd_conv_dnnl *d) {
     if (d->plain[i]) dnnl_memory_destroy(d->plain[i]);
     if (d->packed[i]) dnnl_memory_destroy(d->packed[i]);
   }
-  for (int t = 0; d->lane && t < d->lanes; t++) {
-    if (d->lane[t].stream) dnnl_stream_destroy(d->lane[t].stream);
-    free(d->lane[t].buffer);
+  for (int t = 0; d->worker && t < d->workers; t++) {
+    if (d->worker[t].stream) dnnl_stream_destroy(d->worker[t].stream);
+    free(d->worker[t].buffer);
   }
   if (d->attr) dnnl_primitive_attr_destroy(d->attr);
   if (d->engine) dnnl_engine_destroy(d->engine);
-  free(d->lane);
+  free(d->worker);
   free(d->zeros);
   free(d);
 }
@@ -144,11 +144,11 @@ static int make_pass(cmkd_conv_dnnl *d, int which, const shim_conv *c) {
   return dnnl_primitive_create(&p->primitive, p->pd) == dnnl_success;
 }
 
-static int make_lane(cmkd_conv_dnnl *d, dnnl_lane *lane, const shim_conv *one, const shim_conv *many, size_t extra,
-                     int passes) {
+static int make_worker(cmkd_conv_dnnl *d, dnnl_worker *worker, const shim_conv *one, const shim_conv *many,
+                       size_t extra, int passes) {
   size_t bytes = ((d->pad_floats + extra) * sizeof(float) + 127) / 64 * 64;
-  if (dnnl_stream_create(&lane->stream, d->engine, dnnl_stream_default_flags) != dnnl_success ||
-      !(lane->buffer = aligned_alloc(64, bytes)))
+  if (dnnl_stream_create(&worker->stream, d->engine, dnnl_stream_default_flags) != dnnl_success ||
+      !(worker->buffer = aligned_alloc(64, bytes)))
     return 0;
   for (int p = 0; p < passes; p++) {
     const shim_conv *c = p == WEIGHTS_MANY ? many : one;
@@ -162,9 +162,9 @@ static int make_lane(cmkd_conv_dnnl *d, dnnl_lane *lane, const shim_conv *one, c
                                 [WEI] = DNNL_MEMORY_NONE,
                                 [DST] = DNNL_MEMORY_NONE,
                                 [BIAS] = d->zeros,
-                                [PAD] = lane->buffer};
+                                [PAD] = worker->buffer};
     for (int m = 0; m < MEMORIES; m++)
-      if (dnnl_memory_create(&lane->memory[p][m], md[m], d->engine, at[m]) != dnnl_success) return 0;
+      if (dnnl_memory_create(&worker->memory[p][m], md[m], d->engine, at[m]) != dnnl_success) return 0;
   }
   return 1;
 }
@@ -197,9 +197,9 @@ static int create(const cmkd_conv_options *options, cmkd_conv_dnnl *d) {
   const int passes = options->train ? PASSES : 1;
   int good = describe(g, 1, &one) & describe(g, MANY, &many);
   d->zeros = calloc((size_t)g->oc, sizeof(float));
-  d->lane = calloc((size_t)options->threads, sizeof *d->lane);
-  d->lanes = options->threads;
-  good = good && d->zeros && d->lane && dnnl_engine_create(&d->engine, dnnl_cpu, 0) == dnnl_success &&
+  d->worker = calloc((size_t)options->threads, sizeof *d->worker);
+  d->workers = options->threads;
+  good = good && d->zeros && d->worker && dnnl_engine_create(&d->engine, dnnl_cpu, 0) == dnnl_success &&
          dnnl_primitive_attr_create(&d->attr) == dnnl_success &&
          dnnl_primitive_attr_set_scratchpad_mode(d->attr, dnnl_scratchpad_mode_user) == dnnl_success;
   for (int p = 0; p < passes && good; p++) {
@@ -212,8 +212,8 @@ static int create(const cmkd_conv_options *options, cmkd_conv_dnnl *d) {
   d->grad_floats = options->train ? d->pass[WEIGHTS].weights / sizeof(float) : 0;
   size_t result = 0; /* an image's gradient or the weights', to be added to what is there */
   if (options->train) result = d->in_floats > d->grad_floats ? d->in_floats : d->grad_floats;
-  for (int t = 0; t < d->lanes && good; t++)
-    good = make_lane(d, &d->lane[t], &one, &many, result, passes);
+  for (int t = 0; t < d->workers && good; t++)
+    good = make_worker(d, &d->worker[t], &one, &many, result, passes);
   for (int i = 0; i < (options->train ? 3 : 1) && good; i++)
     good = make_reorder(d, g, i);
   describe_free(&one);
@@ -264,8 +264,8 @@ typedef struct dnnl_operands {
 
 /* One primitive on one thread. A failure poisons the result, so that the step is refused. */
 static void execute(const cmkd_conv_dnnl *d, int which, int thread, const dnnl_operands *o) {
-  const dnnl_lane *lane = &d->lane[thread];
-  const dnnl_memory_t *m = lane->memory[which];
+  const dnnl_worker *worker = &d->worker[thread];
+  const dnnl_memory_t *m = worker->memory[which];
   point(m[SRC], o->src);
   point(m[WEI], o->weights);
   point(m[DST], o->dst);
@@ -275,8 +275,9 @@ static void execute(const cmkd_conv_dnnl *d, int which, int thread, const dnnl_o
                                   {which == FORWARD ? DNNL_ARG_DST : DNNL_ARG_DIFF_DST, m[DST]},
                                   {DNNL_ARG_SCRATCHPAD, m[PAD]},
                                   {DNNL_ARG_BIAS, m[BIAS]}};
-  if (dnnl_primitive_execute(d->pass[which].primitive, lane->stream, which == FORWARD ? 5 : 4, args) == dnnl_success &&
-      dnnl_stream_wait(lane->stream) == dnnl_success)
+  if (dnnl_primitive_execute(d->pass[which].primitive, worker->stream, which == FORWARD ? 5 : 4, args) ==
+          dnnl_success &&
+      dnnl_stream_wait(worker->stream) == dnnl_success)
     return;
   for (size_t i = 0; i < o->floats; i++)
     o->result[i] = NAN;
@@ -301,7 +302,7 @@ void cmkd_conv_dnnl_forward(const cmkd_conv_dnnl *d, int thread, int n, const fl
 
 void cmkd_conv_dnnl_backward_data(const cmkd_conv_dnnl *d, int thread, int n, const float *ddst, const float *weights,
                                   int accumulate, float *dsrc) {
-  float *buffer = d->lane[thread].buffer + d->pad_floats;
+  float *buffer = d->worker[thread].buffer + d->pad_floats;
   for (int i = 0; i < n; i++, ddst += d->out_floats, dsrc += d->in_floats) {
     float *to = accumulate ? buffer : dsrc;
     execute(d, DATA, thread,
@@ -312,7 +313,7 @@ void cmkd_conv_dnnl_backward_data(const cmkd_conv_dnnl *d, int thread, int n, co
 
 void cmkd_conv_dnnl_backward_weights(const cmkd_conv_dnnl *d, int thread, int n, const float *src, const float *ddst,
                                      float *grad) {
-  float *buffer = d->lane[thread].buffer + d->pad_floats;
+  float *buffer = d->worker[thread].buffer + d->pad_floats;
   for (int i = 0, images; i < n; i += images) {
     images = n - i >= MANY ? MANY : 1;
     execute(d, images == MANY ? WEIGHTS_MANY : WEIGHTS, thread,
@@ -345,10 +346,10 @@ void cmkd_conv_dnnl_pack(const cmkd_conv_dnnl *d, const float *plain, float *for
   if (backward && !reorder(d, DATA, plain, backward)) backward[0] = NAN;
 }
 
-void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *d, const float *const *packed, int lanes, float *plain) {
-  float *sum = d->lane[0].buffer + d->pad_floats; /* between steps no pass uses it */
+void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *d, const float *const *packed, int workers, float *plain) {
+  float *sum = d->worker[0].buffer + d->pad_floats; /* between steps no pass uses it */
   memcpy(sum, packed[0], d->grad_floats * sizeof *sum);
-  for (int t = 1; t < lanes; t++)
+  for (int t = 1; t < workers; t++)
     d->kernels->add(sum, packed[t], (int64_t)d->grad_floats);
   if (!reorder(d, WEIGHTS, plain, sum)) plain[0] = NAN;
 }

@@ -19,7 +19,7 @@ void cmkd_conv_dnnl_free(cmkd_conv_dnnl *dnnl); /* NULL: nothing */
 /* As the functions of conv.h, for all output channels. One thread at a time packs and unpacks a convolution. A failure
  * inside oneDNN, which it does not document for valid arguments, leaves NaN in the result. */
 void cmkd_conv_dnnl_pack(const cmkd_conv_dnnl *dnnl, const float *plain, float *forward, float *backward);
-void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *dnnl, const float *const *packed, int lanes, float *plain);
+void cmkd_conv_dnnl_unpack_grad(const cmkd_conv_dnnl *dnnl, const float *const *packed, int workers, float *plain);
 void cmkd_conv_dnnl_forward(const cmkd_conv_dnnl *dnnl, int thread, int n, const float *src, const float *weights,
                             const cmkd_epilogue *epilogue, float *dst);
 void cmkd_conv_dnnl_backward_data(const cmkd_conv_dnnl *dnnl, int thread, int n, const float *ddst,

@@ -244,7 +244,7 @@ static void add_phases(cmkd_direct_plan *plan, cmkd_conv_region *region, cmkd_ta
   for (int i = 0; i < sy * sx; i++) {
     const phase_layout phase = {
         .y = &y[i / sx], .x = &x[i % sx], .y0 = i / sx, .x0 = i % sx, .stride = g->stride, .weights = taps * per_tap};
-    plan->phase[plan->phases++] = (cmkd_conv_phase){phase.y->taps * phase.x->taps, phase.weights};
+    plan->phase[plan->phases++] = (cmkd_stride_phase){phase.y->taps * phase.x->taps, phase.weights};
     runs += add_regions(&plan->pass, region, run + runs, &source, &phase);
     for (int ty = 0; ty < phase.y->taps; ty++)
       for (int tx = 0; tx < phase.x->taps; tx++)
@@ -302,10 +302,9 @@ static int64_t plain_input(const cmkd_conv_geometry *g, int i) {
   return (int64_t)(i % planes) * g->plane + i / planes;
 }
 
-/* Where the forward weights of output channels first .. first + count - 1 (at most MAX_CHANNELS) begin; the inputs of a
- * tap are a block apart. */
-#define MAX_CHANNELS 16
-static void forward_offsets(const cmkd_direct_plan *plan, int first, int count, int64_t offset[MAX_CHANNELS]) {
+/* Where the forward weights of output channels first .. first + count - 1 (at most CMKD_CONV_SLICE) begin; the inputs
+ * of a tap are a block apart. */
+static void forward_offsets(const cmkd_direct_plan *plan, int first, int count, int64_t offset[CMKD_CONV_SLICE]) {
   const cmkd_conv_geometry *g = &plan->g;
   const int inner = g->ic / g->groups, outs = g->oc / g->groups, B = plan->block, blocks = blocks_of(plan, outs);
   for (int j = 0; j < count; j++) {
@@ -317,7 +316,7 @@ static void forward_offsets(const cmkd_direct_plan *plan, int first, int count, 
   }
 }
 
-static int at_most_channels(int left) { return left < MAX_CHANNELS ? left : MAX_CHANNELS; }
+static int at_most_channels(int left) { return left < CMKD_CONV_SLICE ? left : CMKD_CONV_SLICE; }
 
 static void pack_depthwise(const cmkd_direct_plan *plan, int first, int count, const float *plain, float *packed) {
   const int channels = plan->g.ic, taps = plan->g.kh * plan->g.kw;
@@ -326,13 +325,13 @@ static void pack_depthwise(const cmkd_direct_plan *plan, int first, int count, c
       packed[(int64_t)t * channels + c] = plain[(int64_t)c * taps + plan->tap[t]];
 }
 
-/* Up to MAX_CHANNELS output channels: inputs outermost, so that neighbouring channels fill a cache line one after the
- * other. */
+/* Up to CMKD_CONV_SLICE output channels: inputs outermost, so that neighbouring channels fill a cache line one after
+ * the other. */
 static void pack_channels(const cmkd_direct_plan *plan, int first, int count, const float *plain, float *packed) {
   const cmkd_conv_geometry *g = &plan->g;
   const int inner = g->ic / g->groups, taps = g->kh * g->kw, B = plan->block;
   const int64_t each = (int64_t)inner * taps, step = (int64_t)inner * B;
-  int64_t offset[MAX_CHANNELS];
+  int64_t offset[CMKD_CONV_SLICE];
   forward_offsets(plan, first, count, offset);
   for (int i = 0; i < inner; i++, packed += B) {
     const float *from = plain + first * each + plain_input(g, i) * taps;
@@ -346,7 +345,7 @@ void cmkd_direct_pack_forward(const cmkd_direct_plan *plan, int first, int count
   if (plan->depthwise)
     pack_depthwise(plan, first, count, plain, packed);
   else
-    for (int o = first; o < first + count; o += MAX_CHANNELS)
+    for (int o = first; o < first + count; o += CMKD_CONV_SLICE)
       pack_channels(plan, o, at_most_channels(first + count - o), plain, packed);
 }
 
@@ -375,13 +374,13 @@ void cmkd_direct_pack_backward(const cmkd_direct_plan *plan, int first, int coun
   }
 }
 
-/* Up to MAX_CHANNELS output channels, in the order of pack_channels. */
-static void unpack_channels(const cmkd_direct_plan *plan, const float *const *packed, int lanes, int first, int count,
+/* Up to CMKD_CONV_SLICE output channels, in the order of pack_channels. */
+static void unpack_channels(const cmkd_direct_plan *plan, const float *const *packed, int workers, int first, int count,
                             float *plain) {
   const cmkd_conv_geometry *g = &plan->g;
   const int inner = g->ic / g->groups, taps = g->kh * g->kw, B = plan->depthwise ? g->ic : plan->block;
   const int64_t each = (int64_t)inner * taps, step = (int64_t)inner * B;
-  int64_t offset[MAX_CHANNELS];
+  int64_t offset[CMKD_CONV_SLICE];
   forward_offsets(plan, first, count, offset);
   for (int i = 0; i < inner; i++) {
     float *to = plain + first * each + plain_input(g, i) * taps;
@@ -389,15 +388,15 @@ static void unpack_channels(const cmkd_direct_plan *plan, const float *const *pa
       for (int t = 0; t < taps; t++) {
         const int64_t from = offset[o] + (int64_t)i * B + t * step;
         float sum = packed[0][from];
-        for (int lane = 1; lane < lanes; lane++)
-          sum += packed[lane][from];
+        for (int worker = 1; worker < workers; worker++)
+          sum += packed[worker][from];
         to[plan->tap[t]] = sum;
       }
   }
 }
 
-void cmkd_direct_unpack_grad(const cmkd_direct_plan *plan, const float *const *packed, int lanes, int first, int count,
-                             float *plain) {
-  for (int o = first; o < first + count; o += MAX_CHANNELS)
-    unpack_channels(plan, packed, lanes, o, at_most_channels(first + count - o), plain);
+void cmkd_direct_unpack_grad(const cmkd_direct_plan *plan, const float *const *packed, int workers, int first,
+                             int count, float *plain) {
+  for (int o = first; o < first + count; o += CMKD_CONV_SLICE)
+    unpack_channels(plan, packed, workers, o, at_most_channels(first + count - o), plain);
 }
