@@ -1,5 +1,4 @@
-/* The CPU backend behind the table: any number of models on one fixed number of threads.
- */
+/* The CPU backend behind the table: any number of models on one fixed number of threads. */
 #include "kernels/cpu/backend.h"
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,11 +10,11 @@
 static int wants_dnnl(const char *conv) {
   if (!cmkd_conv_dnnl_available() || (conv && !strcmp(conv, "direct"))) return 0;
   if (conv && !strcmp(conv, "onednn")) return 1;
-  return cmkd_cpu_isa() ==
-         CMKD_ISA_BASELINE; /* the direct kernels are the faster ones with AVX2 and AVX-512 (docs/results.md) */
+  /* With AVX2 and AVX-512 the direct kernels are faster (docs/results.md). */
+  return cmkd_cpu_isa() == CMKD_ISA_BASELINE;
 }
 
-static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {
+static cmkd_status open_backend(const cmkd_backend_options *options, cmkd_backend **out, cmkd_error *err) {
   *out = NULL;
   static const cmkd_backend_options defaults;
   if (!options) options = &defaults;
@@ -39,8 +38,8 @@ static cmkd_status be_open(const cmkd_backend_options *options, cmkd_backend **o
   return CMKD_OK;
 }
 
-static void be_close(cmkd_backend *backend) { free(backend); }
-static const char *be_describe(const cmkd_backend *backend) { return backend->text; }
+static void close_backend(cmkd_backend *backend) { free(backend); }
+static const char *describe(const cmkd_backend *backend) { return backend->text; }
 
 static cmkd_status images_create(cmkd_backend *backend, const cmkd_image_set *set, cmkd_be_images **out,
                                  cmkd_error *err) {
@@ -53,8 +52,8 @@ static cmkd_status images_create(cmkd_backend *backend, const cmkd_image_set *se
 
 static void images_free(cmkd_be_images *images) { free(images); }
 
-static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
-                          float *const *outputs, cmkd_error *err) {
+static cmkd_status run_steps(cmkd_be_model *m, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps,
+                             int k, float *const *outputs, cmkd_error *err) {
   const cmkd_graph *graph = m->graph;
   float *at[CMKD_MAX_OUTPUTS] = {NULL}; /* where the next step's rows go */
   for (int i = 0; outputs && i < graph->outputs; i++)
@@ -72,7 +71,7 @@ static cmkd_status be_run(cmkd_be_model *m, cmkd_list list, const cmkd_be_images
   return CMKD_OK;
 }
 
-static cmkd_status be_read(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
+static cmkd_status read_results(cmkd_be_model *m, cmkd_step_result *results, int *k, cmkd_error *err) {
   (void)err;
   cmkd_results_take(&m->results, results, k);
   return CMKD_OK;
@@ -80,15 +79,15 @@ static cmkd_status be_read(cmkd_be_model *m, cmkd_step_result *results, int *k, 
 
 const cmkd_backend_table cmkd_backend_cpu = {.version = CMKD_BACKEND_VERSION,
                                              .name = "cpu",
-                                             .open = be_open,
-                                             .close = be_close,
-                                             .describe = be_describe,
+                                             .open = open_backend,
+                                             .close = close_backend,
+                                             .describe = describe,
                                              .images_create = images_create,
                                              .images_free = images_free,
                                              .model_create = cmkd_cpu_model_create,
                                              .model_free = cmkd_cpu_model_free,
                                              .upload = cmkd_cpu_upload,
                                              .download = cmkd_cpu_download,
-                                             .run = be_run,
-                                             .read = be_read,
+                                             .run = run_steps,
+                                             .read = read_results,
                                              .gradients = cmkd_cpu_gradients};

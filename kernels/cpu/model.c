@@ -7,22 +7,22 @@
 
 #define SLACK 64 /* floats past the end of every array that vector loads may touch */
 
-static void lane_free(cpu_lane *lane) {
-  free(lane->floats);
-  free(lane->doubles);
+static void worker_free(cpu_worker *worker) {
+  free(worker->floats);
+  free(worker->doubles);
 }
 
 void cmkd_cpu_model_free(cmkd_be_model *m) {
   if (!m) return;
   for (int i = 0; m->op && i < m->graph->ops; i++)
     cmkd_conv_free(m->op[i].conv);
-  for (int t = 0; m->lane && t < m->backend->threads; t++)
-    lane_free(&m->lane[t]);
+  for (int t = 0; m->worker && t < m->backend->threads; t++)
+    worker_free(&m->worker[t]);
   cmkd_plan_free(&m->train);
   cmkd_plan_free(&m->infer);
   void *const owned[] = {
-      m->op,        m->folded, m->lane,       m->value, m->momentum, m->grad,         m->storage,
-      m->packed,    m->arena,  m->batch_mean, m->item,  m->labels,   m->loss_scratch, m->agreement_scratch,
+      m->op,        m->norm_of, m->worker,     m->value, m->momentum, m->grad,         m->storage,
+      m->packed,    m->arena,   m->batch_mean, m->item,  m->labels,   m->loss_scratch, m->agreement_scratch,
       m->row_error, m};
   cmkd_results_free(&m->results);
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
@@ -41,9 +41,11 @@ static void *array(size_t count, size_t size) {
 }
 
 static cmkd_status no_memory(const cmkd_be_model *m, cmkd_error *err) {
-  double mb = 4e-6 * ((double)m->train.arena * m->config.batch +
-                      m->backend->threads * ((double)m->grad_floats + (double)(m->train.local + m->infer.local)) +
-                      4.0 * (double)m->packed_floats);
+  const double mb_a_float = 4e-6;
+  double mb =
+      mb_a_float * ((double)m->train.arena * m->config.batch +
+                    m->backend->threads * ((double)m->packed_grad_floats + (double)(m->train.local + m->infer.local)) +
+                    4.0 * (double)m->packed_floats);
   return cmkd_fail(err, CMKD_ERR_MEMORY,
                    "not enough memory for `%s` at batch %d on %d threads (about %.0f MB); lower --batch or --threads",
                    m->graph->arch, m->config.batch, m->backend->threads, mb);
@@ -51,20 +53,43 @@ static cmkd_status no_memory(const cmkd_be_model *m, cmkd_error *err) {
 
 static cmkd_conv_geometry geometry_of(const cmkd_graph *graph, const cmkd_op *op) {
   cmkd_shape in = graph->tensor[op->in[0]], out = graph->tensor[op->out];
-  if (op->kind == CMKD_OP_LINEAR)
-    return (cmkd_conv_geometry){1, 1, in.h * in.w * in.c, 1, 1, out.c, 1, 1, 1, 0, 1, in.h * in.w};
-  return (cmkd_conv_geometry){in.h,         in.w,         in.c,       out.h,   out.w,      out.c,
-                              op->kernel_h, op->kernel_w, op->stride, op->pad, op->groups, 1};
+  if (op->kind == CMKD_OP_LINEAR) /* a 1x1 convolution of one pixel of h * w * c channels */
+    return (cmkd_conv_geometry){.ih = 1,
+                                .iw = 1,
+                                .ic = in.h * in.w * in.c,
+                                .oh = 1,
+                                .ow = 1,
+                                .oc = out.c,
+                                .kh = 1,
+                                .kw = 1,
+                                .stride = 1,
+                                .groups = 1,
+                                .plane = in.h * in.w};
+  return (cmkd_conv_geometry){.ih = in.h,
+                              .iw = in.w,
+                              .ic = in.c,
+                              .oh = out.h,
+                              .ow = out.w,
+                              .oc = out.c,
+                              .kh = op->kernel_h,
+                              .kw = op->kernel_w,
+                              .stride = op->stride,
+                              .pad = op->pad,
+                              .groups = op->groups,
+                              .plane = 1};
 }
 
 static int is_conv(const cmkd_op *op) { return cmkd_op_traits_of(op->kind)->weighted; }
 
 static size_t padded(size_t floats) { return (floats + 15) / 16 * 16; }
 
-/* Plans every convolution and lays out packed weights, lane gradients and statistics. */
+/* Plans every convolution and lays out packed weights, workers' gradients and statistics. */
 static cmkd_status plan_ops(cmkd_be_model *m, size_t *scratch, cmkd_error *err) {
   const cmkd_graph *graph = m->graph;
-  const cmkd_conv_options options = {m->backend->kernels, m->config.train, m->backend->dnnl, m->backend->threads};
+  const cmkd_conv_options options = {.kernels = m->backend->kernels,
+                                     .train = m->config.train,
+                                     .dnnl = m->backend->dnnl,
+                                     .threads = m->backend->threads};
   for (int i = 0; i < graph->ops; i++) {
     const cmkd_op *op = &graph->op[i];
     cpu_op *o = &m->op[i];
@@ -81,51 +106,52 @@ static cmkd_status plan_ops(cmkd_be_model *m, size_t *scratch, cmkd_error *err) 
       o->channel = m->bias_channels;
       m->bias_channels += channels;
     }
-    o->forward = m->packed_floats;
+    o->forward_weights = m->packed_floats;
     m->packed_floats += padded(o->conv->forward_floats);
-    o->folded = o->forward;
-    if (m->folded[i] >= 0) {
+    o->folded_weights = o->forward_weights;
+    if (m->norm_of[i] >= 0) {
       size_t weights = (size_t)graph->param[op->param[0]].count; /* folding scales a copy */
       *scratch = weights > *scratch ? weights : *scratch;
       if (m->config.train) { /* both forms are kept */
-        o->folded = m->packed_floats;
+        o->folded_weights = m->packed_floats;
         m->packed_floats += padded(o->conv->forward_floats);
       }
-      o->bias = m->packed_floats;
+      o->folded_bias = m->packed_floats;
       m->packed_floats += padded(channels);
     }
     if (!m->config.train) continue;
-    o->backward = m->packed_floats;
+    o->backward_weights = m->packed_floats;
     m->packed_floats += padded(o->conv->backward_floats);
-    o->grad = m->grad_floats;
-    m->grad_floats += padded(o->conv->grad_floats);
+    o->weight_grad = m->packed_grad_floats;
+    m->packed_grad_floats += padded(o->conv->grad_floats);
   }
   return CMKD_OK;
 }
 
-static int lane_alloc(const cmkd_be_model *m, cpu_lane *lane, size_t scratch) {
+static int worker_alloc(const cmkd_be_model *m, cpu_worker *worker, size_t scratch) {
   const size_t local = m->train.local > m->infer.local ? m->train.local : m->infer.local,
                channels = padded(m->channels), widest = padded(m->widest);
   const size_t ops = (size_t)m->graph->ops;
-  lane->floats = array(padded(scratch) + padded(local) + SLACK + padded(m->grad_floats) + 5 * channels + 2 * widest,
-                       sizeof(float));
-  lane->doubles = array(5 * m->channels + ops + m->bias_channels, sizeof(double));
-  if (!lane->floats || !lane->doubles) return 0;
-  float *f = lane->floats;
-  lane->scratch = f, f += padded(scratch);
-  lane->local = f, f += padded(local) + SLACK;
-  lane->grad = f, f += padded(m->grad_floats);
-  float **const five[] = {&lane->scale, &lane->shift, &lane->mean_f, &lane->slope, &lane->offset};
+  worker->floats =
+      array(padded(scratch) + padded(local) + SLACK + padded(m->packed_grad_floats) + 5 * channels + 2 * widest,
+            sizeof(float));
+  worker->doubles = array(5 * m->channels + ops + m->bias_channels, sizeof(double));
+  if (!worker->floats || !worker->doubles) return 0;
+  float *f = worker->floats;
+  worker->scratch = f, f += padded(scratch);
+  worker->local = f, f += padded(local) + SLACK;
+  worker->packed_grad = f, f += padded(m->packed_grad_floats);
+  float **const five[] = {&worker->scale, &worker->shift, &worker->mean_f, &worker->dx_scale, &worker->dx_shift};
   for (int i = 0; i < 5; i++, f += channels)
     *five[i] = f;
-  lane->chunk_mean = f;
-  lane->chunk_m2 = f + widest;
-  double **const sums[] = {&lane->mean, &lane->m2, &lane->sum1, &lane->sum2, &lane->rstd};
-  double *d = lane->doubles;
+  worker->chunk_mean = f;
+  worker->chunk_m2 = f + widest;
+  double **const sums[] = {&worker->mean, &worker->m2, &worker->sum1, &worker->sum2, &worker->rstd};
+  double *d = worker->doubles;
   for (int i = 0; i < 5; i++, d += m->channels)
     *sums[i] = d;
-  lane->count = d;
-  lane->bias_sum = d + ops;
+  worker->count = d;
+  worker->bias_sum = d + ops;
   return 1;
 }
 
@@ -148,12 +174,12 @@ static int params_alloc(cmkd_be_model *m) {
     }
   }
   if (!m->storage) return 0;
-  m->gradients = m->config.train ? m->storage + 2 * total : NULL;
-  m->gradient_floats = total;
+  m->grad_block = m->config.train ? m->storage + 2 * total : NULL;
+  m->grad_block_floats = total;
   return 1;
 }
 
-/* The update's work: weights in slices of output channels, so that threads share even one large layer. */
+/* The items of the update: weights in slices of output channels, so that threads share even one large layer. */
 static int items_alloc(cmkd_be_model *m) {
   const cmkd_graph *graph = m->graph;
   for (int pass = 0; pass < 2; pass++) {
@@ -163,10 +189,11 @@ static int items_alloc(cmkd_be_model *m) {
       const int slots = cmkd_op_traits_of(op->kind)->trained, channels = graph->tensor[op->out].c;
       for (int s = 0; s < slots; s++) {
         if (op->param[s] < 0) continue;
-        int sliced = is_conv(op) && s == 0 && !m->op[i].conv->dnnl, step = sliced ? 16 : channels;
-        for (int first = 0; first < channels; first += step, m->items++)
+        int sliced = is_conv(op) && s == 0 && !m->op[i].conv->dnnl, slice = sliced ? CMKD_CONV_SLICE : channels;
+        for (int first = 0; first < channels; first += slice, m->items++)
           if (pass)
-            m->item[m->items] = (cpu_item){i, op->param[s], first, channels - first < step ? channels - first : step};
+            m->item[m->items] =
+                (cpu_update_item){i, op->param[s], first, channels - first < slice ? channels - first : slice};
       }
     }
     if (!pass && !(m->item = calloc((size_t)m->items + 1, sizeof *m->item))) return 0;
@@ -209,17 +236,19 @@ cmkd_status cmkd_cpu_model_create(cmkd_backend *backend, const cmkd_model_config
     m->objective[i] = cmkd_objective_of(config, i);
   const size_t ops = (size_t)m->graph->ops;
   m->op = calloc(ops, sizeof *m->op);
-  m->folded = calloc(ops, sizeof *m->folded);
-  m->lane = calloc((size_t)backend->threads, sizeof *m->lane);
+  m->norm_of = calloc(ops, sizeof *m->norm_of);
+  m->worker = calloc((size_t)backend->threads, sizeof *m->worker);
+  const cmkd_plan_layout infer_layout = {.pad = 1, .align = 16, .local = 1};
+  const cmkd_plan_layout train_layout = {.pad = 1, .align = 1, .local = 1};
   size_t scratch = 0;
-  cmkd_status status = m->op && m->folded && m->lane ? CMKD_OK : no_memory(m, err);
-  if (status == CMKD_OK) status = cmkd_plan_infer(m->graph, (cmkd_plan_layout){1, 16, 1}, m->folded, &m->infer, err);
+  cmkd_status status = m->op && m->norm_of && m->worker ? CMKD_OK : no_memory(m, err);
+  if (status == CMKD_OK) status = cmkd_plan_infer(m->graph, infer_layout, m->norm_of, &m->infer, err);
   if (status == CMKD_OK && config->train)
-    status = cmkd_plan_train(m->graph, (cmkd_plan_layout){1, 1, 1}, m->root, m->roots, &m->train, err);
+    status = cmkd_plan_train(m->graph, train_layout, m->root, m->roots, &m->train, err);
   if (status == CMKD_OK) status = plan_ops(m, &scratch, err);
   if (status == CMKD_OK && !buffers_alloc(m)) status = no_memory(m, err);
   for (int t = 0; status == CMKD_OK && t < backend->threads; t++)
-    if (!lane_alloc(m, &m->lane[t], scratch)) status = no_memory(m, err);
+    if (!worker_alloc(m, &m->worker[t], scratch)) status = no_memory(m, err);
   if (status != CMKD_OK) {
     cmkd_cpu_model_free(m);
     return status;

@@ -11,7 +11,7 @@
 /* One chunk of a thread: images [first, first + n) of the step. */
 typedef struct cpu_chunk {
   cmkd_be_model *m;
-  cpu_lane *lane;
+  cpu_worker *worker;
   const cmkd_plan *plan;
   const cmkd_be_images *images;
   const cmkd_step *step;
@@ -22,7 +22,7 @@ typedef struct cpu_chunk {
 /* Where the chunk's images of a tensor lie: in the thread's own buffer, or in the arena of the whole batch. */
 static float *place(const cpu_chunk *c, const cmkd_plan_buffer *p) {
   if (!p->used) return NULL;
-  return p->local ? c->lane->local + p->offset * (size_t)c->stride
+  return p->local ? c->worker->local + p->offset * (size_t)c->stride
                   : c->m->arena + p->offset * (size_t)c->m->config.batch + (size_t)c->first * p->size;
 }
 static float *value(const cpu_chunk *c, int tensor) { return tensor < 0 ? NULL : place(c, &c->plan->value[tensor]); }
@@ -42,32 +42,33 @@ static void join_moments(double *mean, double *m2, double na, double mean_b, dou
 
 static void add_moments(cpu_chunk *c, int index) {
   const cmkd_op *op = &c->m->graph->op[index];
-  cpu_lane *lane = c->lane;
+  cpu_worker *worker = c->worker;
   const int channels = c->m->graph->tensor[op->out].c;
   const size_t at = c->m->op[index].channel;
   const int64_t px = pixels_of(c, op->in[0]);
-  c->m->backend->kernels->moments(value(c, op->in[0]), px, channels, lane->chunk_mean, lane->chunk_m2);
+  c->m->backend->kernels->moments(value(c, op->in[0]), px, channels, worker->chunk_mean, worker->chunk_m2);
   for (int i = 0; i < channels; i++)
-    join_moments(&lane->mean[at + (size_t)i], &lane->m2[at + (size_t)i], lane->count[index], lane->chunk_mean[i],
-                 lane->chunk_m2[i], (double)px);
-  lane->count[index] += (double)px;
+    join_moments(&worker->mean[at + (size_t)i], &worker->m2[at + (size_t)i], worker->count[index],
+                 worker->chunk_mean[i], worker->chunk_m2[i], (double)px);
+  worker->count[index] += (double)px;
 }
 
-/* All lanes' statistics, in lane order, as the scale and shift of this step. */
+/* All workers' statistics, in worker order, as the scale and shift of this step. */
 static void combine_moments(cmkd_be_model *m, int thread, int index) {
   const cmkd_op *op = &m->graph->op[index];
-  const cpu_lane *lanes = m->lane;
-  cpu_lane *own = &m->lane[thread];
+  const cpu_worker *workers = m->worker;
+  cpu_worker *own = &m->worker[thread];
   const float *gamma = m->value[op->param[0]], *beta = m->value[op->param[1]];
   for (int i = 0; i < m->graph->tensor[op->out].c; i++) {
     const size_t at = m->op[index].channel + (size_t)i;
     double mean = 0, m2 = 0, n = 0;
     for (int t = 0; t < m->backend->threads; t++) {
-      if (!(lanes[t].count[index] > 0)) continue;
-      join_moments(&mean, &m2, n, lanes[t].mean[at], lanes[t].m2[at], lanes[t].count[index]);
-      n += lanes[t].count[index];
+      if (!(workers[t].count[index] > 0)) continue;
+      join_moments(&mean, &m2, n, workers[t].mean[at], workers[t].m2[at], workers[t].count[index]);
+      n += workers[t].count[index];
     }
-    double var = m2 > 0 ? m2 / n : m2 / n * 0, rstd = 1.0 / sqrt(var + op->eps); /* NaN stays NaN */
+    const double var = m2 > 0 || !isfinite(m2) ? m2 / n : 0; /* rounding may leave m2 a little below 0 */
+    const double rstd = 1.0 / sqrt(var + op->eps);
     own->rstd[at] = rstd;
     own->mean_f[at] = (float)mean;
     own->scale[at] = (float)(gamma[i] * rstd);
@@ -78,67 +79,67 @@ static void combine_moments(cmkd_be_model *m, int thread, int index) {
   }
 }
 
-static void reduce_norm(cpu_chunk *c, int index) {
+static void norm_sums(cpu_chunk *c, int index) {
   const cmkd_op *op = &c->m->graph->op[index];
-  cpu_lane *lane = c->lane;
+  cpu_worker *worker = c->worker;
   const size_t at = c->m->op[index].channel;
   float *dy = grad(c, op->out);
   const int passed_on = op->in[1] >= 0 && op->act != CMKD_ACT_NONE; /* the shortcut receives the masked gradient */
   const cmkd_norm_gradient g = {.dy = dy,
                                 .x = value(c, op->in[0]),
                                 .y = passed_on ? value(c, op->out) : NULL,
-                                .scale = lane->scale + at,
-                                .shift = lane->shift + at,
-                                .mean = lane->mean_f + at,
+                                .scale = worker->scale + at,
+                                .shift = worker->shift + at,
+                                .mean = worker->mean_f + at,
                                 .act = op->act,
                                 .px = pixels_of(c, op->out),
                                 .c = c->m->graph->tensor[op->out].c};
-  c->m->backend->kernels->norm_backward_sums(&g, passed_on ? dy : NULL, lane->sum1 + at, lane->sum2 + at);
+  c->m->backend->kernels->norm_backward_sums(&g, passed_on ? dy : NULL, worker->sum1 + at, worker->sum2 + at);
 }
 
-/* All lanes' backward sums: dx = scale * (dz - mean(dz) - (x - mean) * rstd^2 * mean(dz * (x - mean))). */
+/* All workers' backward sums: dx = scale * (dz - mean(dz) - (x - mean) * rstd^2 * mean(dz * (x - mean))). */
 static void combine_sums(cmkd_be_model *m, int thread, int index, int count) {
   const cmkd_op *op = &m->graph->op[index];
   const cmkd_shape s = m->graph->tensor[op->out];
   const double n = (double)count * s.h * s.w;
-  cpu_lane *own = &m->lane[thread];
+  cpu_worker *own = &m->worker[thread];
   for (int i = 0; i < s.c; i++) {
     const size_t at = m->op[index].channel + (size_t)i;
     double sum1 = 0, sum2 = 0, rstd = own->rstd[at], scale = m->value[op->param[0]][i] * rstd;
     for (int t = 0; t < m->backend->threads; t++) {
-      sum1 += m->lane[t].sum1[at];
-      sum2 += m->lane[t].sum2[at];
+      sum1 += m->worker[t].sum1[at];
+      sum2 += m->worker[t].sum2[at];
     }
-    own->slope[at] = (float)(-scale * rstd * rstd * sum2 / n);
-    own->offset[at] = (float)(-scale * sum1 / n);
+    own->dx_scale[at] = (float)(-scale * rstd * rstd * sum2 / n);
+    own->dx_shift[at] = (float)(-scale * sum1 / n);
     if (thread) continue;
     m->grad[op->param[0]][i] = (float)(sum2 * rstd);
     m->grad[op->param[1]][i] = (float)sum1;
   }
 }
 
-static void apply_norm(cpu_chunk *c, const cmkd_plan_item *step) {
+static void norm_backward(cpu_chunk *c, const cmkd_plan_item *item) {
   const cmkd_graph *graph = c->m->graph;
   const cmkd_cpu_kernels *k = c->m->backend->kernels;
-  const cmkd_op *op = &graph->op[step->op];
-  const cpu_lane *lane = c->lane;
-  const size_t at = c->m->op[step->op].channel;
+  const cmkd_op *op = &graph->op[item->op];
+  const cpu_worker *worker = c->worker;
+  const size_t at = c->m->op[item->op].channel;
   const float *dy = grad(c, op->out);
   const int64_t px = pixels_of(c, op->out);
   const int channels = graph->tensor[op->out].c;
-  const cmkd_act act = op->in[1] >= 0 ? CMKD_ACT_NONE : op->act; /* reduce_norm has masked it */
+  const cmkd_act act = op->in[1] >= 0 ? CMKD_ACT_NONE : op->act; /* norm_sums has masked dy */
   const cmkd_norm_gradient g = {.dy = dy,
                                 .x = value(c, op->in[0]),
-                                .scale = lane->scale + at,
-                                .shift = lane->shift + at,
-                                .mean = lane->mean_f + at,
+                                .scale = worker->scale + at,
+                                .shift = worker->shift + at,
+                                .mean = worker->mean_f + at,
                                 .act = act,
                                 .px = px,
                                 .c = channels};
-  if (!step->skip[0])
-    k->norm_backward(&g, lane->slope + at, lane->offset + at, step->accumulate[0], grad(c, op->in[0]));
-  if (op->in[1] < 0 || step->skip[1]) return;
-  if (step->accumulate[1])
+  if (!item->skip[0])
+    k->norm_backward(&g, worker->dx_scale + at, worker->dx_shift + at, item->accumulate[0], grad(c, op->in[0]));
+  if (op->in[1] < 0 || item->skip[1]) return;
+  if (item->accumulate[1])
     k->add(grad(c, op->in[1]), dy, px * channels);
   else
     memcpy(grad(c, op->in[1]), dy, sizeof(float) * (size_t)(px * channels));
@@ -164,7 +165,7 @@ static void gather(cpu_chunk *c) {
 static void norm_infer(cpu_chunk *c, const cmkd_op *op) {
   const cmkd_be_model *m = c->m;
   const int channels = m->graph->tensor[op->out].c;
-  float *scale = c->lane->chunk_mean, *shift = c->lane->chunk_m2;
+  float *scale = c->worker->chunk_mean, *shift = c->worker->chunk_m2;
   for (int i = 0; i < channels; i++) {
     double s = m->value[op->param[0]][i] / sqrt((double)m->value[op->param[3]][i] + op->eps);
     scale[i] = (float)s;
@@ -182,45 +183,48 @@ static cmkd_cpu_op_call call_of(const cpu_chunk *c, const cmkd_op *op) {
                             .in = {value(c, op->in[0]), value(c, op->in[1])}};
 }
 
-static void forward(cpu_chunk *c, const cmkd_plan_item *step) {
+static void forward(cpu_chunk *c, const cmkd_plan_item *item) {
   const cmkd_be_model *m = c->m;
-  const cmkd_op *op = &m->graph->op[step->op];
-  const cpu_op *o = &m->op[step->op];
+  const cmkd_op *op = &m->graph->op[item->op];
+  const cpu_op *o = &m->op[item->op];
   const size_t at = o->channel;
-  if (step->kind == CMKD_PLAN_FUSED) {
-    const cmkd_op *norm = &m->graph->op[step->norm];
-    cmkd_epilogue e = {m->packed + o->bias, value(c, norm->in[1]), norm->act};
-    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->folded, &e, value(c, norm->out));
+  if (item->kind == CMKD_PLAN_FUSED) {
+    const cmkd_op *norm = &m->graph->op[item->norm];
+    cmkd_epilogue e = {m->packed + o->folded_bias, value(c, norm->in[1]), norm->act};
+    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->folded_weights, &e,
+                      value(c, norm->out));
   } else if (o->conv) {
     cmkd_epilogue e = {op->param[1] >= 0 ? m->value[op->param[1]] : NULL, NULL, CMKD_ACT_NONE};
-    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->forward, &e, value(c, op->out));
+    cmkd_conv_forward(o->conv, c->thread, c->n, value(c, op->in[0]), m->packed + o->forward_weights, &e,
+                      value(c, op->out));
   } else if (op->kind != CMKD_OP_NORM) {
     const cmkd_cpu_op_call call = call_of(c, op);
     cmkd_cpu_op_forward(&call, value(c, op->out));
   } else if (c->plan == &m->infer)
     norm_infer(c, op);
   else
-    m->backend->kernels->affine(value(c, op->in[0]), c->lane->scale + at, c->lane->shift + at, value(c, op->in[1]),
+    m->backend->kernels->affine(value(c, op->in[0]), c->worker->scale + at, c->worker->shift + at, value(c, op->in[1]),
                                 op->act, value(c, op->out), pixels_of(c, op->out), m->graph->tensor[op->out].c);
 }
 
-static void backward(cpu_chunk *c, const cmkd_plan_item *step) {
+static void backward(cpu_chunk *c, const cmkd_plan_item *item) {
   const cmkd_be_model *m = c->m;
-  const cmkd_op *op = &m->graph->op[step->op];
-  const cpu_op *o = &m->op[step->op];
+  const cmkd_op *op = &m->graph->op[item->op];
+  const cpu_op *o = &m->op[item->op];
   const float *dout = grad(c, op->out);
   if (!o->conv) {
-    float *const din[2] = {step->skip[0] ? NULL : grad(c, op->in[0]), step->skip[1] ? NULL : grad(c, op->in[1])};
+    float *const din[2] = {item->skip[0] ? NULL : grad(c, op->in[0]), item->skip[1] ? NULL : grad(c, op->in[1])};
     const cmkd_cpu_op_call call = call_of(c, op);
-    cmkd_cpu_op_backward(&call, value(c, op->out), dout, din, step->accumulate);
+    cmkd_cpu_op_backward(&call, value(c, op->out), dout, din, item->accumulate);
     return;
   }
-  cmkd_conv_backward_weights(o->conv, c->thread, c->n, value(c, op->in[0]), dout, c->lane->grad + o->grad);
+  cmkd_conv_backward_weights(o->conv, c->thread, c->n, value(c, op->in[0]), dout,
+                             c->worker->packed_grad + o->weight_grad);
   if (op->param[1] >= 0)
     m->backend->kernels->channel_sums(dout, pixels_of(c, op->out), m->graph->tensor[op->out].c,
-                                      c->lane->bias_sum + o->channel);
-  if (!step->skip[0])
-    cmkd_conv_backward_data(o->conv, c->thread, c->n, dout, m->packed + o->backward, step->accumulate[0],
+                                      c->worker->bias_sum + o->channel);
+  if (!item->skip[0])
+    cmkd_conv_backward_data(o->conv, c->thread, c->n, dout, m->packed + o->backward_weights, item->accumulate[0],
                             grad(c, op->in[0]));
 }
 
@@ -235,16 +239,16 @@ static void output(cpu_chunk *c) {
 }
 
 static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
-  for (int s = phase->first; s < phase->first + phase->items; s++) {
-    const cmkd_plan_item *step = &c->plan->item[s];
-    switch (step->kind) {
+  for (int i = phase->first; i < phase->first + phase->items; i++) {
+    const cmkd_plan_item *item = &c->plan->item[i];
+    switch (item->kind) {
     case CMKD_PLAN_GATHER: gather(c); break;
     case CMKD_PLAN_FORWARD:
-    case CMKD_PLAN_FUSED: forward(c, step); break;
-    case CMKD_PLAN_MOMENTS: add_moments(c, step->op); break;
-    case CMKD_PLAN_NORM_SUMS: reduce_norm(c, step->op); break;
-    case CMKD_PLAN_NORM_BACKWARD: apply_norm(c, step); break;
-    case CMKD_PLAN_BACKWARD: backward(c, step); break;
+    case CMKD_PLAN_FUSED: forward(c, item); break;
+    case CMKD_PLAN_MOMENTS: add_moments(c, item->op); break;
+    case CMKD_PLAN_NORM_SUMS: norm_sums(c, item->op); break;
+    case CMKD_PLAN_NORM_BACKWARD: norm_backward(c, item); break;
+    case CMKD_PLAN_BACKWARD: backward(c, item); break;
     case CMKD_PLAN_OUTPUT: output(c); break;
     }
   }
@@ -252,52 +256,53 @@ static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
 
 /* ---- a TRAIN step ---- */
 
-/* One lane's part of a phase: the statistics that the barrier before it has completed, then its slice of the batch. */
-static void run_lane(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread,
-                     const cmkd_plan_phase *phase) {
-  for (int s = phase->first; s < phase->first + phase->items; s++) {
-    const cmkd_plan_item *p = &m->train.item[s];
+/* One worker's part of a phase: the statistics that the barrier before it has completed, then its slice of the batch.
+ */
+static void run_worker(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread,
+                       const cmkd_plan_phase *phase) {
+  for (int i = phase->first; i < phase->first + phase->items; i++) {
+    const cmkd_plan_item *p = &m->train.item[i];
     if (p->kind == CMKD_PLAN_FORWARD && m->graph->op[p->op].kind == CMKD_OP_NORM) combine_moments(m, thread, p->op);
     if (p->kind == CMKD_PLAN_NORM_BACKWARD) combine_sums(m, thread, p->op, step->count);
   }
   const int first = (int)((int64_t)step->count * thread / m->backend->threads),
             end = (int)((int64_t)step->count * (thread + 1) / m->backend->threads);
   for (int i = first; i < end; i += phase->chunk) {
-    cpu_chunk c = {m,
-                   &m->lane[thread],
-                   &m->train,
-                   images,
-                   step,
-                   thread,
-                   i,
-                   end - i < phase->chunk ? end - i : phase->chunk,
-                   phase->chunk,
-                   NULL};
+    cpu_chunk c = {.m = m,
+                   .worker = &m->worker[thread],
+                   .plan = &m->train,
+                   .images = images,
+                   .step = step,
+                   .thread = thread,
+                   .first = i,
+                   .n = end - i < phase->chunk ? end - i : phase->chunk,
+                   .stride = phase->chunk};
     run_chunk(&c, phase);
   }
 }
 
-static void clear_lane(cmkd_be_model *m, int thread) {
-  cpu_lane *lane = &m->lane[thread];
-  memset(lane->grad, 0, m->grad_floats * sizeof *lane->grad);
-  memset(lane->doubles, 0, (5 * m->channels + (size_t)m->graph->ops + m->bias_channels) * sizeof *lane->doubles);
+static void clear_worker(cmkd_be_model *m, int thread) {
+  cpu_worker *worker = &m->worker[thread];
+  memset(worker->packed_grad, 0, m->packed_grad_floats * sizeof *worker->packed_grad);
+  memset(worker->doubles, 0, (5 * m->channels + (size_t)m->graph->ops + m->bias_channels) * sizeof *worker->doubles);
 }
 
-/* Phases [from, to). A smaller team than lanes (nested parallelism, thread limits) walks the lanes in turn: same sums,
- * same bytes. */
-static void run_phases(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int from, int to) {
-  const int lanes = m->backend->threads;
-#pragma omp parallel num_threads(lanes)
+/* Phases [from, to); `clear` first sets all gradients and sums to zero. A team of fewer threads than there are workers
+ * (nested parallelism, thread limits) takes the workers in turn: same sums, same bytes. */
+static void run_phases(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int clear, int from,
+                       int to) {
+  const int workers = m->backend->threads;
+#pragma omp parallel num_threads(workers)
   {
     const int team = omp_get_num_threads(), me = omp_get_thread_num();
-    if (!from) {
-      for (int t = me; t < lanes; t += team)
-        clear_lane(m, t);
+    if (clear) {
+      for (int t = me; t < workers; t += team)
+        clear_worker(m, t);
 #pragma omp barrier
     }
     for (int p = from; p < to; p++) {
-      for (int t = me; t < lanes; t += team)
-        run_lane(m, images, step, t, &m->train.phase[p]);
+      for (int t = me; t < workers; t += team)
+        run_worker(m, images, step, t, &m->train.phase[p]);
 #pragma omp barrier
     }
   }
@@ -348,14 +353,14 @@ static cmkd_status add_objective(cmkd_be_model *m, const cmkd_step *step, int in
   const size_t width = (size_t)term->width;
   const double scale = 2 * term->weight / ((double)step->count * (double)width);
   const float *output = whole(m, &m->train.value[term->tensor]), *target = step->target[term->target].values;
-  float *slope = term->tensor > 0 ? whole(m, &m->train.grad[term->tensor]) : NULL;
+  float *gradient = term->tensor > 0 ? whole(m, &m->train.grad[term->tensor]) : NULL;
 #pragma omp parallel for num_threads(m->backend->threads)
   for (int i = 0; i < step->count; i++) {
     double sum = 0;
     for (size_t j = (size_t)i * width; j < ((size_t)i + 1) * width; j++) {
       const double difference = (double)output[j] - (double)target[j];
       sum += difference * difference;
-      if (slope) slope[j] += (float)(scale * difference);
+      if (gradient) gradient[j] += (float)(scale * difference);
     }
     m->row_error[i] = sum / (double)width;
   }
@@ -391,9 +396,9 @@ static cmkd_status train_step(cmkd_be_model *m, const cmkd_be_images *images, co
   for (int i = 0; i < step->count; i++)
     m->labels[i] = images->set.labels[step->rows[i]];
   if (m->stale) cmkd_cpu_pack(m);
-  run_phases(m, images, step, 0, m->train.backward);
+  run_phases(m, images, step, 1, 0, m->train.backward);
   CMKD_TRY(evaluate(m, step, result, err));
-  run_phases(m, images, step, m->train.backward, m->train.phases);
+  run_phases(m, images, step, 0, m->train.backward, m->train.phases);
   return cmkd_cpu_update(m, (float)step->lr, step->count, err);
 }
 
@@ -402,7 +407,7 @@ cmkd_status cmkd_cpu_train_step(cmkd_be_model *m, const cmkd_be_images *images, 
   cmkd_step_result *result;
   CMKD_TRY(cmkd_results_add(&m->results, &result, err));
   cmkd_status status = train_step(m, images, step, result, err);
-  if (status != CMKD_OK && result->loss.bad_row < 0) m->results.count--; /* it has nothing to say */
+  if (status != CMKD_OK && result->loss.bad_row < 0) m->results.count--; /* the step failed before it had a result */
   return status;
 }
 
@@ -418,16 +423,16 @@ cmkd_status cmkd_cpu_infer_step(cmkd_be_model *m, const cmkd_be_images *images, 
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads) reduction(min : bad)
   for (int i = 0; i < chunks; i++) {
     const int first = i * phase->chunk, thread = omp_get_thread_num();
-    cpu_chunk c = {m,
-                   &m->lane[thread],
-                   &m->infer,
-                   images,
-                   step,
-                   thread,
-                   first,
-                   step->count - first < phase->chunk ? step->count - first : phase->chunk,
-                   phase->chunk,
-                   outputs};
+    cpu_chunk c = {.m = m,
+                   .worker = &m->worker[thread],
+                   .plan = &m->infer,
+                   .images = images,
+                   .step = step,
+                   .thread = thread,
+                   .first = first,
+                   .n = step->count - first < phase->chunk ? step->count - first : phase->chunk,
+                   .stride = phase->chunk,
+                   .outputs = outputs};
     run_chunk(&c, phase);
     const float *z = value(&c, cmkd_graph_logits(m->graph));
     for (int j = c.n * classes - 1; j >= 0; j--)

@@ -11,8 +11,8 @@ void cmkd_cpu_pack(cmkd_be_model *m) {
   for (int i = graph->ops - 1; i >= 0; i--) { /* the largest layers tend to come last */
     const cpu_op *o = &m->op[i];
     if (o->conv)
-      cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward,
-                     m->config.train ? m->packed + o->backward : NULL);
+      cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward_weights,
+                     m->config.train ? m->packed + o->backward_weights : NULL);
   }
   m->stale = 0;
 }
@@ -20,12 +20,12 @@ void cmkd_cpu_pack(cmkd_be_model *m) {
 /* weights * gamma / sqrt(var + eps), and what is left as a bias. plain: room for the scaled weights. */
 static void fold_one(cmkd_be_model *m, int i, float *plain) {
   const cmkd_graph *graph = m->graph;
-  const cmkd_op *conv = &graph->op[i], *norm = &graph->op[m->folded[i]];
+  const cmkd_op *conv = &graph->op[i], *norm = &graph->op[m->norm_of[i]];
   const cpu_op *o = &m->op[i];
   const int channels = graph->tensor[conv->out].c;
   const int64_t each = graph->param[conv->param[0]].count / channels;
   const float *w = m->value[conv->param[0]];
-  float *bias = m->packed + o->bias;
+  float *bias = m->packed + o->folded_bias;
   for (int c = 0; c < channels; c++) {
     double scale = m->value[norm->param[0]][c] / sqrt((double)m->value[norm->param[3]][c] + norm->eps);
     double own = conv->param[1] >= 0 ? m->value[conv->param[1]][c] : 0.0;
@@ -33,7 +33,7 @@ static void fold_one(cmkd_be_model *m, int i, float *plain) {
     for (int64_t j = 0; j < each; j++)
       plain[c * each + j] = (float)(w[c * each + j] * scale);
   }
-  cmkd_conv_pack(o->conv, 0, o->conv->g.oc, plain, m->packed + o->folded, NULL);
+  cmkd_conv_pack(o->conv, 0, o->conv->g.oc, plain, m->packed + o->folded_weights, NULL);
 }
 
 void cmkd_cpu_fold(cmkd_be_model *m) {
@@ -42,10 +42,10 @@ void cmkd_cpu_fold(cmkd_be_model *m) {
   for (int i = graph->ops - 1; i >= 0; i--) {
     const cpu_op *o = &m->op[i];
     if (!o->conv) continue;
-    if (m->folded[i] >= 0)
-      fold_one(m, i, m->lane[omp_get_thread_num()].scratch);
+    if (m->norm_of[i] >= 0)
+      fold_one(m, i, m->worker[omp_get_thread_num()].scratch);
     else if (!m->config.train)
-      cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward, NULL);
+      cmkd_conv_pack(o->conv, 0, o->conv->g.oc, m->value[graph->op[i].param[0]], m->packed + o->forward_weights, NULL);
   }
   m->fold_stale = 0;
 }
@@ -65,28 +65,28 @@ static void update_running(cmkd_be_model *m, int count) {
   }
 }
 
-/* The gradients of all lanes, summed in lane order, into the model's. (Those of batch norms are there already.) */
-static void collect_item(cmkd_be_model *m, const cpu_item *item) {
+/* The gradients of all workers, summed in worker order, into the model's. (Those of batch norms are there already.) */
+static void collect_item(cmkd_be_model *m, const cpu_update_item *item) {
   const cmkd_op *op = &m->graph->op[item->op];
   const cpu_op *o = &m->op[item->op];
   const int threads = m->backend->threads, p = item->param;
   if (!o->conv) return;
   if (p == op->param[0]) {
-    const float *lane[CMKD_CPU_MAX_THREADS];
+    const float *grad[CMKD_CPU_MAX_THREADS];
     for (int t = 0; t < threads; t++)
-      lane[t] = m->lane[t].grad + o->grad;
-    cmkd_conv_unpack_grad(o->conv, lane, threads, item->first, item->count, m->grad[p]);
+      grad[t] = m->worker[t].packed_grad + o->weight_grad;
+    cmkd_conv_unpack_grad(o->conv, grad, threads, item->first, item->count, m->grad[p]);
     return;
   }
   for (int k = item->first; k < item->first + item->count; k++) {
     double sum = 0;
     for (int t = 0; t < threads; t++)
-      sum += m->lane[t].bias_sum[o->channel + (size_t)k];
+      sum += m->worker[t].bias_sum[o->channel + (size_t)k];
     m->grad[p][k] = (float)sum;
   }
 }
 
-static void apply_item(cmkd_be_model *m, const cpu_item *item, float lr) {
+static void apply_item(cmkd_be_model *m, const cpu_update_item *item, float lr) {
   const cmkd_op *op = &m->graph->op[item->op];
   const cpu_op *o = &m->op[item->op];
   const cmkd_model_config *c = &m->config;
@@ -95,17 +95,17 @@ static void apply_item(cmkd_be_model *m, const cpu_item *item, float lr) {
   m->backend->kernels->sgd(m->value[p] + first, m->momentum[p] + first, m->grad[p] + first, each * item->count, lr,
                            c->momentum, c->weight_decay, c->nesterov);
   if (o->conv && p == op->param[0])
-    cmkd_conv_pack(o->conv, item->first, item->count, m->value[p], m->packed + o->forward,
-                   m->packed + o->backward); /* while it is in cache */
+    cmkd_conv_pack(o->conv, item->first, item->count, m->value[p], m->packed + o->forward_weights,
+                   m->packed + o->backward_weights); /* while it is in cache */
 }
 
 /* Collected, reduced, applied: every gradient is complete before the hook sees the first. */
-static cmkd_status update_reduced(cmkd_be_model *m, float lr, cmkd_error *err) {
+static cmkd_status update_with_hook(cmkd_be_model *m, float lr, cmkd_error *err) {
   const cmkd_reduce *reduce = &m->config.reduce;
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
   for (int i = m->items - 1; i >= 0; i--)
     collect_item(m, &m->item[i]);
-  CMKD_TRY(reduce->run(reduce->self, m->gradients, m->gradient_floats, NULL, err));
+  CMKD_TRY(reduce->run(reduce->self, m->grad_block, m->grad_block_floats, NULL, err));
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
   for (int i = m->items - 1; i >= 0; i--)
     apply_item(m, &m->item[i], lr);
@@ -114,7 +114,7 @@ static cmkd_status update_reduced(cmkd_be_model *m, float lr, cmkd_error *err) {
 
 cmkd_status cmkd_cpu_update(cmkd_be_model *m, float lr, int count, cmkd_error *err) {
   if (m->config.reduce.run)
-    CMKD_TRY(update_reduced(m, lr, err));
+    CMKD_TRY(update_with_hook(m, lr, err));
   else {
 #pragma omp parallel for schedule(dynamic) num_threads(m->backend->threads)
     for (int i = m->items - 1; i >= 0; i--) {
