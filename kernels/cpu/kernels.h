@@ -1,7 +1,7 @@
-/* The inner loops of the CPU backend, one table per instruction set: the same source (conv/direct_impl.h, norm_impl.h,
- * pool_impl.h) compiled for plain x86-64, AVX2 and AVX-512. cmkd_cpu_kernels_get() picks at run time. Single-threaded,
- * no allocation, no knowledge of graphs or models. Activations are NHWC float32; px is a number of pixels, c of
- * channels. Arrays of one call do not overlap unless said. */
+/* The inner loops of the CPU backend, one table per instruction set: the same source (conv/direct_impl.h and the
+ * *_impl.h of this folder) compiled for plain x86-64, AVX2 and AVX-512. cmkd_cpu_kernels_get() picks at run time.
+ * Single-threaded, no allocation, no knowledge of graphs or models. Activations are NHWC float32; px is a number of
+ * pixels, c of channels. Arrays of one call do not overlap unless said. */
 #ifndef CMKD_KERNELS_CPU_KERNELS_H
 #define CMKD_KERNELS_CPU_KERNELS_H
 #include <stdint.h>

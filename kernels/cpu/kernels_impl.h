@@ -2,8 +2,10 @@
  * kernels_avx2.c and kernels_avx512.c, which define KERNELS_TABLE and KERNELS_NAME and differ in compiler flags (see
  * vector.h). */
 #include "kernels/cpu/conv/direct_impl.h"
+#include "kernels/cpu/elementwise_impl.h"
 #include "kernels/cpu/norm_impl.h"
 #include "kernels/cpu/pool_impl.h"
+#include "kernels/cpu/sgd_impl.h"
 
 const cmkd_cpu_kernels KERNELS_TABLE = {.name = KERNELS_NAME,
                                         .channel_block = BLOCK,

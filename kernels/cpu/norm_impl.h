@@ -1,4 +1,4 @@
-/* Batch-norm passes, element-wise arithmetic and the optimizer over (pixels, channels) arrays. Compiled three times, by
+/* Sums over pixels and the passes of batch norm over (pixels, channels) arrays. Compiled three times, by
  * kernels_base.c (plain x86-64), kernels_avx2.c (-mavx2 -mfma) and kernels_avx512.c (-mavx512*), which put these static
  * functions into the tables of kernels.h; what each computes is said there.
  *
@@ -197,60 +197,6 @@ static void norm_backward(const cmkd_norm_gradient *gradient, const float *dx_sc
     for (int at = 0; at < whole; at += VF)
       backward_vector(&g, dx_scale, dx_shift, accumulate, dx, pixel, at, 0);
     if (part) backward_vector(&g, dx_scale, dx_shift, accumulate, dx, pixel, whole, part);
-  }
-}
-
-/* ---- element by element ---- */
-
-static void add(float *dst, const float *src, int64_t n) {
-  int64_t i = 0;
-  for (; i + VF <= n; i += VF)
-    store(dst + i, load(dst + i) + load(src + i));
-  for (; i < n; i++)
-    dst[i] += src[i];
-}
-
-static void add_scaled(float *y, const float *x, float a, int64_t n) {
-  int64_t i = 0;
-  for (; i + VF <= n; i += VF)
-    store(y + i, load(y + i) + load(x + i) * splat(a));
-  for (; i < n; i++)
-    y[i] += x[i] * a;
-}
-
-static void add_act(const float *a, const float *b, cmkd_act act, float *y, int64_t n) {
-  int64_t i = 0;
-  for (; i + VF <= n; i += VF) {
-    vf v = load(a + i);
-    if (b) v += load(b + i);
-    store(y + i, activate(v, act));
-  }
-  for (; i < n; i++)
-    y[i] = activate_float(a[i] + (b ? b[i] : 0.0f), act);
-}
-
-static void act_backward(const float *dy, const float *y, cmkd_act act, int accumulate, float *dx, int64_t n) {
-  int64_t i = 0;
-  for (; i + VF <= n; i += VF) {
-    vf d = activate_backward(load(dy + i), load(y + i), act);
-    if (accumulate) d += load(dx + i);
-    store(dx + i, d);
-  }
-  for (; i < n; i++)
-    dx[i] = activate_backward_float(dy[i], y[i], act) + (accumulate ? dx[i] : 0.0f);
-}
-
-static void sgd(float *w, float *m, const float *g, int64_t n, float lr, float momentum, float decay, int nesterov) {
-  int64_t i = 0;
-  for (; i + VF <= n; i += VF) {
-    const vf wv = load(w + i), gv = load(g + i) + splat(decay) * wv, mv = splat(momentum) * load(m + i) + gv;
-    store(m + i, mv);
-    store(w + i, wv - splat(lr) * (nesterov ? gv + splat(momentum) * mv : mv));
-  }
-  for (; i < n; i++) {
-    const float gv = g[i] + decay * w[i], mv = momentum * m[i] + gv;
-    m[i] = mv;
-    w[i] -= lr * (nesterov ? gv + momentum * mv : mv);
   }
 }
 #endif

@@ -1,5 +1,5 @@
-/* After a step: gradients of all threads summed in thread order, SGD, the weights packed anew for the kernels, running
- * statistics. For inference: batch norm folded into the convolutions. */
+/* After a step: gradients of all threads summed in thread order, SGD (sgd_impl.h), the weights packed anew for the
+ * kernels, running statistics. For inference: batch norm folded into the convolutions. */
 #include <math.h>
 #include <omp.h>
 #include <string.h>
