@@ -176,7 +176,7 @@ static cmkd_status check_params(const cmkd_graph *graph, const cmkd_op *op, cmkd
   }
   if (op->kind != CMKD_OP_NORM) return CMKD_OK;
   const int64_t channels[1] = {out.c};
-  for (int slot = 0; slot < 4; slot++)
+  for (int slot = 0; slot < CMKD_NORM_PARAMS; slot++)
     CMKD_TRY(check_param(graph, op, slot, (cmkd_param_kind)(CMKD_PARAM_SCALE + slot), 1, channels, err));
   return op->eps > 0 && op->momentum >= 0 && op->momentum <= 1
              ? CMKD_OK

@@ -21,7 +21,7 @@ extern "C" {
  * kernels/cpu/model.c and kernels/cuda/model.c. */
 typedef enum cmkd_op_kind {
   CMKD_OP_CONV, /* in0 -> out; params: weight, bias or -1 */
-  /* out = act(batchnorm(in0) [+ in1]); params: weight, bias, mean, var. Folded into a convolution at inference */
+  /* Batch norm: out = act(batchnorm(in0) [+ in1]); params: CMKD_NORM_GAMMA to VAR. Folded into a conv at inference */
   CMKD_OP_NORM,
   CMKD_OP_ADD,         /* out = act(in0 + in1) */
   CMKD_OP_ACT,         /* out = act(in0) */
@@ -34,6 +34,9 @@ typedef enum cmkd_op_kind {
   CMKD_OP_SLICE,       /* channels first .. first + out.c - 1 of in0 */
   CMKD_OP_SHUFFLE      /* channel shuffle with `groups`: (groups, c/groups) transposed */
 } cmkd_op_kind;
+
+/* cmkd_op.param of a NORM. State dicts call gamma "weight" and beta "bias"; cmkd_param_kind SCALE and SHIFT. */
+enum { CMKD_NORM_GAMMA, CMKD_NORM_BETA, CMKD_NORM_MEAN, CMKD_NORM_VAR, CMKD_NORM_PARAMS };
 
 typedef enum cmkd_act { CMKD_ACT_NONE, CMKD_ACT_RELU, CMKD_ACT_RELU6 } cmkd_act;
 

@@ -58,7 +58,7 @@ static void combine_moments(cmkd_be_model *m, int thread, int index) {
   const cmkd_op *op = &m->graph->op[index];
   const cpu_worker *workers = m->worker;
   cpu_worker *own = &m->worker[thread];
-  const float *gamma = m->value[op->param[0]], *beta = m->value[op->param[1]];
+  const float *gamma = m->value[op->param[CMKD_NORM_GAMMA]], *beta = m->value[op->param[CMKD_NORM_BETA]];
   for (int i = 0; i < m->graph->tensor[op->out].c; i++) {
     const size_t at = m->op[index].channel + (size_t)i;
     double mean = 0, m2 = 0, n = 0;
@@ -105,7 +105,7 @@ static void combine_sums(cmkd_be_model *m, int thread, int index, int count) {
   cpu_worker *own = &m->worker[thread];
   for (int i = 0; i < s.c; i++) {
     const size_t at = m->op[index].channel + (size_t)i;
-    double sum1 = 0, sum2 = 0, rstd = own->rstd[at], scale = m->value[op->param[0]][i] * rstd;
+    double sum1 = 0, sum2 = 0, rstd = own->rstd[at], scale = m->value[op->param[CMKD_NORM_GAMMA]][i] * rstd;
     for (int t = 0; t < m->backend->threads; t++) {
       sum1 += m->worker[t].sum1[at];
       sum2 += m->worker[t].sum2[at];
@@ -113,8 +113,8 @@ static void combine_sums(cmkd_be_model *m, int thread, int index, int count) {
     own->dx_scale[at] = (float)(-scale * rstd * rstd * sum2 / n);
     own->dx_shift[at] = (float)(-scale * sum1 / n);
     if (thread) continue;
-    m->grad[op->param[0]][i] = (float)(sum2 * rstd);
-    m->grad[op->param[1]][i] = (float)sum1;
+    m->grad[op->param[CMKD_NORM_GAMMA]][i] = (float)(sum2 * rstd);
+    m->grad[op->param[CMKD_NORM_BETA]][i] = (float)sum1;
   }
 }
 
@@ -167,9 +167,9 @@ static void norm_infer(cpu_chunk *c, const cmkd_op *op) {
   const int channels = m->graph->tensor[op->out].c;
   float *scale = c->worker->chunk_mean, *shift = c->worker->chunk_m2;
   for (int i = 0; i < channels; i++) {
-    double s = m->value[op->param[0]][i] / sqrt((double)m->value[op->param[3]][i] + op->eps);
+    double s = m->value[op->param[CMKD_NORM_GAMMA]][i] / sqrt((double)m->value[op->param[CMKD_NORM_VAR]][i] + op->eps);
     scale[i] = (float)s;
-    shift[i] = (float)(m->value[op->param[1]][i] - m->value[op->param[2]][i] * s);
+    shift[i] = (float)(m->value[op->param[CMKD_NORM_BETA]][i] - m->value[op->param[CMKD_NORM_MEAN]][i] * s);
   }
   m->backend->kernels->affine(value(c, op->in[0]), scale, shift, value(c, op->in[1]), op->act, value(c, op->out),
                               pixels_of(c, op->out), channels);

@@ -27,9 +27,11 @@ static void fold_one(cmkd_be_model *m, int i, float *plain) {
   const float *w = m->value[conv->param[0]];
   float *bias = m->packed + o->folded_bias;
   for (int c = 0; c < channels; c++) {
-    double scale = m->value[norm->param[0]][c] / sqrt((double)m->value[norm->param[3]][c] + norm->eps);
+    double scale =
+        m->value[norm->param[CMKD_NORM_GAMMA]][c] / sqrt((double)m->value[norm->param[CMKD_NORM_VAR]][c] + norm->eps);
     double own = conv->param[1] >= 0 ? m->value[conv->param[1]][c] : 0.0;
-    bias[c] = (float)(m->value[norm->param[1]][c] + (own - m->value[norm->param[2]][c]) * scale);
+    bias[c] =
+        (float)(m->value[norm->param[CMKD_NORM_BETA]][c] + (own - m->value[norm->param[CMKD_NORM_MEAN]][c]) * scale);
     for (int64_t j = 0; j < each; j++)
       plain[c * each + j] = (float)(w[c * each + j] * scale);
   }
@@ -56,11 +58,11 @@ static void update_running(cmkd_be_model *m, int count) {
     const cmkd_op *op = &graph->op[i];
     if (op->kind != CMKD_OP_NORM) continue;
     const cmkd_shape s = graph->tensor[op->out];
-    const double n = (double)count * s.h * s.w, unbias = n > 1 ? n / (n - 1) : 1.0, rate = op->momentum;
-    float *mean = m->value[op->param[2]], *var = m->value[op->param[3]];
+    const double n = (double)count * s.h * s.w, unbias = n > 1 ? n / (n - 1) : 1.0, momentum = op->momentum;
+    float *mean = m->value[op->param[CMKD_NORM_MEAN]], *var = m->value[op->param[CMKD_NORM_VAR]];
     for (int c = 0; c < s.c; c++) {
-      mean[c] = (float)((1 - rate) * mean[c] + rate * m->batch_mean[m->op[i].channel + (size_t)c]);
-      var[c] = (float)((1 - rate) * var[c] + rate * unbias * m->batch_var[m->op[i].channel + (size_t)c]);
+      mean[c] = (float)((1 - momentum) * mean[c] + momentum * m->batch_mean[m->op[i].channel + (size_t)c]);
+      var[c] = (float)((1 - momentum) * var[c] + momentum * unbias * m->batch_var[m->op[i].channel + (size_t)c]);
     }
   }
 }

@@ -7,7 +7,7 @@ double cmkd_ref_activate(cmkd_act act, double x) {
   return act == CMKD_ACT_RELU6 && x > 6 ? 6 : x;
 }
 
-double cmkd_ref_activate_slope(cmkd_act act, double y) {
+double cmkd_ref_act_derivative(cmkd_act act, double y) {
   return act == CMKD_ACT_NONE || (y > 0 && (act == CMKD_ACT_RELU || y < 6));
 }
 
@@ -20,5 +20,5 @@ void cmkd_ref_act(const cmkd_ref_call *call) {
 void cmkd_ref_act_backward(const cmkd_ref_call *call) {
   size_t count = (size_t)call->n * call->out.h * call->out.w * call->out.c;
   for (size_t i = 0; i < count && call->dx[0]; i++)
-    call->dx[0][i] += call->dy[i] * cmkd_ref_activate_slope(call->op->act, call->y[i]);
+    call->dx[0][i] += call->dy[i] * cmkd_ref_act_derivative(call->op->act, call->y[i]);
 }

@@ -34,12 +34,12 @@ struct cmkd_be_images {
 struct cmkd_be_model {
   cmkd_model_config config;
   double **param, **grad, **momentum; /* (params) in graph order; convolution weights as (kh, kw, in/groups, out) */
-  double **value, **slope; /* (tensors): activations and, when training, their gradients, room for a whole batch */
-  double **saved;          /* (ops): statistics of NORMs: mean and variance of the batch */
-  uint8_t *bytes;          /* one moved image */
-  double *teacher;         /* (batch, classes) */
-  int32_t *labels;         /* (batch) */
-  float *reduced;          /* (all parameters) what a reduce hook sees */
+  double **value, **value_grad;       /* (tensors) of a whole batch: activations and, when training, their gradients */
+  double **saved;                     /* (ops): statistics of NORMs: mean and variance of the batch */
+  uint8_t *bytes;                     /* one augmented image */
+  double *teacher;                    /* (batch, classes) */
+  int32_t *labels;                    /* (batch) */
+  float *reduced;                     /* (all parameters) what a reduce hook sees */
   cmkd_results results;
   cmkd_objective_term objective[CMKD_MAX_OUTPUTS];
   void *pool[8]; /* what model_free frees: arrays of arrays above share few allocations */
@@ -81,8 +81,10 @@ static double **carve(int count, const size_t *sizes, void **storage) {
     free(pointers);
     return NULL;
   }
-  for (int i = 0; i < count; i++)
-    pointers[i] = sizes[i] ? next : NULL, next += sizes[i];
+  for (int i = 0; i < count; i++) {
+    pointers[i] = sizes[i] ? next : NULL;
+    next += sizes[i];
+  }
   return pointers;
 }
 
@@ -90,9 +92,16 @@ static void ref_model_free(cmkd_be_model *model) {
   if (!model) return;
   for (size_t i = 0; i < sizeof model->pool / sizeof *model->pool; i++)
     free(model->pool[i]);
-  free(model->param), free(model->grad), free(model->momentum), free(model->value), free(model->slope),
-      free(model->saved);
-  free(model->bytes), free(model->teacher), free(model->labels), free(model->reduced);
+  free(model->param);
+  free(model->grad);
+  free(model->momentum);
+  free(model->value);
+  free(model->value_grad);
+  free(model->saved);
+  free(model->bytes);
+  free(model->teacher);
+  free(model->labels);
+  free(model->reduced);
   cmkd_results_free(&model->results);
   free(model);
 }
@@ -113,11 +122,14 @@ static int allocate(cmkd_be_model *m) {
   for (int i = 0; i < g->params; i++)
     sizes[i] = (size_t)g->param[i].count;
   m->param = carve(g->params, sizes, &m->pool[0]);
-  if (train) m->grad = carve(g->params, sizes, &m->pool[1]), m->momentum = carve(g->params, sizes, &m->pool[2]);
+  if (train) {
+    m->grad = carve(g->params, sizes, &m->pool[1]);
+    m->momentum = carve(g->params, sizes, &m->pool[2]);
+  }
   for (int i = 0; i < g->tensors; i++)
     sizes[i] = batch * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c;
   m->value = carve(g->tensors, sizes, &m->pool[3]);
-  if (train) m->slope = carve(g->tensors, sizes, &m->pool[4]);
+  if (train) m->value_grad = carve(g->tensors, sizes, &m->pool[4]);
   for (int i = 0; i < g->ops; i++)
     sizes[i] = g->op[i].kind == CMKD_OP_NORM ? 2 * (size_t)g->tensor[g->op[i].out].c : 0;
   m->saved = carve(g->ops, sizes, &m->pool[5]);
@@ -128,7 +140,7 @@ static int allocate(cmkd_be_model *m) {
   m->labels = malloc(batch * sizeof *m->labels);
   m->reduced = malloc((numbers_of(g) + 1) * sizeof *m->reduced);
   return m->param && m->value && m->saved && m->bytes && m->teacher && m->labels && m->reduced &&
-         (!train || (m->grad && m->momentum && m->slope));
+         (!train || (m->grad && m->momentum && m->value_grad));
 }
 
 static cmkd_status ref_model_create(cmkd_backend *backend, const cmkd_model_config *config, cmkd_be_model **out,
@@ -198,7 +210,7 @@ static cmkd_status ref_gradients(cmkd_be_model *model, float *const *params, cmk
   return CMKD_OK;
 }
 
-/* Gather, move, normalise. */
+/* Gather, augment, normalise. */
 static void load_images(cmkd_be_model *model, const cmkd_image_set *images, const cmkd_step *step) {
   size_t size = (size_t)images->h * images->w * images->c;
   for (int i = 0; i < step->count; i++) {
@@ -222,15 +234,16 @@ static cmkd_ref_call call_of(cmkd_be_model *model, int index, int count, int tra
                         .saved = model->saved[index]};
   for (int k = 0; k < 2; k++)
     if (op->in[k] >= 0) {
-      call.in[k] = g->tensor[op->in[k]], call.x[k] = model->value[op->in[k]];
-      if (backward && op->in[k]) call.dx[k] = model->slope[op->in[k]]; /* nobody asks for the image's gradient */
+      call.in[k] = g->tensor[op->in[k]];
+      call.x[k] = model->value[op->in[k]];
+      if (backward && op->in[k]) call.dx[k] = model->value_grad[op->in[k]]; /* the image's gradient is not needed */
     }
   for (int k = 0; k < 4; k++)
     if (op->param[k] >= 0) {
       call.param[k] = model->param[op->param[k]];
       if (backward && CMKD_PARAM_TRAINED(g->param[op->param[k]].kind)) call.grad[k] = model->grad[op->param[k]];
     }
-  if (backward) call.dy = model->slope[op->out];
+  if (backward) call.dy = model->value_grad[op->out];
   return call;
 }
 
@@ -258,8 +271,8 @@ static void update(cmkd_be_model *model, int count, double lr) {
     const cmkd_op *op = &g->op[i];
     cmkd_shape s = g->tensor[op->out];
     if (op->kind == CMKD_OP_NORM)
-      cmkd_ref_norm_update(op, (int64_t)count * s.h * s.w, s.c, model->saved[i], model->param[op->param[2]],
-                           model->param[op->param[3]]);
+      cmkd_ref_norm_update(op, (int64_t)count * s.h * s.w, s.c, model->saved[i],
+                           model->param[op->param[CMKD_NORM_MEAN]], model->param[op->param[CMKD_NORM_VAR]]);
   }
 }
 
@@ -300,7 +313,7 @@ static cmkd_status evaluate_loss(cmkd_be_model *model, const cmkd_step *step, cm
                                      .student = logits,
                                      .teacher = teacher ? model->teacher : NULL,
                                      .labels = model->labels,
-                                     .grad = model->slope[cmkd_graph_logits(g)],
+                                     .grad = model->value_grad[cmkd_graph_logits(g)],
                                      .epoch = step->epoch,
                                      .label_smoothing = config->label_smoothing,
                                      .entropy_mean = cmkd_step_entropy_mean(step)};
@@ -313,8 +326,10 @@ static cmkd_status evaluate_loss(cmkd_be_model *model, const cmkd_step *step, cm
     double pearson = 0, spearman = 0, blocks = 0;
     CMKD_TRY(cmkd_agreement_ref(g->classes, logits + (size_t)i * g->classes, model->teacher + (size_t)i * g->classes,
                                 config->kappa, &pearson, &spearman, &blocks, err));
-    result->agreement.pearson += pearson, result->agreement.spearman += spearman, result->agreement.blocks += blocks,
-        result->agreement.rows++;
+    result->agreement.pearson += pearson;
+    result->agreement.spearman += spearman;
+    result->agreement.blocks += blocks;
+    result->agreement.rows++;
   }
   return CMKD_OK;
 }
@@ -335,7 +350,7 @@ static cmkd_status add_objective(cmkd_be_model *model, const cmkd_step *step, in
                          model->config.objective[index].output, model->config.objective[index].target);
       }
       result->objective[index] += difference * difference / numbers;
-      model->slope[term->tensor][at] += 2 * term->weight * difference / numbers;
+      model->value_grad[term->tensor][at] += 2 * term->weight * difference / numbers;
     }
   return CMKD_OK;
 }
@@ -368,7 +383,8 @@ static cmkd_status train_step(cmkd_be_model *model, const cmkd_be_images *images
     return fail_row(model, step, bad, 1, err);
   }
   for (int i = 0; i < g->tensors; i++)
-    memset(model->slope[i], 0, (size_t)step->count * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c * sizeof(double));
+    memset(model->value_grad[i], 0,
+           (size_t)step->count * g->tensor[i].h * g->tensor[i].w * g->tensor[i].c * sizeof(double));
   for (int i = 0; i < g->params; i++)
     memset(model->grad[i], 0, (size_t)g->param[i].count * sizeof(double));
   CMKD_TRY(evaluate_loss(model, step, result, err));
@@ -412,7 +428,7 @@ static cmkd_status ref_run(cmkd_be_model *model, cmkd_list list, const cmkd_be_i
     CMKD_TRY(cmkd_results_add(&model->results, &result, err));
     const cmkd_status status = train_step(model, images, &steps[i], result, err);
     if (status == CMKD_OK) continue;
-    if (result->loss.bad_row < 0) model->results.count--; /* it has nothing to say */
+    if (result->loss.bad_row < 0) model->results.count--; /* the step failed before it had a result */
     return status;
   }
   return CMKD_OK;

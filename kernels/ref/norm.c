@@ -26,12 +26,12 @@ void cmkd_ref_norm(const cmkd_ref_call *call) {
   size_t rows = rows_of(call);
   int c = call->out.c;
   if (call->train) batch_statistics(call);
-  const double *mean = call->train ? call->saved : call->param[2],
-               *var = call->train ? call->saved + c : call->param[3];
+  const double *mean = call->train ? call->saved : call->param[CMKD_NORM_MEAN],
+               *var = call->train ? call->saved + c : call->param[CMKD_NORM_VAR];
   for (int j = 0; j < c; j++) {
-    double scale = call->param[0][j] / sqrt(var[j] + (double)call->op->eps);
+    double scale = call->param[CMKD_NORM_GAMMA][j] / sqrt(var[j] + (double)call->op->eps);
     for (size_t r = 0; r < rows; r++) {
-      double v = (call->x[0][r * c + j] - mean[j]) * scale + call->param[1][j];
+      double v = (call->x[0][r * c + j] - mean[j]) * scale + call->param[CMKD_NORM_BETA][j];
       call->y[r * c + j] = cmkd_ref_activate(call->op->act, call->x[1] ? v + call->x[1][r * c + j] : v);
     }
   }
@@ -45,18 +45,18 @@ void cmkd_ref_norm_backward(const cmkd_ref_call *call) {
     double mean = call->saved[j], inverse = 1 / sqrt(call->saved[c + j] + (double)call->op->eps), sum = 0, product = 0;
     for (size_t r = 0; r < rows; r++) {
       size_t at = r * c + j;
-      call->dy[at] *= cmkd_ref_activate_slope(call->op->act, call->y[at]);
+      call->dy[at] *= cmkd_ref_act_derivative(call->op->act, call->y[at]);
       if (call->dx[1]) call->dx[1][at] += call->dy[at];
       sum += call->dy[at];
       product += call->dy[at] * (call->x[0][at] - mean) * inverse;
     }
-    if (call->grad[0]) call->grad[0][j] += product;
-    if (call->grad[1]) call->grad[1][j] += sum;
+    if (call->grad[CMKD_NORM_GAMMA]) call->grad[CMKD_NORM_GAMMA][j] += product;
+    if (call->grad[CMKD_NORM_BETA]) call->grad[CMKD_NORM_BETA][j] += sum;
     for (size_t r = 0; r < rows && call->dx[0]; r++) {
       size_t at = r * c + j;
       double xh = (call->x[0][at] - mean) * inverse;
       call->dx[0][at] +=
-          call->param[0][j] * inverse * (call->dy[at] - sum / (double)rows - xh * product / (double)rows);
+          call->param[CMKD_NORM_GAMMA][j] * inverse * (call->dy[at] - sum / (double)rows - xh * product / (double)rows);
     }
   }
 }

@@ -44,7 +44,7 @@ extern const cmkd_ref_rule cmkd_ref_rules[CMKD_OP_SHUFFLE + 1];
 
 /* The activation, and its gradient from the output: 1 where the input passed. */
 double cmkd_ref_activate(cmkd_act act, double x);
-double cmkd_ref_activate_slope(cmkd_act act, double y);
+double cmkd_ref_act_derivative(cmkd_act act, double y);
 /* PyTorch's SGD on `count` numbers: g += decay w; m = momentum m + g; w -= lr (nesterov ? g + momentum m : m). */
 void cmkd_ref_sgd(double *w, double *m, const double *grad, int64_t count, double lr, double momentum, double decay,
                   int nesterov);
