@@ -87,7 +87,7 @@ int main(int argc, char **argv) {
          gbs = bandwidth(s, t, g, (int64_t)n), limit = 12 * (double)C / gbs * 1e-3;
   printf("{\"loss\": \"%s\", \"batch\": %lld, \"classes\": %lld, \"isa\": \"%s\", \"us_per_row\": %.3f, "
          "\"best_us_per_row\": %.3f, \"bandwidth_gb_s\": %.1f, \"bytes_limit_us\": %.4f, \"times_limit\": %.1f}\n",
-         expression, (long long)B, (long long)C, cmkd_loss_rows_best()->name, row, best, gbs, limit, row / limit);
+         expression, (long long)B, (long long)C, cmkd_loss_kernels_best()->name, row, best, gbs, limit, row / limit);
   free(s);
   free(t);
   free(g);

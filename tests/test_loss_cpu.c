@@ -178,7 +178,7 @@ static void compare(const char *expression, int64_t B, int64_t C, fill kind, cmk
 static void each_set(void (*test)(void)) {
   for (int i = CMKD_ISA_BASELINE; i <= CMKD_ISA_AVX512; i++) {
     if (!use_isa((cmkd_isa)i)) continue;
-    assert_string_equal(cmkd_loss_rows_best()->name, cmkd_isa_name((cmkd_isa)i));
+    assert_string_equal(cmkd_loss_kernels_best()->name, cmkd_isa_name((cmkd_isa)i));
     test();
   }
   use_best_isa();

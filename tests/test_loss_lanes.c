@@ -2,13 +2,13 @@
  * loss/rows_avx512.c but for its min, max and half conversion, so that machines without AVX-512 test its sorting of 16
  * rows at once, its padding and its partial groups. */
 #define VF 16
-#define LOSS_ROWS_TABLE wide_rows
-#define LOSS_ROWS_NAME "wide"
+#define LOSS_KERNELS_TABLE wide_rows
+#define LOSS_KERNELS_NAME "wide"
 #include "tests/support.h"
-#define cmkd_loss_rows_base wide_rows
-#define cmkd_loss_rows_avx2 wide_rows
-#define cmkd_loss_rows_avx512 wide_rows
-#define cmkd_loss_rows_best wide_best
+#define cmkd_loss_kernels_base wide_rows
+#define cmkd_loss_kernels_avx2 wide_rows
+#define cmkd_loss_kernels_avx512 wide_rows
+#define cmkd_loss_kernels_best wide_best
 #define cmkd_loss_cpu wide_cpu
 #define cmkd_agreement_scratch wide_agreement_scratch
 #define cmkd_agreement_add wide_agreement_add

@@ -95,10 +95,11 @@ static double exp_row(const float *x, int64_t n, float shift_, float k_, float *
   return sum_d(sum + sum2);
 }
 
-/* Student and teacher together: es, et as above with ds = (s - smax) k, dt likewise; sums zs, zt, cross = sum et (dt -
- * ds), under = sum et ds. */
+/* Student and teacher together: es, et as above with ds = (s - smax) k, dt likewise. */
 typedef struct exp_pair {
-  double zs, zt, cross, under;
+  double zs, zt;              /* sums of es, of et */
+  double kl_sum;              /* sum et (dt - ds) */
+  double teacher_dot_student; /* sum et ds */
 } exp_pair;
 static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, float tmax, float k_, float *es,
                          float *et) {
@@ -107,7 +108,7 @@ static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, 
   exp_pair out = {0, 0, 0, 0};
   for (int64_t from = 0; from < n; from += FLUSH) {
     int64_t to = from + FLUSH < n ? from + FLUSH : n;
-    vf cross = splat(0), under = cross;
+    vf kl = splat(0), dot = kl;
     for (int64_t i = from; i < to; i += VF) {
       vf ds = scaled(load(s + i), ms, k), dt = scaled(load(t + i), mt, k), a = exp_f(ds), b = exp_f(dt);
       if (i + VF > to) {
@@ -120,11 +121,11 @@ static exp_pair exp_rows(const float *s, const float *t, int64_t n, float smax, 
       zs2 += high_d(a);
       zt += low_d(b);
       zt2 += high_d(b);
-      cross += b * (dt - ds);
-      under += b * ds;
+      kl += b * (dt - ds);
+      dot += b * ds;
     }
-    out.cross += sum_f(cross);
-    out.under += sum_f(under);
+    out.kl_sum += sum_f(kl);
+    out.teacher_dot_student += sum_f(dot);
   }
   out.zs = sum_d(zs + zs2);
   out.zt = sum_d(zt + zt2);

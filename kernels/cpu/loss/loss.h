@@ -1,4 +1,4 @@
-/* What the CPU losses share: the job of one evaluation and the table of one instruction set's row functions. B rows
+/* What the CPU losses share: the job of one evaluation and the table of one instruction set's functions. B rows
  * (batch), C classes. */
 #ifndef CMKD_KERNELS_CPU_LOSS_LOSS_H
 #define CMKD_KERNELS_CPU_LOSS_LOSS_H
@@ -13,9 +13,15 @@ typedef struct cmkd_row_stats {
   int finite;     /* no NaN, no Inf */
 } cmkd_row_stats;
 
-/* What a row leaves in row_value: the loss's parts, and from there on CMKD's soft-rank blocks / C, and CMKD's weighted
- * sum of its parts. */
-enum { CMKD_ROW_BLOCKS = 10, CMKD_ROW_WEIGHTED = 11, CMKD_ROW_VALUES = 12 };
+/* What a row leaves in row_value: the loss's parts, then CMKD's soft-rank blocks / C and CMKD's weighted sum of its
+ * parts. */
+enum {
+  CMKD_ROW_PARTS = 1 + 1 + 2 + 2 + 2 + 2, /* of CE, KD, DKD, NKD, DIST, CMKD, each at most once in a loss */
+  CMKD_ROW_BLOCKS = CMKD_ROW_PARTS,
+  CMKD_ROW_WEIGHTED,
+  CMKD_ROW_VALUES
+};
+_Static_assert(CMKD_TERM_KINDS == 6, "a new kind of term: count its parts in CMKD_ROW_PARTS");
 
 /* One evaluation. Results of rows go to row_value; sums over rows are taken afterwards, in row order, so that threads
  * do not matter. */
@@ -46,22 +52,22 @@ typedef struct cmkd_agreement_job {
 } cmkd_agreement_job;
 
 /* Passes take rows [first, first + count), count <= group(C), and one thread's scratch. */
-typedef struct cmkd_loss_rows {
+typedef struct cmkd_loss_kernels {
   const char *name;                          /* "avx2" */
   int (*group)(int64_t classes);             /* rows that are handled at once */
   int64_t (*row_floats)(int64_t classes);    /* floats of a padded row */
   size_t (*thread_scratch)(int64_t classes); /* bytes for one thread, a multiple of 64 */
   /* First pass, where the loss needs a teacher: checks, statistics, entropy, DIST's p and q. */
-  void (*teacher)(const cmkd_loss_job *job, int64_t first, int count, void *scratch);
+  void (*teacher_pass)(const cmkd_loss_job *job, int64_t first, int count, void *scratch);
   /* Second pass, DIST only: columns [first, last), multiples of 16. */
-  void (*columns)(const cmkd_loss_job *job, int64_t first, int64_t last);
+  void (*column_pass)(const cmkd_loss_job *job, int64_t first, int64_t last);
   /* Last pass: parts and gradients. */
-  void (*rows)(const cmkd_loss_job *job, int64_t first, int count, void *scratch);
-  void (*agreement)(const cmkd_agreement_job *job, int64_t first, int count, void *scratch);
-} cmkd_loss_rows;
+  void (*row_pass)(const cmkd_loss_job *job, int64_t first, int count, void *scratch);
+  void (*agreement_pass)(const cmkd_agreement_job *job, int64_t first, int count, void *scratch);
+} cmkd_loss_kernels;
 
-extern const cmkd_loss_rows cmkd_loss_rows_base, cmkd_loss_rows_avx2, cmkd_loss_rows_avx512;
-const cmkd_loss_rows *cmkd_loss_rows_best(void); /* for cmkd_cpu_isa() */
+extern const cmkd_loss_kernels cmkd_loss_kernels_base, cmkd_loss_kernels_avx2, cmkd_loss_kernels_avx512;
+const cmkd_loss_kernels *cmkd_loss_kernels_best(void); /* for cmkd_cpu_isa() */
 
 /* Memory handed out in pieces, each aligned to 64 bytes if `at` began aligned. */
 typedef struct cmkd_carver {

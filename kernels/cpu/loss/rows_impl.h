@@ -1,7 +1,7 @@
 /* The row functions of the losses for one instruction set: included by rows_base.c (plain x86-64), rows_avx2.c (-mavx2
- * -mfma) and rows_avx512.c (-mavx512*), which define LOSS_ROWS_TABLE and LOSS_ROWS_NAME. float_pass.h, double_pass.h,
- * soft_rank.h and sort.h are parts of it.
- * Every term adds its gradient / B to a padded row, then the row is copied out. Sums over rows are loss.c's. */
+ * -mfma) and rows_avx512.c (-mavx512*), which define LOSS_KERNELS_TABLE and LOSS_KERNELS_NAME. float_pass.h,
+ * double_pass.h, soft_rank.h and sort.h are parts of it. Every term adds its gradient / B to a padded row, then the row
+ * is copied out. Sums over rows are loss.c's. */
 #include <stddef.h>
 #include "kernels/cpu/loss/double_pass.h"
 #include "kernels/cpu/loss/float_pass.h"
@@ -15,8 +15,15 @@ typedef struct work {
   float *e1, *es, *et, *g, *gs; /* (ld) exponentials at temperature 1 and T, gradient, Spearman's gradient */
   vi *keys;                     /* (n8, VF), n8 = n rounded up to 8 */
   int sorted;                   /* keys hold the group's rows in order; otherwise rows are sorted one by one */
-  sorted_row row;               /* one row in order; the radix sort's two arrays lie in it */
+  sorted_row row;               /* one row in order */
 } work;
+
+/* What arrays of `row` hold before lay_out_row fills them: the softmax of both sides where a row is nearly uniform, and
+ * the two arrays of exact_order's radix sort. */
+static inline double *softmax_s(const work *w) { return w->row.theta; }
+static inline double *softmax_t(const work *w) { return w->row.prefix; }
+static inline uint64_t *radix_a(const work *w) { return (uint64_t *)w->row.prefix; }
+static inline uint64_t *radix_b(const work *w) { return (uint64_t *)w->row.prefix_b; }
 
 /* Rows that are sorted together: one a lane; long ones alone, so that few of them still make work for many threads. */
 static int group_of(int64_t n) { return n <= SORT_NETWORK ? VF : 1; }
@@ -71,9 +78,7 @@ static void sort_group(work *w, const float *rows, const cmkd_row_stats *stats, 
 }
 
 /* w->row.index: one row's classes in descending order, exactly. */
-static void exact_order(work *w, const float *x) {
-  sort_radix(x, w->n, (uint64_t *)w->row.prefix, (uint64_t *)w->row.prefix_b, w->row.index);
-}
+static void exact_order(work *w, const float *x) { sort_radix(x, w->n, radix_a(w), radix_b(w), w->row.index); }
 
 /* w->row.index: the classes of the group's row `lane` in descending order, but for logits that share a key. */
 static void order_row(work *w, const float *x, int lane) {
@@ -83,9 +88,9 @@ static void order_row(work *w, const float *x, int lane) {
     exact_order(w, x);
 }
 
-/* Mends that order where logits shared a key. */
+/* Repairs that order where logits shared a key. */
 static void put_in_order(work *w, const float *x) {
-  if (!settle(x, w->n, w->row.index)) exact_order(w, x);
+  if (!repair_order(x, w->n, w->row.index)) exact_order(w, x);
 }
 
 /* rank (by class): centred ranks of x, row `lane` of the group. Returns the sum of their squares. */
@@ -118,7 +123,8 @@ typedef struct row {
   int y;                 /* the label */
   cmkd_row_stats ss, st; /* of s, of t */
   double z1;             /* sum of exp(s - largest s), whose terms w->e1 holds; this and the next two from term_ce */
-  double miss, ce;       /* 1 - p_y, -log p_y at temperature 1 */
+  double one_minus_p;    /* 1 - p_y at temperature 1 */
+  double ce;             /* -log p_y at temperature 1 */
   double per_row;        /* 1 / B */
   double *value;         /* this row's CMKD_ROW_VALUES */
 } row;
@@ -137,31 +143,31 @@ static void term_ce(row *r, const cmkd_loss_term *term) {
   r->z1 = exp_row(r->s, n, r->ss.max, 1, w->e1, NULL);
   /* a confident row: what the other classes hold, not 1 - p_y. It is z1 - 1 when y has the largest logit, whose
    * exponential is 1 */
-  r->miss = r->s[r->y] == r->ss.max ? (r->z1 - 1) / r->z1 : 1 - w->e1[r->y] / r->z1;
+  r->one_minus_p = r->s[r->y] == r->ss.max ? (r->z1 - 1) / r->z1 : 1 - w->e1[r->y] / r->z1;
   r->ce = r->s[r->y] == r->ss.max ? log1p(r->z1 - 1) : log(r->z1) + r->ss.max - r->s[r->y];
   r->value[term->part] = (1 - e) * r->ce + (e > 0 ? e * (r->ss.max + log(r->z1) - r->ss.mean) : 0);
   vf c = splat((float)(scale / r->z1)), smooth = splat((float)(-scale * e / (double)n));
   for (int64_t i = 0; i < n; i += VF)
     store(w->g + i, load(w->e1 + i) * c + smooth);
-  w->g[r->y] = (float)(scale * (e - e / (double)n - r->miss));
+  w->g[r->y] = (float)(scale * (e - e / (double)n - r->one_minus_p));
 }
 
 static void term_kd(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   double T = term->T, scale = term->weight * r->per_row * T;
   exp_pair x = exp_rows(r->s, r->t, w->n, r->ss.max, r->st.max, (float)(1 / T), w->es, w->et);
-  r->value[term->part] = T * T * (x.cross / x.zt - log1p(x.zt - 1) + log1p(x.zs - 1));
+  r->value[term->part] = T * T * (x.kl_sum / x.zt - log1p(x.zt - 1) + log1p(x.zs - 1));
   add_difference(w->g, w->es, w->et, &x, scale, scale, 0, w->n);
 }
 
 /* Softmax over the classes other than the label, of both sides: w->es, w->et are 0 at the label. margin: logit of the
  * label / T less the log-sum-exp of the others. */
-typedef struct rest {
+typedef struct nontarget {
   exp_pair x;
   double margin_s, margin_t;
-} rest;
+} nontarget;
 
-static void rest_of(row *r, double T, rest *out) {
+static void nontarget_of(row *r, double T, nontarget *out) {
   work *w = r->w;
   int64_t n = w->n;
   float sy = r->s[r->y], ty = r->t[r->y];
@@ -194,13 +200,13 @@ static inline double log_sigmoid(double z) { return z > 0 ? -log1p(exp(-z)) : z 
 static void term_dkd(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   double T = term->T, scale = cmkd_term_weight(term, r->job->batch->epoch) * r->per_row * T;
-  rest x;
-  rest_of(r, T, &x);
-  double ls = log_sigmoid(x.margin_s), ls_rest = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t),
-         lt_rest = log_sigmoid(-x.margin_t);
-  double qy = exp(lt), qn = exp(lt_rest), difference = x.margin_s < 0 ? exp(ls) - qy : qn - exp(ls_rest);
-  r->value[term->part] = T * T * (qy * (lt - ls) + qn * (lt_rest - ls_rest));
-  r->value[term->part + 1] = T * T * (x.x.cross / x.x.zt - log1p(x.x.zt - 1) + log1p(x.x.zs - 1));
+  nontarget x;
+  nontarget_of(r, T, &x);
+  double ls = log_sigmoid(x.margin_s), ls_others = log_sigmoid(-x.margin_s), lt = log_sigmoid(x.margin_t),
+         lt_others = log_sigmoid(-x.margin_t);
+  double qy = exp(lt), qn = exp(lt_others), difference = x.margin_s < 0 ? exp(ls) - qy : qn - exp(ls_others);
+  r->value[term->part] = T * T * (qy * (lt - ls) + qn * (lt_others - ls_others));
+  r->value[term->part + 1] = T * T * (x.x.kl_sum / x.x.zt - log1p(x.x.zt - 1) + log1p(x.x.zs - 1));
   add_difference(w->g, w->es, w->et, &x.x, scale * (term->beta - term->alpha * difference), scale * term->beta,
                  -scale * term->alpha * difference, w->n);
   w->g[r->y] += (float)(scale * term->alpha * difference);
@@ -210,14 +216,14 @@ static void term_nkd(row *r, const cmkd_loss_term *term) {
   work *w = r->w;
   double T = term->T, scale = term->weight * r->per_row;
   double qy = exp((double)r->t[r->y] - r->st.max) / exp_row(r->t, w->n, r->st.max, 1, NULL, NULL);
-  rest x;
-  rest_of(r, T, &x);
+  nontarget x;
+  nontarget_of(r, T, &x);
   r->value[term->part] = qy * r->ce;
-  r->value[term->part + 1] = T * T * (log1p(x.x.zs - 1) - x.x.under / x.x.zt);
+  r->value[term->part + 1] = T * T * (log1p(x.x.zs - 1) - x.x.teacher_dot_student / x.x.zt);
   add_difference(w->g, w->es, w->et, &x.x, scale * term->gamma * T, scale * term->gamma * T, 0, w->n);
   float before = w->g[r->y];
   add2(w->g, w->e1, scale * qy / r->z1, w->e1, 0, w->n);
-  w->g[r->y] = before - (float)(scale * qy * r->miss);
+  w->g[r->y] = before - (float)(scale * qy * r->one_minus_p);
 }
 
 static void term_cmkd(row *r, const cmkd_loss_term *term) {
@@ -233,13 +239,13 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
          inverse = term->zscore ? 1 / sigma : 0;
 
   double ks = 1 / (sigma * term->T), kt = 1 / (sigma_t * term->T), zs = 1, zt = 1;
-  int exact = ((double)r->ss.max - r->ss.min) * ks < .5 ||
-              ((double)r->st.max - r->st.min) * kt < .5; /* nearly uniform: see double_pass.h */
+  /* Nearly uniform on either side: correlations need doubles (double_pass.h). */
+  int exact = ((double)r->ss.max - r->ss.min) * ks < .5 || ((double)r->st.max - r->st.min) * kt < .5;
   correlation c;
   if (exact) {
-    softmax_d(r->s, n, r->ss.max, ks, w->row.theta);
-    softmax_d(r->t, n, r->st.max, kt, w->row.prefix);
-    c = correlate_d(w->row.theta, w->row.prefix, r->s, r->ss.mean, inverse, n);
+    softmax_d(r->s, n, r->ss.max, ks, softmax_s(w));
+    softmax_d(r->t, n, r->st.max, kt, softmax_t(w));
+    c = correlate_d(softmax_s(w), softmax_t(w), r->s, r->ss.mean, inverse, n);
   } else {
     zs = exp_row(r->s, n, r->ss.max, (float)ks, w->es, NULL);
     zt = exp_row(r->t, n, r->st.max, (float)kt, w->et, NULL);
@@ -254,14 +260,14 @@ static void term_cmkd(row *r, const cmkd_loss_term *term) {
     dot = wp * (pa * c.pa + pb * c.pb) / N;
   }
   double scale = term->weight * r->per_row / sigma;
-  if (exact) { /* before the doubles are used again */
-    add_correlation_d(w->g, w->row.theta, w->row.prefix, scale * wp * pa, scale * wp * pb, n);
+  if (exact) { /* before lay_out_row takes their memory */
+    add_correlation_d(w->g, softmax_s(w), softmax_t(w), scale * wp * pa, scale * wp * pb, n);
     pa = pb = 0;
     memset(w->es, 0, (size_t)w->ld * sizeof *w->es);
     memset(w->et, 0, (size_t)w->ld * sizeof *w->et);
   }
-  int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma),
-                             r->rank); /* theta but for a constant, which changes nothing */
+  /* theta up to an additive constant, which ranks and gradients do not see */
+  int64_t runs = lay_out_row(w, r->s, r->lane, N / (term->kappa * sigma), r->rank);
   spearman_out sp = spearman(&w->row, n, runs, r->rank_squares, w->gs);
   if (term->zscore)
     dot += ws * sp.dot / N; /* sum(g_theta theta) = sum(g_x x): theta's constant drops out, since g sums to 0 */
@@ -338,7 +344,7 @@ static void load_group(work *w, const logits *from, int64_t first, int count, cm
   }
 }
 
-static void rows_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
+static void row_pass(const cmkd_loss_job *job, int64_t first, int count, void *scratch) {
   const cmkd_loss_batch *b = job->batch;
   cmkd_row_stats ss[VF], *st = job->teacher_stats + first;
   double squares[VF] = {0};
@@ -394,7 +400,7 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   double squares[VF];
   work w;
   carve(scratch, job->classes, &w);
-  double N = (double)w.n;
+  const double N = (double)w.n;
   const logits from = {job->student, job->teacher, job->teacher_dtype, job->bad};
   load_group(&w, &from, first, count, ss, st);
   sort_group(&w, w.t, st, count);
@@ -417,11 +423,11 @@ static void agreement_pass(const cmkd_agreement_job *job, int64_t first, int cou
   }
 }
 
-const cmkd_loss_rows LOSS_ROWS_TABLE = {.name = LOSS_ROWS_NAME,
-                                        .group = group_of,
-                                        .row_floats = row_floats,
-                                        .thread_scratch = thread_scratch,
-                                        .teacher = teacher_pass,
-                                        .columns = dist_columns,
-                                        .rows = rows_pass,
-                                        .agreement = agreement_pass};
+const cmkd_loss_kernels LOSS_KERNELS_TABLE = {.name = LOSS_KERNELS_NAME,
+                                              .group = group_of,
+                                              .row_floats = row_floats,
+                                              .thread_scratch = thread_scratch,
+                                              .teacher_pass = teacher_pass,
+                                              .column_pass = dist_columns,
+                                              .row_pass = row_pass,
+                                              .agreement_pass = agreement_pass};

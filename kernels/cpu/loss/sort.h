@@ -1,9 +1,8 @@
 /* The order of rows of logits: classes sorted descending. Part of rows_impl.h, compiled once per instruction set.
  * Up to SORT_NETWORK classes: VF rows at once, one a lane, by a bitonic network on 32-bit keys (a logit scaled to the
  * row's range in the high bits, the class in the low ones). All comparators point the same way, so rows need no padding
- * to a power of two. Logits that share a key come out in any order: settle() puts them right, and leaves rows that need
- * too much of that to the radix sort.
- * Above that: one row at a time, by a radix sort on the exact bits.
+ * to a power of two. Logits that share a key come out in any order: repair_order() puts them right, and leaves rows
+ * that need too much of that to the radix sort. Above that: one row at a time, by a radix sort on the exact bits.
  * Memory: keys (n8, VF) int32, n8 = n rounded up to 8; the radix sort needs two arrays of n 64-bit integers. */
 #ifndef CMKD_KERNELS_CPU_LOSS_SORT_H
 #define CMKD_KERNELS_CPU_LOSS_SORT_H
@@ -240,7 +239,7 @@ static void sort_radix(const float *x, int64_t n, uint64_t *a, uint64_t *b, int3
 }
 
 /* Insertion sort of what is nearly sorted. Gives up, returning 0, when it costs more than a radix sort would. */
-static int settle(const float *x, int64_t n, int32_t *index) {
+static int repair_order(const float *x, int64_t n, int32_t *index) {
   int64_t moves = 0;
   for (int64_t i = 1; i < n; i++) {
     int32_t here = index[i];
