@@ -7,6 +7,9 @@
 extern "C" {
 #endif
 
+/* Zeros around an image before it is cropped: dy = dx = CMKD_CROP_PAD leaves it where it was (cmkd/views.h). */
+#define CMKD_CROP_PAD 4
+
 /* Which images, and how each is transformed. Pointers are memory of the device that computes. */
 typedef struct cmkd_gather {
   cmkd_policy policy;

@@ -1,15 +1,15 @@
 /* Gather, crop, flip, normalise on the CPU. One thread: callers split the rows. Normalisation is a 256-entry table a
- * channel, so every value is exactly ((float)pixel / 255 - mean) / std whoever computes it. */
+ * channel, so every value is exactly ((float)pixel / 255 - mean) / std on every device. */
 #include "kernels/augment.h"
 #include <string.h>
 
-/* Output columns [first, last) of a row come from the image; column x reads source column origin + step * x. */
+/* Output columns [first, last) of a row come from the image; column x reads source column origin + direction * x. */
 typedef struct span {
-  int first, last, origin, step;
+  int first, last, origin, direction;
 } span;
 
 static span columns(cmkd_view_transform transform, int w) {
-  int shift = transform.dx - 4; /* cropped column x' reads x' + shift */
+  int shift = transform.dx - CMKD_CROP_PAD; /* cropped column x' reads x' + shift */
   int lo = shift < 0 ? -shift : 0, hi = shift > 0 ? w - shift : w;
   if (lo > w) lo = w;
   if (hi < lo) hi = lo;
@@ -30,14 +30,14 @@ void cmkd_augment_bytes_cpu(const cmkd_gather *g, uint8_t *target) {
     cmkd_view_transform transform = transform_of(g, i);
     span s = columns(transform, w);
     for (int y = 0; y < h; y++, out += row_bytes) {
-      int sy = y + transform.dy - 4;
+      int sy = y + transform.dy - CMKD_CROP_PAD;
       if (sy < 0 || sy >= h) {
         memset(out, 0, row_bytes);
         continue;
       }
       const uint8_t *in = source + (size_t)sy * row_bytes;
       memset(out, 0, (size_t)(s.first * c));
-      if (s.step > 0)
+      if (s.direction > 0)
         memcpy(out + s.first * c, in + (s.origin + s.first) * c, (size_t)((s.last - s.first) * c));
       else
         for (int x = s.first; x < s.last; x++)
@@ -72,7 +72,7 @@ static inline void put_row(float *out, const uint8_t *in, span s, int w, int c, 
   for (int x = 0; x < first; x++)
     put(out + (int64_t)x * stride_c, NULL, c, stride_c, by);
   for (int x = first; x < last; x++)
-    put(out + (int64_t)x * stride_c, in + (int64_t)(s.origin + s.step * x) * c, c, stride_c, by);
+    put(out + (int64_t)x * stride_c, in + (int64_t)(s.origin + s.direction * x) * c, c, stride_c, by);
   for (int x = last; x < w; x++)
     put(out + (int64_t)x * stride_c, NULL, c, stride_c, by);
 }
@@ -91,7 +91,7 @@ void cmkd_augment_cpu(const cmkd_gather *g, const float *mean, const float *std,
     cmkd_view_transform transform = transform_of(g, i);
     span s = columns(transform, w);
     for (int y = 0; y < h; y++, out += row_floats) {
-      int sy = y + transform.dy - 4;
+      int sy = y + transform.dy - CMKD_CROP_PAD;
       const uint8_t *in = sy < 0 || sy >= h ? NULL : source + (size_t)sy * row_bytes;
       if (c == 3 && stride_c == 3)
         put_row(out, in, s, w, 3, 3, &by_table);

@@ -1,5 +1,4 @@
-/* Crop and flip, pixel by pixel: the oracle for kernels/cpu and kernels/cuda. Will not do: gather, normalise, be fast.
- */
+/* Crop and flip, pixel by pixel: the oracle for kernels/cpu and kernels/cuda. Not here: gather, normalise, speed. */
 #include "kernels/augment.h"
 
 void cmkd_augment_ref(cmkd_policy policy, uint64_t seed, const uint8_t *source, uint8_t *target, int h, int w, int c) {
@@ -8,7 +7,7 @@ void cmkd_augment_ref(cmkd_policy policy, uint64_t seed, const uint8_t *source, 
     for (int x = 0; x < w; x++)
       for (int k = 0; k < c; k++) {
         int cropped_x = transform.flip ? w - 1 - x : x;
-        int sy = y + transform.dy - 4, sx = cropped_x + transform.dx - 4;
+        int sy = y + transform.dy - CMKD_CROP_PAD, sx = cropped_x + transform.dx - CMKD_CROP_PAD;
         int inside = sy >= 0 && sy < h && sx >= 0 && sx < w;
         target[((int64_t)y * w + x) * c + k] = inside ? source[((int64_t)sy * w + sx) * c + k] : 0;
       }
