@@ -165,7 +165,7 @@ typedef struct cmkd_backend_table {
    * result.loss.bad_row set, no update applied. */
   cmkd_status (*run)(cmkd_be_model *model, cmkd_list list, const cmkd_be_images *images, const cmkd_step *steps, int k,
                      float *const *outputs, cmkd_error *err);
-  /* Waits, then hands over the results of the TRAIN steps run since the last read, oldest first; *k in: how
+  /* Waits, then copies out the results of the TRAIN steps run since the last read, oldest first; *k in: how
    * many fit, out: how many there were. */
   cmkd_status (*read)(cmkd_be_model *model, cmkd_step_result *results, int *k, cmkd_error *err);
   /* Optional (NULL), all three or none: memory for `rows` rows of teacher logits in the form in which codec "f32",

@@ -15,7 +15,7 @@
  *
  * On a device nothing is local: a list runs op by op over the whole batch (cmkd_plan_layout.local 0).
  *
- * Not here: arithmetic. */
+ * Will not do: compute. */
 #ifndef CMKD_KERNELS_PLAN_H
 #define CMKD_KERNELS_PLAN_H
 #include <stddef.h>

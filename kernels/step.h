@@ -33,12 +33,12 @@ int cmkd_gradient_roots(const cmkd_model_config *config, int roots[CMKD_MAX_OUTP
 /* ---- a step ---- */
 
 /* Before anything runs: images of the network's shape, rows in range, and for TRAIN: a model that trains, labels, every
- * target that loss and objectives read, epoch, rate and entropy_mean. resident: whether the backend has resident rows;
- * it then checks their width and every index itself. */
+ * target that loss and objectives read, epoch, learning rate, entropy_mean. resident: whether the backend has resident
+ * rows; it then checks their width and every index itself. */
 cmkd_status cmkd_step_check(const cmkd_model_config *config, cmkd_list list, const cmkd_image_set *images,
                             const cmkd_step *step, int resident, cmkd_error *err);
 
-/* As the losses take it: NaN stands for the mean over the rows at hand. */
+/* As the losses take it: NaN stands for the mean over the step's rows. */
 static inline double cmkd_step_entropy_mean(const cmkd_step *step) {
   return step->entropy_mean > 0 ? step->entropy_mean : NAN;
 }

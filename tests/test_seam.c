@@ -247,7 +247,7 @@ static void objectives_as_the_reference(void **state) {
     }
 }
 
-/* A third output comes out of inference as the first two do; what nobody wants is left out. */
+/* A third output comes out of inference as the first two do; what the caller does not ask for is left out. */
 static void outputs_by_name(void **state) {
   (void)state;
   world w;

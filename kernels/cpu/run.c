@@ -256,8 +256,7 @@ static void run_chunk(cpu_chunk *c, const cmkd_plan_phase *phase) {
 
 /* ---- a TRAIN step ---- */
 
-/* One worker's part of a phase: the statistics that the barrier before it has completed, then its slice of the batch.
- */
+/* One worker's part of a phase: the sums that the barrier before it has completed, then its slice of the batch. */
 static void run_worker(cmkd_be_model *m, const cmkd_be_images *images, const cmkd_step *step, int thread,
                        const cmkd_plan_phase *phase) {
   for (int i = phase->first; i < phase->first + phase->items; i++) {

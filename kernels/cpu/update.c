@@ -17,7 +17,7 @@ void cmkd_cpu_pack(cmkd_be_model *m) {
   m->stale = 0;
 }
 
-/* weights * gamma / sqrt(var + eps), and what is left as a bias. plain: room for the scaled weights. */
+/* weights * gamma / sqrt(var + eps), and what is left as a bias. plain: scratch for the scaled weights. */
 static void fold_one(cmkd_be_model *m, int i, float *plain) {
   const cmkd_graph *graph = m->graph;
   const cmkd_op *conv = &graph->op[i], *norm = &graph->op[m->norm_of[i]];

@@ -1,4 +1,4 @@
-/* Crop and flip, pixel by pixel: the oracle for kernels/cpu and kernels/cuda. Not here: gather, normalise, speed. */
+/* Crop and flip, pixel by pixel: the oracle for kernels/cpu and kernels/cuda. Will not do: gather, normalise. */
 #include "kernels/augment.h"
 
 void cmkd_augment_ref(cmkd_policy policy, uint64_t seed, const uint8_t *source, uint8_t *target, int h, int w, int c) {

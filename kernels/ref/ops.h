@@ -48,8 +48,7 @@ double cmkd_ref_act_derivative(cmkd_act act, double y);
 /* PyTorch's SGD on `count` numbers: g += decay w; m = momentum m + g; w -= lr (nesterov ? g + momentum m : m). */
 void cmkd_ref_sgd(double *w, double *m, const double *grad, int64_t count, double lr, double momentum, double decay,
                   int nesterov);
-/* Running statistics after a training batch of `rows` values a channel: the variance that goes in is the unbiased one.
- */
+/* Running statistics after a training batch of `rows` values a channel; they take the unbiased variance. */
 void cmkd_ref_norm_update(const cmkd_op *op, int64_t rows, int channels, const double *saved, double *mean,
                           double *var);
 #endif

@@ -1,6 +1,5 @@
 /* The few oneDNN calls that dnnl.c makes, spelled once for the two C interfaces: 2.x (descriptors are structs, passed
- * by address) and 3.x (descriptors are handles; operation descriptors are gone). Everything else is the same in both.
- */
+ * by address) and 3.x (descriptors are handles; operation descriptors are gone). All else is the same in both. */
 #ifndef CMKD_KERNELS_CPU_CONV_DNNL_SHIM_H
 #define CMKD_KERNELS_CPU_CONV_DNNL_SHIM_H
 #include <dnnl.h>

@@ -330,14 +330,14 @@ static void pack_depthwise(const cmkd_direct_plan *plan, int first, int count, c
 static void pack_channels(const cmkd_direct_plan *plan, int first, int count, const float *plain, float *packed) {
   const cmkd_conv_geometry *g = &plan->g;
   const int inner = g->ic / g->groups, taps = g->kh * g->kw, B = plan->block;
-  const int64_t each = (int64_t)inner * taps, step = (int64_t)inner * B;
+  const int64_t each = (int64_t)inner * taps, tap_stride = (int64_t)inner * B;
   int64_t offset[CMKD_CONV_SLICE];
   forward_offsets(plan, first, count, offset);
   for (int i = 0; i < inner; i++, packed += B) {
     const float *from = plain + first * each + plain_input(g, i) * taps;
     for (int o = 0; o < count; o++, from += each)
       for (int t = 0; t < taps; t++)
-        packed[offset[o] + t * step] = from[plan->tap[t]];
+        packed[offset[o] + t * tap_stride] = from[plan->tap[t]];
   }
 }
 
@@ -379,14 +379,14 @@ static void unpack_channels(const cmkd_direct_plan *plan, const float *const *pa
                             float *plain) {
   const cmkd_conv_geometry *g = &plan->g;
   const int inner = g->ic / g->groups, taps = g->kh * g->kw, B = plan->depthwise ? g->ic : plan->block;
-  const int64_t each = (int64_t)inner * taps, step = (int64_t)inner * B;
+  const int64_t each = (int64_t)inner * taps, tap_stride = (int64_t)inner * B;
   int64_t offset[CMKD_CONV_SLICE];
   forward_offsets(plan, first, count, offset);
   for (int i = 0; i < inner; i++) {
     float *to = plain + first * each + plain_input(g, i) * taps;
     for (int o = 0; o < count; o++, to += each)
       for (int t = 0; t < taps; t++) {
-        const int64_t from = offset[o] + (int64_t)i * B + t * step;
+        const int64_t from = offset[o] + (int64_t)i * B + t * tap_stride;
         float sum = packed[0][from];
         for (int worker = 1; worker < workers; worker++)
           sum += packed[worker][from];

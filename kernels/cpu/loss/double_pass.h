@@ -80,26 +80,26 @@ static void dist_load(const cmkd_loss_job *job, int64_t row, const float *s, con
  * job->column, row by row: (0) the column's largest p, (1) its largest q, (2..4) coefficients of the gradient: with the
  * scaled probabilities, largest p * d(1 - rho)/dp = (2) p^ + (3) q^ + (4). */
 static void dist_columns(const cmkd_loss_job *job, int64_t first, int64_t last) {
-  int64_t B = job->batch->batch, ld = job->ld;
-  double N = (double)B, T2 = job->dist->T * job->dist->T;
+  int64_t rows = job->batch->batch, ld = job->ld;
+  double batch = (double)rows, T2 = job->dist->T * job->dist->T;
   for (int64_t c = first; c < last; c += VD) {
     vd hp = load_d(job->p + c), hq = load_d(job->q + c), mp = splat_d(0), mq = mp, aa = mp, bb = mp, ab = mp;
-    for (int64_t r = 1; r < B; r++)
+    for (int64_t r = 1; r < rows; r++)
       for (int i = 0; i < VD; i++) {
         double p = job->p[r * ld + c + i], q = job->q[r * ld + c + i];
         hp[i] = p > hp[i] ? p : hp[i];
         hq[i] = q > hq[i] ? q : hq[i];
       }
-    for (int64_t r = 0; r < B; r++) {
+    for (int64_t r = 0; r < rows; r++) {
       vd p = exp_d(load_d(job->p + r * ld + c) - hp), q = exp_d(load_d(job->q + r * ld + c) - hq);
       store_d(job->p + r * ld + c, p);
       store_d(job->q + r * ld + c, q);
       mp += p;
       mq += q;
     }
-    mp /= splat_d(N);
-    mq /= splat_d(N);
-    for (int64_t r = 0; r < B; r++) {
+    mp /= splat_d(batch);
+    mq /= splat_d(batch);
+    for (int64_t r = 0; r < rows; r++) {
       vd a = load_d(job->p + r * ld + c) - mp, b = load_d(job->q + r * ld + c) - mq;
       aa += a * a;
       bb += b * b;
@@ -110,7 +110,8 @@ static void dist_columns(const cmkd_loss_job *job, int64_t first, int64_t last) 
     store_d(job->column + ld + c, sq);
     for (int i = 0; i < VD; i++) {
       double value = 0, cp = 0, cq = 0;
-      if (B > 1 && sp[i] >= CMKD_DIST_TINY && sq[i] >= CMKD_DIST_TINY && !flat(aa[i], N, 1) && !flat(bb[i], N, 1)) {
+      if (rows > 1 && sp[i] >= CMKD_DIST_TINY && sq[i] >= CMKD_DIST_TINY && !flat(aa[i], batch, 1) &&
+          !flat(bb[i], batch, 1)) {
         double na = sqrt(aa[i]), nb = sqrt(bb[i]), rho = ab[i] / (na * nb);
         value = T2 * (1 - rho);
         cp = rho / aa[i];
