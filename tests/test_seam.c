@@ -344,6 +344,34 @@ static void a_failing_hook_stops_the_step(void **state) {
   }
 }
 
+/* A bad row ends the step before the hook (backend.h says so to whoever reduces over ranks). */
+static void a_bad_row_ends_the_step_before_the_hook(void **state) {
+  (void)state;
+  for (size_t b = 0; b < sizeof backends / sizeof *backends; b++) {
+    world w;
+    cmkd_params end;
+    cmkd_step_result result;
+    int k = 1;
+    open_world(&w, net_normed, "ce+kd");
+    hook h = {0};
+    w.config.reduce = (cmkd_reduce){&h, run_hook};
+    w.d.teacher[3 * CLASSES + 1] = NAN;
+    side s = open_world_side(&w, backends[b], 2);
+    const cmkd_step step = step_from(&w, 0, BATCH, 0.05);
+    assert_int_equal(s.table->run(s.model, CMKD_LIST_TRAIN, s.images, &step, 1, NULL, &err), CMKD_ERR_VALUE);
+    assert_ok(s.table->read(s.model, &result, &k, &err));
+    assert_true(k == 1 && result.loss.bad_row == 3);
+    assert_int_equal(h.calls, 0);
+    assert_ok(cmkd_params_create(w.graph, &end, &err));
+    assert_ok(s.table->download(s.model, CMKD_SLOT_VALUE, end.value, &err));
+    for (int i = 0; i < w.graph->params; i++)
+      assert_memory_equal(end.value[i], w.params.value[i], sizeof(float) * (size_t)w.graph->param[i].count);
+    cmkd_params_free(&end);
+    close_side(&s);
+    close_world(&w);
+  }
+}
+
 static double entropy_mean(const float *teacher, int rows) {
   double sum = 0;
   for (int i = 0; i < rows; i++, teacher += CLASSES) {
@@ -445,17 +473,23 @@ static void configurations_are_checked(void **state) {
   cmkd_model_config c = w.config;
   c.objective[0].output = "nowhere";
   refuses_model(&c, CMKD_ERR_VALUE, "no output `nowhere`");
-  c = w.config, c.objective[0].target = "nobody";
+  c = w.config;
+  c.objective[0].target = "nobody";
   refuses_model(&c, CMKD_ERR_VALUE, "no target `nobody`");
-  c = w.config, c.target[1].width--;
+  c = w.config;
+  c.target[1].width--;
   refuses_model(&c, CMKD_ERR_MISMATCH, "`middle` has");
-  c = w.config, c.target[1].name = "teacher";
+  c = w.config;
+  c.target[1].name = "teacher";
   refuses_model(&c, CMKD_ERR_VALUE, "two targets");
-  c = w.config, c.target[0].width++;
+  c = w.config;
+  c.target[0].width++;
   refuses_model(&c, CMKD_ERR_VALUE, "first target");
-  c = w.config, c.objective[0].weight = NAN;
+  c = w.config;
+  c.objective[0].weight = NAN;
   refuses_model(&c, CMKD_ERR_VALUE, "not finite");
-  c = w.config, c.objectives = CMKD_MAX_OUTPUTS + 1;
+  c = w.config;
+  c.objectives = CMKD_MAX_OUTPUTS + 1;
   refuses_model(&c, CMKD_ERR_VALUE, "at most");
   close_world(&w);
 }
@@ -476,17 +510,23 @@ static void steps_are_checked(void **state) {
     cmkd_step step = good;
     step.target[1].values = NULL;
     refuses_step(&s, step, CMKD_ERR_VALUE, "without target `hint`");
-    step = good, step.target[CMKD_TARGET_TEACHER].values = NULL;
+    step = good;
+    step.target[CMKD_TARGET_TEACHER].values = NULL;
     refuses_step(&s, step, CMKD_ERR_VALUE, "needs teacher logits");
-    step = good, step.target[1].resident = (const cmkd_be_rows *)&step;
+    step = good;
+    step.target[1].resident = (const cmkd_be_rows *)&step;
     refuses_step(&s, step, CMKD_ERR_UNSUPPORTED, "keeps no rows");
-    step = good, step.entropy_mean = -1;
+    step = good;
+    step.entropy_mean = -1;
     refuses_step(&s, step, CMKD_ERR_VALUE, "mean entropy");
-    step = good, step.epoch = 0;
+    step = good;
+    step.epoch = 0;
     refuses_step(&s, step, CMKD_ERR_VALUE, "epoch");
-    step = good, step.lr = NAN;
+    step = good;
+    step.lr = NAN;
     refuses_step(&s, step, CMKD_ERR_VALUE, "learning rate");
-    step = good, step.count = BATCH + 1;
+    step = good;
+    step.count = BATCH + 1;
     refuses_step(&s, step, CMKD_ERR_VALUE, "takes 1 to");
     w.target[1][2 * w.config.target[1].width + 3] = INFINITY;
     refuses_step(&s, good, CMKD_ERR_VALUE, "`hint` is not finite");
@@ -538,6 +578,7 @@ int main(void) {
                                      cmocka_unit_test(outputs_by_name),
                                      cmocka_unit_test(an_idle_hook_changes_nothing),
                                      cmocka_unit_test(a_failing_hook_stops_the_step),
+                                     cmocka_unit_test(a_bad_row_ends_the_step_before_the_hook),
                                      cmocka_unit_test(halves_make_the_whole),
                                      cmocka_unit_test(configurations_are_checked),
                                      cmocka_unit_test(steps_are_checked),
