@@ -11,7 +11,8 @@
 
 /* ---- the terms ----
  * A new one is a value of cmkd_term_kind, a row of `terms`, and its arithmetic in each implementation:
- * kernels/ref/loss_ref.c, kernels/cpu/loss/, kernels/cuda/loss/. docs/losses.md says its formula. */
+ * kernels/ref/loss_ref.c, kernels/cpu/loss/ (where loss.h counts the parts), kernels/cuda/loss/. docs/losses.md says
+ * its formula. */
 enum {
   KEY_WEIGHT = 1,
   KEY_T = 2,

@@ -138,9 +138,12 @@ static int worker_alloc(const cmkd_be_model *m, cpu_worker *worker, size_t scrat
   worker->doubles = array(5 * m->channels + ops + m->bias_channels, sizeof(double));
   if (!worker->floats || !worker->doubles) return 0;
   float *f = worker->floats;
-  worker->scratch = f, f += padded(scratch);
-  worker->local = f, f += padded(local) + SLACK;
-  worker->packed_grad = f, f += padded(m->packed_grad_floats);
+  worker->scratch = f;
+  f += padded(scratch);
+  worker->local = f;
+  f += padded(local) + SLACK;
+  worker->packed_grad = f;
+  f += padded(m->packed_grad_floats);
   float **const five[] = {&worker->scale, &worker->shift, &worker->mean_f, &worker->dx_scale, &worker->dx_shift};
   for (int i = 0; i < 5; i++, f += channels)
     *five[i] = f;
