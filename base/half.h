@@ -1,5 +1,5 @@
 /* IEEE binary16 and bfloat16 to and from binary32, round to nearest even. Scalar and exact; the fast array versions
- * live where they are used (kernels/cpu, formats/codec). */
+ * live where they are used (kernels/cpu/vector.h, formats/cache/codec_avx2.c). */
 #ifndef CMKD_BASE_HALF_H
 #define CMKD_BASE_HALF_H
 #include <stdint.h>

@@ -2,11 +2,11 @@
 #include "train/block.h"
 #include <stdlib.h>
 
-#define BLOCK_BYTES (16 << 20) /* of teacher logits in a block: what stays in the caches of a large machine */
+#define BLOCK_BYTES (16 << 20) /* of a block's largest array: what stays in the caches of a large machine */
 
-static int capacity(const cmkd_settings *s) {
-  int64_t wide = s->session.views ? s->session.classes : 3; /* rows, seeds and index weigh as much as three floats */
-  int64_t fits = BLOCK_BYTES / ((int64_t)s->batch * wide * (int64_t)sizeof(float));
+static int capacity(const cmkd_settings *s, int carries_logits) {
+  const size_t row = carries_logits ? (size_t)s->session.classes * sizeof(float) : sizeof(uint64_t);
+  const int64_t fits = BLOCK_BYTES / ((int64_t)s->batch * (int64_t)row);
   if (fits > CMKD_BLOCK_STEPS) return CMKD_BLOCK_STEPS;
   return fits < 1 ? 1 : (int)fits;
 }
@@ -16,7 +16,7 @@ cmkd_status cmkd_block_create(const cmkd_source *source, cmkd_step_block **out, 
   const int carries_logits = s->session.views && !source->in.resident;
   cmkd_step_block *b = *out = calloc(1, sizeof *b);
   if (!b) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for batches of %d", s->batch);
-  b->capacity = capacity(s);
+  b->capacity = capacity(s, carries_logits);
   size_t rows = (size_t)b->capacity * (size_t)s->batch;
   b->rows = malloc(rows * sizeof *b->rows);
   b->seeds = malloc(rows * sizeof *b->seeds);

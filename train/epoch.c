@@ -183,7 +183,7 @@ static cmkd_status test(cmkd_student *s, const cmkd_watch *watch, cmkd_score *sc
   CMKD_TRY(cmkd_evaluate(&s->evaluator, &on_test, watch, &a, err));
   score->top1 = 100.0 * (double)a.top1 / (double)a.rows;
   score->top5 = 100.0 * (double)a.top5 / (double)a.rows;
-  score->test_loss = a.loss;
+  score->test_loss = a.loss / (double)a.rows;
   if (a.agreement.rows) {
     score->test_pearson = a.agreement.pearson / (double)a.agreement.rows;
     score->test_spearman = a.agreement.spearman / (double)a.agreement.rows;

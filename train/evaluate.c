@@ -100,6 +100,5 @@ cmkd_status cmkd_evaluate(cmkd_evaluator *e, const cmkd_evaluation *what, const 
                                                           .kappa = e->kappa},
                                   e->scratch, &out->agreement, err));
   }
-  if (out->rows) out->loss /= (double)out->rows;
   return CMKD_OK;
 }

@@ -9,7 +9,7 @@
 
 typedef struct cmkd_accuracy {
   int64_t rows, top1, top5;
-  double loss;              /* mean cross-entropy */
+  double loss;              /* sum of the rows' cross-entropies */
   cmkd_agreement agreement; /* sums; zero rows without teacher logits */
 } cmkd_accuracy;
 /* Adds one row: rank of the label among the logits (classes), ties to the lower index. */

@@ -1,5 +1,6 @@
 /* Environment variables that users set, read for the library, which looks at none: programs, tests and benchmarks pass
- * on what stands here. Not for several threads at once. */
+ * on what stands here. Not for several threads at once. Includes what it fills in, kernels/backend.h among it: only
+ * programs link base/program, the rest of base/ includes nothing above it. */
 #ifndef CMKD_BASE_PROGRAM_ENVIRONMENT_H
 #define CMKD_BASE_PROGRAM_ENVIRONMENT_H
 #include "cmkd/dataset.h"
