@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every file and folder that CONTRIBUTING.md and README.md name is there, so that their lists stay true.
+# Every file, folder and function that these documents name is there, so that what they say of the code stays true.
 set -u
 cd "$(dirname "$0")/.."
 passed=0 failed=0
@@ -10,9 +10,22 @@ check() { # DOCUMENT PATH (may hold * and the placeholders NAME, FAMILY)
   failed=$((failed + 1)); echo "$1: there is no $2"
 }
 folders='base|bench|docs|formats|include|kernels|nets|precompute|recipes|tests|train'
-for document in CONTRIBUTING.md README.md; do
+found() { # DOCUMENT WHAT COMMAND...: passes when the command does
+  local document=$1 what=$2; shift 2
+  if "$@" > /dev/null; then passed=$((passed + 1)); return; fi
+  failed=$((failed + 1)); echo "$document: there is no $what"
+}
+files=$(find ${folders//|/ } -type f | sed 's,^,/,')
+code=$(grep -rhowE --include='*.[ch]' 'cmkd_[a-z0-9_]+|CMKD_[A-Z0-9_]+' ${folders//|/ } Makefile | sort -u)
+for document in CONTRIBUTING.md README.md docs/architecture.md; do
   while read -r path; do check $document "$path"; done < <(
     grep -oE "(^|[^/A-Za-z0-9_.-])($folders)/[A-Za-z0-9_*./-]*" "$document" | sed -E 's/^[^a-z]//; s/[.]$//' | sort -u)
+done
+for document in CONTRIBUTING.md docs/architecture.md; do
+  while read -r file; do found $document "$file" grep -e "/$file\$" <<< "$files"; done < <(
+    grep -oE '(^|[^A-Za-z0-9_./*-])[a-z][a-z0-9_/]*\.(c|cu|h)\b' "$document" | sed -E 's/^[^a-z]//' | sort -u)
+  while read -r word; do found $document "$word" grep -xF "$word" <<< "$code"; done < <(
+    grep -owE 'cmkd_[a-z0-9_]+|CMKD_[A-Z0-9_]+' "$document" | sort -u)
 done
 echo "[  PASSED  ] $passed test(s)."
 [ $failed -eq 0 ] || echo "[  FAILED  ] $failed test(s)."
