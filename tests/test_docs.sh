@@ -18,11 +18,11 @@ found() { # DOCUMENT WHAT COMMAND...: passes when the command does
 }
 files=$(find ${folders//|/ } -type f | sed 's,^,/,')
 code=$(grep -rhowE --include='*.[ch]' 'cmkd_[a-z0-9_]+|CMKD_[A-Z0-9_]+' ${folders//|/ } Makefile | sort -u)
-for document in CONTRIBUTING.md README.md docs/architecture.md; do
+for document in CONTRIBUTING.md README.md docs/*.md; do
   while read -r path; do check $document "$path"; done < <(
     grep -oE "(^|[^/A-Za-z0-9_.-])($folders)/[A-Za-z0-9_*./-]*" "$document" | sed -E 's/^[^a-z]//; s/[.]$//' | sort -u)
 done
-for document in CONTRIBUTING.md docs/architecture.md; do
+for document in CONTRIBUTING.md docs/*.md; do
   while read -r file; do found $document "$file" grep -e "/$file\$" <<< "$files"; done < <(
     grep -oE '(^|[^A-Za-z0-9_./*-])[a-z][a-z0-9_/]*\.(c|cu|h)\b' "$document" | sed -E 's/^[^a-z]//' | sort -u)
   while read -r word; do found $document "$word" grep -xF "$word" <<< "$code"; done < <(
