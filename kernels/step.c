@@ -1,8 +1,7 @@
 #include "kernels/step.h"
 #include <stdlib.h>
 #include <string.h>
-
-#define MOST_ROWS (1 << 20)
+#include "base/limits.h"
 
 /* ---- configuration ---- */
 
@@ -58,8 +57,8 @@ static cmkd_status check_objectives(const cmkd_model_config *c, cmkd_error *err)
 
 cmkd_status cmkd_model_check(const cmkd_model_config *c, cmkd_error *err) {
   CMKD_TRY(cmkd_graph_check(c->graph, err));
-  if (c->batch < 1 || c->batch > MOST_ROWS)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to %d)", c->batch, MOST_ROWS);
+  if (c->batch < 1 || c->batch > CMKD_MAX_BATCH)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to %d)", c->batch, CMKD_MAX_BATCH);
   if (c->train && !c->loss) return cmkd_fail(err, CMKD_ERR_VALUE, "a model that trains needs a loss");
   const int channels = c->graph->tensor[0].c, most = sizeof c->mean / sizeof *c->mean;
   if (channels > most)

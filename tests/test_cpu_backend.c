@@ -4,6 +4,7 @@
 #include "tests/support_backend.h"
 #include <math.h>
 #include "base/cpu.h"
+#include "base/limits.h"
 #include "kernels/cpu/conv/dnnl.h"
 #include "kernels/cpu/kernels.h"
 
@@ -219,14 +220,18 @@ static void test_refusals(void **state) {
   assert_int_equal(cmkd_backend_cpu.open(&(cmkd_backend_options){.precision = "bf16"}, &backend, &err),
                    CMKD_ERR_UNSUPPORTED);
   assert_int_equal(cmkd_backend_cpu.open(&(cmkd_backend_options){.threads = -1}, &backend, &err), CMKD_ERR_USAGE);
+  assert_int_equal(cmkd_backend_cpu.open(&(cmkd_backend_options){.threads = CMKD_MAX_THREADS + 1}, &backend, &err),
+                   CMKD_ERR_USAGE);
   assert_ok(cmkd_backend_cpu.open(NULL, &backend, &err));
   assert_non_null(strstr(cmkd_backend_cpu.describe(backend), "cpu: "));
   cmkd_graph *graph = NULL;
-  assert_ok(cmkd_net_build("resnet20", (cmkd_net_shape){512, 512, 3, CLASSES}, &graph, &err));
+  assert_ok(cmkd_net_build("resnet20", (cmkd_net_shape){2048, 2048, 3, CLASSES}, &graph, &err));
   cmkd_loss *loss = loss_of("ce");
-  cmkd_model_config config = {.graph = graph, .batch = 1 << 20, .train = 1, .loss = loss, .std = {1, 1, 1}};
+  cmkd_model_config config = {.graph = graph, .batch = CMKD_MAX_BATCH, .train = 1, .loss = loss, .std = {1, 1, 1}};
   assert_int_equal(cmkd_backend_cpu.model_create(backend, &config, &model, &err), CMKD_ERR_MEMORY);
   assert_non_null(strstr(err.message, "--batch"));
+  config.batch = CMKD_MAX_BATCH + 1;
+  assert_int_equal(cmkd_backend_cpu.model_create(backend, &config, &model, &err), CMKD_ERR_VALUE);
   config.batch = 1;
   config.std[1] = 0;
   assert_int_equal(cmkd_backend_cpu.model_create(backend, &config, &model, &err), CMKD_ERR_VALUE);

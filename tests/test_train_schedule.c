@@ -3,7 +3,7 @@
 #include "train/schedule.h"
 
 static cmkd_schedule plain(cmkd_schedule_kind kind, int epochs) {
-  cmkd_schedule s = {.kind = kind, .lr = 0.05, .gamma = 0.1, .epochs = epochs, .steps_per_epoch = 10};
+  cmkd_schedule s = {.kind = kind, .lr = 0.05, .epochs = epochs, .steps_per_epoch = 10};
   return s;
 }
 #define near(a, b) assert_true(fabs((a) - (b)) < 1e-12)

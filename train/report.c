@@ -27,7 +27,7 @@ static void say_schedule(const cmkd_report *report) {
   fprintf(out, "schedule  %d epochs of %d steps of %d; learning rate %g", s->epochs, schedule->steps_per_epoch,
           s->batch, schedule->lr);
   if (schedule->kind == CMKD_SCHEDULE_COSINE) fprintf(out, ", cosine to 0");
-  if (schedule->milestones) fprintf(out, ", x0.1 after ");
+  if (schedule->milestones) fprintf(out, ", x%g after ", CMKD_MILESTONE_FACTOR);
   for (int i = 0; i < schedule->milestones; i++)
     fprintf(out, "%s%d", i ? ", " : "", schedule->milestone[i]);
   if (schedule->warmup > 0) fprintf(out, ", warm-up %g epochs", schedule->warmup);

@@ -58,7 +58,7 @@ double cmkd_schedule_rate(const cmkd_schedule *s, int epoch, int step) {
   double rate = s->lr;
   if (s->kind == CMKD_SCHEDULE_STEP) {
     for (int i = 0; i < s->milestones; i++)
-      if (epoch >= s->milestone[i]) rate *= s->gamma;
+      if (epoch >= s->milestone[i]) rate *= CMKD_MILESTONE_FACTOR;
   } else if (s->kind == CMKD_SCHEDULE_COSINE) {
     double rest = (double)s->epochs * s->steps_per_epoch - ramp;
     rate = rest > 0 ? s->lr * 0.5 * (1 + cos(3.14159265358979323846 * (now - ramp) / rest)) : s->lr;

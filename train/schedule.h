@@ -7,11 +7,12 @@
 
 typedef enum cmkd_schedule_kind { CMKD_SCHEDULE_STEP, CMKD_SCHEDULE_COSINE, CMKD_SCHEDULE_CONSTANT } cmkd_schedule_kind;
 #define CMKD_MAX_MILESTONES 16
+#define CMKD_MILESTONE_FACTOR 0.1 /* of the rate, at each milestone */
 
 typedef struct cmkd_schedule {
   cmkd_schedule_kind kind;
-  double lr, gamma; /* gamma: the factor at each milestone */
-  double warmup;    /* epochs of linear warm-up, 0: none */
+  double lr;
+  double warmup; /* epochs of linear warm-up, 0: none */
   int epochs, steps_per_epoch;
   int milestones, milestone[CMKD_MAX_MILESTONES]; /* the rate falls after this many epochs */
 } cmkd_schedule;

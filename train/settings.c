@@ -149,7 +149,6 @@ static cmkd_status resolve_schedule(const cmkd_student_options *o, cmkd_settings
   uint64_t trained = s->samples - s->val, batch = (uint64_t)s->batch;
   CMKD_TRY(cmkd_schedule_parse(o->schedule, &schedule->kind, err));
   schedule->lr = o->lr;
-  schedule->gamma = 0.1;
   schedule->epochs = s->epochs;
   schedule->warmup = o->warmup;
   schedule->steps_per_epoch = (int)((trained + batch - 1) / batch);
@@ -177,7 +176,6 @@ cmkd_status cmkd_settings_resolve(const cmkd_session_settings *session, const cm
   s->weight_decay = o.weight_decay;
   s->nesterov = o.nesterov;
   s->label_smoothing = o.label_smoothing;
-  s->kappa = 2;
   s->eval_every = (int)o.eval_every;
   s->shuffle_block = (uint32_t)o.shuffle_block;
   memcpy(s->mean, o.mean, sizeof s->mean);

@@ -1,5 +1,6 @@
-/* Everything that decides the numbers of a run, with no default left open: resolved from the options, the data set and
- * the cache, stored in the run as JSON and compared on --resume. Opens no data. */
+/* Everything that decides the numbers of a run and may differ between runs, with no default left open: resolved from
+ * the options, the data set and the cache, stored in the run as JSON and compared on --resume. Constants of all runs
+ * are CMKD_AGREEMENT_KAPPA and CMKD_MILESTONE_FACTOR. Opens no data. */
 #ifndef CMKD_TRAIN_SETTINGS_H
 #define CMKD_TRAIN_SETTINGS_H
 #include <jansson.h>
@@ -11,6 +12,7 @@
 #include "train/schedule.h"
 
 #define CMKD_DEFAULT_DATA "fashion-mnist" /* without --data and --cache */
+#define CMKD_AGREEMENT_KAPPA 2.0          /* strength of the soft rank behind the figures of agreement */
 
 typedef enum cmkd_source_kind { CMKD_SOURCE_LABELS, CMKD_SOURCE_CACHE, CMKD_SOURCE_TEACHER } cmkd_source_kind;
 
@@ -34,7 +36,7 @@ typedef struct cmkd_settings {
   uint32_t samples, val; /* of the split or the cache, the first ones; val of them are held out */
   uint32_t shuffle_block;
   uint64_t seed;
-  double label_smoothing, kappa, momentum, weight_decay;
+  double label_smoothing, momentum, weight_decay;
   float mean[3], std[3];
   cmkd_schedule schedule;
   int eval_every;

@@ -37,7 +37,7 @@ static cmkd_status open_model(cmkd_student *s, cmkd_error *err) {
                               .weight_decay = (float)set->weight_decay,
                               .nesterov = set->nesterov,
                               .label_smoothing = set->label_smoothing,
-                              .kappa = set->kappa};
+                              .kappa = CMKD_AGREEMENT_KAPPA};
   for (int c = 0; c < 4; c++) {
     config.mean[c] = c < 3 ? set->mean[c] : 0;
     config.std[c] = c < 3 ? set->std[c] : 1;

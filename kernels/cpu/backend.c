@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/cpu.h"
+#include "base/limits.h"
 #include "kernels/cpu/conv/dnnl.h"
 #include "kernels/cpu/model.h"
 
@@ -22,9 +23,9 @@ static cmkd_status open_backend(const cmkd_backend_options *options, cmkd_backen
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED,
                      "--precision %.40s: the CPU computes in fp32; leave the option out, or take a GPU (--device cuda)",
                      options->precision);
-  if (options->threads < 0 || options->threads > CMKD_CPU_MAX_THREADS)
+  if (options->threads < 0 || options->threads > CMKD_MAX_THREADS)
     return cmkd_fail(err, CMKD_ERR_USAGE, "--threads %d is out of range (0 for all cores, at most %d)",
-                     options->threads, CMKD_CPU_MAX_THREADS);
+                     options->threads, CMKD_MAX_THREADS);
   cmkd_backend *backend = calloc(1, sizeof *backend);
   if (!backend) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   char version[32];

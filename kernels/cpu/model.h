@@ -7,8 +7,6 @@
 #include "kernels/plan.h"
 #include "kernels/step.h"
 
-#define CMKD_CPU_MAX_THREADS 1024
-
 struct cmkd_backend {
   int threads, dnnl;
   const cmkd_cpu_kernels *kernels;

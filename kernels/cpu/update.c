@@ -3,6 +3,7 @@
 #include <math.h>
 #include <omp.h>
 #include <string.h>
+#include "base/limits.h"
 #include "kernels/cpu/model.h"
 
 void cmkd_cpu_pack(cmkd_be_model *m) {
@@ -74,7 +75,7 @@ static void collect_item(cmkd_be_model *m, const cpu_update_item *item) {
   const int threads = m->backend->threads, p = item->param;
   if (!o->conv) return;
   if (p == op->param[0]) {
-    const float *grad[CMKD_CPU_MAX_THREADS];
+    const float *grad[CMKD_MAX_THREADS];
     for (int t = 0; t < threads; t++)
       grad[t] = m->worker[t].packed_grad + o->weight_grad;
     cmkd_conv_unpack_grad(o->conv, grad, threads, item->first, item->count, m->grad[p]);

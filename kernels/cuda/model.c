@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/half.h"
+#include "base/limits.h"
 #include "kernels/cuda/backend.h"
 
 static void release(void *memory) {
@@ -125,8 +126,9 @@ static size_t lay_out(cmkd_be_model *m, char *base) {
 /* What this backend wants beyond cmkd_model_check. */
 static cmkd_status check_config(const cmkd_model_config *c, cmkd_error *err) {
   const cmkd_graph *graph = c->graph;
-  if (c->batch > 65535)
-    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to 65535 with --device cuda)", c->batch);
+  if (c->batch > CMKD_MAX_CUDA_BATCH)
+    return cmkd_fail(err, CMKD_ERR_VALUE, "batch %d is out of range (1 to %d with --device cuda)", c->batch,
+                     CMKD_MAX_CUDA_BATCH);
   for (int i = 0; i < graph->ops; i++) {
     if (graph->op[i].out == cmkd_graph_logits(graph) && graph->op[i].kind != CMKD_OP_LINEAR)
       return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "`%s`: its logits do not come from a linear layer; use --device cpu",

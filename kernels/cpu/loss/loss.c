@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 #include "base/cpu.h"
+#include "base/limits.h"
 
 const cmkd_loss_kernels *cmkd_loss_kernels_best(void) {
   switch (cmkd_cpu_isa()) {
@@ -22,7 +23,7 @@ static int processors(void) {
   if (n) return n;
   long configured = sysconf(_SC_NPROCESSORS_CONF);
   if (configured < 1) configured = 1;
-  if (configured > 4096) configured = 4096;
+  if (configured > CMKD_MAX_THREADS) configured = CMKD_MAX_THREADS;
   known = n = (int)configured;
   return n;
 }
