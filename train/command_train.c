@@ -70,7 +70,7 @@ static cmkd_status check_recipe(const run *r, cmkd_error *err) {
  * trace. */
 static cmkd_status open_run(run *r, cmkd_error *err) {
   cmkd_backend_options backend = {0};
-  r->options.session.where = cmkd_environment_dataset_options();
+  r->options.session.search = cmkd_environment_dataset_options();
   CMKD_TRY(cmkd_session_open_data(&r->options.session, &r->session, err));
   CMKD_TRY(check_recipe(r, err));
   CMKD_TRY(cmkd_student_prepare(r->session, &r->options.student, &r->student, err));
@@ -81,15 +81,14 @@ static cmkd_status open_run(run *r, cmkd_error *err) {
   return cmkd_student_finish_open(r->student, err);
 }
 
-static cmkd_status test_teacher(run *r, FILE *out, cmkd_error *err) {
+/* *note: what the user is told, or NULL. */
+static cmkd_status load_test_logits(run *r, const char **note, cmkd_error *err) {
   cmkd_progress progress;
-  const char *note;
   const cmkd_watch watch = {.self = &progress, .stop = stop_on_signal, .progress = show_progress};
   cmkd_progress_start(&progress, "teacher on the test split", "images", r->session->test->n, 0,
                       r->options.quiet || !r->options.session.teacher);
-  cmkd_status status = cmkd_session_load_test_logits(r->session, &watch, &note, err);
+  cmkd_status status = cmkd_session_load_test_logits(r->session, &watch, note, err);
   cmkd_progress_end(&progress);
-  if (out && status == CMKD_OK && note) fprintf(out, "note      %s\n", note);
   return status;
 }
 
@@ -107,10 +106,14 @@ static cmkd_status run_all(run *r, cmkd_error *err) {
   CMKD_TRY(open_run(r, err));
   const cmkd_report report = {.out = out, .student = r->student, .options = &r->options, .recipe = r->recipe};
   const int finished = r->student->state.epoch == r->student->settings.epochs;
-  if (!finished && !r->options.session.teacher) CMKD_TRY(test_teacher(r, NULL, err)); /* quick, and may refuse */
+  const int live = r->options.session.teacher != NULL;
+  const char *note = NULL;
+  /* Those of a cache before the report, because that can fail; a live teacher's after it, because that takes long. */
+  if (!finished && !live) CMKD_TRY(load_test_logits(r, &note, err));
   cmkd_report_start(&report);
   if (!finished) {
-    CMKD_TRY(test_teacher(r, out, err)); /* a live one runs now */
+    if (live) CMKD_TRY(load_test_logits(r, &note, err));
+    if (note) fprintf(out, "note      %s\n", note);
     CMKD_TRY(train(r, out, err));
   }
   cmkd_report_end(&report);

@@ -173,7 +173,7 @@ static cmkd_status test(cmkd_student *s, const cmkd_watch *watch, cmkd_score *sc
                                    .images = session->test_images,
                                    .labels = session->test->labels,
                                    .count = session->test->n,
-                                   .teacher = session->test_teacher};
+                                   .teacher = session->teacher_test_logits};
   const cmkd_evaluation on_val = {.params = &s->state.value,
                                   .images = session->train_images,
                                   .labels = session->train->labels,

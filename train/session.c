@@ -25,7 +25,7 @@ static cmkd_status open_cached_data(cmkd_session *s, cmkd_error *err) {
                        "%s was built from %s, --data names %s: give --data %s:DIR or a cache of %s", o->cache,
                        id->dataset, name, id->dataset, name);
   }
-  CMKD_TRY(cmkd_dataset_open(o->data ? o->data : id->dataset, "train", &o->where, &s->train, err));
+  CMKD_TRY(cmkd_dataset_open(o->data ? o->data : id->dataset, "train", &o->search, &s->train, err));
   if (info->classes != (uint32_t)s->train->classes)
     return cmkd_fail(err, CMKD_ERR_MISMATCH,
                      "%s holds logits of %u classes, %s has %d: this cache belongs to other data", o->cache,
@@ -41,7 +41,7 @@ static cmkd_status open_cached_data(cmkd_session *s, cmkd_error *err) {
 static cmkd_status open_test_data(cmkd_session *s, cmkd_error *err) {
   const char *spec = s->options.data;
   if (!spec) spec = s->cache ? cmkd_cache_get_info(s->cache)->identity.dataset : CMKD_DEFAULT_DATA;
-  CMKD_TRY(cmkd_dataset_open(spec, "test", &s->options.where, &s->test, err));
+  CMKD_TRY(cmkd_dataset_open(spec, "test", &s->options.search, &s->test, err));
   if (s->test->classes == s->train->classes && s->test->height == s->train->height &&
       s->test->width == s->train->width && s->test->channels == s->train->channels)
     return CMKD_OK;
@@ -59,10 +59,10 @@ cmkd_status cmkd_session_open_data(const cmkd_session_options *options, cmkd_ses
   if (o->cache)
     CMKD_TRY(open_cached_data(s, err));
   else
-    CMKD_TRY(cmkd_dataset_open(o->data ? o->data : CMKD_DEFAULT_DATA, "train", &o->where, &s->train, err));
+    CMKD_TRY(cmkd_dataset_open(o->data ? o->data : CMKD_DEFAULT_DATA, "train", &o->search, &s->train, err));
   CMKD_TRY(cmkd_session_settings_resolve(o, s->train, cmkd_session_cache_info(s), &s->settings, err));
   CMKD_TRY(open_test_data(s, err));
-  s->options.where = (cmkd_dataset_options){0}; /* borrowed until here */
+  s->options.search = (cmkd_dataset_options){0}; /* borrowed until here */
   return CMKD_OK;
 }
 
@@ -88,7 +88,7 @@ cmkd_status cmkd_session_open_device(cmkd_session *s, const cmkd_backend_options
   if (s->settings.source == CMKD_SOURCE_TEACHER)
     CMKD_TRY(cmkd_session_open_teacher(s, s->train, s->settings.policy, &s->teacher, err));
   if (s->options.callback) {
-    CMKD_TRY(cmkd_session_open_teacher(s, s->test, CMKD_AUGMENT_NONE, &s->on_test, err));
+    CMKD_TRY(cmkd_session_open_teacher(s, s->test, CMKD_AUGMENT_NONE, &s->test_teacher, err));
     s->options.callback = NULL; /* borrowed until here */
   }
   return s->cache ? cmkd_resident_open(s->table, s->backend, s->cache, &s->resident, err) : CMKD_OK;
@@ -110,14 +110,14 @@ void cmkd_session_close(cmkd_session *s) {
   if (!s) return;
   cmkd_resident_close(s->resident);
   cmkd_teacher_close(s->teacher);
-  cmkd_teacher_close(s->on_test);
+  cmkd_teacher_close(s->test_teacher);
   if (s->train_images) s->table->images_free(s->train_images);
   if (s->test_images) s->table->images_free(s->test_images);
   if (s->backend) s->table->close(s->backend);
   if (s->cache) cmkd_cache_close(s->cache);
   if (s->train) cmkd_dataset_close(s->train);
   if (s->test) cmkd_dataset_close(s->test);
-  free(s->test_teacher);
+  free(s->teacher_test_logits);
   cmkd_session_options_free(&s->options);
   free(s);
 }

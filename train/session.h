@@ -16,12 +16,12 @@ struct cmkd_session {
   const cmkd_backend_table *table;
   cmkd_backend *backend;
   cmkd_be_images *train_images, *test_images;
-  cmkd_teacher *teacher;   /* live, on the training images; or NULL */
-  cmkd_teacher *on_test;   /* a callback's, on the test images; a network is opened when it is asked for; or NULL */
-  cmkd_resident *resident; /* the cache's logits on the device, or NULL */
+  cmkd_teacher *teacher;      /* live, on the training images; or NULL */
+  cmkd_teacher *test_teacher; /* a callback's, on the test images; a network is opened when it is asked for; or NULL */
+  cmkd_resident *resident;    /* the cache's logits on the device, or NULL */
   /* from cmkd_session_load_test_logits on */
-  float *test_teacher; /* (test->n, classes) or NULL */
-  char note[512];      /* why test_teacher is NULL though there is a teacher; else empty */
+  float *teacher_test_logits; /* (test->n, classes) or NULL */
+  char note[512];             /* why those are NULL though there is a teacher; else empty */
 };
 
 /* cmkd_session_open in two steps: what is cheap to refuse, then the device and what lives on it. *out is set on failure

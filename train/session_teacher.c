@@ -26,7 +26,7 @@ static cmkd_status run_groups(cmkd_session *s, cmkd_teacher *teacher, const cmkd
   uint32_t rows[GROUP], n = s->test->n;
   for (uint32_t first = 0; first < n; first += GROUP) {
     uint32_t count = n - first < GROUP ? n - first : GROUP;
-    float *logits = s->test_teacher + (size_t)first * (size_t)s->test->classes;
+    float *logits = s->teacher_test_logits + (size_t)first * (size_t)s->test->classes;
     for (uint32_t i = 0; i < count; i++)
       rows[i] = first + i;
     if (watch && watch->stop && watch->stop(watch->self))
@@ -39,7 +39,7 @@ static cmkd_status run_groups(cmkd_session *s, cmkd_teacher *teacher, const cmkd
 
 static cmkd_status live_test_logits(cmkd_session *s, const cmkd_watch *watch, cmkd_error *err) {
   cmkd_teacher *network = NULL;
-  if (s->on_test) return run_groups(s, s->on_test, watch, err);
+  if (s->test_teacher) return run_groups(s, s->test_teacher, watch, err);
   cmkd_status status = cmkd_session_open_teacher(s, s->test, CMKD_AUGMENT_NONE, &network, err);
   if (status == CMKD_OK) status = run_groups(s, network, watch, err);
   cmkd_teacher_close(network);
@@ -65,7 +65,7 @@ static cmkd_status cached_test_logits(cmkd_session *s, const char *path, cmkd_ca
   CMKD_TRY(cmkd_cache_ids(cache, &ids, err));
   for (uint64_t i = 0; i < info->samples; i++)
     if (ids[i] != i) return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s holds its samples in another order", path);
-  return cmkd_cache_read(cache, view, 0, info->samples, s->test_teacher, err);
+  return cmkd_cache_read(cache, view, 0, info->samples, s->teacher_test_logits, err);
 }
 
 static cmkd_status open_test_cache(cmkd_session *s, cmkd_error *err) {
@@ -86,14 +86,14 @@ cmkd_status cmkd_session_load_test_logits(cmkd_session *s, const cmkd_watch *wat
                                           cmkd_error *err) {
   const int live = s->settings.source == CMKD_SOURCE_TEACHER;
   if (note) *note = s->note[0] ? s->note : NULL;
-  if (s->settings.source == CMKD_SOURCE_LABELS || s->test_teacher || s->note[0]) return CMKD_OK;
+  if (s->settings.source == CMKD_SOURCE_LABELS || s->teacher_test_logits || s->note[0]) return CMKD_OK;
   cmkd_error why = {CMKD_OK, ""};
-  s->test_teacher = malloc((size_t)s->test->n * (size_t)s->test->classes * sizeof *s->test_teacher);
-  if (!s->test_teacher) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the teacher's test logits");
+  s->teacher_test_logits = malloc((size_t)s->test->n * (size_t)s->test->classes * sizeof *s->teacher_test_logits);
+  if (!s->teacher_test_logits) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for the teacher's test logits");
   cmkd_status status = live ? live_test_logits(s, watch, &why) : open_test_cache(s, &why);
   if (status == CMKD_OK) return CMKD_OK;
-  free(s->test_teacher);
-  s->test_teacher = NULL;
+  free(s->teacher_test_logits);
+  s->teacher_test_logits = NULL;
   if (live || s->options.test_cache) return cmkd_fail(err, status, "%s", why.message);
   /* nobody asked for it: go on without */
   snprintf(s->note, sizeof s->note, "no correlation with the teacher on the test split: %.400s", why.message);

@@ -33,9 +33,9 @@ typedef struct cmkd_student cmkd_student;
 /* Fill with cmkd_session_options_default, then change what differs. NULL, 0 and NaN mean the default that is named.
  * Strings are copied by cmkd_session_open. */
 typedef struct cmkd_session_options {
-  const char *data;           /* data set: NAME or NAME:DIR; NULL: the cache's, else fashion-mnist */
-  cmkd_dataset_options where; /* data sets are looked for; its strings are borrowed during the call */
-  const char *cache;          /* file of a teacher cache; NULL: none */
+  const char *data;            /* data set: NAME or NAME:DIR; NULL: the cache's, else fashion-mnist */
+  cmkd_dataset_options search; /* folders in which data sets are searched; strings borrowed during the call */
+  const char *cache;           /* file of a teacher cache; NULL: none */
   /* Or a teacher that runs live: a weight file, or a function of pixels. With no teacher students learn from labels.
    * The callback is copied but for its `self`, which must outlive the session; it runs on the thread that opens or
    * trains. Its batch and identity are its own: teacher_batch to teacher_std are for weight files. */
