@@ -7,7 +7,9 @@
 #include "base/file.h"
 
 #define STATE_FORMAT "cmkd-state-1"
-enum { COUNTERS = 10, SCORE_NUMBERS = 11, NUMBERS = 7 + CMKD_LOSS_MAX_PARTS + 2 * SCORE_NUMBERS };
+enum { COUNTERS = 10, SUMS = 7, SCORE_NUMBERS = 11, NUMBERS = SUMS + CMKD_LOSS_MAX_PARTS + 2 * SCORE_NUMBERS };
+enum { MAX_NAME = 112 }; /* bytes of "momentum/NAME" */
+static const char *const slot_names[] = {[CMKD_SLOT_VALUE] = "value", [CMKD_SLOT_MOMENTUM] = "momentum"};
 
 void cmkd_epoch_sums_add(cmkd_epoch_sums *sums, const cmkd_step_result *r, int parts) {
   double rows = r->count;
@@ -72,22 +74,22 @@ int cmkd_state_finite(const cmkd_graph *graph, const cmkd_state *state) {
 /* ---- counters and numbers. Saving and loading walk through them in one order: `save` copies from the state into the
  * arrays, else from the arrays into the state ---- */
 
-/* Copies one number between a field and the next slot. */
-static void transfer(double *field, double **slot, int save) {
+/* Copies one number between a field and the array, and moves on in the array. */
+static void transfer(double *field, double **number, int save) {
   if (save)
-    **slot = *field;
+    **number = *field;
   else
-    *field = **slot;
-  (*slot)++;
+    *field = **number;
+  (*number)++;
 }
 
-static void transfer_score(cmkd_score *score, double **slot, int save) {
+static void transfer_score(cmkd_score *score, double **number, int save) {
   double *const fields[SCORE_NUMBERS] = {&score->top1,           &score->top5,          &score->test_loss,
                                          &score->test_pearson,   &score->test_spearman, &score->val_top1,
                                          &score->loss,           &score->train_top1,    &score->train_pearson,
                                          &score->train_spearman, &score->blocks};
   for (int i = 0; i < SCORE_NUMBERS; i++)
-    transfer(fields[i], slot, save);
+    transfer(fields[i], number, save);
 }
 
 static void transfer_numbers(cmkd_state *s, int64_t counters[COUNTERS], double numbers[NUMBERS], int save) {
@@ -99,16 +101,16 @@ static void transfer_numbers(cmkd_state *s, int64_t counters[COUNTERS], double n
       counters[i] = *counts[i];
     else
       *counts[i] = counters[i];
-  double *const sums[] = {&s->elapsed,      &s->sums.loss,     &s->sums.blocks,
-                          &s->sums.pearson, &s->sums.spearman, &s->sums.agreement_blocks,
-                          &s->sums.seconds};
-  double *slot = numbers;
-  for (int i = 0; i < 7; i++)
-    transfer(sums[i], &slot, save);
+  double *const sums[SUMS] = {&s->elapsed,      &s->sums.loss,     &s->sums.blocks,
+                              &s->sums.pearson, &s->sums.spearman, &s->sums.agreement_blocks,
+                              &s->sums.seconds};
+  double *number = numbers;
+  for (int i = 0; i < SUMS; i++)
+    transfer(sums[i], &number, save);
   for (int i = 0; i < CMKD_LOSS_MAX_PARTS; i++)
-    transfer(&s->sums.part[i], &slot, save);
-  transfer_score(&s->last, &slot, save);
-  transfer_score(&s->best, &slot, save);
+    transfer(&s->sums.part[i], &number, save);
+  transfer_score(&s->last, &number, save);
+  transfer_score(&s->best, &number, save);
 }
 
 static void set_tensor(cmkd_tensor *t, char *name, cmkd_dtype dtype, int64_t count, const void *data) {
@@ -116,11 +118,16 @@ static void set_tensor(cmkd_tensor *t, char *name, cmkd_dtype dtype, int64_t cou
   t->shape[0] = count;
 }
 
+/* A parameter has a value; one that is not trained has no momentum. */
+static int has_slot(const cmkd_param *p, cmkd_param_slot slot) {
+  return slot == CMKD_SLOT_VALUE || CMKD_PARAM_TRAINED(p->kind);
+}
+
 cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, const json_t *settings, const char *path,
                             cmkd_error *err) {
   int most = 3 + 2 * graph->params, count = 0;
   cmkd_tensor *tensors = calloc((size_t)most, sizeof *tensors);
-  char(*names)[112] = calloc((size_t)most, sizeof *names), *text = json_dumps(settings, JSON_COMPACT);
+  char(*names)[MAX_NAME] = calloc((size_t)most, sizeof *names), *text = json_dumps(settings, JSON_COMPACT);
   cmkd_state copy = *state; /* transfer_numbers takes it unconst */
   int64_t counters[COUNTERS];
   double numbers[NUMBERS];
@@ -131,13 +138,14 @@ cmkd_status cmkd_state_save(const cmkd_graph *graph, const cmkd_state *state, co
     set_tensor(&tensors[count++], "counters", CMKD_I64, COUNTERS, counters);
     set_tensor(&tensors[count++], "numbers", CMKD_F64, NUMBERS, numbers);
     if (*state->log) set_tensor(&tensors[count++], "log", CMKD_U8, (int64_t)strlen(state->log), state->log);
-    for (int slot = 0; slot < 2; slot++)
+    for (cmkd_param_slot slot = CMKD_SLOT_VALUE; slot <= CMKD_SLOT_MOMENTUM; slot++)
       for (int i = 0; i < graph->params; i++) {
+        const cmkd_params *params = slot == CMKD_SLOT_VALUE ? &state->value : &state->momentum;
         const cmkd_param *p = &graph->param[i];
-        if (slot && !CMKD_PARAM_TRAINED(p->kind)) continue;
-        snprintf(names[count], sizeof *names, "%s/%s", slot ? "momentum" : "value", p->name);
+        if (!has_slot(p, slot)) continue;
+        snprintf(names[count], sizeof *names, "%s/%s", slot_names[slot], p->name);
         cmkd_tensor *t = &tensors[count];
-        set_tensor(t, names[count], CMKD_F32, p->count, slot ? state->momentum.value[i] : state->value.value[i]);
+        set_tensor(t, names[count], CMKD_F32, p->count, params->value[i]);
         t->dims = p->dims;
         for (int d = 0; d < p->dims; d++)
           t->shape[d] = p->shape[d];
@@ -172,14 +180,14 @@ static cmkd_status find(const cmkd_weights *file, const char *name, cmkd_dtype d
                    file->path, name, *out ? "has another shape" : "is missing");
 }
 
-static cmkd_status load_params(const cmkd_graph *graph, const cmkd_weights *file, int slot, cmkd_params *params,
-                               cmkd_error *err) {
+static cmkd_status load_params(const cmkd_graph *graph, const cmkd_weights *file, cmkd_param_slot slot,
+                               cmkd_params *params, cmkd_error *err) {
   for (int i = 0; i < graph->params; i++) {
     const cmkd_param *p = &graph->param[i];
     const cmkd_tensor *t;
-    char name[112];
-    if (slot && !CMKD_PARAM_TRAINED(p->kind)) continue;
-    snprintf(name, sizeof name, "%s/%s", slot ? "momentum" : "value", p->name);
+    char name[MAX_NAME];
+    if (!has_slot(p, slot)) continue;
+    snprintf(name, sizeof name, "%s/%s", slot_names[slot], p->name);
     CMKD_TRY(find(file, name, CMKD_F32, p->count, &t, err));
     memcpy(params->value[i], t->data, (size_t)p->count * sizeof(float));
     if (!all_finite(params->value[i], p->count))
@@ -214,6 +222,6 @@ cmkd_status cmkd_state_load(const cmkd_graph *graph, const cmkd_weights *file, c
   free(state->device);
   state->device = device ? strdup(device) : NULL;
   if (device && !state->device) return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", file->path);
-  CMKD_TRY(load_params(graph, file, 0, &state->value, err));
-  return load_params(graph, file, 1, &state->momentum, err);
+  CMKD_TRY(load_params(graph, file, CMKD_SLOT_VALUE, &state->value, err));
+  return load_params(graph, file, CMKD_SLOT_MOMENTUM, &state->momentum, err);
 }

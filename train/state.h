@@ -13,10 +13,12 @@
 /* Sums over the rows of the epoch under way. */
 typedef struct cmkd_epoch_sums {
   int64_t images, top1, top5;
-  int64_t blocks_rows, agreement_rows; /* rows behind `blocks` and behind the three after it */
   double loss, part[CMKD_LOSS_MAX_PARTS];
-  double blocks, pearson, spearman, agreement_blocks;
-  double seconds; /* of training steps */
+  double blocks;       /* of the loss's soft rank */
+  int64_t blocks_rows; /* rows summed in `blocks` */
+  double pearson, spearman, agreement_blocks;
+  int64_t agreement_rows; /* rows summed in the three above */
+  double seconds;         /* of training steps */
 } cmkd_epoch_sums;
 /* `parts`: how many parts the loss has. */
 void cmkd_epoch_sums_add(cmkd_epoch_sums *sums, const cmkd_step_result *result, int parts);
