@@ -140,7 +140,7 @@ static cmkd_status find_data(const options *o, char spec[4200], cmkd_error *err)
                           o->teacher);
 }
 
-static cmkd_status settle_views(const options *o, const char *data, job *j, cmkd_error *err) {
+static cmkd_status resolve_views(const options *o, const char *data, job *j, cmkd_error *err) {
   uint32_t views = 0;
   if (o->augment)
     CMKD_TRY(cmkd_policy_parse(o->augment, &j->policy, err));
@@ -213,9 +213,9 @@ static cmkd_teacher_options teacher_options(const options *o, const job *j) {
 }
 
 /* The arithmetic of the teacher, measured on the split that is to be cached. */
-static cmkd_status settle_precision(const options *o, const cmkd_backend_table *table,
-                                    const cmkd_backend_options *device, const char *data_spec, job *j,
-                                    cmkd_error *err) {
+static cmkd_status resolve_precision(const options *o, const cmkd_backend_table *table,
+                                     const cmkd_backend_options *device, const char *data_spec, job *j,
+                                     cmkd_error *err) {
   const cmkd_teacher_options teacher = teacher_options(o, j);
   cmkd_precision_wish wish = {.asked = o->precision,
                               .table = table,
@@ -284,7 +284,7 @@ static cmkd_status build_all(const options *o, const char *data, job *j, cmkd_er
   cmkd_backend_options backend_options = {.threads = (int)o->threads, .device = cmkd_backend_index(o->device)};
   cmkd_environment_backend(&backend_options);
   CMKD_TRY(cmkd_backend_find(o->device, &backend_options, &at.table, err));
-  CMKD_TRY(settle_precision(o, at.table, &backend_options, data, j, err));
+  CMKD_TRY(resolve_precision(o, at.table, &backend_options, data, j, err));
   backend_options.precision = j->precision.name;
   CMKD_TRY(at.table->open(&backend_options, &at.backend, err));
   json_t *whole = NULL, *test = NULL;
@@ -322,7 +322,7 @@ cmkd_status cmkd_command_build(int argc, char **argv, cmkd_error *err) {
            .label = "teacher"};
   char data[4200];
   CMKD_TRY(find_data(&o, data, err));
-  CMKD_TRY(settle_views(&o, data, &j, err));
+  CMKD_TRY(resolve_views(&o, data, &j, err));
   CMKD_TRY(cmkd_codec_find(o.codec, &codec, err));
   CMKD_TRY(cmkd_codec_allowed(o.codec, o.allow_top_k, err));
   CMKD_TRY(cmkd_part_find(o.part, &part, err));

@@ -10,16 +10,16 @@
 
 static int64_t steps_per_epoch(const cmkd_student *s) { return s->settings.schedule.steps_per_epoch; }
 
-/* Every function of this file that programs call begins here. */
+/* Start of every public call: starts its clock, refuses a student that failed. */
 static cmkd_status enter(cmkd_student *s, cmkd_error *err) {
-  s->clock = cmkd_seconds();
+  s->counted_from = cmkd_seconds();
   if (!s->failed) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_VALUE, "%s: this student failed before; close it", s->folder.path);
 }
 
-/* And ends here. */
+/* End of every public call: adds its time, remembers a failure. */
 static cmkd_status leave(cmkd_student *s, cmkd_status status) {
-  s->state.elapsed += cmkd_seconds() - s->clock;
+  s->state.elapsed += cmkd_seconds() - s->counted_from;
   if (status != CMKD_OK && status != CMKD_ERR_INTERRUPTED) s->failed = 1;
   return status;
 }
@@ -27,27 +27,27 @@ static cmkd_status leave(cmkd_student *s, cmkd_status status) {
 /* ---- begin ---- */
 
 /* Weights onto the device, and the first files: a full disk shows now, not after an epoch. */
-static cmkd_status start(cmkd_student *s, cmkd_error *err) {
+static cmkd_status start_student(cmkd_student *s, cmkd_error *err) {
   const cmkd_backend_table *table = s->session->table;
   const cmkd_state *state = &s->state;
-  CMKD_TRY(cmkd_block_create(&s->source, &s->now, err));
-  CMKD_TRY(cmkd_block_create(&s->source, &s->next, err));
+  CMKD_TRY(cmkd_block_create(&s->source, &s->current, err));
+  CMKD_TRY(cmkd_block_create(&s->source, &s->ahead, err));
   CMKD_TRY(table->upload(s->model, CMKD_SLOT_VALUE, (const float *const *)state->value.value, err));
   CMKD_TRY(table->upload(s->model, CMKD_SLOT_MOMENTUM, (const float *const *)state->momentum.value, err));
-  if (s->options.log_steps) CMKD_TRY(cmkd_steps_open(s->folder.steps, state->total_steps, &s->steps, err));
+  if (s->options.log_steps) CMKD_TRY(cmkd_steps_open(s->folder.steps, state->total_steps, &s->step_log, err));
   CMKD_TRY(cmkd_student_write_state(s, err));
   CMKD_TRY(cmkd_folder_config(&s->folder, s->settings_json, s->environment, err));
   s->started = 1;
   return CMKD_OK;
 }
 
-static cmkd_status begin(cmkd_student *s, cmkd_error *err) {
+static cmkd_status begin_epoch(cmkd_student *s, cmkd_error *err) {
   const cmkd_state *state = &s->state;
   const uint32_t n = s->source.n;
-  if (!s->started) CMKD_TRY(start(s, err));
+  if (!s->started) CMKD_TRY(start_student(s, err));
   int64_t place = state->step * s->settings.batch;
   CMKD_TRY(cmkd_source_epoch(&s->source, (uint32_t)state->epoch, place < n ? (uint32_t)place : n, err));
-  s->now->steps = s->now->done = s->next->steps = s->next->done = 0;
+  s->current->steps = s->current->done = s->ahead->steps = s->ahead->done = 0;
   s->in_epoch = 1;
   return CMKD_OK;
 }
@@ -56,7 +56,7 @@ cmkd_status cmkd_student_begin(cmkd_student *s, cmkd_error *err) {
   CMKD_TRY(enter(s, err));
   if (s->state.epoch >= s->settings.epochs)
     return cmkd_fail(err, CMKD_ERR_VALUE, "%s: all %d epochs are done", s->folder.path, s->settings.epochs);
-  return leave(s, begin(s, err));
+  return leave(s, begin_epoch(s, err));
 }
 
 /* ---- step ---- */
@@ -95,14 +95,14 @@ static cmkd_status add_step(cmkd_student *s, const cmkd_step *step, const cmkd_s
   cmkd_epoch_sums_add(&state->sums, r, cmkd_loss_parts(s->settings.loss));
   state->step++;
   state->total_steps++;
-  if (!s->steps) return CMKD_OK;
+  if (!s->step_log) return CMKD_OK;
   const cmkd_step_line line = {
       .step = state->total_steps, .epoch = state->epoch + 1, .lr = step->lr, .loss = r->loss.loss};
-  return cmkd_steps_add(s->steps, s->folder.steps, &line, err);
+  return cmkd_steps_add(s->step_log, s->folder.steps, &line, err);
 }
 
 /* Reads back `count` steps that ran with status `ran`, and adds them to the state. */
-static cmkd_status settle(cmkd_student *s, const cmkd_step *steps, int count, cmkd_status ran, cmkd_error *err) {
+static cmkd_status read_results(cmkd_student *s, const cmkd_step *steps, int count, cmkd_status ran, cmkd_error *err) {
   const cmkd_backend_table *table = s->session->table;
   cmkd_step_result result[CMKD_BLOCK_STEPS];
   cmkd_error read_error = {CMKD_OK, ""};
@@ -119,32 +119,32 @@ static cmkd_status settle(cmkd_student *s, const cmkd_step *steps, int count, cm
 }
 
 static void swap_blocks(cmkd_student *s) {
-  cmkd_step_block *block = s->now;
-  s->now = s->next;
-  s->next = block;
+  cmkd_step_block *block = s->current;
+  s->current = s->ahead;
+  s->ahead = block;
 }
 
-static cmkd_status step(cmkd_student *s, int most, cmkd_error *err) {
+static cmkd_status run_steps(cmkd_student *s, int most, cmkd_error *err) {
   const cmkd_session *session = s->session;
   cmkd_state *state = &s->state;
-  if (most < 1 || most > s->now->capacity) most = s->now->capacity;
-  if (s->now->done == s->now->steps)
-    CMKD_TRY(cmkd_block_fill(s->now, &s->source, state->step, block_limit(s, state->step, most), err));
-  const cmkd_step *steps = s->now->step + s->now->done;
-  const int left = s->now->steps - s->now->done, count = left < most ? left : most;
+  if (most < 1 || most > s->current->capacity) most = s->current->capacity;
+  if (s->current->done == s->current->steps)
+    CMKD_TRY(cmkd_block_fill(s->current, &s->source, state->step, block_limit(s, state->step, most), err));
+  const cmkd_step *steps = s->current->step + s->current->done;
+  const int left = s->current->steps - s->current->done, count = left < most ? left : most;
   if (!count) return CMKD_OK;
-  double begin = cmkd_seconds();
+  double started_at = cmkd_seconds();
   cmkd_error fill_error = {CMKD_OK, ""};
   cmkd_status filled = CMKD_OK;
   cmkd_status ran = session->table->run(s->model, CMKD_LIST_TRAIN, session->train_images, steps, count, NULL, err);
-  s->now->done += count;
+  s->current->done += count;
   if (ran == CMKD_OK && count == left) { /* the device may still be at it: read ahead meanwhile */
     int64_t first = state->step + count;
-    filled = cmkd_block_fill(s->next, &s->source, first, block_limit(s, first, most), &fill_error);
+    filled = cmkd_block_fill(s->ahead, &s->source, first, block_limit(s, first, most), &fill_error);
   }
-  CMKD_TRY(settle(s, steps, count, ran, err));
+  CMKD_TRY(read_results(s, steps, count, ran, err));
   if (count == left) swap_blocks(s);
-  s->block_seconds = cmkd_seconds() - begin;
+  s->block_seconds = cmkd_seconds() - started_at;
   s->block_steps = count;
   state->sums.seconds += s->block_seconds;
   if (filled != CMKD_OK || (s->options.save_every && state->total_steps % s->options.save_every == 0)) {
@@ -159,7 +159,7 @@ cmkd_status cmkd_student_step(cmkd_student *s, int most, int *more, cmkd_error *
   CMKD_TRY(enter(s, err));
   if (!s->in_epoch) return cmkd_fail(err, CMKD_ERR_VALUE, "%s: steps come after the begin of an epoch", s->folder.path);
   s->block_steps = 0;
-  cmkd_status status = leave(s, step(s, most, err));
+  cmkd_status status = leave(s, run_steps(s, most, err));
   *more = status == CMKD_OK && s->state.step < steps_per_epoch(s);
   return status;
 }
@@ -167,7 +167,7 @@ cmkd_status cmkd_student_step(cmkd_student *s, int most, int *more, cmkd_error *
 /* ---- end ---- */
 
 /* Fills the test side of the score. */
-static cmkd_status test(cmkd_student *s, const cmkd_watch *watch, cmkd_score *score, cmkd_error *err) {
+static cmkd_status test_student(cmkd_student *s, const cmkd_watch *watch, cmkd_score *score, cmkd_error *err) {
   const cmkd_session *session = s->session;
   const cmkd_evaluation on_test = {.params = &s->state.value,
                                    .images = session->test_images,
@@ -228,10 +228,10 @@ static cmkd_status write_epoch(cmkd_student *s, const cmkd_epoch_report *report,
   return cmkd_student_write_state(s, err);
 }
 
-static cmkd_status end(cmkd_student *s, const cmkd_watch *watch, cmkd_epoch_report *report, cmkd_error *err) {
+static cmkd_status end_epoch(cmkd_student *s, const cmkd_watch *watch, cmkd_epoch_report *report, cmkd_error *err) {
   cmkd_state *state = &s->state;
   const cmkd_settings *set = &s->settings;
-  const double begin = cmkd_seconds();
+  const double started_at = cmkd_seconds();
   *report = (cmkd_epoch_report){.score = {.epoch = state->epoch + 1,
                                           .top1 = NAN,
                                           .top5 = NAN,
@@ -244,7 +244,7 @@ static cmkd_status end(cmkd_student *s, const cmkd_watch *watch, cmkd_epoch_repo
   CMKD_TRY(cmkd_student_download(s, err));
   cmkd_score_from_sums(&state->sums, score);
   if (tested) {
-    cmkd_status status = test(s, watch, score, err);
+    cmkd_status status = test_student(s, watch, score, err);
     if (status == CMKD_ERR_INTERRUPTED) {
       CMKD_TRY(cmkd_student_write_state(s, err));
       return cmkd_student_interrupted(s, err);
@@ -252,7 +252,7 @@ static cmkd_status end(cmkd_student *s, const cmkd_watch *watch, cmkd_epoch_repo
     if (status != CMKD_OK) return status;
   }
   report->lr = cmkd_schedule_rate(&set->schedule, (int)state->epoch, 0);
-  report->seconds = state->sums.seconds + cmkd_seconds() - begin;
+  report->seconds = state->sums.seconds + cmkd_seconds() - started_at;
   report->images_per_s = (double)state->sums.images / state->sums.seconds;
   report->view = s->source.view;
   return write_epoch(s, report, tested, err);
@@ -264,5 +264,5 @@ cmkd_status cmkd_student_end(cmkd_student *s, const cmkd_watch *watch, cmkd_epoc
   if (!s->in_epoch || s->state.step < steps_per_epoch(s))
     return cmkd_fail(err, CMKD_ERR_VALUE, "%s: an epoch ends after its %lld steps, not after %lld", s->folder.path,
                      (long long)steps_per_epoch(s), (long long)s->state.step);
-  return leave(s, end(s, watch, report ? report : &own, err));
+  return leave(s, end_epoch(s, watch, report ? report : &own, err));
 }

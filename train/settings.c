@@ -59,8 +59,9 @@ static cmkd_status resolve_cached_views(const cmkd_session_options *o, const cmk
   return check_cached_views(o, cache, err);
 }
 
-static cmkd_status resolve_live_views(const cmkd_session_options *o, const cmkd_dataset *data, cmkd_session_settings *s,
-                                      cmkd_error *err) {
+/* Without a cache: the policy, and the views of a live teacher. */
+static cmkd_status resolve_own_views(const cmkd_session_options *o, const cmkd_dataset *data, cmkd_session_settings *s,
+                                     cmkd_error *err) {
   CMKD_TRY(cmkd_dataset_policy(data->name, &s->policy, err));
   if (o->augment) CMKD_TRY(cmkd_policy_parse(o->augment, &s->policy, err));
   if (!cmkd_session_is_live(o)) return CMKD_OK;
@@ -86,7 +87,7 @@ cmkd_status cmkd_session_settings_resolve(const cmkd_session_options *o, const c
   if (strlen(precision) >= sizeof s->precision)
     return cmkd_fail(err, CMKD_ERR_USAGE, "--precision %.40s is not known", precision);
   strcpy(s->precision, precision);
-  return cache ? resolve_cached_views(o, cache, s, err) : resolve_live_views(o, data, s, err);
+  return cache ? resolve_cached_views(o, cache, s, err) : resolve_own_views(o, data, s, err);
 }
 
 /* ---- a student's own ---- */

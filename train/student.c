@@ -126,9 +126,9 @@ cmkd_status cmkd_student_open(cmkd_session *session, const cmkd_student_options 
 
 void cmkd_student_close(cmkd_student *s) {
   if (!s) return;
-  if (s->steps) fclose(s->steps);
-  cmkd_block_free(s->now);
-  cmkd_block_free(s->next);
+  if (s->step_log) fclose(s->step_log);
+  cmkd_block_free(s->current);
+  cmkd_block_free(s->ahead);
   cmkd_folder_close(&s->folder);
   cmkd_state_free(&s->state);
   cmkd_source_close(&s->source);
@@ -161,17 +161,17 @@ cmkd_status cmkd_student_download(cmkd_student *s, cmkd_error *err) {
 }
 
 cmkd_status cmkd_student_write_state(cmkd_student *s, cmkd_error *err) {
-  double now = cmkd_seconds();
-  s->state.elapsed += now - s->clock;
-  s->clock = now;
-  if (s->steps && fflush(s->steps) != 0)
+  const double time = cmkd_seconds();
+  s->state.elapsed += time - s->counted_from;
+  s->counted_from = time;
+  if (s->step_log && fflush(s->step_log) != 0)
     return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be written; is the disk full?", s->folder.steps);
   return cmkd_state_save(s->graph, &s->state, s->settings_json, s->folder.state, err);
 }
 
 cmkd_status cmkd_student_save(cmkd_student *s, cmkd_error *err) {
   if (!s->started) return CMKD_OK; /* nothing happened yet */
-  s->clock = cmkd_seconds();
+  s->counted_from = cmkd_seconds();
   CMKD_TRY(cmkd_student_download(s, err));
   return cmkd_student_write_state(s, err);
 }

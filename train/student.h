@@ -25,13 +25,13 @@ struct cmkd_student {
   char device_note[256]; /* a resumed run that began on another device or with other threads; else empty */
 
   /* while it trains */
-  int started, in_epoch;       /* its folder is written; begun and not ended */
-  int failed;                  /* nothing but closing is left */
-  cmkd_step_block *now, *next; /* the block that steps are taken from, the one that is read ahead */
-  FILE *steps;                 /* steps.jsonl, or NULL */
-  double clock;                /* when the call under way began, or when its time was last added to state.elapsed */
-  double block_seconds;        /* of the last cmkd_student_step, saving not counted */
-  int block_steps;             /* how many that ran */
+  int started, in_epoch;            /* its folder is written; begun and not ended */
+  int failed;                       /* nothing but closing is left */
+  cmkd_step_block *current, *ahead; /* the block that steps are taken from, the one that is read ahead */
+  FILE *step_log;                   /* steps.jsonl, or NULL */
+  double counted_from;              /* up to here state.elapsed counts the call under way */
+  double block_seconds;             /* of the last cmkd_student_step, saving not counted */
+  int block_steps;                  /* how many that ran */
 };
 
 /* cmkd_student_open in two steps: what needs no device, then the rest; the folder comes last, so that what is refused

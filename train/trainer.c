@@ -17,7 +17,7 @@ static void pace(loop *l) {
   const cmkd_student *s = l->student;
   if (!s->block_steps) return;
   const double second = s->block_seconds / s->block_steps; /* of a step */
-  while (l->wanted < s->now->capacity && 2 * l->wanted * second < BLOCK_SECONDS)
+  while (l->wanted < s->current->capacity && 2 * l->wanted * second < BLOCK_SECONDS)
     l->wanted *= 2;
   while (l->wanted > 1 && l->wanted * second > 2 * BLOCK_SECONDS)
     l->wanted /= 2;
