@@ -1,6 +1,6 @@
 /* What all teachers share: every row goes through the same batch size, short batches padded with their last row, so
- * that a row's bits are the same whoever asks; no logit that is not finite gets out. Will not do: compute logits (the
- * makers do), cache, encode or compare them. */
+ * that a row's bits are the same whoever asks; no logit that is not finite gets out. Not here: computing logits (the
+ * implementations do), caching, encoding or comparing them. */
 #include "nets/teacher.h"
 #include <math.h>
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 #include "base/limits.h"
 #include "nets/teacher_kind.h"
 
-enum { MOST_BATCHES = 8 }; /* handed to the maker at once */
+enum { MAX_RUN_BATCHES = 8 }; /* of one run of an implementation; a cmkd_teacher_run of more makes several runs */
 
 cmkd_teacher *cmkd_teacher_new(const cmkd_teacher_kind *kind, const char *name) {
   cmkd_teacher *teacher = calloc(1, sizeof *teacher);
@@ -22,12 +22,12 @@ cmkd_teacher *cmkd_teacher_new(const cmkd_teacher_kind *kind, const char *name) 
 
 void cmkd_teacher_close(cmkd_teacher *teacher) {
   if (!teacher) return;
-  if (teacher->maker) teacher->kind->close(teacher->maker);
+  if (teacher->state) teacher->kind->close(teacher->state);
   free(teacher->name);
   free(teacher->rows);
   free(teacher->seeds);
   free(teacher->logits);
-  free(teacher->feature);
+  free(teacher->features);
   free(teacher);
 }
 
@@ -50,8 +50,8 @@ cmkd_status cmkd_teacher_allocate(cmkd_teacher *t, cmkd_error *err) {
   t->rows = malloc(batch * sizeof *t->rows);
   t->seeds = malloc(batch * sizeof *t->seeds);
   t->logits = malloc(batch * (size_t)t->classes * sizeof *t->logits);
-  t->feature = t->features ? malloc(batch * (size_t)t->features * sizeof *t->feature) : NULL;
-  if (t->rows && t->seeds && t->logits && (t->feature || !t->features)) return CMKD_OK;
+  t->features = t->feature_count ? malloc(batch * (size_t)t->feature_count * sizeof *t->features) : NULL;
+  if (t->rows && t->seeds && t->logits && (t->features || !t->feature_count)) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", t->name);
 }
 
@@ -65,7 +65,7 @@ const char *cmkd_teacher_precision(const cmkd_teacher *teacher, double *error) {
 const cmkd_dataset *cmkd_teacher_data(const cmkd_teacher *teacher) { return teacher->data; }
 cmkd_policy cmkd_teacher_policy(const cmkd_teacher *teacher) { return teacher->policy; }
 int cmkd_teacher_batch(const cmkd_teacher *teacher) { return teacher->batch; }
-int cmkd_teacher_feature_size(const cmkd_teacher *teacher) { return teacher->features; }
+int cmkd_teacher_feature_size(const cmkd_teacher *teacher) { return teacher->feature_count; }
 
 static cmkd_status run_short(cmkd_teacher *t, const uint32_t *rows, const uint64_t *seeds, uint32_t count,
                              float *logits, float *features, cmkd_error *err) {
@@ -74,13 +74,13 @@ static cmkd_status run_short(cmkd_teacher *t, const uint32_t *rows, const uint64
     t->rows[i] = rows[from];
     if (seeds) t->seeds[i] = seeds[from];
   }
-  CMKD_TRY(t->kind->run(t, t->rows, seeds ? t->seeds : NULL, 1, t->logits, t->feature, err));
+  CMKD_TRY(t->kind->run(t, t->rows, seeds ? t->seeds : NULL, 1, t->logits, t->features, err));
   if (logits) memcpy(logits, t->logits, (size_t)count * (size_t)t->classes * sizeof *logits);
-  if (features) memcpy(features, t->feature, (size_t)count * (size_t)t->features * sizeof *features);
+  if (features) memcpy(features, t->features, (size_t)count * (size_t)t->feature_count * sizeof *features);
   return CMKD_OK;
 }
 
-/* Whatever the maker thinks of them, none that is not finite gets into a cache. */
+/* Whatever the implementation thinks of them, none that is not finite gets into a cache. */
 static cmkd_status check_finite(const cmkd_teacher *t, const uint32_t *rows, uint32_t count, const float *logits,
                                 cmkd_error *err) {
   const size_t classes = (size_t)t->classes;
@@ -95,20 +95,20 @@ static cmkd_status check_finite(const cmkd_teacher *t, const uint32_t *rows, uin
 cmkd_status cmkd_teacher_run(cmkd_teacher *t, const uint32_t *rows, const uint64_t *seeds, uint32_t count,
                              float *logits, float *features, cmkd_error *err) {
   const uint32_t batch = (uint32_t)t->batch;
-  if (features && !t->features)
+  if (features && !t->feature_count)
     return cmkd_fail(err, CMKD_ERR_UNSUPPORTED, "teacher %s: gives logits alone, no features", t->name);
   for (uint32_t i = 0; i < count; i++)
     if (rows[i] >= t->data->n)
       return cmkd_fail(err, CMKD_ERR_VALUE, "sample %u: the data set has %u", rows[i], t->data->n);
   for (uint32_t at = 0, take; at < count; at += take) {
-    const uint32_t full = (count - at) / batch, batches = full < MOST_BATCHES ? full : MOST_BATCHES;
+    const uint32_t full = (count - at) / batch, batches = full < MAX_RUN_BATCHES ? full : MAX_RUN_BATCHES;
     float *to = logits ? logits + (size_t)at * (size_t)t->classes : NULL;
-    float *feature = features ? features + (size_t)at * (size_t)t->features : NULL;
-    const uint64_t *moved = seeds ? seeds + at : NULL;
+    float *feature = features ? features + (size_t)at * (size_t)t->feature_count : NULL;
+    const uint64_t *view = seeds ? seeds + at : NULL;
     cmkd_error why = {0};
     take = batches ? batches * batch : count - at;
-    const cmkd_status status = batches ? t->kind->run(t, rows + at, moved, batches, to, feature, &why)
-                                       : run_short(t, rows + at, moved, take, to, feature, &why);
+    const cmkd_status status = batches ? t->kind->run(t, rows + at, view, batches, to, feature, &why)
+                                       : run_short(t, rows + at, view, take, to, feature, &why);
     if (status != CMKD_OK) return cmkd_fail(err, status, "teacher %s: %s", t->name, why.message);
     if (to) CMKD_TRY(check_finite(t, rows + at, take, to, err));
   }

@@ -33,9 +33,11 @@ cmkd_policy cmkd_teacher_policy(const cmkd_teacher *teacher);
 int cmkd_teacher_batch(const cmkd_teacher *teacher);
 int cmkd_teacher_feature_size(const cmkd_teacher *teacher); /* 0: no features */
 
-/* Logits (count, classes) and penultimate features (count, d), either NULL, of rows[i] moved by seeds[i] (NULL: clean).
- * Any count; short batches are padded with the last row. Non-finite logits fail with CMKD_ERR_VALUE and name the
- * sample, so does a row outside the data set; features of a teacher without any are CMKD_ERR_UNSUPPORTED. */
+/* Images of one cmkd_teacher_run between two questions whether to stop. */
+enum { CMKD_TEACHER_GROUP = 1024 };
+/* Logits (count, classes) and penultimate features (count, d), either NULL, of rows[i] augmented by seeds[i] (NULL:
+ * clean). Any count; short batches are padded with the last row. Non-finite logits fail with CMKD_ERR_VALUE and name
+ * the sample, so does a row outside the data set; features of a teacher without any are CMKD_ERR_UNSUPPORTED. */
 cmkd_status cmkd_teacher_run(cmkd_teacher *teacher, const uint32_t *rows, const uint64_t *seeds, uint32_t count,
                              float *logits, float *features, cmkd_error *err);
 #endif

@@ -13,8 +13,8 @@ typedef struct callback_state {
 /* A NaN that no computation yields, put where the callback is to write. */
 #define UNWRITTEN 0x7FC0DEADu
 
-static void callback_close(void *maker) {
-  callback_state *c = maker;
+static void callback_close(void *state) {
+  callback_state *c = state;
   free(c->pixels);
   free(c);
 }
@@ -23,7 +23,7 @@ static cmkd_status run_batch(cmkd_teacher *t, const uint32_t *rows, const uint64
                              cmkd_error *err) {
   const uint32_t unwritten = UNWRITTEN;
   const size_t classes = (size_t)t->classes, numbers = (size_t)t->batch * classes;
-  callback_state *c = t->maker;
+  callback_state *c = t->state;
   CMKD_TRY(cmkd_dataset_replay(t->data, t->policy, rows, seeds, (uint32_t)t->batch, c->pixels, err));
   for (size_t i = 0; i < numbers; i++)
     memcpy(&logits[i], &unwritten, sizeof *logits);
@@ -92,7 +92,7 @@ cmkd_status cmkd_teacher_from_callback(const cmkd_teacher_callback *callback, co
   c->self = callback->self;
   c->run = callback->run;
   c->pixels = malloc((size_t)batch * (size_t)data->height * (size_t)data->width * (size_t)data->channels);
-  teacher->maker = c;
+  teacher->state = c;
   teacher->batch = batch;
   teacher->data = data;
   teacher->policy = policy;

@@ -13,8 +13,8 @@ typedef struct network {
   uint32_t capacity;
 } network;
 
-static void network_close(void *maker) {
-  network *n = maker;
+static void network_close(void *state) {
+  network *n = state;
   if (n->model) n->table->model_free(n->model);
   if (n->images) n->table->images_free(n->images);
   cmkd_graph_free(n->graph);
@@ -24,7 +24,7 @@ static void network_close(void *maker) {
 
 static cmkd_status network_run(cmkd_teacher *t, const uint32_t *rows, const uint64_t *seeds, uint32_t batches,
                                float *logits, float *features, cmkd_error *err) {
-  network *n = t->maker;
+  network *n = t->state;
   if (batches > n->capacity) {
     cmkd_step *grown = realloc(n->steps, batches * sizeof *grown);
     if (!grown) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
@@ -42,7 +42,7 @@ static cmkd_status network_run(cmkd_teacher *t, const uint32_t *rows, const uint
 /* Network, numbers and model of a weight file. */
 static cmkd_status load(cmkd_teacher *t, const cmkd_teacher_options *options, const cmkd_weights *weights,
                         cmkd_backend *backend, cmkd_error *err) {
-  network *n = t->maker;
+  network *n = t->state;
   const cmkd_dataset *data = t->data;
   CMKD_TRY(cmkd_model_spec_read_as(weights, options->arch, options->mean, options->std,
                                    options->prefix ? options->prefix : "", &t->spec, err));
@@ -67,7 +67,7 @@ static cmkd_status load(cmkd_teacher *t, const cmkd_teacher_options *options, co
         &n->images, err);
   cmkd_params_free(&params);
   t->classes = n->graph->classes;
-  t->features = n->graph->tensor[cmkd_graph_features(n->graph)].c;
+  t->feature_count = n->graph->tensor[cmkd_graph_features(n->graph)].c;
   return status;
 }
 
@@ -93,7 +93,7 @@ cmkd_status cmkd_teacher_open(const cmkd_teacher_options *options, const cmkd_ba
     return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", options->weights);
   }
   n->table = table;
-  teacher->maker = n;
+  teacher->state = n;
   teacher->batch = batch;
   teacher->data = data;
   teacher->policy = options->policy;

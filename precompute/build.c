@@ -8,9 +8,10 @@
 #include "base/clock.h"
 #include "nets/teacher.h"
 
-enum { DEFAULT_VIEWS = 4, MOST_BATCHES = 64 /* of a call of the teacher */ };
-#define CALL_SECONDS \
-  0.1 /* what a call should last: shorter ones cost more than they compute, longer ones cannot stop */
+enum { DEFAULT_VIEWS = 4 };
+enum { MAX_CALL_BATCHES = 64 }; /* of one cmkd_teacher_run, which takes them in runs of its own (MAX_RUN_BATCHES) */
+/* What a call should last: shorter ones cost more than they compute, longer ones cannot stop. */
+#define CALL_SECONDS 0.1
 #define WAIT_SECONDS 0.2 /* between two looks at a shard that another process is writing */
 
 typedef struct build {
@@ -118,7 +119,7 @@ static cmkd_status call_teacher(build *b, const shard_work *work, uint32_t count
   const double seconds = cmkd_seconds() - start;
   b->result->teacher_seconds += seconds;
   b->result->teacher_rows += count;
-  if (seconds < CALL_SECONDS && b->batches < MOST_BATCHES) b->batches *= 2;
+  if (seconds < CALL_SECONDS && b->batches < MAX_CALL_BATCHES) b->batches *= 2;
   return CMKD_OK;
 }
 
@@ -152,7 +153,7 @@ static cmkd_status run_rows(build *b, const shard_work *work, cmkd_error *err) {
 static cmkd_status shard_work_create(const build *b, uint32_t k, shard_work *work, cmkd_error *err) {
   memset(work, 0, sizeof *work);
   cmkd_cache_writer_range(b->writer, k, &work->first, &work->n);
-  const size_t rows = (size_t)work->n * b->spec.views, call = (size_t)cmkd_teacher_batch(b->teacher) * MOST_BATCHES;
+  const size_t rows = (size_t)work->n * b->spec.views, call = (size_t)cmkd_teacher_batch(b->teacher) * MAX_CALL_BATCHES;
   work->most = (uint32_t)(call < rows ? call : rows);
   work->ids = malloc(work->n * sizeof *work->ids);
   work->seeds = malloc(rows * sizeof *work->seeds);

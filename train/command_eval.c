@@ -32,8 +32,6 @@ typedef struct eval_run {
   double seconds;
 } eval_run;
 
-enum { GROUP = 1024 }; /* images between two looks at the clock and at signals */
-
 static cmkd_status open_all(eval_run *s, const eval_options *o, cmkd_error *err) {
   char from_file[64] = "";
   const char *spec = o->data;
@@ -73,18 +71,18 @@ static void close_all(eval_run *s) {
 
 static cmkd_status evaluate(eval_run *s, const eval_options *o, uint32_t n, cmkd_error *err) {
   size_t classes = (size_t)s->data->classes, wide = o->dump ? (size_t)cmkd_teacher_feature_size(s->teacher) : 0,
-         kept = o->dump ? n : GROUP;
+         kept = o->dump ? n : CMKD_TEACHER_GROUP;
   s->logits = calloc(kept * classes, sizeof *s->logits);
   s->features = calloc(kept * wide + 1, sizeof *s->features);
-  s->rows = malloc(GROUP * sizeof *s->rows);
+  s->rows = malloc(CMKD_TEACHER_GROUP * sizeof *s->rows);
   if (!s->logits || !s->features || !s->rows)
     return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for %u rows; give --samples N", n);
   cmkd_progress progress;
   cmkd_progress_start(&progress, "eval", "images", n, 0, o->quiet);
   double begin = cmkd_seconds();
   cmkd_status status = CMKD_OK;
-  for (uint32_t first = 0; status == CMKD_OK && first < n; first += GROUP) {
-    uint32_t count = n - first < GROUP ? n - first : GROUP;
+  for (uint32_t first = 0; status == CMKD_OK && first < n; first += CMKD_TEACHER_GROUP) {
+    uint32_t count = n - first < CMKD_TEACHER_GROUP ? n - first : CMKD_TEACHER_GROUP;
     size_t at = o->dump ? first : 0;
     float *logits = s->logits + at * classes;
     for (uint32_t i = 0; i < count; i++)

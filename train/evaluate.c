@@ -6,7 +6,7 @@
 #include "kernels/step.h"
 #include "nets/teacher.h"
 
-enum { GROUP_STEPS = 8, GROUP_BYTES = 16 << 20 };
+enum { GROUP_STEPS = CMKD_TEACHER_GROUP / CMKD_TEACHER_BATCH, GROUP_BYTES = 16 << 20 };
 
 void cmkd_accuracy_add(cmkd_accuracy *sums, const float *logits, int classes, int32_t label) {
   double top = logits[0], total = 0;

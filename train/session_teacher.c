@@ -6,8 +6,6 @@
 #include "base/file.h"
 #include "formats/cache/paths.h"
 
-enum { GROUP = 1024 }; /* images between two questions whether to stop */
-
 cmkd_status cmkd_session_open_teacher(const cmkd_session *s, const cmkd_dataset *data, cmkd_policy policy,
                                       cmkd_teacher **out, cmkd_error *err) {
   const cmkd_session_options *o = &s->options;
@@ -23,9 +21,9 @@ cmkd_status cmkd_session_open_teacher(const cmkd_session *s, const cmkd_dataset 
 }
 
 static cmkd_status run_groups(cmkd_session *s, cmkd_teacher *teacher, const cmkd_watch *watch, cmkd_error *err) {
-  uint32_t rows[GROUP], n = s->test->n;
-  for (uint32_t first = 0; first < n; first += GROUP) {
-    uint32_t count = n - first < GROUP ? n - first : GROUP;
+  uint32_t rows[CMKD_TEACHER_GROUP], n = s->test->n;
+  for (uint32_t first = 0; first < n; first += CMKD_TEACHER_GROUP) {
+    uint32_t count = n - first < CMKD_TEACHER_GROUP ? n - first : CMKD_TEACHER_GROUP;
     float *logits = s->teacher_test_logits + (size_t)first * (size_t)s->test->classes;
     for (uint32_t i = 0; i < count; i++)
       rows[i] = first + i;
