@@ -1,7 +1,7 @@
 /* The contract of include/cmkd/views.h, in Philox draws. Every rule here is recorded in caches as CMKD_RNG_VERSION and
- * pinned by known answers in tests/test_views.c: a change that alters one number needs a new version string. Will not
- * do: allocate, keep state, or touch pixels. */
-#include "cmkd/views.h"
+ * pinned by known answers in tests/test_views.c: a change that alters one number needs a new version string. Nothing
+ * here allocates, keeps state, or touches pixels. */
+#include "base/views.h"
 #include "base/text.h"
 #include "base/rng.h"
 #include <string.h>
@@ -100,6 +100,17 @@ uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, 
   if (!all_variants) return first64(cmkd_philox_block(cache_seed, CMKD_STREAM_VIEW_SEED, sample_id, view));
   uint8_t order[MAX_VARIANTS];
   return view < permute_variants(cache_seed, sample_id, policy, order) ? order[view] : cmkd_clean_seed(policy);
+}
+
+uint64_t cmkd_view_draw_seed(const cmkd_view_draw *draw, uint64_t sample_id, uint32_t view) {
+  if (draw->clean_view && view == draw->views - 1) return cmkd_clean_seed(draw->policy);
+  return cmkd_view_seed(draw->cache_seed, sample_id, view, draw->policy, draw->all_variants);
+}
+
+void cmkd_view_draw_seeds(const cmkd_view_draw *draw, uint64_t sample_id, uint64_t *out) {
+  const uint32_t drawn = draw->views - (draw->clean_view ? 1 : 0);
+  cmkd_view_seeds(draw->cache_seed, sample_id, drawn, draw->policy, draw->all_variants, out);
+  if (draw->clean_view) out[drawn] = cmkd_clean_seed(draw->policy);
 }
 
 uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t sample_id) {

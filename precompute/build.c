@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 #include "base/clock.h"
+#include "base/views.h"
 #include "nets/teacher.h"
 
 enum { DEFAULT_VIEWS = 4 };
@@ -175,12 +176,14 @@ static void shard_work_free(shard_work *work) {
 
 static void draw_seeds(const build *b, shard_work *work) {
   const cmkd_cache_identity *id = &b->spec.identity;
-  const uint32_t views = b->spec.views, drawn = views - (id->clean_view ? 1 : 0);
+  const cmkd_view_draw draw = {.cache_seed = id->cache_seed,
+                               .policy = id->policy,
+                               .views = b->spec.views,
+                               .all_variants = id->all_variants,
+                               .clean_view = id->clean_view};
   for (uint32_t i = 0; i < work->n; i++) {
-    uint64_t *mine = work->seeds + (size_t)i * views;
     work->ids[i] = work->first + i;
-    cmkd_view_seeds(id->cache_seed, work->ids[i], drawn, id->policy, id->all_variants, mine);
-    if (id->clean_view) mine[drawn] = cmkd_clean_seed(id->policy);
+    cmkd_view_draw_seeds(&draw, work->ids[i], work->seeds + (size_t)i * draw.views);
   }
 }
 

@@ -1,7 +1,7 @@
 /* The seed, view and order contract. Known answers come from an independent Python model of the rules in
  * docs/architecture.md. */
 #include "tests/support.h"
-#include "cmkd/views.h"
+#include "base/views.h"
 #include <time.h>
 
 static uint64_t fnv(const uint32_t *a, uint32_t n) {
@@ -108,6 +108,16 @@ static void drawn_seeds(void **state) {
   for (int v = 0; v < 8; v++)
     assert_true(out[v] == cmkd_clean_seed(CMKD_AUGMENT_NONE));
   assert_true(cmkd_view_seed(7, 5, 1, CMKD_AUGMENT_NONE, 1) == cmkd_clean_seed(CMKD_AUGMENT_NONE));
+  for (int kind = 0; kind < 4; kind++) { /* one at a time or all at once: the same seeds, and the clean one last */
+    const cmkd_view_draw draw = {7, CMKD_AUGMENT_CROP, 6, kind & 1, kind >> 1};
+    uint64_t drawn[6];
+    cmkd_view_draw_seeds(&draw, 5, drawn);
+    for (uint32_t v = 0; v < 6; v++) {
+      const int clean = draw.clean_view && v == 5;
+      assert_true(drawn[v] == cmkd_view_draw_seed(&draw, 5, v));
+      assert_true(drawn[v] == (clean ? 40 : cmkd_view_seed(7, 5, v, CMKD_AUGMENT_CROP, draw.all_variants)));
+    }
+  }
 }
 
 static void known_answers(void **state) {

@@ -13,16 +13,16 @@ static int capacity(const cmkd_settings *s, int carries_logits) {
 
 cmkd_status cmkd_block_create(const cmkd_source *source, cmkd_step_block **out, cmkd_error *err) {
   const cmkd_settings *s = source->settings;
-  const int carries_logits = s->session.views && !source->in.resident;
+  const int resident = source->in.resident != NULL, carries_logits = s->session.views && !resident;
   cmkd_step_block *b = *out = calloc(1, sizeof *b);
   if (!b) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for batches of %d", s->batch);
   b->capacity = capacity(s, carries_logits);
   size_t rows = (size_t)b->capacity * (size_t)s->batch;
   b->rows = malloc(rows * sizeof *b->rows);
   b->seeds = malloc(rows * sizeof *b->seeds);
-  b->index = malloc(rows * sizeof *b->index);
+  if (resident) b->index = malloc(rows * sizeof *b->index);
   if (carries_logits) b->teacher = malloc(rows * (size_t)s->session.classes * sizeof *b->teacher);
-  if (b->rows && b->seeds && b->index && (b->teacher || !carries_logits)) return CMKD_OK;
+  if (b->rows && b->seeds && (b->index || !resident) && (b->teacher || !carries_logits)) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for batches of %d", s->batch);
 }
 
@@ -45,7 +45,7 @@ cmkd_status cmkd_block_fill(cmkd_step_block *b, cmkd_source *source, int64_t fir
     const cmkd_source_rows out = {.rows = b->rows + at,
                                   .seeds = b->seeds + at,
                                   .teacher = b->teacher ? b->teacher + at * (size_t)s->session.classes : NULL,
-                                  .index = b->index + at};
+                                  .index = b->index ? b->index + at : NULL};
     CMKD_TRY(cmkd_source_next(source, count, &out, err));
     cmkd_target teacher = {.values = out.teacher};
     if (source->in.resident)

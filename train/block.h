@@ -13,7 +13,7 @@ typedef struct cmkd_step_block {
   uint32_t *rows;  /* (capacity * batch) */
   uint64_t *seeds; /* (capacity * batch) */
   float *teacher;  /* (capacity * batch, classes); NULL without a teacher, and where its logits are resident */
-  uint32_t *index; /* (capacity * batch), of resident logits */
+  uint32_t *index; /* (capacity * batch) rows of resident logits; NULL without those */
 } cmkd_step_block;
 
 cmkd_status cmkd_block_create(const cmkd_source *source, cmkd_step_block **out, cmkd_error *err);

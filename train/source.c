@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/rng.h"
+#include "base/views.h"
 
 /* A shuffle of which only the first `held` places are drawn says which samples are held out. Both parts are in rising
  * order: chance decides who belongs to which, and nothing else. */
@@ -73,10 +74,10 @@ cmkd_status cmkd_source_open(cmkd_source *s, const cmkd_settings *settings, cons
   }
   if (s->in.teacher) {
     size_t batch = (size_t)cmkd_teacher_batch(s->in.teacher);
-    s->window_rows = malloc(batch * sizeof *s->window_rows);
-    s->window_seeds = malloc(batch * sizeof *s->window_seeds);
-    s->window = malloc(batch * (size_t)settings->session.classes * sizeof *s->window);
-    if (!s->window_rows || !s->window_seeds || !s->window)
+    s->ahead_rows = malloc(batch * sizeof *s->ahead_rows);
+    s->ahead_seeds = malloc(batch * sizeof *s->ahead_seeds);
+    s->ahead_logits = malloc(batch * (size_t)settings->session.classes * sizeof *s->ahead_logits);
+    if (!s->ahead_rows || !s->ahead_seeds || !s->ahead_logits)
       return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory for a teacher batch of %zu rows", batch);
   }
   return CMKD_OK;
@@ -88,9 +89,9 @@ void cmkd_source_close(cmkd_source *s) {
   free(s->position);
   free(s->val_rows);
   free(s->order);
-  free(s->window_rows);
-  free(s->window_seeds);
-  free(s->window);
+  free(s->ahead_rows);
+  free(s->ahead_seeds);
+  free(s->ahead_logits);
   memset(s, 0, sizeof *s);
 }
 
@@ -102,7 +103,7 @@ cmkd_status cmkd_source_epoch(cmkd_source *s, uint32_t epoch, uint32_t at, cmkd_
   s->epoch = epoch;
   s->at = at;
   s->view = views ? cmkd_epoch_view(settings->seed, epoch, views) : 0;
-  s->window_n = 0;
+  s->ahead_n = 0;
   cmkd_epoch_order(settings->seed, epoch, s->n, settings->shuffle_block, s->order);
   for (uint32_t i = 0; i < s->n; i++)
     s->order[i] = s->position[s->order[i]];
@@ -119,35 +120,38 @@ cmkd_status cmkd_source_epoch(cmkd_source *s, uint32_t epoch, uint32_t at, cmkd_
 
 static uint64_t live_seed(const cmkd_source *s, uint32_t row) {
   const cmkd_session_settings *shared = &s->settings->session;
-  if (shared->clean_view && s->view == shared->views - 1) return cmkd_clean_seed(shared->policy);
-  return cmkd_view_seed(shared->cache_seed, row, s->view, shared->policy, shared->all_variants);
+  const cmkd_view_draw draw = {.cache_seed = shared->cache_seed,
+                               .policy = shared->policy,
+                               .views = shared->views,
+                               .all_variants = shared->all_variants,
+                               .clean_view = shared->clean_view};
+  return cmkd_view_draw_seed(&draw, row, s->view);
 }
 
-/* A whole teacher batch, whatever the student's batch: the bits of a row do not depend on its neighbours, but the time
- * does on the size. */
-static cmkd_status refill(cmkd_source *s, cmkd_error *err) {
+/* Runs one full teacher batch whatever the student's batch is: the logits are the same, and a full batch is fastest. */
+static cmkd_status run_ahead(cmkd_source *s, cmkd_error *err) {
   uint32_t left = s->n - s->at, batch = (uint32_t)cmkd_teacher_batch(s->in.teacher);
   uint32_t count = left < batch ? left : batch;
-  s->window_at = s->at;
-  s->window_n = 0;
+  s->ahead_at = s->at;
+  s->ahead_n = 0;
   for (uint32_t i = 0; i < count; i++) {
-    s->window_rows[i] = s->order[s->at + i];
-    s->window_seeds[i] = live_seed(s, s->window_rows[i]);
+    s->ahead_rows[i] = s->order[s->at + i];
+    s->ahead_seeds[i] = live_seed(s, s->ahead_rows[i]);
   }
-  CMKD_TRY(cmkd_teacher_run(s->in.teacher, s->window_rows, s->window_seeds, count, s->window, NULL, err));
-  s->window_n = count;
+  CMKD_TRY(cmkd_teacher_run(s->in.teacher, s->ahead_rows, s->ahead_seeds, count, s->ahead_logits, NULL, err));
+  s->ahead_n = count;
   return CMKD_OK;
 }
 
 static cmkd_status next_live(cmkd_source *s, uint32_t count, const cmkd_source_rows *out, cmkd_error *err) {
   size_t classes = (size_t)s->settings->session.classes;
   for (uint32_t done = 0; done < count;) {
-    if (s->at < s->window_at || s->at >= s->window_at + s->window_n) CMKD_TRY(refill(s, err));
-    uint32_t from = s->at - s->window_at, have = s->window_n - from;
+    if (s->at < s->ahead_at || s->at >= s->ahead_at + s->ahead_n) CMKD_TRY(run_ahead(s, err));
+    uint32_t from = s->at - s->ahead_at, have = s->ahead_n - from;
     uint32_t take = have < count - done ? have : count - done;
-    memcpy(out->rows + done, s->window_rows + from, take * sizeof *out->rows);
-    memcpy(out->seeds + done, s->window_seeds + from, take * sizeof *out->seeds);
-    memcpy(out->teacher + done * classes, s->window + from * classes, take * classes * sizeof *out->teacher);
+    memcpy(out->rows + done, s->ahead_rows + from, take * sizeof *out->rows);
+    memcpy(out->seeds + done, s->ahead_seeds + from, take * sizeof *out->seeds);
+    memcpy(out->teacher + done * classes, s->ahead_logits + from * classes, take * classes * sizeof *out->teacher);
     s->at += take;
     done += take;
   }

@@ -1,5 +1,5 @@
 /* Where the rows of a student's steps come from: which samples, under which seeds of their views, and what the teacher
- * says of them. Three kinds behind one face: labels alone, a cache, a live teacher. All follow the contract of
+ * says of them. Three kinds behind one interface: labels alone, a cache, a live teacher. All follow the contract of
  * cmkd/views.h, so that a cache and a live teacher with the same seeds give the same rows. The order of samples and
  * views depends on the student's seed, so every student has a source of its own; what sources read from is shared and
  * not changed. Knows nothing of networks, losses or results. */
@@ -35,11 +35,11 @@ typedef struct cmkd_source {
   cmkd_stream *stream;      /* of a cache that is not resident */
   uint64_t *view_seeds;     /* (cache samples) of the epoch's view; resident */
 
-  /* A live teacher runs a batch at a time: `window_n` places of the order, from `window_at` on. */
-  uint32_t window_at, window_n;
-  uint32_t *window_rows;  /* (teacher batch) */
-  uint64_t *window_seeds; /* (teacher batch) */
-  float *window;          /* (teacher batch, classes) */
+  /* The teacher batch that was computed last: `ahead_n` samples of the order, from place `ahead_at` on. */
+  uint32_t ahead_at, ahead_n;
+  uint32_t *ahead_rows;  /* (teacher batch) */
+  uint64_t *ahead_seeds; /* (teacher batch) */
+  float *ahead_logits;   /* (teacher batch, classes) */
 } cmkd_source;
 
 /* Where the next rows of an epoch are put. */
@@ -47,7 +47,7 @@ typedef struct cmkd_source_rows {
   uint32_t *rows;  /* (count) rows of the split */
   uint64_t *seeds; /* (count) */
   float *teacher;  /* (count, classes); not touched without a teacher, and where logits are resident */
-  uint32_t *index; /* (count) rows of the resident logits; not touched elsewhere */
+  uint32_t *index; /* (count) rows of the resident logits; NULL where logits are not resident */
 } cmkd_source_rows;
 
 /* The cache's samples must be those of the data set: ids inside it, labels equal. */
