@@ -1,9 +1,9 @@
 /* A teacher run for its logits at one fixed, padded batch: the one function behind `cmkd-cache build`, live training
  * and `eval`, so that a row's bits never depend on who asks or on its neighbours. A teacher is a network on a backend
- * (here) or somebody else's function (cmkd_teacher_from_callback, cmkd/build.h). */
+ * (here) or somebody else's function (cmkd_teacher_from_callback). */
 #ifndef CMKD_NETS_TEACHER_H
 #define CMKD_NETS_TEACHER_H
-#include "cmkd/build.h"
+#include "cmkd/teacher.h"
 #include "kernels/backend.h"
 #include "nets/net.h"
 

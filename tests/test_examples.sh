@@ -67,6 +67,7 @@ for name in $names build cache train; do
     weights) run weights '^fc\.weight: F32, shape \(2, 3\), 24 bytes$' "$work/w.safetensors" ;;
     dataset) run dataset '^mnist/train: 60 images of 28 x 28 x 1, 10 classes' "$data" ;;
     loss) run loss '^loss 2\.180918$'; run loss '^ce:1\+cmkd' ce+cmkd ;;
+    teacher) run teacher '^50 test images: the teacher saw 64, in batches of 32$' "$data" ;;
     build)
       run build '60 samples x 3 views, 180 rows computed, 0 found$' "$data" "$work/c.h5"
       run build '60 samples x 3 views, 0 rows computed, 180 found$' "$data" "$work/c.h5" ;;

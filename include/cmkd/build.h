@@ -1,7 +1,6 @@
-/* Building a cache: a teacher's logits of every view of every image of a data set's split. The teacher is yours, behind
- * a callback that turns a batch of pixels into logits; the order of the work, the views, resuming, parts of several
- * processes, the identity and the file are this library's. `cmkd-cache build` is a command over the same function.
- * docs/examples/build.c is a whole program.
+/* Building a cache: a teacher's logits of every view of every image of a data set's split. The teacher is yours
+ * (cmkd/teacher.h); the order of the work, the views, resuming, parts of several processes, the identity and the file
+ * are this library's. `cmkd-cache build` is a command over the same function. docs/examples/build.c is a whole program.
  *
  * Threads: a teacher serves one call at a time, and its callback runs on the thread that called cmkd_build_cache, never
  * twice at once. Builds with teachers of their own are independent.
@@ -12,42 +11,10 @@
 #define CMKD_BUILD_H
 #include <stdint.h>
 #include "cmkd/cache_writer.h"
-#include "cmkd/dataset.h"
+#include "cmkd/teacher.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define CMKD_TEACHER_BATCH 128 /* default of cmkd_teacher_callback.batch */
-
-typedef struct cmkd_teacher cmkd_teacher;
-
-/* A teacher of any make. Everything but `self` is copied by cmkd_teacher_from_callback; `self` must live as long as the
- * teacher. Zero and NULL mean the default that is named. */
-typedef struct cmkd_teacher_callback {
-  void *self; /* handed to run */
-  /* Logits (count, classes) of pixels (count, height, width, channels), uint8, moved by their views' seeds and not
-   * normalised. `count` is always `batch`: a short batch is padded, so that a row's bits need not depend on how many
-   * there are. The answer for a row must depend on its pixels alone. On failure return a status other than CMKD_OK and
-   * fill `err` with one line (cmkd_fail); the build ends with it. */
-  cmkd_status (*run)(void *self, const uint8_t *pixels, int count, float *logits, cmkd_error *err);
-  int classes; /* of the logits; must be the data set's; 0: the data set's */
-  int batch;   /* images of one call, 1 to 65536, recorded in the cache; 0: CMKD_TEACHER_BATCH */
-  /* Who it is, recorded in the cache. Builds of one cache are continued only by a teacher of the same identity. */
-  const char *sha256;      /* 64 lower-case hex digits that change whenever the teacher does: of its weight file, say */
-  const char *name;        /* of the weight file, for people; NULL: "callback" */
-  const char *arch;        /* NULL: "" */
-  const float *mean, *std; /* (channels of the data set) x = (pixel / 255 - mean) / std; NULL, both: not recorded */
-  const char *precision;   /* "fp32", "fp16", ...; NULL: "fp32" */
-  double precision_error;  /* root mean square difference of its logits from fp32's; 0: none or not measured */
-} cmkd_teacher_callback;
-
-/* A teacher over the images of `data`, whose views are those of `policy`. `data` is borrowed and must outlive it. Fails
- * with CMKD_ERR_USAGE for a callback that says nonsense, CMKD_ERR_MISMATCH for another number of classes than the data
- * set's. *out is NULL after a failure. */
-CMKD_API cmkd_status cmkd_teacher_from_callback(const cmkd_teacher_callback *callback, const cmkd_dataset *data,
-                                                cmkd_policy policy, cmkd_teacher **out, cmkd_error *err);
-/* NULL does nothing. */
-CMKD_API void cmkd_teacher_close(cmkd_teacher *teacher);
 
 /* What to build. All zero but `out` is a good start; strings are borrowed during the call. */
 typedef struct cmkd_build_options {
@@ -60,8 +27,8 @@ typedef struct cmkd_build_options {
   const char *codec;      /* "f16", "f32", "u8sqrt", "topk:K" (docs/cache-format.md); NULL: "f16" */
   uint32_t shard_samples; /* samples of a shard; 0: about 4 MB of raw logits */
   int threads;            /* that compress; 0: all cores */
-  unsigned part;          /* this process builds the shards k with k % parts == part, */
-  unsigned parts;         /* and the master only where it builds all; 0: 1 */
+  unsigned part;          /* 0 to parts - 1: builds the shards k with k % parts == part */
+  unsigned parts; /* processes that share the build; 0 and 1: this one alone, which then also writes the master */
 } cmkd_build_options;
 
 typedef struct cmkd_build_progress {
@@ -78,10 +45,13 @@ typedef struct cmkd_build_watch {
 } cmkd_build_watch;
 
 typedef struct cmkd_build_result {
-  uint32_t samples, views;         /* of the cache, the clean view included */
-  uint32_t shards, shards_done;    /* of this part; done by anybody */
-  uint64_t teacher_rows;           /* that the teacher computed, padding not counted */
-  double seconds, teacher_seconds; /* wall time; of that inside the teacher */
+  uint32_t samples;       /* of the cache */
+  uint32_t views;         /* of a sample, the clean one included */
+  uint32_t shards;        /* of this part */
+  uint32_t shards_done;   /* of those, by this process or another */
+  uint64_t teacher_rows;  /* that the teacher computed, padding not counted */
+  double seconds;         /* wall time */
+  double teacher_seconds; /* of that inside the teacher */
   cmkd_cache_writer_stats writer;
   int finished; /* 1: the master is there */
 } cmkd_build_result;

@@ -12,7 +12,8 @@
  * docs/cuda.md.) A student that fails leaves the others as they are.
  *
  * Threads: calls on one session and on its students must not overlap in time; sessions are independent of each other.
- * The library's own threads compute, and read ahead in a cache while an epoch is under way; they call nobody.
+ * The library's own threads compute, and read ahead in a cache while an epoch is under way; they call no function of
+ * yours.
  *
  * Errors: every function that can fail returns a status and fills `err` (may be NULL) with one line. Messages call an
  * option by its name on the command line of cmkd-train: "--teacher-batch" is the field teacher_batch. A value outside
@@ -21,8 +22,9 @@
 #define CMKD_TRAIN_H
 #include <stdint.h>
 #include "cmkd/api.h"
-#include "cmkd/build.h"
+#include "cmkd/dataset.h"
 #include "cmkd/status.h"
+#include "cmkd/teacher.h"
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -42,8 +44,7 @@ typedef struct cmkd_session_options {
   const char *teacher;
   const cmkd_teacher_callback *callback;
   const char *augment; /* none, flip, crop, crop+flip; NULL: the cache's, else what is usual for the data set */
-  /* With a cache these may repeat what it says; anything else is CMKD_ERR_MISMATCH. Without a teacher they are refused.
-   */
+  /* With a cache these may repeat what it says, else CMKD_ERR_MISMATCH. Without a teacher they are refused. */
   const char *views;    /* live: augmented views of an image, or "all" (also NULL): every variant of the augmentation */
   uint64_t cache_seed;  /* live: seed of the views, as cmkd-cache build --seed */
   int cache_seed_given; /* 1: cache_seed was chosen, and a cache of another seed is refused; 0: the cache's, else 0 */
@@ -60,8 +61,8 @@ typedef struct cmkd_session_options {
 } cmkd_session_options;
 CMKD_API void cmkd_session_options_default(cmkd_session_options *options);
 
-/* Called on the thread that called the library, while something takes long; NULL for the whole struct or for any
- * function: nobody asks. */
+/* Called on the thread that called the library, while something takes long. NULL for the whole struct or for any of its
+ * functions: it is not called. */
 typedef struct cmkd_watch {
   void *self;              /* handed to each function */
   int (*stop)(void *self); /* asked about every thousand images; non-zero ends the call with CMKD_ERR_INTERRUPTED */
@@ -129,9 +130,10 @@ typedef struct cmkd_score {
 
 typedef struct cmkd_epoch_report {
   cmkd_score score;
-  double lr;                    /* of the first step */
-  double seconds, images_per_s; /* of training and test together; of training alone */
-  uint32_t view;                /* of the teacher, which the epoch used; 0 without one */
+  double lr;           /* of the first step */
+  double seconds;      /* of training and test together */
+  double images_per_s; /* of training alone */
+  uint32_t view;       /* of the teacher, which the epoch used; 0 without one */
 } cmkd_epoch_report;
 
 /* Begins the next epoch, or goes on with one that was cut: all steps that were saved are skipped. The first call of a
@@ -154,12 +156,16 @@ CMKD_API cmkd_status cmkd_student_save(cmkd_student *student, cmkd_error *err);
 
 /* How far a student is. */
 typedef struct cmkd_student_progress {
-  int64_t epochs, epoch;                               /* of the run; done */
-  int64_t steps_per_epoch, step;                       /* ; done of the epoch under way */
-  int64_t images_per_epoch, total_images, total_steps; /* ; of the run so far */
-  double loss;    /* mean over the images of the epoch under way; NaN before its first step */
-  double seconds; /* that calls on this student took, in all processes of the run */
-  int resumed;    /* 1: a saved run was found */
+  int64_t epochs; /* of the whole run */
+  int64_t epoch;  /* finished */
+  int64_t steps_per_epoch;
+  int64_t step; /* finished, of the epoch under way */
+  int64_t images_per_epoch;
+  int64_t total_images; /* of the run so far */
+  int64_t total_steps;  /* likewise */
+  double loss;          /* mean over the images of the epoch under way; NaN before its first step */
+  double seconds;       /* that calls on this student took, in all processes of the run */
+  int resumed;          /* 1: a saved run was found */
 } cmkd_student_progress;
 CMKD_API void cmkd_student_get_progress(const cmkd_student *student, cmkd_student_progress *out);
 /* The last epoch, and the best one so far (by val_top1, without held-out images by top1; of equals the first). Owned by
