@@ -130,8 +130,7 @@ cmkd_status cmkd_file_read(const char *path, uint64_t limit, uint8_t **data, siz
   return status;
 }
 
-/* Inflates every member of the gzip file `in`. Memory grows with what really came out, never with what a header claims.
- */
+/* Inflates every member of the gzip file `in`. Memory grows with what came out, never with what a header claims. */
 static cmkd_status gunzip(const char *path, const uint8_t *in, size_t in_size, uint64_t limit, uint8_t **data,
                           size_t *size, cmkd_error *err) {
   z_stream z = {0};

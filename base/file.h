@@ -31,8 +31,7 @@ void cmkd_file_abort(cmkd_file_writer *writer);
 
 cmkd_status cmkd_make_dirs(const char *path, cmkd_error *err); /* mkdir -p */
 int cmkd_file_exists(const char *path);
-/* "dir/name" with a single slash into fresh memory; a NULL or empty dir gives a copy of name. NULL when out of memory.
- */
+/* "dir/name" with a single slash into fresh memory; a NULL or empty dir gives a copy of name. NULL: out of memory. */
 char *cmkd_path_join(const char *dir, const char *name);
 char *cmkd_path_dir(const char *path); /* "." where there is no slash; fresh memory */
 /* printf into fresh memory. NULL when out of memory. */

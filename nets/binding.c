@@ -69,7 +69,8 @@ cmkd_status cmkd_net_bind(const cmkd_graph *graph, const cmkd_weights *weights, 
     out->tensor[i] = found->tensor;
     found->used = 1;
   }
-  for (int i = 0; i < count; i++) /* of two names that are one after renaming, one was used */
+  /* Two names may have one canonical spelling: only one of them is bound, the other counts as unexpected. */
+  for (int i = 0; i < count; i++)
     if (!file[i].used) out->unexpected[out->unexpected_count++] = file[i].tensor;
   free(file);
   return CMKD_OK;

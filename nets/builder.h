@@ -13,8 +13,8 @@ typedef struct cmkd_net_builder {
   cmkd_status status; /* of the first call that failed */
   cmkd_error *err;
   char scope[64];
-  cmkd_init conv_init, linear_init,
-      linear_bias_init; /* of weights to come; a family sets what its recipe starts from */
+  /* Of weights to come; a family sets what its recipe starts from. */
+  cmkd_init conv_init, linear_init, linear_bias_init;
   int tensor_capacity, op_capacity, param_capacity;
 } cmkd_net_builder;
 

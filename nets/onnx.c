@@ -156,8 +156,7 @@ static const char *parameter(exporter *e, int index) {
 }
 
 /* ---- operations ---- */
-/* From a raw value to the op's output tensor. An op without activation writes its tensor at once and never comes here.
- */
+/* From a raw value to the op's output tensor. An op without activation writes its tensor itself. */
 static void activate(exporter *e, cmkd_act act, const char *raw, int tensor) {
   name out = value(e, tensor, "");
   if (act != CMKD_ACT_RELU6) {

@@ -1,5 +1,4 @@
-/* All architectures by name. A member of a family is a line in NETS; a new family is a file and a name in families.h.
- */
+/* All architectures by name. A member of a family is a line in NETS, a new family a file and a name in families.h. */
 #include "nets/registry.h"
 #include "nets/families.h"
 #include <string.h>

@@ -30,8 +30,7 @@ static cmkd_status differ(const merge *m, int i, const char *what, const char *a
                    a, m->paths[i], b);
 }
 
-/* What every kind of merge needs: one data set, one class count, one policy. One teacher too, unless they are averaged.
- */
+/* What every kind of merge needs: one data set, class count and policy; one teacher too, unless they are averaged. */
 static cmkd_status check_identity(const merge *m, int average, cmkd_error *err) {
   const cmkd_cache_identity *a = &info_of(m, 0)->identity;
   char one[16], two[16];
@@ -175,8 +174,7 @@ static cmkd_status by_views(merge *m, cmkd_error *err) {
   return CMKD_OK;
 }
 
-/* Every row the mean of all teachers' rows; the teacher is then named by the hash of their hashes, in the order given.
- */
+/* Every row the mean of all teachers' rows; the teacher is named by the hash of their hashes, in the order given. */
 static cmkd_status by_teachers(merge *m, cmkd_error *err) {
   cmkd_cache_identity *id = &m->shape.spec.identity;
   char hashes[MAX_INPUTS * 64], name[sizeof id->teacher_name] = "mean of";

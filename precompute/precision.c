@@ -39,7 +39,7 @@ static double rms(const float *a, const float *b, size_t n) {
 static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uint32_t rows, size_t C, double *out,
                                cmkd_error *err) {
   const size_t n = rows * C;
-  uint8_t *items = malloc(n * 8);
+  uint8_t *items = malloc(2 * n * sizeof(float)); /* encoded, then byte-shuffled; an item has at most 4 bytes */
   float *back = malloc(n * sizeof *back);
   uint16_t numbers[2 * SAMPLE];
   if (!items || !back || cmkd_codec_first_bad(logits, n, codec->limit) >= 0) {

@@ -20,7 +20,7 @@ typedef struct cmkd_precision_wish {
 
 typedef struct cmkd_precision {
   const char *name;
-  double error, codec_error;
-} cmkd_precision; /* errors 0 where nothing had to be measured */
+  double error, codec_error; /* 0 where nothing had to be measured */
+} cmkd_precision;
 cmkd_status cmkd_precision_choose(const cmkd_precision_wish *wish, cmkd_precision *out, cmkd_error *err);
 #endif

@@ -82,7 +82,7 @@ static cmkd_status resume_state(const cmkd_folder *f, const cmkd_weights *file, 
 }
 
 /* A run's state is its first file: in a folder without one, nothing is ours to overwrite. */
-static cmkd_status check_strangers(const cmkd_folder *f, cmkd_error *err) {
+static cmkd_status check_other_files(const cmkd_folder *f, cmkd_error *err) {
   const char *const ours[] = {f->log, f->last, f->best};
   for (int i = 0; i < 3; i++)
     if (cmkd_file_exists(ours[i]))
@@ -116,7 +116,7 @@ static cmkd_status inspect(cmkd_folder *f, const cmkd_folder_options *o, cmkd_st
     status = resume_state(f, file, o, state, err);
     *resumed = status == CMKD_OK;
   } else if (status == CMKD_OK)
-    status = check_strangers(f, err);
+    status = check_other_files(f, err);
   if (stored) json_decref(stored);
   if (file) cmkd_weights_free(file);
   return status;

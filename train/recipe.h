@@ -1,5 +1,5 @@
 /* Published settings by name: recipes/NAME.json says which pair, how it was trained and what the literature reached. A
- * recipe fills only what the user left open. Will not do: download teachers or run several runs by itself. */
+ * recipe fills only what the user left open. Not here: downloading teachers, or several runs in a row. */
 #ifndef CMKD_TRAIN_RECIPE_H
 #define CMKD_TRAIN_RECIPE_H
 #include <stdio.h>
@@ -22,9 +22,9 @@ typedef struct cmkd_recipe {
   char loss[64]; /* "": whatever the user asks for */
   int published;
   struct {
-    char what[24];
-    double top1;                   /* percent */
-  } result[CMKD_RECIPE_PUBLISHED]; /* in the order of the file: teacher, student, kd, ... */
+    char what[24]; /* teacher, student, kd, ..., in the order of the file */
+    double top1;   /* percent */
+  } result[CMKD_RECIPE_PUBLISHED];
 } cmkd_recipe;
 
 /* `name`: one of the shipped recipes, or a path that ends in .json. NAME:2 is the second run of a recipe of two (*run 0

@@ -59,7 +59,6 @@ json_t *cmkd_settings_json(const cmkd_settings *settings, const cmkd_dataset *da
                            const char *teacher_sha256);
 /* CMKD_ERR_MISMATCH naming the first setting that differs; `where` is the run's folder. */
 cmkd_status cmkd_settings_compare(const json_t *stored, const json_t *now, const char *where, cmkd_error *err);
-/* "runs/<student>-<loss>-<seed>" into fresh memory, the loss as it was given (NULL: the default); NULL: out of memory.
- */
+/* "runs/<student>-<loss>-<seed>" into fresh memory, `loss` as it was given or NULL, the default. NULL: no memory. */
 char *cmkd_default_out(const char *loss, const cmkd_settings *settings);
 #endif

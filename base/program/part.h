@@ -4,9 +4,9 @@
 #include "cmkd/status.h"
 
 typedef struct cmkd_part {
-  unsigned index, count;
-  const char *from;
-} cmkd_part; /* shard k is ours when k % count == index; from: who said so */
+  unsigned index, count; /* this process builds the shards k with k % count == index */
+  const char *from;      /* the option or the launcher that said so */
+} cmkd_part;
 
 /* text NULL: the launch's rank where there is one of several, else the whole. "auto": that, or the Slurm array task.
  * "I/N": 0/N .. (N-1)/N; N/N means 0/N, so counting from 1 works too. */

@@ -4,10 +4,9 @@
  *
  * DATA is a data set as `cmkd-train --data` takes it (mnist:DIR, cifar100:DIR); CACHE a teacher cache of its training
  * split (`cmkd-cache build`), or - to learn from labels alone; FOLDER, "runs" unless given, gets the students' runs and
- * must not hold any. Prints the accuracy of each after its only epoch. Built against an installed library:
+ * must not hold any. Prints the accuracy of each after its only epoch. Built against an installed library by
  *
- *   cc -o train train.c $(pkg-config --cflags --libs cmkd)
- */
+ *   cc -o train train.c $(pkg-config --cflags --libs cmkd) */
 #include <stdio.h>
 #include <string.h>
 #include "cmkd/train.h"

@@ -1,5 +1,5 @@
 /* The types of numbers in tensors: weight files, teacher logits, .npy arrays. docs/examples/weights.c uses them. The
- * functions take the names below alone; they may be called from any thread. */
+ * functions may be called from any thread; a value that is none of the enum is undefined behaviour. */
 #ifndef CMKD_DTYPE_H
 #define CMKD_DTYPE_H
 #include <stddef.h>

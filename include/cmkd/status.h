@@ -5,7 +5,10 @@
  * True of the whole library: it prints nothing, ends no process, installs no signal handler and reads no environment
  * variable. Results are written through pointers behind the inputs; a pointer may be NULL only where that is said, and
  * after a failure an output is NULL (a handle) or unspecified (numbers). A handle is freed by the close or free
- * function of its type. */
+ * function of its type.
+ *
+ * Options are structs. Zeros and NULL are the defaults that their comments name, but in structs that come with a
+ * function ..._default: there a number of which 0 is a choice like others is open while it is NaN. */
 #ifndef CMKD_STATUS_H
 #define CMKD_STATUS_H
 #include "cmkd/api.h"

@@ -13,7 +13,8 @@ extern "C" {
 /* Recorded in caches; changes whenever any function below would answer differently. */
 #define CMKD_RNG_VERSION "philox4x32-10/1"
 
-/* Augmentation policies. `crop`: zero padding 4, crop back to the image's own size; `flip`: horizontal. */
+/* Augmentation policies, two flags. `crop`: zero padding 4, crop back to the image's own size; `flip`: horizontal. A
+ * value that is none of these is undefined behaviour. */
 typedef enum cmkd_policy {
   CMKD_AUGMENT_NONE = 0,
   CMKD_AUGMENT_FLIP = 1,
@@ -38,8 +39,9 @@ CMKD_API cmkd_status cmkd_views_parse(const char *text, uint32_t *out, cmkd_erro
  * without the flip digit (mod 81: dx = variant % 9, dy = variant / 9). flip: variant = seed mod 2. Output pixel (y, x)
  * of a crop is input pixel (y + dy - 4, x + dx - 4), 0 outside; the flip comes after the crop. */
 typedef struct cmkd_view_transform {
-  int dy, dx, flip;
-} cmkd_view_transform; /* dy, dx in 0..8; 4 is the centre */
+  int dy, dx; /* 0 to 8; 4 is the centre */
+  int flip;   /* 1: mirrored */
+} cmkd_view_transform;
 CMKD_API cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t seed);
 
 /* The seed that leaves an image as it is under `policy` (80, 40, 0, 0 for crop+flip, crop, flip, none): the seed of a
@@ -54,7 +56,8 @@ CMKD_API uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32
 CMKD_API void cmkd_view_seeds(uint64_t cache_seed, uint64_t sample_id, uint32_t views, cmkd_policy policy,
                               int all_variants, uint64_t *out);
 
-/* Fresh augmentation seed for training without a cache or teacher: never repeats a view on purpose. */
+/* Augmentation seed for training without a cache or teacher: a new pseudo-random one for every (epoch, sample); equal
+ * views occur by chance only. */
 CMKD_API uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t sample_id);
 
 /* The view that all samples of `epoch` (from 0) use: pi(epoch mod V), pi drawn from (train_seed, epoch div V). */

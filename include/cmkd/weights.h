@@ -35,8 +35,7 @@ typedef struct cmkd_weights {
   void *storage;                   /* internal: the data of all tensors */
 } cmkd_weights;
 
-/* Errors: CMKD_ERR_IO, CMKD_ERR_FORMAT (not a weight file, damaged, or a pickle that asks for code), CMKD_ERR_MEMORY.
- */
+/* CMKD_ERR_IO, CMKD_ERR_MEMORY, CMKD_ERR_FORMAT (not a weight file, damaged, or a pickle that asks for code). */
 CMKD_API cmkd_status cmkd_weights_read(const char *path, cmkd_weights **out, cmkd_error *err);
 /* The same from memory, which is only read during the call; `name` stands for the path in messages. */
 CMKD_API cmkd_status cmkd_weights_parse(const void *bytes, size_t size, const char *name, cmkd_weights **out,
