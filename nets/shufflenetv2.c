@@ -1,6 +1,5 @@
 /* ShuffleNetV2 (Ma et al. 2018) at width 1 of the CIFAR toolkits: a 1x1 stem without stride or pool; a plain block
- * works on the second half of the channels, a strided one on two whole branches; both end in a shuffle of the halves.
- */
+ * works on the second half of the channels, a strided one on two whole branches; both end in a shuffle. */
 #include "nets/families.h"
 
 static int plain_block(cmkd_net_builder *b, int x) {

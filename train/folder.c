@@ -1,11 +1,8 @@
 /* The run's folder. See folder.h. */
 #include "train/folder.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include "base/file.h"
 #include "base/json.h"
@@ -13,26 +10,16 @@
 
 enum { MAX_CONFIG = 1 << 20 };
 
-/* flock dies with its holder, so a killed run never blocks its folder; the name is gone after a clean end. */
 static cmkd_status lock_folder(cmkd_folder *f, cmkd_error *err) {
-  for (int tries = 0; tries < 100; tries++) {
-    int fd = open(f->lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0) return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another --out", f->lock, strerror(errno));
-    if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
-      int busy = errno == EWOULDBLOCK;
-      close(fd);
-      return cmkd_fail(err, CMKD_ERR_IO, busy ? "%s: another cmkd-train works there now" : "%s: cannot be locked",
-                       f->path);
-    }
-    struct stat held, named;
-    if (fstat(fd, &held) == 0 && stat(f->lock, &named) == 0 && held.st_ino == named.st_ino &&
-        held.st_dev == named.st_dev) {
-      f->lock_fd = fd;
-      return CMKD_OK;
-    }
-    close(fd); /* its holder ended and removed the name between our open and flock */
+  switch (cmkd_lock_try(f->lock, 0, &f->held)) {
+  case CMKD_LOCK_TAKEN: break;
+  case CMKD_LOCK_BUSY: return cmkd_fail(err, CMKD_ERR_IO, "%s: another cmkd-train works there now", f->path);
+  case CMKD_LOCK_NOT_OPENED:
+    return cmkd_fail(err, CMKD_ERR_IO, "%s: %s; choose another --out", f->lock, strerror(errno));
+  case CMKD_LOCK_NOT_LOCKED: return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be locked", f->path);
+  case CMKD_LOCK_NO_MEMORY: return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   }
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be locked", f->path);
+  return CMKD_OK;
 }
 
 static cmkd_status name_files(const char *path, cmkd_folder *f, cmkd_error *err) {
@@ -125,7 +112,7 @@ static cmkd_status inspect(cmkd_folder *f, const cmkd_folder_options *o, cmkd_st
 cmkd_status cmkd_folder_open(const cmkd_folder_options *options, cmkd_state *state, int *resumed, cmkd_folder *out,
                              cmkd_error *err) {
   memset(out, 0, sizeof *out);
-  out->lock_fd = -1;
+  out->held = (cmkd_lock)CMKD_LOCK_NONE;
   *resumed = 0;
   CMKD_TRY(name_files(options->path, out, err));
   out->created = !cmkd_file_exists(options->path);
@@ -135,16 +122,15 @@ cmkd_status cmkd_folder_open(const cmkd_folder_options *options, cmkd_state *sta
 }
 
 void cmkd_folder_close(cmkd_folder *f) {
-  if (f->lock && f->lock_fd >= 0) {
-    unlink(f->lock);
-    close(f->lock_fd);
+  if (f->held.path) {
+    cmkd_lock_release(&f->held);
     if (f->created) rmdir(f->path); /* stays unless empty: nothing came of it */
   }
   char *const owned[] = {f->path, f->config, f->state, f->log, f->steps, f->last, f->best, f->lock};
   for (size_t i = 0; i < sizeof owned / sizeof *owned; i++)
     free(owned[i]);
   memset(f, 0, sizeof *f);
-  f->lock_fd = -1;
+  f->held = (cmkd_lock)CMKD_LOCK_NONE;
 }
 
 cmkd_status cmkd_folder_config(const cmkd_folder *f, const json_t *settings, const json_t *environment,

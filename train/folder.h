@@ -9,11 +9,12 @@
 #ifndef CMKD_TRAIN_FOLDER_H
 #define CMKD_TRAIN_FOLDER_H
 #include <jansson.h>
+#include "base/lock.h"
 #include "train/state.h"
 
 typedef struct cmkd_folder {
   char *path, *config, *state, *log, *steps, *last, *best, *lock; /* owned */
-  int lock_fd;                                                    /* -1: not locked */
+  cmkd_lock held;                                                 /* on `lock`; none: not locked */
   int created;                                                    /* the folder was not there before */
   char device[128]; /* that the run was last trained on; empty where nobody wrote it down */
 } cmkd_folder;

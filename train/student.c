@@ -17,7 +17,7 @@ cmkd_status cmkd_student_prepare(cmkd_session *session, const cmkd_student_optio
   cmkd_student *s = *out = calloc(1, sizeof *s);
   if (!s) return cmkd_fail(err, CMKD_ERR_MEMORY, "out of memory");
   s->session = session;
-  s->folder.lock_fd = -1;
+  s->folder.held = (cmkd_lock)CMKD_LOCK_NONE;
   CMKD_TRY(cmkd_student_options_copy(options, &s->options, err));
   CMKD_TRY(cmkd_settings_resolve(&session->settings, &session->options, &s->options, d,
                                  cmkd_session_cache_info(session), &s->settings, err));

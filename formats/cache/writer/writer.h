@@ -3,10 +3,10 @@
 #ifndef CMKD_FORMATS_CACHE_WRITER_WRITER_H
 #define CMKD_FORMATS_CACHE_WRITER_WRITER_H
 #include <pthread.h>
+#include "base/lock.h"
 #include "cmkd/cache_writer.h"
 #include "formats/cache/meta.h"
 #include "formats/cache/writer/hdf5.h"
-#include "formats/cache/writer/lock.h"
 
 /* One chunk: items (rows as the codec stores them) while it fills, then stored (compressed), then neither. */
 typedef struct cmkd_chunk_buffer {

@@ -1,5 +1,5 @@
-/* flock, with the two races that unlinking a lock file brings. */
-#include "formats/cache/writer/lock.h"
+/* flock, with the two races that unlinking a lock file brings. See lock.h. */
+#include "base/lock.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -23,48 +23,64 @@ static int take(int fd, int operation) {
   return result;
 }
 
-static cmkd_status open_lock(const char *path, int *fd, cmkd_error *err) {
-  *fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (*fd < 0)
-    return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be created (%s); is the folder writable?", path, strerror(errno));
-  return CMKD_OK;
+static int open_file(const char *path) { return open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666); }
+
+static cmkd_status not_opened(const char *path, cmkd_error *err) {
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be created (%s); is the folder writable?", path, strerror(errno));
 }
 
-static cmkd_status refused(const char *path, int fd, cmkd_error *err) {
-  int reason = errno;
+static cmkd_status not_locked(const char *path, cmkd_error *err) {
+  return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be locked (%s); use a file system with flock", path, strerror(errno));
+}
+
+static void close_keeping_errno(int fd) {
+  const int reason = errno;
   close(fd);
-  return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be locked (%s); use a file system with flock", path, strerror(reason));
+  errno = reason;
 }
 
-cmkd_status cmkd_lock_take(const char *path, int wait, cmkd_lock *lock, int *taken, cmkd_error *err) {
-  *taken = 0;
+cmkd_lock_result cmkd_lock_try(const char *path, int wait, cmkd_lock *lock) {
   *lock = (cmkd_lock)CMKD_LOCK_NONE;
   for (;;) {
-    int fd;
-    CMKD_TRY(open_lock(path, &fd, err));
+    const int fd = open_file(path);
+    if (fd < 0) return CMKD_LOCK_NOT_OPENED;
     if (take(fd, LOCK_EX | (wait ? 0 : LOCK_NB)) != 0) {
-      if (errno != EWOULDBLOCK) return refused(path, fd, err);
-      close(fd);
-      return CMKD_OK;
+      close_keeping_errno(fd);
+      return errno == EWOULDBLOCK ? CMKD_LOCK_BUSY : CMKD_LOCK_NOT_LOCKED;
     }
     if (!still_named(fd, path)) {
       close(fd);
       continue;
     }
-    *lock = (cmkd_lock){fd, strdup(path)};
-    *taken = 1;
-    if (lock->path) return CMKD_OK;
-    close(fd);
-    return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", path);
+    char *copy = strdup(path);
+    if (!copy) {
+      close(fd);
+      return CMKD_LOCK_NO_MEMORY;
+    }
+    *lock = (cmkd_lock){fd, copy};
+    return CMKD_LOCK_TAKEN;
   }
+}
+
+cmkd_status cmkd_lock_take(const char *path, int wait, cmkd_lock *lock, int *taken, cmkd_error *err) {
+  const cmkd_lock_result result = cmkd_lock_try(path, wait, lock);
+  *taken = result == CMKD_LOCK_TAKEN;
+  switch (result) {
+  case CMKD_LOCK_TAKEN:
+  case CMKD_LOCK_BUSY: break;
+  case CMKD_LOCK_NOT_OPENED: return not_opened(path, err);
+  case CMKD_LOCK_NOT_LOCKED: return not_locked(path, err);
+  case CMKD_LOCK_NO_MEMORY: return cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory", path);
+  }
+  return CMKD_OK;
 }
 
 cmkd_status cmkd_lock_share(const char *path, const char *word, const char *refusal, cmkd_lock *lock, cmkd_error *err) {
   *lock = (cmkd_lock)CMKD_LOCK_NONE;
   for (;;) {
-    int fd;
+    const int fd = open_file(path);
     char found[65] = "";
-    CMKD_TRY(open_lock(path, &fd, err));
+    if (fd < 0) return not_opened(path, err);
     if (take(fd, LOCK_EX | LOCK_NB) == 0) { /* alone: whatever a dead one wrote does not count */
       if (!still_named(fd, path)) {
         close(fd);
@@ -76,9 +92,14 @@ cmkd_status cmkd_lock_share(const char *path, const char *word, const char *refu
         close(fd);
         return cmkd_fail(err, CMKD_ERR_IO, "%s: cannot be written (%s); is the disk full?", path, strerror(reason));
       }
-    } else if (errno != EWOULDBLOCK)
-      return refused(path, fd, err);
-    if (take(fd, LOCK_SH) != 0) return refused(path, fd, err);
+    } else if (errno != EWOULDBLOCK) {
+      close_keeping_errno(fd);
+      return not_locked(path, err);
+    }
+    if (take(fd, LOCK_SH) != 0) {
+      close_keeping_errno(fd);
+      return not_locked(path, err);
+    }
     if (!still_named(fd, path)) {
       close(fd);
       continue;
