@@ -3,6 +3,7 @@
 #include "tests/support_train.h"
 #include <math.h>
 #include "base/program/environment.h"
+#include "cmkd/build.h"
 #include "cmkd/train.h"
 
 enum { STUDENTS = 3 };
