@@ -8,17 +8,19 @@
 #include "base/json.h"
 #include "base/program/print.h"
 #include "train/commands.h"
+#include "train/options.h"
 #include "train/report.h"
 
 static const char examples[] =
     "cmkd-train --cache teacher.h5                                   a student, all defaults\n"
     "cmkd-train --cache teacher.h5 --student resnet8x4 --loss dkd+cmkd --epochs 60\n"
     "cmkd-train --data cifar100:DIR --arch resnet56                  a teacher, from labels\n"
-    "also: cmkd-train eval|nets|onnx|recipes --help; --arch (= --student), --nesterov, --momentum X [0.9], "
-    "--weight-decay X [0.0005],\n"
-    "      --clean-view, --teacher-batch N [128], --teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
-    "      --eval-every N [1], --log-steps (hex losses), --max-steps N (stop and save), --stream-memory MB [1024], "
-    "--quiet";
+    "also: cmkd-train eval|nets|onnx|recipes --help; --arch (= --student), --nesterov, "
+    "--momentum X [" CMKD_MOMENTUM_TEXT "], --weight-decay X [" CMKD_WEIGHT_DECAY_TEXT "],\n"
+    "      --clean-view, --teacher-batch N [" CMKD_TEACHER_BATCH_TEXT "], "
+    "--teacher-arch, --teacher-mean, --teacher-std (live teachers),\n"
+    "      --eval-every N [" CMKD_EVAL_EVERY_TEXT "], --log-steps (hex losses), --max-steps N (stop and save), "
+    "--stream-memory MB [1024], --quiet";
 
 /* The command again, so that a shell reads it as it was. */
 static void print_command(FILE *out, int argc, char **argv, const char *more) {

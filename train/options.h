@@ -6,6 +6,32 @@
 #include <stddef.h>
 #include "cmkd/train.h"
 
+/* Defaults, once for the values (settings.c) and for the help texts. */
+#define CMKD_DEFAULT_DATA "fashion-mnist" /* without --data and --cache */
+#define CMKD_DEFAULT_STUDENT "resnet20"
+#define CMKD_DEFAULT_STUDENT_MNIST "resnet8"
+#define CMKD_DEFAULT_EPOCHS 240
+#define CMKD_DEFAULT_EPOCHS_MNIST 30
+#define CMKD_DEFAULT_BATCH 64
+#define CMKD_DEFAULT_LR 0.05
+#define CMKD_DEFAULT_LR_LIGHT 0.01 /* ShuffleNet, MobileNet */
+#define CMKD_DEFAULT_SCHEDULE "step"
+#define CMKD_DEFAULT_MOMENTUM 0.9
+#define CMKD_DEFAULT_WEIGHT_DECAY 0.0005
+#define CMKD_DEFAULT_EVAL_EVERY 1
+/* The same as texts: "240". */
+#define CMKD_TEXT_OF(tokens) #tokens
+#define CMKD_TEXT(number) CMKD_TEXT_OF(number)
+#define CMKD_EPOCHS_TEXT CMKD_TEXT(CMKD_DEFAULT_EPOCHS)
+#define CMKD_EPOCHS_MNIST_TEXT CMKD_TEXT(CMKD_DEFAULT_EPOCHS_MNIST)
+#define CMKD_BATCH_TEXT CMKD_TEXT(CMKD_DEFAULT_BATCH)
+#define CMKD_LR_TEXT CMKD_TEXT(CMKD_DEFAULT_LR)
+#define CMKD_LR_LIGHT_TEXT CMKD_TEXT(CMKD_DEFAULT_LR_LIGHT)
+#define CMKD_MOMENTUM_TEXT CMKD_TEXT(CMKD_DEFAULT_MOMENTUM)
+#define CMKD_WEIGHT_DECAY_TEXT CMKD_TEXT(CMKD_DEFAULT_WEIGHT_DECAY)
+#define CMKD_EVAL_EVERY_TEXT CMKD_TEXT(CMKD_DEFAULT_EVAL_EVERY)
+#define CMKD_TEACHER_BATCH_TEXT CMKD_TEXT(CMKD_TEACHER_BATCH)
+
 /* C types: int, const char *, int64_t, uint64_t, double, float[3]. */
 typedef enum cmkd_field_kind {
   CMKD_FIELD_FLAG,

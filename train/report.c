@@ -34,7 +34,7 @@ static void say_schedule(const cmkd_report *report) {
   fprintf(out, "; momentum %g%s, weight decay %g\n", s->momentum, s->nesterov ? " (Nesterov)" : "", s->weight_decay);
   if (report->recipe)
     fprintf(out, "          (recipe %s%s)\n", report->recipe->asked, report->recipe->shortened ? ", shortened" : "");
-  if (!report->options->student.epochs && s->epochs == 240)
+  if (!report->options->student.epochs && s->epochs == CMKD_DEFAULT_EPOCHS)
     fprintf(out, "          (the published settings; --epochs N shortens, the milestones keep their places)\n");
 }
 

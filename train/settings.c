@@ -98,17 +98,17 @@ const char *cmkd_default_loss(cmkd_source_kind source) { return source == CMKD_S
 static cmkd_student_options defaults_of(const cmkd_dataset *data, cmkd_source_kind source, const char *arch) {
   int light = arch && (!strncmp(arch, "shufflenet", 10) || !strncmp(arch, "mobilenet", 9));
   return (cmkd_student_options){
-      .arch = mnist_like(data) ? "resnet8" : "resnet20",
+      .arch = mnist_like(data) ? CMKD_DEFAULT_STUDENT_MNIST : CMKD_DEFAULT_STUDENT,
       .loss = cmkd_default_loss(source),
-      .epochs = mnist_like(data) ? 30 : 240,
-      .batch = 64,
-      .lr = light ? 0.01 : 0.05,
-      .schedule = "step",
-      .momentum = 0.9,
-      .weight_decay = 5e-4,
+      .epochs = mnist_like(data) ? CMKD_DEFAULT_EPOCHS_MNIST : CMKD_DEFAULT_EPOCHS,
+      .batch = CMKD_DEFAULT_BATCH,
+      .lr = light ? CMKD_DEFAULT_LR_LIGHT : CMKD_DEFAULT_LR,
+      .schedule = CMKD_DEFAULT_SCHEDULE,
+      .momentum = CMKD_DEFAULT_MOMENTUM,
+      .weight_decay = CMKD_DEFAULT_WEIGHT_DECAY,
       .mean = {data->mean[0], data->mean[1], data->mean[2]},
       .std = {data->std[0], data->std[1], data->std[2]},
-      .eval_every = 1,
+      .eval_every = CMKD_DEFAULT_EVAL_EVERY,
   };
 }
 

@@ -11,8 +11,7 @@
 #include "train/options.h"
 #include "train/schedule.h"
 
-#define CMKD_DEFAULT_DATA "fashion-mnist" /* without --data and --cache */
-#define CMKD_AGREEMENT_KAPPA 2.0          /* strength of the soft rank behind the figures of agreement */
+#define CMKD_AGREEMENT_KAPPA 2.0 /* strength of the soft rank behind the figures of agreement */
 
 typedef enum cmkd_source_kind { CMKD_SOURCE_LABELS, CMKD_SOURCE_CACHE, CMKD_SOURCE_TEACHER } cmkd_source_kind;
 

@@ -1,5 +1,6 @@
 /* The loop for one student: what `cmkd-train` does. Chooses how many steps to take at a time, asks between them whether
- * to stop, and tells a caller how far it is. Prints nothing. */
+ * to stop, and tells a caller how far it is. Prints nothing. Reads the inside of a student (student.h: the time of its
+ * last steps, how many it reads ahead); other programs do with cmkd_student_get_progress and a number of steps. */
 #ifndef CMKD_TRAIN_TRAINER_H
 #define CMKD_TRAIN_TRAINER_H
 #include "cmkd/train.h"
