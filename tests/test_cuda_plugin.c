@@ -16,6 +16,8 @@ static void cuda_says_what_is_missing(void **state) {
   if (status == CMKD_OK) {
     assert_string_equal(table->name, "cuda");
     assert_int_equal(table->version, CMKD_BACKEND_VERSION);
+    assert_true(table->computes_off_cpu);
+    assert_string_equal(table->precisions[0], "fp16");
     status = table->open(&options, &backend, &err);
   }
   if (status == CMKD_OK) { /* there is a GPU */
