@@ -1,5 +1,5 @@
-/* The builder behind the family files: grows the operation list, names parameters, derives shapes. Will not do:
- * numbers. */
+/* The builder behind the family files: grows the operation list, names parameters, derives shapes. Not here:
+ * the numbers of parameters. */
 #include "nets/builder.h"
 #include <stdarg.h>
 #include <stdio.h>

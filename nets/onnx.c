@@ -1,6 +1,5 @@
 /* ONNX export: an operation list as protocol buffers (the dozen fields of onnx.proto that a network needs). An
- * operation kind of kernels/graph.h has a line in `writers`. Will not do: read ONNX, quantise, or include normalisation
- * of pixels. */
+ * operation kind of kernels/graph.h has a line in `writers`. Not here: reading ONNX, quantising, normalising. */
 #include "nets/onnx.h"
 #include <math.h>
 #include <stdio.h>

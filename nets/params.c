@@ -1,5 +1,4 @@
-/* A network's numbers on the host. See params.h.
- * Will not do: parse containers (formats/) or run anything. */
+/* A network's numbers on the host. See params.h. Not here: parsing containers (formats/), or running anything. */
 #include "nets/params.h"
 #include <math.h>
 #include <stdarg.h>

@@ -1,4 +1,4 @@
-/* Messages of protocol buffers, written into a growing buffer: the wire types that ONNX needs. Will not do: read.
+/* Messages of protocol buffers, written into a growing buffer: the wire types that ONNX needs. Not here: reading.
  * https://protobuf.dev/programming-guides/encoding */
 #ifndef CMKD_NETS_PROTOBUF_H
 #define CMKD_NETS_PROTOBUF_H

@@ -19,22 +19,22 @@
 static cmkd_status copy_rows(cmkd_cache *cache, cmkd_npy_writer *writer, const char *path, cmkd_progress *progress,
                              cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
-  size_t C = info->classes, V = info->views, sample = V * C * sizeof(float);
+  size_t classes = info->classes, views = info->views, sample = views * classes * sizeof(float);
   uint64_t block = BLOCK_BYTES / sample < 1 ? 1 : BLOCK_BYTES / sample;
   if (block > info->samples) block = info->samples;
-  float *view = malloc((size_t)block * C * sizeof *view), *rows = malloc((size_t)block * sample);
+  float *view = malloc((size_t)block * classes * sizeof *view), *rows = malloc((size_t)block * sample);
   cmkd_status status = view && rows ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory to export it", path);
   for (uint64_t at = 0; at < info->samples && status == CMKD_OK; at += block) {
     uint64_t count = info->samples - at < block ? info->samples - at : block;
-    for (uint32_t v = 0; v < V && status == CMKD_OK; v++) {
+    for (uint32_t v = 0; v < views && status == CMKD_OK; v++) {
       status = cmkd_cache_read(cache, v, at, count, view, err);
       for (uint64_t i = 0; i < count && status == CMKD_OK; i++)
-        memcpy(rows + (i * V + v) * C, view + i * C, C * sizeof *view);
+        memcpy(rows + (i * views + v) * classes, view + i * classes, classes * sizeof *view);
     }
-    if (status == CMKD_OK) status = cmkd_npy_append(writer, rows, count * V * C, err);
+    if (status == CMKD_OK) status = cmkd_npy_append(writer, rows, count * views * classes, err);
     if (status == CMKD_OK && cmkd_interrupted())
       status = cmkd_fail(err, CMKD_ERR_INTERRUPTED, "%s: stopped; nothing was written", path);
-    cmkd_progress_update(progress, (at + count) * V);
+    cmkd_progress_update(progress, (at + count) * views);
   }
   free(view);
   free(rows);
@@ -58,25 +58,25 @@ static cmkd_status read_seeds(cmkd_cache *cache, uint64_t *seeds, cmkd_error *er
 static cmkd_status export_tensors(cmkd_cache *cache, const char *out, cmkd_progress *progress, cmkd_error *err) {
   const cmkd_cache_info *info = cmkd_cache_get_info(cache);
   const cmkd_cache_identity *id = &info->identity;
-  size_t N = (size_t)info->samples, V = info->views, C = info->classes;
+  size_t samples = (size_t)info->samples, views = info->views, classes = info->classes;
   const uint64_t *ids;
   const int32_t *labels;
   CMKD_TRY(cmkd_cache_ids(cache, &ids, err));
   CMKD_TRY(cmkd_cache_labels(cache, &labels, err));
-  float *logits = malloc(N * V * C * sizeof *logits), *view = malloc(N * C * sizeof *view);
-  uint64_t *seeds = malloc(N * V * sizeof *seeds);
+  float *logits = malloc(samples * views * classes * sizeof *logits), *view = malloc(samples * classes * sizeof *view);
+  uint64_t *seeds = malloc(samples * views * sizeof *seeds);
   cmkd_status status =
       logits && view && seeds
           ? CMKD_OK
-          : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %zu rows at once; a .npy streams", out, N * V);
-  for (uint32_t v = 0; v < V && status == CMKD_OK; v++) {
-    status = cmkd_cache_read(cache, v, 0, N, view, err);
-    for (size_t i = 0; i < N && status == CMKD_OK; i++)
-      memcpy(logits + (i * V + v) * C, view + i * C, C * sizeof *view);
-    cmkd_progress_update(progress, (v + 1) * (uint64_t)N);
+          : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: no memory for %zu rows at once; a .npy streams", out, samples * views);
+  for (uint32_t v = 0; v < views && status == CMKD_OK; v++) {
+    status = cmkd_cache_read(cache, v, 0, samples, view, err);
+    for (size_t i = 0; i < samples && status == CMKD_OK; i++)
+      memcpy(logits + (i * views + v) * classes, view + i * classes, classes * sizeof *view);
+    cmkd_progress_update(progress, (v + 1) * (uint64_t)samples);
   }
   if (status == CMKD_OK) status = read_seeds(cache, seeds, err);
-  const int64_t n = (int64_t)N, v = (int64_t)V, c = (int64_t)C;
+  const int64_t n = (int64_t)samples, v = (int64_t)views, c = (int64_t)classes;
   const cmkd_tensor tensors[] = {
       {.name = "logits", .dtype = CMKD_F32, .dims = 3, .shape = {n, v, c}, .count = n * v * c, .data = logits},
       {.name = "seeds", .dtype = CMKD_U64, .dims = 2, .shape = {n, v}, .count = n * v, .data = seeds},

@@ -33,8 +33,8 @@ typedef struct import {
   cmkd_weights *weights;        /* of logits_path when it is safetensors */
   source logits, labels, seeds; /* of labels and seeds the data are NULL where there are none */
   cmkd_dataset *set;
-  uint64_t n;    /* samples */
-  uint32_t V, C; /* views, classes */
+  uint64_t n; /* samples */
+  uint32_t views, classes;
   cmkd_policy policy;
 } import;
 
@@ -83,18 +83,18 @@ static cmkd_status check_logits(import *im, cmkd_error *err) {
   if ((t->dims != 2 && t->dims != 3) || !is_float(t->dtype))
     return cmkd_fail(err, CMKD_ERR_FORMAT,
                      "%s: logits are to be float, (samples, classes) or (samples, views, classes)", im->logits_path);
-  int64_t V = t->dims == 3 ? t->shape[1] : 1, C = t->shape[t->dims - 1];
+  int64_t views = t->dims == 3 ? t->shape[1] : 1, classes = t->shape[t->dims - 1];
   if (t->shape[0] < 1 || t->shape[0] > im->set->n)
     return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld samples, %s %s has %u; is --split right?", im->logits_path,
                      (long long)t->shape[0], im->set->name, im->set->split, im->set->n);
-  if (C != im->set->classes)
-    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld classes, %s has %d", im->logits_path, (long long)C,
+  if (classes != im->set->classes)
+    return cmkd_fail(err, CMKD_ERR_MISMATCH, "%s: has %lld classes, %s has %d", im->logits_path, (long long)classes,
                      im->set->name, im->set->classes);
-  if (V < 1 || V >= CMKD_CACHE_MAX_VIEWS)
-    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: has %lld views", im->logits_path, (long long)V);
+  if (views < 1 || views >= CMKD_CACHE_MAX_VIEWS)
+    return cmkd_fail(err, CMKD_ERR_FORMAT, "%s: has %lld views", im->logits_path, (long long)views);
   im->n = (uint64_t)t->shape[0];
-  im->V = (uint32_t)V;
-  im->C = (uint32_t)C;
+  im->views = (uint32_t)views;
+  im->classes = (uint32_t)classes;
   return CMKD_OK;
 }
 
@@ -103,9 +103,9 @@ static cmkd_status check_no_seeds(const import *im, cmkd_error *err) {
   if (im->augment && im->policy != CMKD_AUGMENT_NONE)
     return cmkd_fail(err, CMKD_ERR_USAGE, "--augment %s needs --seeds: without them nobody can replay the pixels",
                      im->augment);
-  if (im->V != 1)
+  if (im->views != 1)
     return cmkd_fail(err, CMKD_ERR_USAGE, "%s: holds %u views; give their --seeds and --augment, or one clean view",
-                     im->logits_path, im->V);
+                     im->logits_path, im->views);
   return CMKD_OK;
 }
 
@@ -115,9 +115,10 @@ static cmkd_status check_seeds(const import *im, cmkd_error *err) {
   if (!im->augment)
     return cmkd_fail(err, CMKD_ERR_USAGE,
                      "seeds say nothing without their policy; give --augment none|flip|crop|crop+flip");
-  if ((s->dtype != CMKD_U64 && s->dtype != CMKD_I64) || s->count != (int64_t)(im->n * im->V))
+  if ((s->dtype != CMKD_U64 && s->dtype != CMKD_I64) || s->count != (int64_t)(im->n * im->views))
     return cmkd_fail(err, CMKD_ERR_FORMAT,
-                     "the seeds are to be 64-bit integers (%" PRIu64 ", %u), one for each row of logits", im->n, im->V);
+                     "the seeds are to be 64-bit integers (%" PRIu64 ", %u), one for each row of logits", im->n,
+                     im->views);
   return CMKD_OK;
 }
 
@@ -169,8 +170,8 @@ static cmkd_status fill_spec(const import *im, cmkd_cache_spec *spec, cmkd_error
   snprintf(id->codec, sizeof id->codec, "%s", im->codec);
   snprintf(id->tool_version, sizeof id->tool_version, "%s", CMKD_VERSION);
   spec->samples = im->n;
-  spec->views = im->V;
-  spec->classes = im->C;
+  spec->views = im->views;
+  spec->classes = im->classes;
   spec->class_names = im->set->class_names;
   spec->shard_samples = (uint32_t)im->shard_rows;
   return CMKD_OK;
@@ -182,9 +183,9 @@ static uint64_t seed_of_row(const import *im, uint64_t row) {
 }
 
 static cmkd_status write_rows(const import *im, cmkd_cache_writer *writer, cmkd_error *err) {
-  size_t row = (size_t)im->V * im->C, item = cmkd_dtype_size(im->logits.tensor.dtype);
+  size_t row = (size_t)im->views * im->classes, item = cmkd_dtype_size(im->logits.tensor.dtype);
   float *logits = malloc(BLOCK * row * sizeof *logits);
-  uint64_t *ids = malloc(BLOCK * sizeof *ids), *seeds = malloc((size_t)BLOCK * im->V * sizeof *seeds);
+  uint64_t *ids = malloc(BLOCK * sizeof *ids), *seeds = malloc((size_t)BLOCK * im->views * sizeof *seeds);
   cmkd_status status = logits && ids && seeds ? CMKD_OK : cmkd_fail(err, CMKD_ERR_MEMORY, "%s: out of memory", im->out);
   for (uint64_t at = 0; at < im->n && status == CMKD_OK; at += BLOCK) {
     uint32_t count = im->n - at < BLOCK ? (uint32_t)(im->n - at) : BLOCK;
@@ -194,8 +195,8 @@ static cmkd_status write_rows(const import *im, cmkd_cache_writer *writer, cmkd_
     cmkd_tensor_to_float(&part, logits);
     for (uint32_t i = 0; i < count; i++)
       ids[i] = at + i;
-    for (uint64_t k = 0; k < (uint64_t)count * im->V; k++)
-      seeds[k] = seed_of_row(im, at * im->V + k);
+    for (uint64_t k = 0; k < (uint64_t)count * im->views; k++)
+      seeds[k] = seed_of_row(im, at * im->views + k);
     status = cmkd_cache_writer_add(writer, count, ids, im->set->labels + at, seeds, logits, err);
   }
   free(logits);

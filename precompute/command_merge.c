@@ -132,8 +132,8 @@ static cmkd_status no_twins(const merge *m, uint32_t total, cmkd_error *err) {
     for (uint32_t v = 0; v < info_of(m, i)->views && status == CMKD_OK; v++, at++) {
       status = cmkd_cache_seeds(m->caches[i], v, seeds, err);
       if (status == CMKD_OK) cmkd_sha256(seeds, n * sizeof *seeds, hash[at]);
-      for (uint32_t twin = 0; twin < at && status == CMKD_OK; twin++)
-        if (!strcmp(hash[twin], hash[at]))
+      for (uint32_t earlier = 0; earlier < at && status == CMKD_OK; earlier++)
+        if (!strcmp(hash[earlier], hash[at]))
           status = cmkd_fail(
               err, CMKD_ERR_MISMATCH,
               "view %u of %s shows the same pixels as a view before it (the same seeds); build it with another --seed",

@@ -19,14 +19,14 @@
 #define MAX_COUNT 1e9     /* of epochs or experiments */
 #define DEFAULT_VIEWS "4" /* as cmkd-cache build */
 
-/* Bytes of a row's logits, compressed: measured on real ResNet logits at C = 100 (docs/results.md). A wide C packs a
- * little better. */
-static double bytes_a_row(const char *codec, double C) {
-  const double f16 = 1.78 * C;
+/* Bytes of a row's logits, compressed: measured on real ResNet logits of 100 classes (docs/results.md). Wide
+ * rows pack a little better. */
+static double bytes_a_row(const char *codec, double classes) {
+  const double f16 = 1.78 * classes;
   uint32_t keep = cmkd_codec_keep(codec);
-  if (keep) return fmin(4.4 * keep + 0.09 * C, f16); /* kept values and where they stand */
-  if (!strcmp(codec, "f32")) return 3.55 * C;
-  if (!strcmp(codec, "u8sqrt")) return 0.93 * C;
+  if (keep) return fmin(4.4 * keep + 0.09 * classes, f16); /* kept values and where they stand */
+  if (!strcmp(codec, "f32")) return 3.55 * classes;
+  if (!strcmp(codec, "u8sqrt")) return 0.93 * classes;
   return f16;
 }
 

@@ -7,7 +7,7 @@
 
 enum { SAMPLE = 256 };
 
-/* Logits (count, C) of views spread over the split, in one arithmetic. */
+/* Logits (count, classes) of views spread over the split, in one arithmetic. */
 static cmkd_status sample_logits(const cmkd_precision_wish *w, const char *precision, uint32_t count, float *logits,
                                  cmkd_error *err) {
   cmkd_backend_options options = w->device;
@@ -36,9 +36,9 @@ static double rms(const float *a, const float *b, size_t n) {
 }
 
 /* What encoding and decoding change. */
-static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uint32_t rows, size_t C, double *out,
+static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uint32_t rows, size_t classes, double *out,
                                cmkd_error *err) {
-  const size_t n = rows * C;
+  const size_t n = rows * classes;
   uint8_t *items = malloc(2 * n * sizeof(float)); /* encoded, then byte-shuffled; an item has at most 4 bytes */
   float *back = malloc(n * sizeof *back);
   uint16_t numbers[2 * SAMPLE];
@@ -50,9 +50,9 @@ static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uin
                   : cmkd_fail(err, CMKD_ERR_VALUE, "codec %s cannot hold the teacher's logits; take --codec f32",
                               codec->name);
   }
-  codec->encode(logits, rows, C, items, numbers, numbers + SAMPLE);
+  codec->encode(logits, rows, classes, items, numbers, numbers + SAMPLE);
   cmkd_byte_shuffle(items, items + n * 4, n, codec->item);
-  codec->decode(&(cmkd_chunk_view){items + n * 4, n, C, numbers, numbers + SAMPLE}, 0, rows, back);
+  codec->decode(&(cmkd_chunk_view){items + n * 4, n, classes, numbers, numbers + SAMPLE}, 0, rows, back);
   *out = rms(logits, back, n);
   free(items);
   free(back);
@@ -62,13 +62,13 @@ static cmkd_status codec_error(const cmkd_codec *codec, const float *logits, uin
 static cmkd_status measure(const cmkd_precision_wish *w, uint32_t count, float *exact, float *other,
                            cmkd_precision *out, cmkd_error *err) {
   const char *const asked[] = {w->asked, NULL}, *const *candidates = w->asked ? asked : w->table->precisions;
-  const size_t C = (size_t)w->data->classes;
+  const size_t classes = (size_t)w->data->classes;
   CMKD_TRY(sample_logits(w, "fp32", count, exact, err));
   if (!w->codec->thin)
-    CMKD_TRY(codec_error(w->codec, exact, count, C, &out->codec_error, err)); /* what top-k throws away hides nothing */
+    CMKD_TRY(codec_error(w->codec, exact, count, classes, &out->codec_error, err)); /* top-k's loss hides nothing */
   for (int i = 0; candidates[i]; i++) {
     CMKD_TRY(sample_logits(w, candidates[i], count, other, err));
-    double error = rms(exact, other, count * C);
+    double error = rms(exact, other, count * classes);
     if (!w->asked && !(error < out->codec_error)) continue;
     out->name = candidates[i];
     out->error = error;

@@ -48,31 +48,31 @@ static cmkd_status check_agreement(const cmkd_cache_info *info, const cmkd_datas
 
 /* A top-k row keeps its largest logits; the rest is one value, a tie that has their share of the softmax. The kept ones
  * are compared like any. Of the rest the fresh row's own tie must be near, and none may be above the least kept. */
-static void compare_kept(const float *stored, const float *fresh, size_t C, uint32_t keep, double *largest) {
+static void compare_kept(const float *stored, const float *fresh, size_t classes, uint32_t keep, double *largest) {
   float rest = stored[0], least = HUGE_VALF;
   double most = 0, sum = 0;
-  for (size_t c = 1; c < C; c++)
+  for (size_t c = 1; c < classes; c++)
     if (stored[c] < rest) rest = stored[c];
-  for (size_t c = 0; c < C; c++)
+  for (size_t c = 0; c < classes; c++)
     if (stored[c] > rest && stored[c] < least) least = stored[c];
   size_t tied = 0;
-  for (size_t c = 0; c < C; c++) {
+  for (size_t c = 0; c < classes; c++) {
     double difference = stored[c] > rest ? fabs((double)stored[c] - fresh[c]) : fmax(0, (double)fresh[c] - least);
     if (!(difference <= most)) most = difference;
     if (stored[c] > rest) continue;
     sum += exp((double)fresh[c] - rest);
     tied++;
   }
-  double drift = tied >= C - keep ? fabs(log(sum / (double)tied)) : HUGE_VAL;
+  double drift = tied >= classes - keep ? fabs(log(sum / (double)tied)) : HUGE_VAL;
   *largest = fmax(most, drift);
 }
 
 /* The largest |stored - recomputed| of a row, and what codec and device may change. */
 static void compare(const cmkd_cache_info *info, const cmkd_codec *codec, const float *stored, const float *fresh,
                     double *largest, double *allowed) {
-  size_t C = info->classes;
+  size_t classes = info->classes;
   double most = 0, max = -HUGE_VAL, min = HUGE_VAL;
-  for (size_t c = 0; c < C; c++) {
+  for (size_t c = 0; c < classes; c++) {
     double difference = fabs((double)stored[c] - (double)fresh[c]);
     if (!(difference <= most)) most = difference;
     if (fresh[c] > max) max = fresh[c];
@@ -80,7 +80,7 @@ static void compare(const cmkd_cache_info *info, const cmkd_codec *codec, const 
   }
   double size = fmax(fabs(max), fabs(min)), scale = fmax(1, size);
   *largest = most;
-  if (info->kept < C) compare_kept(stored, fresh, C, info->kept, largest);
+  if (info->kept < classes) compare_kept(stored, fresh, classes, info->kept, largest);
   *allowed = DEVICE_TOLERANCE * scale + PRECISION_DEVIATIONS * info->identity.precision_error +
              (codec->row_numbers ? codec->tolerance * (max - min) + size / 1024 : codec->tolerance * scale);
 }
