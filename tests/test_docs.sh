@@ -43,7 +43,8 @@ includes base/program 'base/|cmkd/|kernels/backend\.h' "$(sources base/program)"
 includes formats "formats/|$below" "$(sources formats)"
 includes kernels "kernels/|tests/simt/|$below" "$(sources kernels)"
 includes nets "nets/|kernels/|$below" "$(sources nets)"
-program='/(main|command_[a-z]+|precision|recompute|reshape|shared_options|recipe|recipe_apply|report|trainer)\.[ch]$'
+# what the Makefile's PROGRAM_SRC names is no part of the library
+program="/(main|command_[a-z]+$(sed -n '/^PROGRAM_SRC/,/[^\\]$/p' Makefile | grep -oE '[a-z_]+\.c' | sed 's/\.c$//; s/^/|/' | tr -d '\n'))\\.[ch]$"
 includes precompute 'precompute/|nets/|formats/|base/|cmkd/' "$(sources precompute)"
 includes 'the library in precompute' "nets/|formats/|$below" "$(sources precompute | grep -vE "$program")"
 includes train 'train/|nets/|kernels/|formats/cache/paths\.h|base/|cmkd/' "$(sources train)"
