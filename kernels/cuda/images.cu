@@ -6,8 +6,8 @@
 
 #define IMAGE_THREADS 256
 
-/* The crop of base/views.c: up to CROP_PAD pixels in each direction. */
-enum { CROP_PAD = 4, CROP_SHIFTS = 2 * CROP_PAD + 1 };
+/* Places of a crop in each direction (base/views.c). */
+enum { CROP_SHIFTS = 2 * CMKD_CROP_PAD + 1 };
 
 typedef struct image_args {
   const uint8_t *pixels;
@@ -22,7 +22,7 @@ typedef struct image_args {
 static __device__ __forceinline__ int64_t source_of(const image_args &a, int64_t at) {
   const int pixels = a.h * a.w, pixel = (int)(at % pixels), y = pixel / a.w;
   const int64_t i = at / pixels;
-  int x = pixel % a.w, dy = CROP_PAD, dx = CROP_PAD;
+  int x = pixel % a.w, dy = CMKD_CROP_PAD, dx = CMKD_CROP_PAD;
   if (a.seeds) { /* none: every row is clean, the identity */
     uint32_t variant = (uint32_t)(a.seeds[i] % (uint32_t)a.variants);
     if (a.policy & CMKD_AUGMENT_FLIP) {
@@ -34,7 +34,7 @@ static __device__ __forceinline__ int64_t source_of(const image_args &a, int64_t
       dy = (int)(variant / CROP_SHIFTS);
     }
   }
-  const int sy = y + dy - CROP_PAD, sx = x + dx - CROP_PAD;
+  const int sy = y + dy - CMKD_CROP_PAD, sx = x + dx - CMKD_CROP_PAD;
   if (sy < 0 || sy >= a.h || sx < 0 || sx >= a.w) return -1;
   return (int64_t)a.rows[i] * pixels + sy * a.w + sx;
 }
