@@ -306,6 +306,8 @@ static void one_fails_the_others_go_on(void **state) {
   if (!strstr(err.message, "sample") && !strstr(err.message, "finite")) fail_msg("%s", err.message);
   assert_int_equal(cmkd_student_step(wild, 1, &more, &err), CMKD_ERR_VALUE); /* stays failed */
   assert_non_null(strstr(err.message, "failed before"));
+  assert_int_equal(cmkd_student_save(wild, &err), CMKD_ERR_VALUE); /* its last good state stays */
+  assert_non_null(strstr(err.message, "failed before"));
   assert_null(dropped);
   cmkd_student_close(wild);
   cmkd_student_close(good);

@@ -170,6 +170,7 @@ cmkd_status cmkd_student_write_state(cmkd_student *s, cmkd_error *err) {
 }
 
 cmkd_status cmkd_student_save(cmkd_student *s, cmkd_error *err) {
+  if (s->failed) return cmkd_fail(err, CMKD_ERR_VALUE, "%s: this student failed before; close it", s->folder.path);
   if (!s->started) return CMKD_OK; /* nothing happened yet */
   s->counted_from = cmkd_seconds();
   CMKD_TRY(cmkd_student_download(s, err));
