@@ -115,7 +115,7 @@ typedef struct cmkd_target {
 /* One step's input. All pointers are borrowed until read() or the next run(). */
 typedef struct cmkd_step {
   int count;                            /* rows, 1 .. batch */
-  const uint32_t *rows;                 /* (count) positions in the images */
+  const uint32_t *rows;                 /* (count) which images: sample ids */
   const uint64_t *seeds;                /* (count); NULL: every row clean */
   cmkd_target target[CMKD_MAX_TARGETS]; /* as in the model's configuration; [0] is "teacher" */
   double lr, epoch;                     /* epoch from 1, for loss warm-ups */

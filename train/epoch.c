@@ -10,14 +10,14 @@
 
 static int64_t steps_per_epoch(const cmkd_student *s) { return s->settings.schedule.steps_per_epoch; }
 
-/* Start of every public call: starts its clock, refuses a student that failed. */
+/* Start of begin, step and end: starts the clock, refuses a student that failed. */
 static cmkd_status enter(cmkd_student *s, cmkd_error *err) {
   s->counted_from = cmkd_seconds();
   if (!s->failed) return CMKD_OK;
   return cmkd_fail(err, CMKD_ERR_VALUE, "%s: this student failed before; close it", s->folder.path);
 }
 
-/* End of every public call: adds its time, remembers a failure. */
+/* End of begin, step and end: adds the time, remembers a failure. */
 static cmkd_status leave(cmkd_student *s, cmkd_status status) {
   s->state.elapsed += cmkd_seconds() - s->counted_from;
   if (status != CMKD_OK && status != CMKD_ERR_INTERRUPTED) s->failed = 1;

@@ -27,8 +27,8 @@ typedef struct cmkd_source {
 
   uint32_t n, held;    /* samples trained on, held out */
   uint32_t *position;  /* (n) positions in the cache, or in the split, rising */
-  uint32_t *val_rows;  /* (held) rows of the split */
-  const uint64_t *ids; /* (cache samples) sample ids of the cache; NULL otherwise: position = row */
+  uint32_t *val_rows;  /* (held) sample ids */
+  const uint64_t *ids; /* (cache samples) sample ids of the cache; NULL otherwise: position = id */
 
   uint32_t epoch, at, view; /* the epoch under way, the next place in its order, its view */
   uint32_t *order;          /* (n) positions of this epoch */
@@ -44,7 +44,7 @@ typedef struct cmkd_source {
 
 /* Where the next rows of an epoch are put. */
 typedef struct cmkd_source_rows {
-  uint32_t *rows;  /* (count) rows of the split */
+  uint32_t *rows;  /* (count) sample ids */
   uint64_t *seeds; /* (count) */
   float *teacher;  /* (count, classes); not touched without a teacher, and where logits are resident */
   uint32_t *index; /* (count) rows of the resident logits; NULL where logits are not resident */

@@ -80,7 +80,8 @@ CMKD_API cmkd_status cmkd_cache_writer_begin(cmkd_cache_writer *writer, uint32_t
 CMKD_API cmkd_status cmkd_cache_writer_samples(cmkd_cache_writer *writer, const uint64_t *ids, const int32_t *labels,
                                                const uint64_t *seeds, cmkd_error *err);
 /* Logits of samples [first, first + count) of the shard, one view: (count, classes) floats, the next row `stride` >=
- * classes floats on. Copied. Each row once, in any order. CMKD_ERR_VALUE names the sample of a number that is not
+ * classes floats on. Copied. Each row once, in any order (a row put twice is not always noticed, and another is then
+ * missing). CMKD_ERR_VALUE names the sample of a number that is not
  * finite or that the codec can't hold. */
 CMKD_API cmkd_status cmkd_cache_writer_put(cmkd_cache_writer *writer, uint32_t view, uint32_t first, uint32_t count,
                                            const float *logits, size_t stride, cmkd_error *err);

@@ -8,7 +8,7 @@
  * function of its type.
  *
  * Options are structs. Zeros and NULL are the defaults that their comments name, but in structs that come with a
- * function ..._default: there a number of which 0 is a choice like others is open while it is NaN. */
+ * function ..._default: there NaN means the default where 0 is itself a choice. */
 #ifndef CMKD_STATUS_H
 #define CMKD_STATUS_H
 #include "cmkd/api.h"

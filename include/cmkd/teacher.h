@@ -31,7 +31,8 @@ typedef struct cmkd_teacher_callback {
   int classes; /* of the logits; must be the data set's; 0: the data set's */
   int batch;   /* images of one call, 1 to 65536, recorded in the cache; 0: CMKD_TEACHER_BATCH */
   /* Who it is, recorded in the cache. Builds of one cache are continued only by a teacher of the same identity. */
-  const char *sha256;      /* 64 lower-case hex digits that change whenever the teacher does: of its weight file, say */
+  /* 64 lower-case hex digits that change whenever the teacher does: of its weight file, say (cmkd_weights.sha256). */
+  const char *sha256;
   const char *name;        /* of the weight file, for people; NULL: "callback" */
   const char *arch;        /* NULL: "" */
   const float *mean, *std; /* (channels of the data set) x = (pixel / 255 - mean) / std; NULL, both: not recorded */

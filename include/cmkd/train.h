@@ -35,7 +35,7 @@ typedef struct cmkd_student cmkd_student;
 /* Fill with cmkd_session_options_default, then change what differs. NULL, 0 and NaN mean the default that is named.
  * Strings are copied by cmkd_session_open. */
 typedef struct cmkd_session_options {
-  const char *data;            /* data set: NAME or NAME:DIR; NULL: the cache's, else fashion-mnist */
+  const char *data;            /* data set: NAME or NAME:DIR; NULL: the name in the cache, else fashion-mnist */
   cmkd_dataset_options search; /* folders in which data sets are searched; strings borrowed during the call */
   const char *cache;           /* file of a teacher cache; NULL: none */
   /* Or a teacher that runs live: a weight file, or a function of pixels. With no teacher students learn from labels.
@@ -44,20 +44,23 @@ typedef struct cmkd_session_options {
   const char *teacher;
   const cmkd_teacher_callback *callback;
   const char *augment; /* none, flip, crop, crop+flip; NULL: the cache's, else what is usual for the data set */
-  /* With a cache these may repeat what it says, else CMKD_ERR_MISMATCH. Without a teacher they are refused. */
+  /* Up to teacher_batch these may repeat what a cache says, else CMKD_ERR_MISMATCH; teacher_arch to teacher_std are for
+   * `teacher` alone. What does not fit the kind of teacher is CMKD_ERR_USAGE. */
   const char *views;    /* live: augmented views of an image, or "all" (also NULL): every variant of the augmentation */
   uint64_t cache_seed;  /* live: seed of the views, as cmkd-cache build --seed */
-  int cache_seed_given; /* 1: cache_seed was chosen, and a cache of another seed is refused; 0: the cache's, else 0 */
+  int cache_seed_given; /* with a cache: 1: one of another seed is refused; 0: cache_seed is not looked at */
   int clean_view;       /* live: 1: the unaugmented image is one more view */
   int64_t teacher_batch;                 /* live: images of one pass of the teacher, 1 to 65536; 0: 128 */
   const char *teacher_arch;              /* live: network of a weight file that does not name it; NULL: it does */
   float teacher_mean[3], teacher_std[3]; /* live: its normalisation of pixels / 255; NaN: in the weight file */
-  const char *test_cache; /* the teacher's logits of the test split; NULL: CACHE.test.h5 if it is there */
-  int64_t stream_memory;  /* MiB of decoded logits that a student reads ahead, where they do not fit on
-                             the device; 0: 1024 */
-  const char *device;     /* auto, cpu, cuda, cuda:N, ref; NULL: auto */
-  const char *precision;  /* fp32; on cuda also tf32, bf16, fp16; NULL: fp32 */
-  int64_t threads;        /* of the CPU; 0: all cores */
+  /* The teacher's logits of the whole test split in order: of the same weights, with a clean view or without
+   * augmentation. NULL: teacher.test.h5 beside teacher.h5, if it is there. */
+  const char *test_cache;
+  int64_t stream_memory; /* MiB of decompressed rows that a student reads ahead, where they do not fit on
+                            the device; 0: 1024 */
+  const char *device;    /* auto, cpu, cuda, cuda:N, ref; NULL: auto */
+  const char *precision; /* fp32; on cuda also tf32, bf16, fp16; NULL: fp32 */
+  int64_t threads;       /* of the CPU; 0: all cores */
 } cmkd_session_options;
 CMKD_API void cmkd_session_options_default(cmkd_session_options *options);
 
@@ -104,7 +107,9 @@ typedef struct cmkd_student_options {
   int64_t shuffle_block;  /* images shuffled as one, for caches larger than memory; 0: all are shuffled freely */
   uint64_t seed;          /* of weights, order of samples and of views; default 1 */
   const char *out;        /* folder of the run, created; NULL: runs/ARCH-LOSS-SEED */
-  int resume;         /* 1: goes on where the run in `out` stopped, bit-exactly; 0: a folder with a run is refused */
+  /* 1: goes on, bit-exactly, with the run in `out`, or begins one if there is none; 0: a folder with a run is
+   * CMKD_ERR_MISMATCH. A folder in use, by another student of this process too, is CMKD_ERR_IO. */
+  int resume;
   int64_t eval_every; /* epochs from one test to the next; 0: 1. The last epoch is always tested */
   int64_t save_every; /* steps after which the state is saved, beside the end of each epoch; 0: never */
   int log_steps;      /* 1: a line a step in steps.jsonl */
@@ -137,7 +142,8 @@ typedef struct cmkd_epoch_report {
 } cmkd_epoch_report;
 
 /* Begins the next epoch, or goes on with one that was cut: all steps that were saved are skipped. The first call of a
- * student writes its folder. After the last epoch: CMKD_ERR_VALUE. */
+ * student writes its folder. Inside an epoch it only drops what was read ahead. After the last epoch: CMKD_ERR_VALUE.
+ */
 CMKD_API cmkd_status cmkd_student_begin(cmkd_student *student, cmkd_error *err);
 /* Trains up to `most` steps and waits for them. Never more than 64 at once, nor more than 16 MB of teacher logits (but
  * one step always); 0 asks for as many as that. The rows of the steps after them are read ahead meanwhile. *more: 0
@@ -151,7 +157,8 @@ CMKD_API cmkd_status cmkd_student_step(cmkd_student *student, int most, int *mor
  * may be repeated. */
 CMKD_API cmkd_status cmkd_student_end(cmkd_student *student, const cmkd_watch *watch, cmkd_epoch_report *report,
                                       cmkd_error *err);
-/* Writes the state as it is after the last step, for a later resume. */
+/* Writes the state as it is after the last step, for a later resume. After a failure (see cmkd_student_step):
+ * CMKD_ERR_VALUE, and nothing is written. */
 CMKD_API cmkd_status cmkd_student_save(cmkd_student *student, cmkd_error *err);
 
 /* How far a student is. */

@@ -1,6 +1,6 @@
 /* Seeds, views, order: the rules that make a cache replayable, and training from a cache equal to training with the
  * teacher beside it. Everything here is a function of its arguments, allocates nothing and may be called from any
- * thread. docs/architecture.md states the rules; docs/examples/views.c prints them; cmkd_dataset_replay
+ * thread. docs/architecture.md says who asks for each; docs/examples/views.c prints them; cmkd_dataset_replay
  * (cmkd/dataset.h) applies them to pixels. */
 #ifndef CMKD_VIEWS_H
 #define CMKD_VIEWS_H
@@ -49,7 +49,8 @@ CMKD_API cmkd_view_transform cmkd_view_transform_of(cmkd_policy policy, uint64_t
 CMKD_API uint64_t cmkd_clean_seed(cmkd_policy policy);
 
 /* seeds[i, v] of a cache: the first 64 bits of Philox 4x32-10 with key (S, stream) and counter (sample_id, view).
- * With all_variants, seeds[i, .] is instead a Philox-keyed permutation of 0 .. variants-1. */
+ * With all_variants, seeds[i, .] is instead a Philox-keyed permutation of 0 .. variants-1. Under policy
+ * none, and past the last variant: the clean seed. */
 CMKD_API uint64_t cmkd_view_seed(uint64_t cache_seed, uint64_t sample_id, uint32_t view, cmkd_policy policy,
                                  int all_variants);
 /* The same for all views of one sample: out (views). */
@@ -63,7 +64,7 @@ CMKD_API uint64_t cmkd_fresh_seed(uint64_t train_seed, uint32_t epoch, uint64_t 
 /* The view that all samples of `epoch` (from 0) use: pi(epoch mod V), pi drawn from (train_seed, epoch div V). */
 CMKD_API uint32_t cmkd_epoch_view(uint64_t train_seed, uint32_t epoch, uint32_t views);
 
-/* Sample order of an epoch: positions 0..n-1 of the split, a function of its arguments alone.
+/* Sample order of an epoch: a permutation of 0..n-1, which number the samples trained on in rising order of position.
  * shuffle_block 0: a full permutation. B > 0: blocks of B consecutive samples are permuted, then a sliding window of
  * CMKD_SHUFFLE_WINDOW blocks is drawn from, so that a reader holds that many blocks and no more. out: n numbers. */
 #define CMKD_SHUFFLE_WINDOW 8

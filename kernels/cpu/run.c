@@ -1,5 +1,5 @@
 /* The steps of a plan: one TRAIN step, one INFER step. Every thread works on its own slice of the batch (training) or
- * takes the next chunk (inference, where a row's bits depend on nothing else). */
+ * takes the next chunk (inference, where a row's bits depend on the row and the step's count alone). */
 #include <math.h>
 #include <omp.h>
 #include <stdlib.h>
