@@ -163,11 +163,7 @@ static void check_digest(bench *b, const char *kind, const char *name, const dou
  * deviations of its tensor, is in the first line): then float32 puts all of them on the side that float64 does, and
  * gradients differ by rounding alone. Where no draw of a network with so many activations was found to keep away by
  * SAFE, one of them may change sides, which moves gradients by FLIP. */
-#ifdef __SANITIZE_ADDRESS__ /* built with -O1, which rounds elsewhere: shufflenetv1 changes a side at 7e-6 */
-#define SAFE 8e-6
-#else
 #define SAFE 4e-6
-#endif
 #define FLIP 5e-3
 typedef struct capacity {
   double logits, loss, grad, stat;
